@@ -1,0 +1,51 @@
+"""Fine-tune image classifiers of the Hugging Face ecosystem, in phases.
+
+The public names load on first use, so that `import hfft` and the command line start without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from hfft._version import __version__
+from hfft.errors import DataError, HfftError, ModelError, RecipeError, RunError, TrainingError
+
+if TYPE_CHECKING:
+    from hfft.inference.classifier import Classifier
+    from hfft.recipe.loading import load_recipe
+    from hfft.recipe.spec import Recipe
+    from hfft.run import Run, evaluate, finetune
+
+_HOMES = {
+    "Classifier": "hfft.inference.classifier",
+    "Recipe": "hfft.recipe.spec",
+    "Run": "hfft.run",
+    "evaluate": "hfft.run",
+    "finetune": "hfft.run",
+    "load_recipe": "hfft.recipe.loading",
+}
+
+__all__ = [
+    "Classifier",
+    "DataError",
+    "HfftError",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "Run",
+    "RunError",
+    "TrainingError",
+    "__version__",
+    "evaluate",
+    "finetune",
+    "load_recipe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hfft' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,198 @@
+"""The verbs of the command line; nothing but argument handling and printing."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hfft._version import __version__
+from hfft.errors import DataError, HfftError
+
+_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: Arguments; those of the process when None.
+
+    Returns:
+        0, 1 for a failed run, 2 for a bad request, 130 after Ctrl-C.
+    """
+    arguments = _parser().parse_args(argv)
+    _show_log()
+    try:
+        arguments.run(arguments)
+    except HfftError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the last saved checkpoint", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone, without the rank that Accelerate puts before every line, since only one rank speaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage().removeprefix("[RANK 0] ")
+
+
+def _show_log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logger = logging.getLogger("hfft")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hfft", description="Fine-tune image classifiers, in phases.")
+    parser.add_argument("--version", action="version", version=f"hfft {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    train = verbs.add_parser("train", help="run a recipe, or finish an interrupted run of it")
+    _add_recipe(train)
+    train.add_argument("--overwrite", action="store_true", help="start anew where there is a run of that name")
+    train.set_defaults(run=_train)
+
+    plan = verbs.add_parser("plan", help="check a recipe and show what each phase would do")
+    _add_recipe(plan)
+    plan.add_argument("--processes", type=int, default=1, help="processes that would share the images")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+    plan.set_defaults(run=_plan)
+
+    predict = verbs.add_parser("predict", help="label images")
+    predict.add_argument("model", help="run folder, model folder or Hub id")
+    predict.add_argument("images", nargs="+", help="image files or folders of them")
+    predict.add_argument("--top", type=int, default=1, help="classes to show for each image")
+    predict.add_argument("--json", action="store_true", help="print one JSON object per line")
+    predict.set_defaults(run=_predict)
+
+    evaluate = verbs.add_parser("evaluate", help="score a model on labelled images")
+    evaluate.add_argument("model", help="run folder, model folder or Hub id")
+    evaluate.add_argument("--data", help="folder or Hub id of labelled images; a run's own data when left out")
+    evaluate.add_argument("--split", help="split to score; test of a run's own data when left out")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example phases.head.learning_rate=5e-4")
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from hfft.recipe.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from hfft.run import finetune
+
+    run = finetune(recipe, overwrite=arguments.overwrite)
+    if os.environ.get("RANK", "0") == "0":
+        _print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
+        print(f"model: {run.model_dir}")
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from hfft.recipe.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    from hfft.run import plan_recipe
+
+    images, plans = plan_recipe(recipe, processes=arguments.processes)
+    if arguments.json:
+        counts = {split: images.counts(split) for split in images.splits}
+        print(json.dumps({"splits": counts, "phases": [dataclasses.asdict(plan) for plan in plans]}))
+        return
+    splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
+    print(f"{recipe.name}: {splits} images, {len(images.labels)} classes: {', '.join(images.labels[:12])}")
+    for number, plan in enumerate(plans, start=1):
+        _print_plan(plan, f"phase {number}/{len(plans)} {plan.phase}")
+
+
+def _print_plan(plan: Any, title: str) -> None:
+    print(f"\n{title}: trains {plan.trains}")
+    print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
+    print(f"  {plan.steps:,} steps of {plan.batch} images, {plan.epochs:g} epochs")
+    print(f"  {plan.state_bytes / 2**20:,.0f} MiB for weights, gradients and AdamW, without activations")
+    rows = [
+        (group.part, len(group.names), f"{group.learning_rate:.3g}", f"{group.weight_decay:g}")
+        for group in plan.groups
+    ]
+    _print_table(("part", "tensors", "learning rate", "weight decay"), rows)
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    files = [file for name in arguments.images for file in _image_files(Path(name))]
+    from hfft.inference.classifier import Classifier
+
+    predictions = Classifier.from_pretrained(arguments.model)(files, top=arguments.top)
+    if arguments.json:
+        for prediction in predictions:
+            print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False))
+        return
+    rows = [
+        (p.file, ", ".join(f"{label} {probability:.4f}" for label, probability in p.top.items())) for p in predictions
+    ]
+    _print_table(("file", "label and probability"), rows)
+
+
+def _image_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        from PIL import Image
+
+        readable = Image.registered_extensions()
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in readable and file.is_file())
+        if not files:
+            raise DataError(f"{path}: the folder holds no images")
+        return files
+    if not path.is_file():
+        raise DataError(f"{path}: no such file or folder")
+    return [path]
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from hfft.run import evaluate
+
+    scores = evaluate(arguments.model, data=arguments.data, split=arguments.split)
+    if arguments.json:
+        print(json.dumps({"images": len(scores.labels), "metrics": scores.metrics, "by_class": scores.by_class}))
+        return
+    _print_metrics({f"{len(scores.labels)} images": scores.metrics})
+    rows = [
+        (name, f"{row['precision']:.4f}", f"{row['recall']:.4f}", f"{row['f1']:.4f}", row["images"])
+        for name, row in scores.by_class.items()
+    ]
+    _print_table(("class", "precision", "recall", "F1", "images"), rows)
+
+
+def _print_metrics(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
+    rows = [
+        (split, name.replace("_", " "), f"{values['value']:.4f}", f"{values['low']:.4f} to {values['high']:.4f}")
+        for split, by_name in metrics.items()
+        for name, values in by_name.items()
+    ]
+    _print_table(("", "metric", "value", "95 % interval"), rows)
+
+
+def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*header, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console = Console()
+    console.print(table, soft_wrap=not console.is_terminal)

@@ -1,0 +1,1 @@
+"""Images in: sources, splits, pixels and batches."""

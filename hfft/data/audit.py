@@ -1,0 +1,78 @@
+"""Every image file is opened and decoded once before training, so that a broken one is named before it costs hours."""
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset
+from tqdm import tqdm
+
+from hfft.data.transforms import decode
+from hfft.errors import DataError
+
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in a split.
+
+    Attributes:
+        fingerprint: Hash over every row's file name, label and bytes.
+        broken: Files that can't be decoded, each with the reason.
+    """
+
+    fingerprint: str
+    broken: dict[str, str]
+
+
+def audit(rows: Dataset, name: str) -> Audit:
+    """Read and decode every image of a split, in parallel.
+
+    Args:
+        rows: Columns `image` (not decoded), `label` and `file`.
+        name: Shown beside the progress bar, which appears when the work takes more than three seconds.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    broken: dict[str, str] = {}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(_examine, rows)
+        row: Any
+        for row, (content, problem) in zip(rows, tqdm(results, name, len(rows), delay=3, unit=" images"), strict=True):
+            digest.update(f"{row['file']}\0{row['label']}\0".encode() + content)
+            if problem is not None:
+                broken[row["file"]] = problem
+    return Audit(fingerprint=digest.hexdigest(), broken=broken)
+
+
+def refuse_broken(audits: dict[str, Audit], source: str) -> None:
+    """Raise one error that lists the undecodable files of all splits.
+
+    Raises:
+        DataError: If there is any.
+    """
+    broken = {file: problem for audit in audits.values() for file, problem in audit.broken.items()}
+    if not broken:
+        return
+    lines = [f"  {file}: {problem}" for file, problem in list(broken.items())[:_SHOWN]]
+    more = [f"  and {len(broken) - _SHOWN} more"] if len(broken) > _SHOWN else []
+    files = "1 file is" if len(broken) == 1 else f"{len(broken)} files are"
+    raise DataError("\n".join([f"{source}: {files} no readable image; repair or remove:", *lines, *more]))
+
+
+def _examine(row: Any) -> tuple[bytes, str | None]:
+    try:
+        content = row["image"]["bytes"]
+        if content is None:
+            with open(row["image"]["path"], "rb") as stream:
+                content = stream.read()
+        problem = None
+        try:
+            decode(content, draft=True)
+        except DataError as error:
+            problem = str(error)
+        return hashlib.blake2b(content, digest_size=16).digest(), problem
+    except OSError as error:
+        return b"", error.strerror or str(error)

@@ -1,0 +1,84 @@
+"""Rows -> examples -> batches; every random decision is a function of seed, epoch and image."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hfft.data.transforms import Transform, decode_row
+
+
+class Examples(torch.utils.data.Dataset[dict[str, Any]]):
+    """Decoded and transformed images of a split.
+
+    An item depends on (seed, epoch, index) alone and not on the process, the worker or what was read before, so that
+    a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
+    """
+
+    def __init__(self, rows: Dataset, transform: Transform, *, seed: int | None = None) -> None:
+        """Wrap the rows.
+
+        Args:
+            rows: Columns `image` (not decoded), `label` and `file`.
+            transform: RGB image -> (C, H, W) tensor.
+            seed: Seeds the transform; None for a transform without random decisions.
+        """
+        self.rows = rows
+        self.transform = transform
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by living workers too
+
+    def __len__(self) -> int:
+        """Images in the split."""
+        return len(self.rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose random decisions the next items take."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`pixel_values` (C, H, W), `label`, and the `key` that its random decisions depend on."""
+        row = self.rows[int(index)]
+        image = decode_row(row)
+        if self.seed is None:
+            return {"pixel_values": self.transform(image), "label": row["label"], "key": (0, int(index))}
+        key = (self.seed, int(self._epoch), int(index))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_mix(key))
+            pixels = self.transform(image)
+        return {"pixel_values": pixels, "label": row["label"], "key": key}
+
+
+class Collator:
+    """Examples -> a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) integers, or (B, K) shares after mixup."""
+
+    def __init__(self, mixup: float = 0.0, classes: int = 0) -> None:
+        """Choose what happens to a batch.
+
+        Args:
+            mixup: Alpha of the Beta distribution that pairs of images are mixed with; 0 is off.
+            classes: Number of classes K; needed for mixup.
+        """
+        self.mixup = mixup
+        self.classes = classes
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Stack the examples, and mix each with its mirror in the batch when mixup is on."""
+        pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
+        labels = torch.tensor([example["label"] for example in examples])  # (B,)
+        if self.mixup == 0:
+            return {"pixel_values": pixels, "labels": labels}
+        keys = tuple(number for example in examples for number in example["key"])
+        share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))
+        targets = torch.nn.functional.one_hot(labels, self.classes).to(pixels.dtype)  # (B, K)
+        return {
+            "pixel_values": share * pixels + (1 - share) * pixels.flip(0),
+            "labels": share * targets + (1 - share) * targets.flip(0),
+        }
+
+
+def _mix(numbers: tuple[int, ...]) -> int:
+    """One 63-bit seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

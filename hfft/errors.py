@@ -1,0 +1,33 @@
+"""What can go wrong, as one exception per cause; the lowest layer."""
+
+
+class HfftError(Exception):
+    """A problem that the user can understand and act on; the command line prints it without a traceback.
+
+    Attributes:
+        exit_code: Exit status of the command line: 2 for a bad request, 1 for a run that failed.
+    """
+
+    exit_code = 2
+
+
+class RecipeError(HfftError):
+    """A recipe that can't be read, or that asks for something impossible."""
+
+
+class DataError(HfftError):
+    """Images, labels or splits that can't be used."""
+
+
+class ModelError(HfftError):
+    """A checkpoint that can't be loaded, or whose architecture can't do what was asked."""
+
+
+class RunError(HfftError):
+    """A run folder that can't be opened, continued or overwritten."""
+
+
+class TrainingError(RunError):
+    """A run that started and failed, or broke one of its promises."""
+
+    exit_code = 1

@@ -1,0 +1,135 @@
+"""A model and a split -> predictions, metrics with intervals, and a table by class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from hfft.data.batches import Examples
+from hfft.data.transforms import Transform
+from hfft.evaluation.metrics import METRICS, softmax
+
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Predictions of a model on a split, and what they are worth.
+
+    Attributes:
+        classes: Class names.
+        files: Name of each image, (N,).
+        labels: Class index of each image, (N,).
+        probabilities: (N, K) float32.
+        metrics: Metric name to value and the ends of its 95 % bootstrap interval.
+        by_class: Class name to precision, recall, F1 and number of images.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    labels: np.ndarray
+    probabilities: np.ndarray
+    metrics: dict[str, dict[str, float]]
+    by_class: dict[str, dict[str, float]]
+
+    def table(self, split: str) -> pd.DataFrame:
+        """One row per image, as in predictions.parquet."""
+        best = self.probabilities.argmax(axis=1)
+        names = np.asarray(self.classes, dtype=object)
+        table = pd.DataFrame(
+            {
+                "split": split,
+                "file": self.files,
+                "label": names[self.labels],
+                "prediction": names[best],
+                "probability": self.probabilities.max(axis=1),
+            }
+        )
+        columns = {f"probability {name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        return pd.concat([table, pd.DataFrame(columns)], axis=1)
+
+
+def score(
+    model: Any, rows: Dataset, transform: Transform, *, classes: Sequence[str], batch_size: int = 32, workers: int = 0
+) -> Scores:
+    """Predict every image of a split once, whatever the number of processes, and measure.
+
+    Args:
+        model: A classifier.
+        rows: Columns `image`, `label` and `file`.
+        transform: The evaluation transform.
+        classes: Class names.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images.
+
+    Returns:
+        The same on every process.
+
+    Raises:
+        DataError: If an image can't be decoded.
+    """
+    probabilities = softmax(predict(model, Examples(rows, transform), batch_size=batch_size, workers=workers))
+    labels = np.asarray(rows["label"])
+    return Scores(
+        classes=tuple(classes),
+        files=tuple(rows["file"]),
+        labels=labels,
+        probabilities=probabilities,
+        metrics=with_intervals(probabilities, labels),
+        by_class=_by_class(probabilities, labels, classes),
+    )
+
+
+def predict(model: Any, examples: Examples, *, batch_size: int, workers: int = 0) -> np.ndarray:
+    """Logits (N, K) of all examples, in their order, gathered from all processes."""
+    accelerator = Accelerator()
+    loader = accelerator.prepare(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
+    model = model.to(accelerator.device).eval()
+    logits: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for pixels in loader:
+            gathered: Any = accelerator.gather_for_metrics(model(pixel_values=pixels).logits.float())  # (B, K)
+            logits.append(gathered.cpu())
+    return torch.cat(logits).numpy()
+
+
+def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Every metric with the 2.5 % and 97.5 % quantiles over 1,000 resamples of the images.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+        seed: Seeds the resampling.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(labels), (_RESAMPLES, len(labels)))
+    results = {}
+    for name, metric in METRICS.items():
+        values = [metric(probabilities[draw], labels[draw]) for draw in draws]
+        low, high = np.quantile(values, [0.025, 0.975])
+        results[name] = {"value": metric(probabilities, labels), "low": float(low), "high": float(high)}
+    return results
+
+
+def _batch(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
+    return torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
+
+
+def _by_class(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    predicted = probabilities.argmax(axis=1)
+    table = {}
+    for number, name in enumerate(classes):
+        hits = int(np.sum((predicted == number) & (labels == number)))
+        images, chosen = int(np.sum(labels == number)), int(np.sum(predicted == number))
+        table[name] = {
+            "precision": hits / max(chosen, 1),
+            "recall": hits / max(images, 1),
+            "f1": 2 * hits / max(images + chosen, 1),
+            "images": images,
+        }
+    return table

@@ -1,0 +1,60 @@
+"""Files and folders that are whole or absent: written aside, flushed to disk, then renamed."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader sees the old content or the new one, never a part."""
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a value as indented JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_file(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` make a file at a temporary path, then put it in place."""
+    aside = path.with_name(f".{path.name}.partial")
+    write(aside)
+    _flush(aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a temporary folder, then put it in place of the old one, if any."""
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    write(aside)
+    publish_folder(aside, folder)
+
+
+def publish_folder(aside: Path, folder: Path) -> None:
+    """Flush a complete folder to disk and rename it; an older folder of that name is replaced."""
+    for path in sorted(aside.rglob("*")):
+        _flush(path)
+    _flush(aside)
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(aside, folder)
+    _flush(folder.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,257 @@
+"""A checkpoint -> a model with a new head and its image processor; and back to a folder that anything can open."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from hfft.errors import ModelError
+from hfft.files import write_folder
+from hfft.model.anatomy import dissect
+from hfft.recipe.spec import ModelSpec
+
+_HEAD_STD = 0.02
+
+
+def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+    """Load a pretrained classifier with a new head for these labels, and its image processor.
+
+    Args:
+        spec: The recipe's model section.
+        labels: Class names; they become id2label and label2id.
+
+    Returns:
+        The model on the CPU, in evaluation mode, float32, and the processor.
+
+    Raises:
+        ModelError: If it can't be loaded, weights other than the head's are missing or don't fit, or its output for
+            one image isn't one number per label.
+    """
+    config = load_config(spec, labels)
+    processor = load_processor(spec, config)
+    with quiet():
+        try:
+            model, report = AutoModelForImageClassification.from_pretrained(
+                spec.checkpoint,
+                config=config,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    _check_only_head_is_new(model, report, spec)
+    _renew_head(model, spec.head)
+    if spec.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    _probe(model.eval(), processor, spec)
+    return model, processor
+
+
+def load_skeleton(spec: ModelSpec, labels: Sequence[str]) -> PreTrainedModel:
+    """The same model from its config alone, on the meta device: shapes without weights.
+
+    Raises:
+        ModelError: If the config can't be loaded or isn't an image classifier's.
+    """
+    config = load_config(spec, labels)
+    try:
+        with torch.device("meta"), quiet():
+            return AutoModelForImageClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise _unusable(spec, error) from error
+
+
+def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
+    """The checkpoint's config with these labels and the recipe's image size.
+
+    Raises:
+        ModelError: If there is no such checkpoint.
+    """
+    names = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(
+                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **names
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    config.problem_type = "single_label_classification"
+    if spec.image_size is not None and hasattr(config, "image_size"):
+        config.image_size = spec.image_size
+    if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
+        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, spec.image_size, spec.image_size]}
+    return config
+
+
+def load_processor(spec: ModelSpec, config: Any) -> Any:
+    """The checkpoint's own image processor, at the recipe's image size.
+
+    Raises:
+        ModelError: If the checkpoint has none.
+    """
+    if config.model_type == "timm_wrapper":
+        from transformers import TimmWrapperImageProcessor
+
+        return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+    with quiet():
+        try:
+            processor = AutoImageProcessor.from_pretrained(
+                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise ModelError(
+                f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
+                f"so nobody can know the size and scale of its pixels: {_first_line(error)}"
+            ) from error
+    return processor if spec.image_size is None else _resized(processor, spec.image_size)
+
+
+def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
+    """Write config, safetensors and processor, whole or not at all.
+
+    Args:
+        model: A plain model, adapters merged.
+        processor: Its image processor. TimmWrapper keeps it in config.json.
+        folder: Replaced if it exists.
+    """
+
+    def write(aside: Path) -> None:
+        with quiet():
+            model.save_pretrained(aside)
+            processor.save_pretrained(aside)
+
+    write_folder(folder, write)
+
+
+def reopen(folder: str | Path) -> tuple[PreTrainedModel, Any]:
+    """Load a finished model, folder or Hub id, just as it is: its own head, labels and processor.
+
+    Raises:
+        ModelError: If there is no such model, or a weight is missing.
+    """
+    spec = ModelSpec(checkpoint=str(folder))
+    with quiet():
+        try:
+            model, report = AutoModelForImageClassification.from_pretrained(
+                str(folder), output_loading_info=True, use_safetensors=True, dtype=torch.float32
+            )
+        except (OSError, ValueError, RuntimeError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    if report["missing_keys"]:
+        raise ModelError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
+    return model.eval(), load_processor(spec, model.config)
+
+
+def restore_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """Put every weight and buffer of a saved checkpoint into the model.
+
+    Through from_pretrained, because several families are saved under older tensor names, which a plain
+    load_state_dict would skip (STACK: transformers 5.23 Trainer does so for ViT).
+
+    Raises:
+        RuntimeError: If one is missing or has another shape.
+    """
+    with quiet():
+        saved = type(model).from_pretrained(str(folder), use_safetensors=True, dtype=model.dtype)
+    model.load_state_dict(saved.state_dict(), strict=True)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' report on new heads and the like: what matters of it is checked here."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _check_only_head_is_new(model: PreTrainedModel, report: dict[str, Any], spec: ModelSpec) -> None:
+    head = set(dissect(model).part("head").tensors)
+    mismatched = {entry[0] for entry in report["mismatched_keys"]} - head
+    if mismatched:
+        size = f" at image_size {spec.image_size}" if spec.image_size else ""
+        raise ModelError(
+            f"model.checkpoint: the weights of {spec.checkpoint} don't fit its network{size}: "
+            f"{', '.join(sorted(mismatched)[:5])}"
+        )
+    missing = set(report["missing_keys"]) - head
+    if missing:
+        raise ModelError(
+            f"model.checkpoint: {spec.checkpoint} lacks {len(missing)} weights of the network, which would start at "
+            f"random: {', '.join(sorted(missing)[:5])}"
+        )
+
+
+def _renew_head(model: PreTrainedModel, start: str) -> None:
+    """Give the last linear layers of the head start values of our own; the families' differ, and some have none."""
+    head = {name.rpartition(".")[0] for name in dissect(model).part("head").tensors}
+    with torch.no_grad():
+        for name in head:
+            layer = model.get_submodule(name)
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.weight) if start == "zero" else nn.init.normal_(layer.weight, std=_HEAD_STD)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+
+def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
+    pixels = _sample_pixels(processor)
+    try:
+        with torch.inference_mode():
+            logits = model(pixel_values=pixels).logits  # (1, K)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ModelError(
+            f"model.checkpoint: {spec.checkpoint} can't take the images that its processor makes, "
+            f"{tuple(pixels.shape)}: "
+            f"{_first_line(error)}"
+        ) from error
+    if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
+        raise ModelError(
+            f"model.checkpoint: {spec.checkpoint} answers one image with {tuple(logits.shape)} numbers "
+            f"({'finite' if logits.isfinite().all() else 'not all finite'}); wanted (1, {model.config.num_labels})"
+        )
+
+
+def _sample_pixels(processor: Any) -> torch.Tensor:
+    """What the processor makes of one gray image, (1, C, H, W)."""
+    return processor(images=Image.new("RGB", (64, 64), "gray"), return_tensors="pt")["pixel_values"]
+
+
+def _resized(processor: Any, side: int) -> Any:
+    """The processor with every size scaled so that its output is `side` pixels high and wide."""
+    now = _sample_pixels(processor).shape[-2]
+    processor = copy.deepcopy(processor)
+    for key in ("size", "crop_size"):
+        sizes = getattr(processor, key, None)
+        if sizes:
+            setattr(processor, key, type(sizes)(**{name: round(dict(sizes)[name] * side / now) for name in sizes}))
+    return processor
+
+
+def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
+    where = spec.checkpoint if Path(spec.checkpoint).is_dir() else f"{spec.checkpoint} is no folder here, and the Hub"
+    return ModelError(f"model.checkpoint: {where} gave no image classifier: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,201 @@
+"""Unfreeze parts, hold everything else in evaluation mode, and prove that nothing frozen moved."""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfft.errors import ModelError, TrainingError
+from hfft.model.anatomy import Anatomy
+
+_BATCHNORM = nn.modules.batchnorm._BatchNorm
+_NORMS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
+
+
+def trainable_names(
+    model: nn.Module, anatomy: Anatomy, unfreeze: str | Mapping[str, int | tuple[str, ...]]
+) -> set[str]:
+    """Names of the parameters that a phase trains.
+
+    The head always trains. `blocks`, `stages` and `layers` count from the end and take what lies behind them along:
+    the norm, and every later block. A layer is a module that owns parameters, counted without the head.
+
+    Args:
+        model: The classifier.
+        anatomy: Its parts.
+        unfreeze: A recipe's `unfreeze`.
+
+    Raises:
+        ModelError: If more was asked for than there is.
+    """
+    parameters = [name for name, _ in model.named_parameters()]
+    head = set(anatomy.part("head").tensors)
+    if unfreeze == "head":
+        chosen = head
+    elif unfreeze == "all":
+        chosen = set(parameters)
+    elif unfreeze == "norm":
+        chosen = head | {name for name in parameters if isinstance(_owner(model, name), _NORMS) or _is_norm(name)}
+    elif unfreeze == "bias":
+        chosen = head | {name for name in parameters if name.rpartition(".")[2] == "bias"}
+    else:
+        assert not isinstance(unfreeze, str)
+        ((word, amount),) = unfreeze.items()
+        if isinstance(amount, int):
+            chosen = head | _last(model, anatomy, word, amount)
+        else:
+            chosen = head | {tensor for name in amount for tensor in _named_parts(anatomy, name)}
+    return chosen & set(parameters)
+
+
+def set_trainable(model: nn.Module, names: set[str]) -> None:
+    """Let exactly these parameters have gradients."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+        if name not in names:
+            parameter.grad = None
+
+
+class Freeze:
+    """Keeps what is frozen frozen while a Trainer works on the model.
+
+    A module is held in evaluation mode when it, or for a module without tensors the nearest one around it that has
+    some, holds no trainable parameter: so dropout and drop path of frozen parts are off, and their BatchNorm
+    statistics rest. BatchNorm in released parts is held too, unless `batchnorm` is `train`: the running statistics
+    of a pretrained network are worth more than those of a few small batches.
+    """
+
+    def __init__(self, model: nn.Module, *, batchnorm: str = "eval") -> None:
+        """Note what is frozen now, by `requires_grad`.
+
+        Args:
+            model: The classifier, with or without adapters.
+            batchnorm: `eval` or `train`, for released BatchNorm layers.
+        """
+        self._model = model
+        held = _frozen_modules(model)
+        if batchnorm == "eval":
+            held += [module for module in model.modules() if isinstance(module, _BATCHNORM)]
+        self._held = list({id(module): module for module in held}.values())
+        self._before = self._hashes()
+
+    def hold(self) -> None:
+        """Put what is frozen back into evaluation mode; `model.train()` undoes it at every step of a Trainer."""
+        for module in self._held:
+            module.training = False
+
+    def prove(self) -> "Proof":
+        """Compare every frozen tensor with its bytes at the start.
+
+        Raises:
+            TrainingError: If one changed; names it.
+        """
+        after = self._hashes()
+        changed = [name for name, value in self._before.items() if after.get(name) != value]
+        if changed:
+            raise TrainingError(f"{len(changed)} frozen tensors changed during the phase, the first is {changed[0]}")
+        sizes = [tensor.numel() * tensor.element_size() for tensor in self._frozen_tensors().values()]
+        return Proof(tensors=len(sizes), bytes=sum(sizes), changed=len(changed))
+
+    def _frozen_tensors(self) -> dict[str, torch.Tensor]:
+        held = {id(module) for module in self._held}
+        tensors = {name: value for name, value in self._model.named_parameters() if not value.requires_grad}
+        for prefix, module in self._model.named_modules():
+            if id(module) in held:
+                own = module._buffers.items()
+                tensors |= {f"{prefix}.{name}": value for name, value in own if value is not None}
+        return tensors
+
+    def _hashes(self) -> dict[str, bytes]:
+        return {name: _hash(tensor) for name, tensor in self._frozen_tensors().items()}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What was compared byte for byte: frozen parameters, and buffers of modules in evaluation mode."""
+
+    tensors: int
+    bytes: int
+    changed: int
+
+
+def frozen_parts(model: nn.Module, anatomy: Anatomy) -> set[str]:
+    """Names of the parts without any trainable parameter."""
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {part.name for part in anatomy.parts if not trainable & set(part.tensors)}
+
+
+def _last(model: nn.Module, anatomy: Anatomy, word: str, amount: int) -> set[str]:
+    norm = set(anatomy.part("norm").tensors)
+    if word == "layers":
+        layers = _layers(model, anatomy)
+        _check_amount(word, amount, len(layers))
+        return {name for layer in layers[-amount:] for name in layer}
+    if word == "blocks":
+        _check_amount(word, amount, len(anatomy.blocks))
+        return norm.union(*(block.tensors for block in anatomy.blocks[-amount:]))
+    stages = sorted({block.stage for block in anatomy.blocks if block.stage is not None})
+    if not stages:
+        raise ModelError("unfreeze: this network has no stages; use {blocks: N}")
+    _check_amount(word, amount, len(stages))
+    return norm.union(*(block.tensors for block in anatomy.blocks if block.stage in stages[-amount:]))
+
+
+def _check_amount(word: str, amount: int, there: int) -> None:
+    if amount > there:
+        raise ModelError(f"unfreeze: asked for the last {amount} {word}, but the network has {there}")
+
+
+def _layers(model: nn.Module, anatomy: Anatomy) -> list[list[str]]:
+    """Parameter names of each layer in front of the head, in forward order."""
+    parameters = dict(model.named_parameters())
+    layers: dict[str, list[str]] = {}
+    for part in anatomy.parts:
+        if part.name != "head":
+            for name in part.tensors:
+                if name in parameters:
+                    layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return list(layers.values())
+
+
+def _named_parts(anatomy: Anatomy, name: str) -> Iterable[str]:
+    """Tensors of `stem`, `norm`, `head`, `block 3` or `block 0..2`."""
+    span = re.fullmatch(r"block (\d+)\.\.(\d+)", name)
+    names = [f"block {number}" for number in range(int(span[1]), int(span[2]) + 1)] if span else [name]
+    return [tensor for part in names for tensor in anatomy.part(part).tensors]
+
+
+def _owner(model: nn.Module, name: str) -> nn.Module:
+    return model.get_submodule(name.rpartition(".")[0])
+
+
+def _is_norm(name: str) -> bool:
+    """Norm layers of a class of their own (ConvNeXt's, timm's) are known by the name of the module."""
+    return bool(re.search(r"(norm|bn)\w*\.(weight|bias)$", name))
+
+
+def _frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules whose nearest module with tensors, themselves or around them, has no trainable parameter."""
+    frozen: list[nn.Module] = []
+
+    def visit(module: nn.Module, around_is_frozen: bool) -> None:
+        parameters = list(module.parameters())
+        is_frozen = around_is_frozen
+        if parameters or next(module.buffers(), None) is not None:
+            is_frozen = not any(parameter.requires_grad for parameter in parameters)
+        if is_frozen:
+            frozen.append(module)
+        for child in module.children():
+            visit(child, is_frozen)
+
+    visit(model, around_is_frozen=False)
+    return frozen
+
+
+def _hash(tensor: torch.Tensor) -> bytes:
+    content: Any = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(content, digest_size=16).digest()

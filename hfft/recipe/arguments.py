@@ -1,0 +1,95 @@
+"""Which fields transformers.TrainingArguments has, and of which types, read without importing transformers."""
+
+import ast
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+# Fields that hfft sets itself; each with what to do instead.
+OWNED = {
+    "output_dir": "set the recipe's own output_dir; every phase writes into the run folder",
+    "seed": "set the recipe's own seed",
+    "data_seed": "set the recipe's own seed",
+    "do_train": "a recipe always trains",
+    "do_eval": "set data.splits.validation",
+    "do_predict": "set data.splits.test",
+    "resume_from_checkpoint": "run the same command again to continue a run",
+    "restore_callback_states_from_checkpoint": "a continued run always restores them",
+    "ignore_data_skip": "a continued run always sees the images it has not seen yet",
+    "save_strategy": "a checkpoint is saved at each evaluation: set eval_strategy",
+    "save_steps": "a checkpoint is saved at each evaluation: set eval_steps",
+    "save_only_model": "a run that can be continued needs the optimizer",
+    "load_best_model_at_end": "every phase ends with its best weights",
+    "remove_unused_columns": "hfft makes the batches",
+    "label_names": "hfft makes the batches",
+    "include_for_metrics": "hfft computes the metrics",
+    "prediction_loss_only": "hfft computes the metrics",
+    "train_sampling_strategy": "images are shuffled by the recipe's seed",
+    "push_to_hub": "push the finished model/ folder",
+    "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
+    "gradient_checkpointing": "transformers 5 calls it activation_checkpointing",
+    "gradient_checkpointing_kwargs": "transformers 5 calls it activation_checkpointing_kwargs",
+    "local_rank": "start hfft with `accelerate launch`",
+}
+_PLAIN = {"int", "float", "str", "bool", "dict", "list", "None", "Any", "Literal"}
+
+
+@cache
+def training_argument_types() -> dict[str, Any]:
+    """The type of every field of the installed transformers.TrainingArguments.
+
+    The class is read as text: importing it would import torch, which takes seconds. Types that are not made of
+    plain JSON types (enumerations, plugin objects) are typing.Any here and checked by the class itself later.
+
+    Returns:
+        Field name to type.
+    """
+    package = importlib.util.find_spec("transformers")
+    if package is None or not package.submodule_search_locations:
+        raise ImportError("hfft needs the package transformers: pip install transformers")
+    tree = ast.parse((Path(package.submodule_search_locations[0]) / "training_args.py").read_text(encoding="utf-8"))
+    body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
+    return {
+        node.target.id: _plain_type(node.annotation)
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
+
+
+def argument_problem(name: str, value: Any) -> str | None:
+    """What is wrong with the value of a TrainingArguments field, or None.
+
+    Args:
+        name: A field of TrainingArguments.
+        value: Value from a recipe.
+    """
+    if name in OWNED:
+        return f"hfft sets this field itself: {OWNED[name]}"
+    try:
+        TypeAdapter(training_argument_types()[name]).validate_python(value, strict=True)
+    except ValidationError as error:
+        wanted = " or ".join(
+            dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
+        )
+        return f"found {value!r}; allowed: {wanted}"
+    if name in ("learning_rate", "num_train_epochs") and value <= 0:
+        return f"found {value!r}; allowed: a number above 0"
+    return None
+
+
+def _plain_type(annotation: ast.expr) -> Any:
+    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
+    if "str" in names and any(name.endswith(("Strategy", "Type", "Names")) for name in names):
+        return str
+    if not names <= _PLAIN:
+        return Any
+    from typing import Literal
+
+    return eval(ast.unparse(annotation), {"__builtins__": {}}, {**_builtins(), "Any": Any, "Literal": Literal})
+
+
+def _builtins() -> dict[str, type]:
+    return {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}

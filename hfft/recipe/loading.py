@@ -1,0 +1,223 @@
+"""YAML text and `key=value` overrides to a Recipe, and back; every problem of a file is reported at once."""
+
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from hfft.errors import RecipeError
+from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
+from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+
+_SECTIONS = {
+    "": Recipe,
+    "model": ModelSpec,
+    "data": DataSpec,
+    "data.splits": SplitSpec,
+    "data.augment": AugmentSpec,
+    "phases": PhaseSpec,
+    "phases.adapter": AdapterSpec,
+}
+
+
+def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; nothing but text is looked at.
+
+    Args:
+        source: Path of a YAML 1.2 file, or the same content as a mapping.
+        overrides: `path=value` strings, for example `phases.head.learning_rate=5e-4`; values are YAML.
+
+    Returns:
+        The recipe, with each phase's `arguments` holding the recipe's `training` fields and its own on top.
+
+    Raises:
+        RecipeError: With all problems found: where, what was found, what is allowed.
+    """
+    where = "recipe" if isinstance(source, Mapping) else str(source)
+    content = json.loads(json.dumps(source)) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    if not isinstance(content, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of keys to values, found {_kind(content)}")
+    for override in overrides:
+        _apply_override(content, override)
+    return _build(content, where)
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal Recipe."""
+    content = _without_defaults(recipe)
+    content["phases"] = []
+    for phase in recipe.phases:
+        entry = _without_defaults(phase)
+        own = {key: value for key, value in entry.pop("arguments", {}).items() if recipe.training.get(key) != value}
+        content["phases"].append({**entry, **own})
+    stream = io.StringIO()
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
+    yaml.dump(json.loads(json.dumps(content)), stream)
+    return stream.getvalue()
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: the recipe can't be read: {error}") from error
+    return _parse_yaml(text, str(path))
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise RecipeError(f"override {override!r}: write it as key=value, for example training.weight_decay=0.05")
+    node: Any = content
+    for key in keys[:-1]:
+        node = _child(node, key, override)
+    if not isinstance(node, dict):
+        raise RecipeError(f"override {override!r}: {'.'.join(keys[:-1])} has no keys")
+    node[keys[-1]] = _parse_yaml(text, f"override {override!r}")
+
+
+def _child(node: Any, key: str, override: str) -> Any:
+    if isinstance(node, list):
+        names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
+        if key not in names:
+            known = ", ".join(str(name) for name in names)
+            raise RecipeError(f"override {override!r}: no phase is called {key!r}; the phases are: {known}")
+        return node[names.index(key)]
+    if not isinstance(node, dict):
+        raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
+    if node.get(key) is None:
+        node[key] = {}
+    return node[key]
+
+
+def _build(content: dict[str, Any], where: str) -> Recipe:
+    problems: list[str] = []
+    training = {} if content.get("training") is None else content["training"]
+    content = {**content, "training": training}
+    shared = training if isinstance(training, dict) else {}
+    problems += _argument_problems(shared, "training")
+    if isinstance(content.get("phases"), list):
+        content["phases"] = [_split_phase(phase, shared, problems, n) for n, phase in enumerate(content["phases"])]
+    try:
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content, default=str))
+    except ValidationError as error:
+        problems += [_describe(problem, content) for problem in error.errors() if problem["type"] != "too_short"]
+        problems += [] if content.get("phases") != [] else ["phases: found []; allowed: a list of at least one phase"]
+        recipe = None
+    if recipe is not None:
+        problems += _contradictions(recipe)
+    if problems or recipe is None:
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in problems)]))
+    return recipe
+
+
+def _split_phase(phase: Any, training: dict[str, Any], problems: list[str], number: int) -> Any:
+    if not isinstance(phase, dict):
+        return phase
+    where = f"phases.{phase.get('name', number)}"
+    own = {field.name for field in dataclasses.fields(PhaseSpec)} - {"arguments"}
+    arguments = {key: value for key, value in phase.items() if key not in own}
+    known = training_argument_types()
+    unknown = [key for key in arguments if key not in known]
+    problems += [_unknown_key(f"{where}.{key}", key, [*own, *known]) for key in unknown]
+    arguments = {key: value for key, value in arguments.items() if key in known}
+    problems += _argument_problems(arguments, where)
+    spec = {key: value for key, value in phase.items() if key in own}
+    return {**spec, "arguments": {**training, **arguments}}
+
+
+def _argument_problems(arguments: dict[str, Any], where: str) -> list[str]:
+    known = training_argument_types()
+    problems = []
+    for name, value in arguments.items():
+        if name not in known:
+            problems.append(_unknown_key(f"{where}.{name}", name, [key for key in known if key not in OWNED]))
+        elif (problem := argument_problem(name, value)) is not None:
+            problems.append(f"{where}.{name}: {problem}")
+    return problems
+
+
+def _describe(problem: Any, content: dict[str, Any]) -> str:
+    keys = [str(key) for key in problem["loc"]]
+    if len(keys) > 1 and keys[0] == "phases" and keys[1].isdigit():
+        phase = content["phases"][int(keys[1])]
+        keys[1] = str(phase.get("name", keys[1])) if isinstance(phase, dict) else keys[1]
+    path = ".".join(keys)
+    if problem["type"] == "unexpected_keyword_argument":
+        section = ".".join(key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1))
+        spec = _SECTIONS.get(section)
+        return _unknown_key(path, keys[-1], [field.name for field in dataclasses.fields(spec)] if spec else [])
+    if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
+        return f"{path}: this key is required"
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    allowed = message if message.startswith("allowed") else f"allowed: {message}"
+    return f"{path}: found {problem['input']!r}; {allowed}"
+
+
+def _unknown_key(path: str, key: str, known: list[str]) -> str:
+    nearest = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(sorted(known)[:12])}"
+    return f"{path}: unknown key; {hint}"
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    problems = []
+    names = [phase.name for phase in recipe.phases]
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        problems.append(f"phases: two phases are called {name!r}; each needs a name of its own")
+    fractions = [
+        value for value in (recipe.data.splits.validation, recipe.data.splits.test) if isinstance(value, float)
+    ]
+    if sum(fractions) >= 1:
+        problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
+    for phase in recipe.phases:
+        where = f"phases.{phase.name}"
+        if phase.adapter is not None and phase.unfreeze != "head":
+            problems.append(f"{where}: an adapter trains together with the head only; leave unfreeze out")
+        if phase.adapter is not None and phase.layer_decay != 1:
+            problems.append(f"{where}: layer_decay is for unfrozen blocks, not for an adapter")
+        if recipe.data.splits.validation is None and phase.early_stopping is not None:
+            problems.append(f"{where}.early_stopping: needs data.splits.validation")
+        if phase.early_stopping is not None and phase.arguments.get("eval_strategy") == "no":
+            problems.append(f"{where}.early_stopping: needs an eval_strategy other than 'no'")
+    return problems
+
+
+def _without_defaults(spec: Any) -> dict[str, Any]:
+    """Fields that differ from their defaults, nested sections included."""
+    content: dict[str, Any] = {}
+    for field in dataclasses.fields(spec):
+        value = getattr(spec, field.name)
+        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if dataclasses.is_dataclass(value):
+            nested = _without_defaults(value)
+            if nested or default is dataclasses.MISSING or default is None:
+                content[field.name] = nested
+        elif value != default:
+            content[field.name] = value
+    return content
+
+
+def _kind(value: Any) -> str:
+    return "nothing" if value is None else f"a {type(value).__name__}"

@@ -1,0 +1,204 @@
+"""The recipe as frozen dataclasses: one section, one class; the values of a YAML file after validation."""
+
+import re
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+
+UNFREEZE_WORDS = ("head", "norm", "bias", "all")
+UNFREEZE_COUNTS = ("blocks", "stages", "layers")
+SPLITS = ("train", "validation", "test")
+
+
+def _check_name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError("allowed are letters, digits, '-' and '_', starting with a letter or digit")
+    return value
+
+
+def _check_unfreeze(value: Any) -> Any:
+    allowed = (
+        f"allowed: {', '.join(UNFREEZE_WORDS)}, "
+        f"{', '.join('{' + word + ': N}' for word in UNFREEZE_COUNTS)} or {{parts: [stem, block 0, norm, head, ...]}}"
+    )
+    if isinstance(value, str) and value in UNFREEZE_WORDS:
+        return value
+    if isinstance(value, dict) and len(value) == 1:
+        ((word, amount),) = value.items()
+        if word in UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
+            return value
+        if word == "parts" and isinstance(amount, list) and amount and all(isinstance(part, str) for part in amount):
+            return value
+    raise ValueError(allowed)
+
+
+def _check_split(value: Any) -> Any:
+    if isinstance(value, str) and value:
+        return value
+    if isinstance(value, float) and 0 < value < 1:
+        return value
+    raise ValueError("allowed: the name of a split of the source, or a fraction between 0 and 1 carved from train")
+
+
+def _check_crop(value: tuple[float, float] | None) -> tuple[float, float] | None:
+    if value is not None and not 0 < value[0] <= value[1] <= 1:
+        raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_check_name)]
+Unfreeze = Annotated[str | dict[str, int | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
+Split = Annotated[str | float, BeforeValidator(_check_split)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ModelSpec:
+    """The checkpoint to start from.
+
+    Attributes:
+        checkpoint: Local folder or Hub id with a config, safetensors weights and an image processor.
+        revision: Branch, tag or commit of a Hub id.
+        image_size: Side in pixels that replaces the processor's; for networks that take any size.
+        head: Start values of the new head's last layer: `zero`, so that the first step's loss is ln(number of
+            classes) whatever the features' scale (as in big_vision), or `normal` (standard deviation 0.02).
+        memory_format: `channels_last` is faster for convolutional networks; `contiguous` is PyTorch's own default.
+        trust_remote_code: Lets the checkpoint bring Python code of its own.
+    """
+
+    checkpoint: str
+    revision: str | None = None
+    image_size: Annotated[int, Field(gt=0)] | None = None
+    head: Literal["zero", "normal"] = "zero"
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class SplitSpec:
+    """Where each split comes from; `auto` takes the source's split of that name, else a fraction of train.
+
+    Attributes:
+        train: Name of the source's split to train on.
+        validation: Name of a split, a fraction of train, or null for none.
+        test: Name of a split, a fraction of train, or null for none.
+    """
+
+    train: str = "train"
+    validation: Split | None = "auto"
+    test: Split | None = "auto"
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class AugmentSpec:
+    """Random changes of training images; none by default.
+
+    Attributes:
+        crop: Range of the cropped share of an image's area (torchvision's RandomResizedCrop), or null for the
+            evaluation's own resize and crop.
+        flip: `true` or `horizontal`, `vertical`, `both`, or `false`.
+        randaugment: Magnitude (0 to 30) of two RandAugment operations, https://hf.co/papers/1909.13719.
+        mixup: Alpha of mixup, https://hf.co/papers/1710.09412; 0 is off.
+    """
+
+    crop: Annotated[tuple[float, float] | None, AfterValidator(_check_crop)] = None
+    flip: bool | Literal["horizontal", "vertical", "both"] = False
+    randaugment: Annotated[int, Field(ge=0, le=30)] | None = None
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class DataSpec:
+    """The images.
+
+    Attributes:
+        source: Folder of class folders (with or without split folders), folder of Parquet files, or Hub id.
+        config: Configuration name of a Hub data set.
+        revision: Branch, tag or commit of a Hub data set.
+        image_column: Column with the image; found by its type when null.
+        label_column: Column with the label; found by its type, else by its name, when null.
+        splits: Where train, validation and test come from.
+        augment: Random changes of training images.
+    """
+
+    source: str
+    config: str | None = None
+    revision: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+    splits: SplitSpec = field(default_factory=SplitSpec)
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class AdapterSpec:
+    """A PEFT adapter; `r`, `lora_alpha` and `lora_dropout` are peft.LoraConfig's.
+
+    Attributes:
+        method: `lora` (https://hf.co/papers/2106.09685), `dora` (https://hf.co/papers/2402.09353) or `rslora`
+            (https://hf.co/papers/2312.03732).
+        on: Role of the layers it is attached to.
+        blocks: The last N blocks, or all.
+        r: Rank.
+        lora_alpha: Scale; the update is multiplied by lora_alpha / r.
+        lora_dropout: Dropout in front of the adapter.
+    """
+
+    method: Literal["lora", "dora", "rslora"] = "lora"
+    on: Literal["attention", "mlp", "all"] = "attention"
+    blocks: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
+    r: Annotated[int, Field(gt=0)] = 8
+    lora_alpha: Annotated[int, Field(gt=0)] = 16
+    lora_dropout: Fraction = 0.0
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class PhaseSpec:
+    """What is unfrozen, for how long, at which learning rate.
+
+    Attributes:
+        name: Names the phase's folder.
+        unfreeze: `head`, `norm`, `bias`, `all`, `{blocks: N}`, `{stages: N}`, `{layers: N}` (the last N) or
+            `{parts: [...]}`.
+        adapter: An adapter to train together with the head, instead of a deeper `unfreeze`.
+        layer_decay: The learning rate is multiplied by this once per block from the head down, in (0, 1].
+        batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts.
+        early_stopping: Evaluations without improvement after which the phase ends; null is never.
+        arguments: Fields of transformers.TrainingArguments: the recipe's `training`, then the phase's own.
+    """
+
+    name: Name
+    unfreeze: Unfreeze = "head"
+    adapter: AdapterSpec | None = None
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    batchnorm: Literal["eval", "train"] = "eval"
+    early_stopping: Annotated[int, Field(gt=0)] | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Recipe:
+    """One experiment.
+
+    Attributes:
+        name: Names the run folder.
+        model: The checkpoint to start from.
+        data: The images.
+        phases: At least one; run in order, each from the best weights of the one before.
+        training: Fields of transformers.TrainingArguments for all phases.
+        seed: Seeds the split, the head, the order of the images and the augmentation.
+        output_dir: Folder that the run folder is made in.
+    """
+
+    name: Name
+    model: ModelSpec
+    data: DataSpec
+    phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)]
+    training: dict[str, Any] = field(default_factory=dict)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    output_dir: str = "runs"

@@ -1,0 +1,1 @@
+"""Pages that render the numbers of a run and compute none."""

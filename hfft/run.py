@@ -1,0 +1,274 @@
+"""The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from datasets import DatasetDict
+from transformers import PreTrainedModel, TrainerCallback, set_seed
+
+from hfft.data.audit import Audit, audit, refuse_broken
+from hfft.data.batches import Collator, Examples
+from hfft.data.sources import ImageData, load_data, load_rows
+from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.errors import ModelError, RecipeError, RunError
+from hfft.evaluation.metrics import METRICS, trainer_metrics
+from hfft.evaluation.scoring import Scores, score
+from hfft.files import read_json
+from hfft.folder import is_done, open_folder, write_results
+from hfft.inference.classifier import Classifier
+from hfft.model.adapters import merge, save_adapter
+from hfft.model.checkpoint import load_checkpoint, load_processor, load_skeleton, reopen, save_model
+from hfft.recipe.loading import load_recipe
+from hfft.recipe.spec import DataSpec, Recipe
+from hfft.training.callbacks import cpus_per_process
+from hfft.training.phases import PhaseData, finished_phase, run_phase, training_arguments
+from hfft.training.plan import Plan, plan_phase, prepare_phase
+
+_LOG = get_logger(__name__)
+
+
+class Run:
+    """A view of a run folder; reads, never writes."""
+
+    def __init__(self, folder: str | Path) -> None:
+        """Open a run folder.
+
+        Raises:
+            RunError: If it isn't one.
+        """
+        self.folder = Path(folder)
+        if not (self.folder / "recipe.yaml").is_file():
+            raise RunError(f"{self.folder} is no run folder: it has no recipe.yaml")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The resolved recipe."""
+        return load_recipe(self.folder / "recipe.yaml")
+
+    @property
+    def model_dir(self) -> Path:
+        """The result, a plain transformers model folder."""
+        return self.folder / "model"
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all phases ran and the result was measured."""
+        return (self.folder / "metrics.json").is_file()
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Content of metrics.json: split to metric to value and interval; `seconds` by stage."""
+        if not self.is_finished:
+            raise RunError(f"{self.folder}: this run is not finished; run its command again to continue it")
+        return read_json(self.folder / "metrics.json")
+
+    @property
+    def predictions(self) -> pd.DataFrame:
+        """One row per validation and test image."""
+        return pd.read_parquet(self.folder / "predictions.parquet")
+
+    def phase_dir(self, number: int) -> Path:
+        """Folder of a phase, counted from 0."""
+        return self.folder / f"{number}-{self.recipe.phases[number].name}"
+
+
+def finetune(
+    recipe: Recipe,
+    *,
+    data: DatasetDict | None = None,
+    model: PreTrainedModel | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    overwrite: bool = False,
+) -> Run:
+    """Run a recipe from images to a measured model, or finish a run of it that was interrupted.
+
+    Args:
+        recipe: What to do.
+        data: Data already in memory, instead of `recipe.data.source`.
+        model: A classifier to start from, instead of loading `recipe.model.checkpoint`; the checkpoint still names
+            the image processor. Its head is used as it is.
+        callbacks: More Trainer callbacks, for every phase.
+        overwrite: Start anew where there is a run of that name.
+
+    Raises:
+        HfftError: Whatever the user can mend; nothing was written unless training had begun.
+    """
+    state = PartialState(cpu=not torch.accelerator.is_available())
+    folder = Path(recipe.output_dir) / recipe.name
+    if not overwrite and is_done(folder, recipe):
+        _LOG.info(f"{folder} is finished; --overwrite runs it again")
+        return Run(folder)
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "data"):
+        images = load_data(recipe.data, recipe.seed, data)
+        arguments = check_phases(recipe, images, folder)
+        audits = _audit(images, recipe.data.source)
+    with _timed(seconds, "load"):
+        set_seed(recipe.seed)
+        network, processor = load_checkpoint(recipe.model, images.labels) if model is None else _given(model, recipe)
+    open_folder(folder, recipe, images, audits, overwrite=overwrite)
+    for number, (phase, settings) in enumerate(zip(recipe.phases, arguments, strict=True)):
+        with _timed(seconds, phase.name):
+            images_of_phase = _phase_data(images, processor, recipe, number)
+            title = f"phase {number + 1}/{len(recipe.phases)} {phase.name}"
+            network, _ = run_phase(
+                network, phase, images_of_phase, arguments=settings, title=title, callbacks=callbacks
+            )
+            if phase.adapter is not None:
+                network = _keep_adapter(network, processor, recipe, number, folder)
+    with _timed(seconds, "evaluation"):
+        if state.is_main_process:
+            save_model(network, processor, folder / "model")
+        state.wait_for_everyone()
+        scores = _score_result(folder / "model", images, recipe)
+    if state.is_main_process:
+        write_results(folder, recipe, scores, seconds)
+    state.wait_for_everyone()
+    return Run(folder)
+
+
+def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
+    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
+
+    Args:
+        recipe: What to plan.
+        processes: Number of processes that would share the images.
+
+    Raises:
+        HfftError: For every mistake that can be seen without weights and pixels.
+    """
+    images = load_data(recipe.data, recipe.seed)
+    check_phases(recipe, images, Path(recipe.output_dir) / recipe.name)
+    plans = []
+    for phase in recipe.phases:
+        skeleton = prepare_phase(load_skeleton(recipe.model, images.labels), phase)
+        plans.append(plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes))
+    return images, plans
+
+
+def check_phases(recipe: Recipe, images: ImageData, folder: Path) -> list[Any]:
+    """Try every phase on a network without weights.
+
+    Returns:
+        The TrainingArguments of each phase.
+
+    Raises:
+        RecipeError: If transformers refuses an argument, or the metric is unknown.
+        ModelError: If the network doesn't have what a phase asks for.
+    """
+    arguments = []
+    for number, phase in enumerate(recipe.phases):
+        metric = phase.arguments.get("metric_for_best_model", "accuracy")
+        if metric.removeprefix("eval_") not in (*METRICS, "loss"):
+            raise RecipeError(
+                f"phases.{phase.name}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}"
+            )
+        try:
+            prepare_phase(load_skeleton(recipe.model, images.labels), phase)
+        except ModelError as error:
+            raise ModelError(f"phases.{phase.name}: {error}") from error
+        validate = "validation" in images.splits
+        arguments.append(
+            training_arguments(phase, folder / f"{number}-{phase.name}", seed=recipe.seed, validate=validate)
+        )
+    return arguments
+
+
+def evaluate(source: str | Path, *, data: str | None = None, split: str | None = None) -> Scores:
+    """Score a finished run or any classifier on labelled images.
+
+    Args:
+        source: Run folder, model folder or Hub id.
+        data: Folder or Hub id of labelled images; the run's own data when None.
+        split: Which split; `test` of a run's own data, everything of new data when None.
+
+    Raises:
+        HfftError: If model, data or split can't be used.
+    """
+    classifier = Classifier.from_pretrained(source)
+    if data is not None:
+        rows = load_rows(DataSpec(source=data), classifier.classes, split)
+    else:
+        recipe = Run(source).recipe
+        images = load_data(recipe.data, recipe.seed)
+        if (split or "test") not in images.splits:
+            raise RunError(f"{source}: no split {split or 'test'!r}; found: {', '.join(images.splits)}")
+        rows = images.splits[split or "test"]
+    return score(classifier.model, rows, classifier.transform, classes=classifier.classes)
+
+
+def _audit(images: ImageData, source: str) -> dict[str, Audit]:
+    state = PartialState()
+    found: list[Any] = [None]
+    if state.is_main_process:
+        found = [{split: audit(rows, f"checking {split} images") for split, rows in images.splits.items()}]
+    broadcast_object_list(found)
+    refuse_broken(found[0], source)
+    return found[0]
+
+
+def _given(model: PreTrainedModel, recipe: Recipe) -> tuple[PreTrainedModel, Any]:
+    return model, load_processor(recipe.model, model.config)
+
+
+def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) -> PhaseData:
+    augment = recipe.data.augment
+    evaluate_with = evaluation_transform(processor)
+    validation = images.splits.get("validation")
+    return PhaseData(
+        train=Examples(
+            images.splits["train"], training_transform(processor, augment), seed=recipe.seed + (number << 32)
+        ),
+        validation=None if validation is None else Examples(validation, evaluate_with),
+        collate=Collator(augment.mixup, len(images.labels)),
+        measure=trainer_metrics(),
+    )
+
+
+def _keep_adapter(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
+    """Save the adapter when it is the last thing trained, and merge it into the network."""
+    is_last = number == len(recipe.phases) - 1
+    touched = [phase for phase in recipe.phases[:number] if phase.adapter is not None or phase.unfreeze != "head"]
+    if is_last and PartialState().is_main_process:
+        base, revision = recipe.model.checkpoint, recipe.model.revision
+        if touched:  # it sits on weights that only this run has
+            before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
+            result = finished_phase(before)
+            assert result is not None
+            base, revision = str(before / result.checkpoint), None
+        save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
+    return merge(network)
+
+
+def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
+    """Score the folder that was written and not the network in memory: that is what users will open."""
+    model, processor = reopen(model_folder)
+    transform = evaluation_transform(processor)
+    batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", 32)
+    return {
+        split: score(
+            model,
+            images.splits[split],
+            transform,
+            classes=images.labels,
+            batch_size=batch_size,
+            workers=min(cpus_per_process(), 8),
+        )
+        for split in ("validation", "test")
+        if split in images.splits
+    }
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    begun = time.monotonic()
+    yield
+    seconds[stage] = time.monotonic() - begun

@@ -1,0 +1,96 @@
+"""What happens beside the training steps: the epoch told to the data, progress shown, history written."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from accelerate.logging import get_logger
+from transformers import ProgressCallback, TrainerCallback
+
+from hfft.files import write_text
+
+_LOG = get_logger(__name__)
+
+
+class EpochSetter(TrainerCallback):
+    """Tells the training examples which epoch begins; Accelerate does not when processes share the images."""
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Pass the epoch on."""
+        kwargs["train_dataloader"].dataset.set_epoch(int(state.epoch or 0))
+
+
+class HistoryWriter(TrainerCallback):
+    """Keeps history.jsonl: one line per logged step or evaluation, of this process and of those it continues."""
+
+    def __init__(self, path: Path) -> None:
+        """Choose the file."""
+        self.path = path
+
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Rewrite the file from the Trainer's own log, which a continued phase restores."""
+        if state.is_world_process_zero:
+            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class PhaseProgress(ProgressCallback):
+    """A progress bar for the phase, and one line per evaluation."""
+
+    def __init__(self, title: str, images: int) -> None:
+        """Choose what to show.
+
+        Args:
+            title: For example `phase 1/2 head`.
+            images: Training images per epoch.
+        """
+        super().__init__()
+        self.title = title
+        self.images = images
+        self._begun = (0.0, 0.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Open the bar, unless bars are off."""
+        self._begun = (time.monotonic(), float(state.epoch or 0))
+        if not args.disable_tqdm:
+            super().on_train_begin(args, state, control, **kwargs)
+            if self.training_bar is not None:
+                self.training_bar.set_description(self.title)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        if self.training_bar is not None:
+            super().on_step_end(args, state, control, **kwargs)
+
+    def on_prediction_step(
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Show no second bar: an evaluation is short beside a phase."""
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Close the bar."""
+        if self.training_bar is not None:
+            super().on_train_end(args, state, control, **kwargs)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Say how an evaluation went."""
+        if not state.is_world_process_zero or "eval_accuracy" not in (logs or {}):
+            return
+        start, epoch = self._begun
+        rate = self.images * ((state.epoch or 0) - epoch) / max(time.monotonic() - start, 1e-9)
+        loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
+        numbers = {"loss": loss, "accuracy": logs["eval_accuracy"], "macro F1": logs["eval_macro_f1"]}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items() if value is not None)
+        epochs = f"epoch {state.epoch:g} of {args.num_train_epochs:g}"
+        line = f"{self.title}: {epochs}, {shown} on validation, {rate:.0f} images/s"
+        if self.training_bar is not None:
+            self.training_bar.write(line)
+        else:
+            _LOG.info(line)
+
+
+def cpus_per_process() -> int:
+    """Processor cores that one process of a launch can count on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

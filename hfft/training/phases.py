@@ -1,0 +1,248 @@
+"""Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
+
+import dataclasses
+import json
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    EarlyStoppingCallback,
+    PrinterCallback,
+    ProgressCallback,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+
+from hfft.data.batches import Collator, Examples
+from hfft.errors import RecipeError
+from hfft.files import read_json, write_json
+from hfft.model.freezing import Freeze
+from hfft.recipe.spec import PhaseSpec
+from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, cpus_per_process
+from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.trainer import PhaseTrainer, clear_partial, restore
+
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class PhaseData:
+    """What a phase trains and evaluates on.
+
+    Attributes:
+        train: Training images.
+        validation: Validation images, if there are any.
+        collate: Examples to batches.
+        measure: Trainer's compute_metrics.
+    """
+
+    train: Examples
+    validation: Examples | None
+    collate: Collator
+    measure: Callable[[Any], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    """How a phase ended; result.json.
+
+    Attributes:
+        checkpoint: Folder of its best weights, below the phase's folder.
+        best_step: Optimizer step of those weights.
+        steps: Steps taken.
+        metrics: Validation metrics of the best weights; empty without validation images.
+        seconds: Time of training and evaluation in the process that finished the phase.
+        images_per_second: Training images in that time.
+        frozen: Tensors and bytes compared before and after, and how many changed.
+    """
+
+    checkpoint: str
+    best_step: int
+    steps: int
+    metrics: dict[str, float]
+    seconds: float
+    images_per_second: float
+    frozen: dict[str, int]
+
+
+def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bool) -> TrainingArguments:
+    """The Trainer's settings for a phase.
+
+    Args:
+        spec: The phase.
+        folder: Its folder.
+        seed: The recipe's seed.
+        validate: Whether there are validation images.
+
+    Raises:
+        RecipeError: If transformers refuses a value or a combination.
+    """
+    asked = spec.arguments
+    strategy = asked.get("eval_strategy", "epoch") if validate else "no"
+    has_accelerator = torch.accelerator.is_available()
+    settings = {
+        "metric_for_best_model": "accuracy",
+        "save_total_limit": 1,
+        "logging_steps": 50,
+        "report_to": "none",
+        "disable_tqdm": not sys.stderr.isatty(),
+        "dataloader_num_workers": min(cpus_per_process(), 8),
+        "dataloader_pin_memory": has_accelerator,
+        "use_cpu": not has_accelerator,
+        **asked,
+        "output_dir": str(folder),
+        "seed": seed,
+        "eval_strategy": strategy,
+        "save_strategy": strategy if strategy != "no" else "epoch",
+        "load_best_model_at_end": strategy != "no",
+        "restore_callback_states_from_checkpoint": True,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+        "ddp_find_unused_parameters": asked.get("ddp_find_unused_parameters", False),
+    }
+    if strategy == "steps":
+        settings["save_steps"] = settings["eval_steps"] = asked.get("eval_steps", settings["logging_steps"])
+    try:
+        return TrainingArguments(**settings)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+
+
+def run_phase(
+    model: Any,
+    spec: PhaseSpec,
+    data: PhaseData,
+    *,
+    arguments: TrainingArguments,
+    title: str,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> tuple[Any, PhaseResult]:
+    """Train one phase, finish it from its newest whole checkpoint, or reload it where it has ended.
+
+    Args:
+        model: A plain classifier with the weights to start from.
+        spec: The phase.
+        data: Images and metrics.
+        arguments: From `training_arguments`.
+        title: Shown beside the progress.
+        callbacks: The user's.
+
+    Returns:
+        The model with the phase's best weights, its adapter still attached, and the result.
+
+    Raises:
+        TrainingError: If a frozen tensor changed.
+    """
+    folder = _folder(arguments)
+    set_seed(arguments.seed)
+    model = prepare_phase(model, spec)
+    result = finished_phase(folder)
+    if result is not None:
+        _LOG.info(f"{title}: was finished")
+        restore(model, folder / result.checkpoint)
+        return model, result
+    plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
+    freeze = Freeze(model, batchnorm=spec.batchnorm)
+    trainer = PhaseTrainer(
+        model,
+        arguments,
+        groups=plan.groups,
+        freeze=freeze,
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=data.collate,
+        compute_metrics=data.measure,
+        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+        callbacks=[*callbacks],
+    )
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    for callback in _own_callbacks(spec, folder, title, len(data.train)):
+        trainer.add_callback(callback)
+    if trainer.is_world_process_zero():
+        clear_partial(folder)
+        write_json(folder / "plan.json", dataclasses.asdict(plan))
+    _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps")
+    unfinished = newest_checkpoint(folder)
+    if unfinished is not None:
+        _LOG.info(f"{title}: continues from {unfinished.name}")
+    begun = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(unfinished) if unfinished else None)
+    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
+    if trainer.is_world_process_zero():
+        write_json(folder / "result.json", dataclasses.asdict(result))
+    trainer.accelerator.wait_for_everyone()
+    return trainer.accelerator.unwrap_model(trainer.model), result
+
+
+def finished_phase(folder: Path) -> PhaseResult | None:
+    """The result of a phase that has ended, if it has."""
+    path = folder / "result.json"
+    return PhaseResult(**read_json(path)) if path.is_file() else None
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest step whose files all open; a damaged one is passed over with a warning."""
+    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
+    for _, path in sorted(found.items(), reverse=True):
+        problem = _damage(path)
+        if problem is None:
+            return path
+        _LOG.warning(f"{path}: not whole ({problem}); trying the one before")
+    return None
+
+
+def _damage(folder: Path) -> str | None:
+    try:
+        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        weights = [*folder.glob("*.safetensors")]
+        if not weights:
+            return "no weights"
+        for path in weights:
+            with safe_open(path, framework="pt") as tensors:
+                tensors.keys()
+        for name in ("optimizer.pt", "scheduler.pt"):
+            with zipfile.ZipFile(folder / name) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                return f"{name}: {broken} is damaged"
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return str(error).splitlines()[0]
+    return None
+
+
+def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> list[TrainerCallback]:
+    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), PhaseProgress(title, images)]
+    return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
+
+
+def _folder(arguments: TrainingArguments) -> Path:
+    assert arguments.output_dir is not None
+    return Path(arguments.output_dir)
+
+
+def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:
+    state = trainer.state
+    best = state.best_global_step or state.global_step
+    logged = [entry for entry in state.log_history if entry.get("step") == best and "eval_accuracy" in entry]
+    left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_loss")
+    metrics = {key[5:]: value for key, value in (logged[-1] if logged else {}).items() if key[:5] == "eval_"}
+    speed = next((e["train_samples_per_second"] for e in reversed(state.log_history) if "train_runtime" in e), 0.0)
+    return PhaseResult(
+        checkpoint=f"checkpoint-{best}",
+        best_step=best,
+        steps=state.global_step,
+        metrics={key: value for key, value in metrics.items() if f"eval_{key}" not in left_out},
+        seconds=round(seconds, 3),
+        images_per_second=speed,
+        frozen=frozen,
+    )

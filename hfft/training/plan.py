@@ -1,0 +1,177 @@
+"""A phase and a model -> what trains, at which rates, for how many steps."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from hfft.model.adapters import attach
+from hfft.model.anatomy import Anatomy, dissect
+from hfft.model.freezing import frozen_parts, set_trainable, trainable_names
+from hfft.recipe.spec import PhaseSpec
+
+# transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
+_DEFAULTS = {
+    "learning_rate": 5e-5,
+    "weight_decay": 0.0,
+    "num_train_epochs": 3.0,
+    "max_steps": -1,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+}
+# Tensors of two or more dimensions that are positions, tokens or scales rather than weights of a layer.
+_NO_DECAY = ("pos_embed", "position_embedding", "relative_position", "_token", "layer_scale", "lambda_", "gamma")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a learning rate and a weight decay.
+
+    Attributes:
+        part: The part they belong to.
+        names: Their names.
+        learning_rate: Highest rate of the schedule.
+        weight_decay: As AdamW takes it.
+    """
+
+    part: str
+    names: tuple[str, ...]
+    learning_rate: float
+    weight_decay: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a phase will do.
+
+    Attributes:
+        phase: Its name.
+        trains: The trainable parts in words.
+        trainable: Parameters that train.
+        total: Parameters of the network, adapter included.
+        groups: Parameter groups of the optimizer.
+        images: Training images per epoch.
+        batch: Images per optimizer step, over all processes.
+        steps: Optimizer steps.
+        epochs: Passes over the training images.
+        state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
+    """
+
+    phase: str
+    trains: str
+    trainable: int
+    total: int
+    groups: tuple[Group, ...]
+    images: int
+    batch: int
+    steps: int
+    epochs: float
+    state_bytes: int
+
+
+def prepare_phase(model: Any, spec: PhaseSpec) -> Any:
+    """Set up a model for a phase: attach its adapter, or unfreeze its parts.
+
+    Args:
+        model: A plain classifier, changed in place; may be on the meta device.
+        spec: The phase.
+
+    Returns:
+        The model, wrapped by PEFT for an adapter phase.
+
+    Raises:
+        ModelError: If the network doesn't have what the phase asks for.
+    """
+    if spec.adapter is not None:
+        set_trainable(model, set())
+        return attach(model, spec.adapter)
+    set_trainable(model, trainable_names(model, dissect(model), spec.unfreeze))
+    return model
+
+
+def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int = 1) -> Plan:
+    """Plan a phase of a model that `prepare_phase` has set up.
+
+    Args:
+        model: The classifier; shapes suffice.
+        spec: The phase.
+        images: Number of training images.
+        processes: Number of processes that share them.
+    """
+    anatomy = dissect(model)
+    arguments = {**_DEFAULTS, **spec.arguments}
+    parameters = dict(model.named_parameters())
+    trainable = sum(value.numel() for value in parameters.values() if value.requires_grad)
+    total = sum(value.numel() for value in parameters.values())
+    accumulation = arguments["gradient_accumulation_steps"]
+    batches = math.ceil(math.ceil(images / arguments["per_device_train_batch_size"]) / processes)
+    per_epoch = max(math.ceil(batches / accumulation), 1)
+    max_steps = arguments["max_steps"]
+    steps = max_steps if max_steps > 0 else math.ceil(arguments["num_train_epochs"] * per_epoch)
+    return Plan(
+        phase=spec.name,
+        trains=_in_words(model, anatomy),
+        trainable=trainable,
+        total=total,
+        groups=parameter_groups(model, anatomy, spec, arguments),
+        images=images,
+        batch=arguments["per_device_train_batch_size"] * processes * accumulation,
+        steps=steps,
+        epochs=steps / per_epoch,
+        state_bytes=4 * total + 12 * trainable,
+    )
+
+
+def parameter_groups(
+    model: nn.Module, anatomy: Anatomy, spec: PhaseSpec, arguments: Mapping[str, Any]
+) -> tuple[Group, ...]:
+    """Trainable parameters by part, each with its rate, split into those with and without weight decay.
+
+    A part's rate is the phase's, times `layer_decay` once per block from the head down: the head and the norm get
+    the full rate, the last block one factor less, and so on to the stem
+    (BEiT fine-tuning, https://hf.co/papers/2106.08254). Weight decay never falls on biases, norms, scales,
+    positions and tokens.
+    """
+    parameters = dict(model.named_parameters())
+    groups = []
+    depth = len(anatomy.blocks)
+    for place, part in enumerate(anatomy.parts):
+        below_head = max(depth + 1 - place, 0)  # norm and head: 0, last block: 1, ..., stem: depth + 1
+        rate = arguments["learning_rate"] * spec.layer_decay**below_head
+        names = [name for name in part.tensors if name in parameters and parameters[name].requires_grad]
+        decayed = [name for name in names if _decays(name, parameters[name])]
+        plain = [name for name in names if name not in decayed]
+        for chosen, decay in ((decayed, float(arguments["weight_decay"])), (plain, 0.0)):
+            if chosen:
+                groups.append(Group(part.name, tuple(chosen), rate, decay))
+    return tuple(groups)
+
+
+def _decays(name: str, parameter: nn.Parameter) -> bool:
+    return parameter.ndim > 1 and not any(word in name for word in _NO_DECAY)
+
+
+def _in_words(model: nn.Module, anatomy: Anatomy) -> str:
+    """For example `blocks 8-11 of 12, norm, head`; `adapter in blocks 0-11 of 12, head`."""
+    frozen = frozen_parts(model, anatomy)
+    blocks = [number for number, block in enumerate(anatomy.blocks) if block.name not in frozen]
+    words = ["stem"] if "stem" not in frozen else []
+    if blocks:
+        spans = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _spans(blocks))
+        adapter = "adapter in " if any("lora_" in name for name, _ in model.named_parameters()) else ""
+        words.append(f"{adapter}block{'s' if len(blocks) > 1 else ''} {spans} of {len(anatomy.blocks)}")
+    has_norm = any(name in dict(model.named_parameters()) for name in anatomy.part("norm").tensors)
+    words += ["norm"] if "norm" not in frozen and has_norm else []
+    return ", ".join([*words, "head"])
+
+
+def _spans(numbers: list[int]) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1] = (spans[-1][0], number)
+        else:
+            spans.append((number, number))
+    return spans

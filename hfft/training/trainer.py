@@ -1,0 +1,101 @@
+"""The one subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints
+
+from hfft.files import publish_folder
+from hfft.model.adapters import restore_adapter
+from hfft.model.checkpoint import quiet, restore_weights
+from hfft.model.freezing import Freeze
+from hfft.training.losses import ImageLoss
+from hfft.training.plan import Group
+
+_ASIDE = ".partial"
+
+
+class PhaseTrainer(Trainer):
+    """Trains one phase."""
+
+    def __init__(
+        self, model: Any, args: TrainingArguments, *, groups: Sequence[Group], freeze: Freeze, **data: Any
+    ) -> None:
+        """Set up the phase.
+
+        Args:
+            model: As `prepare_phase` left it.
+            args: Settings of the phase.
+            groups: The optimizer's parameter groups.
+            freeze: Holds what is frozen.
+            **data: Data sets, collator, metrics and callbacks, as Trainer takes them.
+        """
+        self._groups = groups
+        self._freeze = freeze
+        self._is_saving = False
+        self._folder = Path(args.output_dir or ".")
+        super().__init__(model=model, args=args, compute_loss_func=ImageLoss(args.label_smoothing_factor), **data)
+        self.model_accepts_loss_kwargs = False  # the loss counts images itself; models must not scale it again
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Build the optimizer that the arguments name, over the plan's groups."""
+        if self.optimizer is None:
+            network: Any = self.model if model is None else model
+            parameters = dict(network.named_parameters())
+            kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
+            groups = [
+                {
+                    "params": [parameters[name] for name in group.names],
+                    "lr": group.learning_rate,
+                    "weight_decay": group.weight_decay,
+                }
+                for group in self._groups
+            ]
+            self.optimizer = kind(groups, **options)
+        return self.optimizer
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Hold what is frozen, which the Trainer's `model.train()` has just released, then the usual loss."""
+        self._freeze.hold()
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save aside, then rename: a checkpoint folder that exists is whole."""
+        self._is_saving = True
+        with quiet():
+            super()._save_checkpoint(model, trial)
+        self._is_saving = False
+        self.accelerator.wait_for_everyone()  # every rank saves its random state
+        folder = self._folder
+        name = f"checkpoint-{self.state.global_step}"
+        best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
+        self.state.best_model_checkpoint = str(best)
+        if self.args.should_save:
+            self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
+            publish_folder(folder / _ASIDE / name, folder / name)
+            rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        restore(self.model if model is None else model, resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        """Load the best weights of the phase, found by their step: the folder may have been moved since."""
+        restore(self.model, self._folder / f"checkpoint-{self.state.best_global_step}")
+
+
+def restore(model: Any, folder: str | Path) -> None:
+    """Load a checkpoint of a phase into its model, plain or adapted."""
+    (restore_adapter if hasattr(model, "peft_config") else restore_weights)(model, folder)
+
+
+def clear_partial(folder: Path) -> None:
+    """Remove what a killed process was still writing."""
+    shutil.rmtree(folder / _ASIDE, ignore_errors=True)

@@ -1,0 +1,8 @@
+"""Train a recipe under `accelerate launch`: `accelerate launch scripts/train.py RECIPE [key=value ...]`."""
+
+import sys
+
+from hfft.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["train", *sys.argv[1:]]))

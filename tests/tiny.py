@@ -1,0 +1,93 @@
+"""Tiny classifiers built from config with a fixed seed, saved as checkpoints with a processor: real code, no download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
+
+SIDE = 32
+
+_TRANSFORMER = {
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "image_size": SIDE,
+    "patch_size": 8,
+}
+_STAGED = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
+_WINDOWED = {
+    "image_size": SIDE,
+    "patch_size": 2,
+    "embed_dim": 8,
+    "depths": [1, 2, 1],
+    "num_heads": [1, 2, 2],
+    "window_size": 4,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "beit": {**_TRANSFORMER, "use_mask_token": False},
+    "bit": {**_STAGED, "embedding_size": 8, "num_groups": 4},
+    "convnext": {**_STAGED, "patch_size": 2},
+    "convnextv2": {**_STAGED, "patch_size": 2},
+    "data2vec-vision": _TRANSFORMER,
+    "deit": {**_TRANSFORMER, "architectures": ["DeiTForImageClassification"]},
+    "dinov2": {**_TRANSFORMER, "mlp_ratio": 2},
+    "dinov2_with_registers": {**_TRANSFORMER, "mlp_ratio": 2},
+    "efficientnet": {
+        "image_size": SIDE,
+        "width_coefficient": 0.25,
+        "depth_coefficient": 0.25,
+        "hidden_dim": 320,
+        "drop_connect_rate": 0.2,
+    },
+    "focalnet": {"image_size": SIDE, "patch_size": 2, "embed_dim": 8, "depths": [1, 1, 2, 1]},
+    "ijepa": _TRANSFORMER,
+    "mobilenet_v1": {"image_size": SIDE, "depth_multiplier": 0.25, "min_depth": 4},
+    "mobilenet_v2": {"image_size": SIDE, "depth_multiplier": 0.25, "min_depth": 4},
+    "poolformer": {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]},
+    "regnet": {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1], "embedding_size": 8, "groups_width": 4},
+    "resnet": {**_STAGED, "embedding_size": 8},
+    "swin": _WINDOWED,
+    "swinv2": _WINDOWED,
+    "vit": {**_TRANSFORMER, "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+    "vit_msn": _TRANSFORMER,
+    "timm_wrapper": {"architecture": "resnet10t"},
+}
+
+
+def build(family: str, classes: int = 2, **changes: Any) -> PreTrainedModel:
+    """A tiny model of the family in evaluation mode; equal at each call."""
+    config = AutoConfig.for_model(family, **{**CONFIGS[family], "num_labels": classes, **changes})
+    torch.manual_seed(0)
+    model = AutoModelForImageClassification.from_config(config)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():  # statistics that are not the identity
+            if name.endswith("running_mean"):
+                buffer.uniform_(-0.1, 0.1)
+            if name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return model.eval()
+
+
+def save(folder: Path, family: str = "vit", classes: int = 10, **changes: Any) -> Path:
+    """A checkpoint folder of the family: config, safetensors, processor."""
+    model = build(family, classes, **changes)
+    if family == "timm_wrapper":
+        model.config.pretrained_cfg = {
+            "input_size": [3, SIDE, SIDE],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "interpolation": "bicubic",
+            "crop_pct": 1.0,
+        }
+    model.save_pretrained(folder)
+    if family != "timm_wrapper":
+        processor().save_pretrained(folder)
+    return folder
+
+
+def processor(side: int = SIDE) -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": side, "width": side}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
