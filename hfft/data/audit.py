@@ -38,9 +38,13 @@ def audit(rows: Dataset, name: str) -> Audit:
     digest = hashlib.blake2b(digest_size=16)
     broken: dict[str, str] = {}
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(_examine, rows)
+        # By number: the pool takes all its arguments at once, and rows may hold the bytes of their images.
+        results = pool.map(lambda number: _examine(rows[number]), range(len(rows)))
+        named = rows.select_columns(["file", "label"])
         row: Any
-        for row, (content, problem) in zip(rows, tqdm(results, name, len(rows), delay=3, unit=" images"), strict=True):
+        for row, (content, problem) in zip(
+            named, tqdm(results, name, len(rows), delay=3, unit=" images"), strict=True
+        ):
             digest.update(f"{row['file']}\0{row['label']}\0".encode() + content)
             if problem is not None:
                 broken[row["file"]] = problem
@@ -63,6 +67,8 @@ def refuse_broken(audits: dict[str, Audit], source: str) -> None:
 
 
 def _examine(row: Any) -> tuple[bytes, str | None]:
+    if row["image"] is None:
+        return b"", "the row holds no image"
     try:
         content = row["image"]["bytes"]
         if content is None:

@@ -39,11 +39,11 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`pixel_values` (C, H, W), `label`, and the `key` that its random decisions depend on."""
+        """`pixel_values` (C, H, W), `label`, and the `key` of its random decisions, None where there are none."""
         row = self.rows[int(index)]
         image = decode_row(row)
         if self.seed is None:
-            return {"pixel_values": self.transform(image), "label": row["label"], "key": (0, int(index))}
+            return {"pixel_values": self.transform(image), "label": row["label"], "key": None}
         key = (self.seed, int(self._epoch), int(index))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(key))
@@ -65,12 +65,12 @@ class Collator:
         self.classes = classes
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stack the examples, and mix each with its mirror in the batch when mixup is on."""
+        """Stack the examples; with mixup on, mix training examples each with its mirror in the batch."""
         pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
         labels = torch.tensor([example["label"] for example in examples])  # (B,)
-        if self.mixup == 0:
+        keys = tuple(number for example in examples for number in example["key"] or ())
+        if self.mixup == 0 or not keys:
             return {"pixel_values": pixels, "labels": labels}
-        keys = tuple(number for example in examples for number in example["key"])
         share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))
         targets = torch.nn.functional.one_hot(labels, self.classes).to(pixels.dtype)  # (B, K)
         return {

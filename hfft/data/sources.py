@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset
 from PIL import Image as PillowImage
 
 from hfft.errors import DataError
-from hfft.recipe.spec import DataSpec
+from hfft.recipe.spec import DataSpec, SplitSpec
+from hfft.remote import hub_problem
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
 SPLIT_NAMES = {
@@ -53,8 +54,9 @@ def load_data(spec: DataSpec, seed: int, source: DatasetDict | None = None) -> I
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
     found = _standardize(source, spec, "data") if source is not None else _read(spec)
-    data = _split(found, spec, seed)
-    _check_classes(data, spec.source)
+    where = "data" if source is not None else spec.source
+    data = _split(found, spec.splits, seed=seed, where=where)
+    _check_classes(data, where)
     return data
 
 
@@ -78,9 +80,13 @@ def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None)
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
         )
-    rows: list[Any] = [row for part in found.values() for row in part]
-    features = _features(labels)
-    return Dataset.from_list([{**row, "label": labels.index(ours[row["label"]])} for row in rows], features=features)
+    places = [labels.index(name) for name in ours]
+    parts = []
+    for name, part in found.items():
+        values = [places[value] for value in _labelled(part, name, spec.source)["label"]]
+        label = ClassLabel(names=list(labels))
+        parts.append(part.remove_columns("label").add_column("label", values, feature=label))
+    return concatenate_datasets(parts)
 
 
 def _read(spec: DataSpec) -> dict[str, Dataset]:
@@ -91,6 +97,9 @@ def _read(spec: DataSpec) -> dict[str, Dataset]:
         raise DataError(f"data.source: {spec.source} is a file; allowed: a folder or a Hub id")
     if spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
         raise DataError(f"data.source: the folder {spec.source} does not exist")
+    problem = hub_problem(spec.source, "dataset", spec.revision)
+    if problem is not None:
+        raise DataError(f"data.source: {spec.source} is no folder here, and {problem}")
     return _standardize(_load(spec, spec.source, spec.config), spec, spec.source)
 
 
@@ -99,39 +108,45 @@ def _load(spec: DataSpec, path: str, config: str | None) -> DatasetDict:
         loaded = load_dataset(path, config, revision=spec.revision)
     except Exception as error:  # datasets raises its own, huggingface_hub's, pyarrow's and plain ValueErrors here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"data.source: {path} is no folder here, and the Hub gave no data set of that name: {reason}"
-        ) from error
+        raise DataError(f"data.source: {path} can't be loaded as a data set: {reason}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
 
 
 def _read_folder(folder: Path, spec: DataSpec) -> dict[str, Dataset]:
     if any(folder.rglob("*.parquet")):
         return _standardize(_load(spec, str(folder), None), spec, spec.source)
-    children = _subfolders(folder)
-    splits = {path.name: path for path in children}
-    if not _are_splits(children):
-        splits = {"train": folder}
+    splits = _split_folders(folder)
     names = sorted({child.name for path in splits.values() for child in _subfolders(path)})
     if not names:
         raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
     return {split: _class_folder_rows(path, folder, tuple(names)) for split, path in splits.items()}
 
 
-def _are_splits(children: list[Path]) -> bool:
-    """Folders are splits only when every one of them is called like a split, one is train, and all hold folders."""
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    called = {path.name.lower() for path in children}
-    is_split_layout = called <= known and any(name in called for name in SPLIT_NAMES["train"])
-    return is_split_layout and all(_subfolders(path) for path in children)
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder when every one of them is called like a split and holds folders, else itself as train.
+
+    Raises:
+        DataError: If some look like splits and others don't: class folders would become images of a class `train`.
+    """
+    known = [name for names in SPLIT_NAMES.values() for name in names]
+    children = _subfolders(folder)
+    splits = [path for path in children if path.name.lower() in known and _subfolders(path)]
+    if splits and len(splits) == len(children):
+        return {path.name: path for path in children}
+    without_images = [path.name for path in splits if not any(_is_image(file, path) for file in path.iterdir())]
+    if without_images:
+        others = [path.name for path in children if path not in splits]
+        raise DataError(
+            f"{folder}: {', '.join(without_images)} look like splits and {', '.join(others)} do not; allowed: class "
+            f"folders alone, or folders of class folders that are called {', '.join(known)}"
+        )
+    return {"train": folder}
 
 
 def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...]) -> Dataset:
-    readable = PillowImage.registered_extensions()
     rows = []
     for label, name in enumerate(names):
-        files = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in readable)
-        files = [path for path in files if not path.name.startswith(".") and path.is_file()]
+        files = sorted(path for path in (folder / name).rglob("*") if _is_image(path, folder))
         if (folder / name).is_dir() and not files:
             raise DataError(f"{folder / name}: the class folder holds no images; add some or remove the folder")
         rows += [
@@ -145,34 +160,62 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
+def _is_image(path: Path, root: Path) -> bool:
+    """Whether the name is an image's, and neither it nor a folder on the way from the root is hidden."""
+    is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return path.suffix.lower() in PillowImage.registered_extensions() and not is_hidden and path.is_file()
+
+
 def _features(names: tuple[str, ...]) -> Features:
     return Features({"image": Image(decode=False), "label": ClassLabel(names=list(names)), "file": Value("string")})
 
 
 def _standardize(source: DatasetDict, spec: DataSpec, where: str) -> dict[str, Dataset]:
     """Any data set with an image and a label column -> splits with our three columns and one list of class names."""
+    if not source:
+        raise DataError(f"{where}: holds no splits")
     first = next(iter(source.values()))
     image = _column(spec.image_column, _columns_of(first, Image), first, f"{where}: image_column")
     labelled = _columns_of(first, ClassLabel) or [name for name in _LABEL_NAMES if name in first.column_names]
     label = _column(spec.label_column, labelled, first, f"{where}: label_column")
-    feature = first.features[label]
+    texts: dict[str, list[str | None]] = {}
+    for split, part in source.items():
+        if not {image, label} <= set(part.column_names):
+            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(part.column_names)}")
+        texts[str(split)] = _label_texts(part, label, f"{where}: label_column")
+    names = {text: None for column in texts.values() for text in column if text is not None}
+    ordered = sorted(names, key=_natural)
+    if isinstance(first.features[label], ClassLabel):
+        declared = (name for part in source.values() for name in getattr(part.features[label], "names", ()))
+        ordered = list(dict.fromkeys([*declared, *ordered]))
+    return {
+        str(split): _three_columns(part, str(split), image=image, texts=texts[str(split)], names=ordered)
+        for split, part in source.items()
+    }
+
+
+def _label_texts(part: Dataset, label: str, where: str) -> list[str | None]:
+    """The label of each row as text, whatever its type; None for a row without one."""
+    feature = part.features[label]
     if isinstance(feature, ClassLabel):
-        names = list(feature.names)
-    else:
-        names = sorted({str(value) for part in source.values() for value in part.unique(label)}, key=_natural)
-    return {str(split): _three_columns(part, str(split), image, label, tuple(names)) for split, part in source.items()}
+        return [feature.names[value] if value is not None and value >= 0 else None for value in part[label][:]]
+    if isinstance(feature, Value):
+        return [None if value is None else str(value) for value in part[label][:]]
+    raise DataError(f"{where}: the column {label!r} holds {feature}; allowed: one class per image")
 
 
-def _three_columns(part: Dataset, split: str, image: str, label: str, names: tuple[str, ...]) -> Dataset:
-    values = part[label][:]
-    if not isinstance(part.features[label], ClassLabel):
-        values = [names.index(str(value)) for value in values]
-    unlabelled = [row for row, value in enumerate(values) if value is None or not 0 <= value < len(names)]
-    if unlabelled:
-        raise DataError(f"split {split!r}: {len(unlabelled)} rows have no label, the first is row {unlabelled[0]}")
-    kept = part.select_columns([image]).rename_column(image, "image").cast_column("image", Image(decode=False))
+def _three_columns(part: Dataset, split: str, *, image: str, texts: list[str | None], names: list[str]) -> Dataset:
+    """Our columns; a row without a label gets -1, which `_labelled` refuses in the splits that are used."""
+    kept = part.select_columns([image])
+    kept = kept if image == "image" else kept.rename_column(image, "image")
+    try:
+        kept = kept.cast_column("image", Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
+        raise DataError(f"image_column: the column {image!r} holds {part.features[image]}, not images") from error
+    places = {name: place for place, name in enumerate(names)}
+    values = [-1 if text is None else places[text] for text in texts]
     width = len(str(max(len(part) - 1, 1)))
-    kept = kept.add_column("label", values, feature=ClassLabel(names=list(names)))
+    kept = kept.add_column("label", values, feature=ClassLabel(names=names))
     return kept.add_column("file", [f"{split}/{row:0{width}d}" for row in range(len(part))], feature=Value("string"))
 
 
@@ -192,30 +235,44 @@ def _column(asked: str | None, candidates: list[str], dataset: Dataset, where: s
 
 
 def _natural(text: str) -> tuple[int, int, str]:
-    return (0, int(text), "") if text.isdigit() else (1, 0, text)
+    return (0, int(text), "") if text.isdecimal() else (1, 0, text)
 
 
 def _existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
     aliases = SPLIT_NAMES.get(wanted, (wanted,))
-    for name in found:
-        if name == wanted or name.lower() in aliases:
-            return name
+    fitting = [wanted] if wanted in found else [name for name in found if name.lower() in aliases]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(f"{where}: several splits could be {wanted!r}: {', '.join(fitting)}; name the one you mean")
     raise DataError(f"{where}: there is no split {wanted!r}; found: {', '.join(found)}")
 
 
-def _split(found: dict[str, Dataset], spec: DataSpec, seed: int) -> ImageData:
-    train = found[_existing_split(found, spec.splits.train, spec.source)]
+def _labelled(rows: Dataset, split: str, where: str) -> Dataset:
+    """The rows as they are; an error if any has no label."""
+    missing = np.flatnonzero(np.asarray(rows["label"]) < 0)
+    if len(missing):
+        raise DataError(
+            f"{where}: {len(missing)} rows of the split {split!r} have no label, the first is row {missing[0]}"
+        )
+    return rows
+
+
+def _split(found: dict[str, Dataset], spec: SplitSpec, *, seed: int, where: str) -> ImageData:
+    name = _existing_split(found, spec.train, where)
+    train = _labelled(found[name], name, where)
     labels = tuple(train.features["label"].names)
     splits: dict[str, Dataset] = {}
     fractions: dict[str, float] = {}
-    for name, wanted in (("validation", spec.splits.validation), ("test", spec.splits.test)):
+    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
         has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
         if wanted == "auto":
             wanted = name if has_own else CARVED[name]
         if isinstance(wanted, float):
             fractions[name] = wanted
         elif wanted is not None:
-            splits[name] = found[_existing_split(found, str(wanted), spec.source)]
+            chosen = _existing_split(found, str(wanted), where)
+            splits[name] = _labelled(found[chosen], chosen, where)
     splits.update(_carve(train, fractions, seed))
     ordered = {name: splits[name] for name in ("train", "validation", "test") if name in splits}
     return ImageData(splits=ordered, labels=labels)

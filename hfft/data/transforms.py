@@ -41,7 +41,7 @@ def decode(source: bytes | str | os.PathLike[str] | Image.Image, *, draft: bool 
         return _to_rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise DataError("not an image in any format that Pillow reads") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise DataError(str(error) or type(error).__name__) from error
 
 
@@ -52,6 +52,8 @@ def decode_row(row: dict[str, Any]) -> Image.Image:
         DataError: If it can't be decoded.
     """
     image = row["image"]
+    if image is None:
+        raise DataError(f"{row['file']}: the row holds no image")
     try:
         return decode(image["path"] if image["bytes"] is None else image["bytes"])
     except DataError as error:

@@ -16,6 +16,7 @@ from hfft.errors import ModelError
 from hfft.files import write_folder
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import ModelSpec
+from hfft.remote import hub_problem
 
 _HEAD_STD = 0.02
 
@@ -78,6 +79,7 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
     Raises:
         ModelError: If there is no such checkpoint.
     """
+    _check_exists(spec)
     names = {
         "num_labels": len(labels),
         "id2label": dict(enumerate(labels)),
@@ -145,6 +147,7 @@ def reopen(folder: str | Path) -> tuple[PreTrainedModel, Any]:
         ModelError: If there is no such model, or a weight is missing.
     """
     spec = ModelSpec(checkpoint=str(folder))
+    _check_exists(spec)
     with quiet():
         try:
             model, report = AutoModelForImageClassification.from_pretrained(
@@ -183,6 +186,12 @@ def quiet() -> Iterator[None]:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+
+
+def _check_exists(spec: ModelSpec) -> None:
+    problem = None if Path(spec.checkpoint).is_dir() else hub_problem(spec.checkpoint, "model", spec.revision)
+    if problem is not None:
+        raise ModelError(f"model.checkpoint: {spec.checkpoint} is no folder here, and {problem}")
 
 
 def _check_only_head_is_new(model: PreTrainedModel, report: dict[str, Any], spec: ModelSpec) -> None:
@@ -242,9 +251,10 @@ def _resized(processor: Any, side: int) -> Any:
     now = _sample_pixels(processor).shape[-2]
     processor = copy.deepcopy(processor)
     for key in ("size", "crop_size"):
-        sizes = getattr(processor, key, None)
+        sizes = {name: value for name, value in dict(getattr(processor, key, None) or {}).items() if value}
         if sizes:
-            setattr(processor, key, type(sizes)(**{name: round(dict(sizes)[name] * side / now) for name in sizes}))
+            scaled = {name: round(value * side / now) for name, value in sizes.items()}
+            setattr(processor, key, type(getattr(processor, key))(**scaled))
     return processor
 
 

@@ -75,7 +75,7 @@ def argument_problem(name: str, value: Any) -> str | None:
             dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
         )
         return f"found {value!r}; allowed: {wanted}"
-    if name in ("learning_rate", "num_train_epochs") and value <= 0:
+    if name in ("learning_rate", "num_train_epochs") and not 0 < value < float("inf"):
         return f"found {value!r}; allowed: a number above 0"
     return None
 

@@ -16,6 +16,9 @@ from hfft.errors import RecipeError
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
 
+# What pydantic calls things, in the words of a YAML file.
+_WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
+_SHOWN = 12
 _SECTIONS = {
     "": Recipe,
     "model": ModelSpec,
@@ -41,12 +44,12 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         RecipeError: With all problems found: where, what was found, what is allowed.
     """
     where = "recipe" if isinstance(source, Mapping) else str(source)
-    content = json.loads(json.dumps(source)) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    content = _plain(source if isinstance(source, Mapping) else _read_yaml(Path(source)), where)
     if not isinstance(content, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys to values, found {_kind(content)}")
     for override in overrides:
         _apply_override(content, override)
-    return _build(content, where)
+    return _build(_plain(content, where), where)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -55,7 +58,8 @@ def dump_recipe(recipe: Recipe) -> str:
     content["phases"] = []
     for phase in recipe.phases:
         entry = _without_defaults(phase)
-        own = {key: value for key, value in entry.pop("arguments", {}).items() if recipe.training.get(key) != value}
+        shared = recipe.training.items()
+        own = {key: value for key, value in entry.pop("arguments", {}).items() if (key, value) not in shared}
         content["phases"].append({**entry, **own})
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
@@ -76,11 +80,21 @@ def _read_yaml(path: Path) -> Any:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
+    except ValueError as error:  # a tagged or date-like scalar that is none
+        raise RecipeError(f"{where}: not valid YAML: {error}") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def _plain(content: Any, where: str) -> Any:
+    """A copy of JSON types: keys are strings, dates and paths too."""
+    try:
+        return json.loads(json.dumps(content, default=str))
+    except (TypeError, ValueError) as error:  # a key that is a list, an alias inside its own anchor
+        raise RecipeError(f"{where}: not valid as a recipe: {error}") from error
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -119,10 +133,9 @@ def _build(content: dict[str, Any], where: str) -> Recipe:
     if isinstance(content.get("phases"), list):
         content["phases"] = [_split_phase(phase, shared, problems, n) for n, phase in enumerate(content["phases"])]
     try:
-        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content, default=str))
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content))
     except ValidationError as error:
-        problems += [_describe(problem, content) for problem in error.errors() if problem["type"] != "too_short"]
-        problems += [] if content.get("phases") != [] else ["phases: found []; allowed: a list of at least one phase"]
+        problems += _describe_all(error.errors(), content)
         recipe = None
     if recipe is not None:
         problems += _contradictions(recipe)
@@ -135,12 +148,12 @@ def _build(content: dict[str, Any], where: str) -> Recipe:
 def _split_phase(phase: Any, training: dict[str, Any], problems: list[str], number: int) -> Any:
     if not isinstance(phase, dict):
         return phase
-    where = f"phases.{phase.get('name', number)}"
+    where = f"phases.{_phase_name(phase, number)}"
     own = {field.name for field in dataclasses.fields(PhaseSpec)} - {"arguments"}
     arguments = {key: value for key, value in phase.items() if key not in own}
     known = training_argument_types()
     unknown = [key for key in arguments if key not in known]
-    problems += [_unknown_key(f"{where}.{key}", key, [*own, *known]) for key in unknown]
+    problems += [_unknown_key(f"{where}.{key}", key, [*own, *(set(known) - set(OWNED))]) for key in unknown]
     arguments = {key: value for key, value in arguments.items() if key in known}
     problems += _argument_problems(arguments, where)
     spec = {key: value for key, value in phase.items() if key in own}
@@ -158,11 +171,38 @@ def _argument_problems(arguments: dict[str, Any], where: str) -> list[str]:
     return problems
 
 
-def _describe(problem: Any, content: dict[str, Any]) -> str:
-    keys = [str(key) for key in problem["loc"]]
-    if len(keys) > 1 and keys[0] == "phases" and keys[1].isdigit():
-        phase = content["phases"][int(keys[1])]
-        keys[1] = str(phase.get("name", keys[1])) if isinstance(phase, dict) else keys[1]
+def _describe_all(problems: Sequence[Any], content: dict[str, Any]) -> list[str]:
+    """One line per path: a value that fits none of several types is one problem."""
+    described: dict[str, str] = {}
+    for problem in problems:
+        keys = _path(problem["loc"], content)
+        line = _describe(problem, keys)
+        path = ".".join(keys)
+        _, _, allowed = line.partition("; allowed: ")
+        described[path] = f"{described[path]} or {allowed}" if path in described else line
+    return list(described.values())
+
+
+def _path(location: Sequence[Any], content: Any) -> list[str]:
+    """Keys down to the value that a problem is about; pydantic adds the name of the type that it tried."""
+    keys: list[str] = []
+    node = content
+    for place, key in enumerate(location):
+        if isinstance(node, dict) and (key in node or place == len(location) - 1):
+            keys.append(str(key))
+            node = node.get(key)
+        elif isinstance(node, list) and isinstance(key, int) and key < len(node):
+            node = node[key]
+            keys.append(_phase_name(node, key) if keys == ["phases"] else str(key))
+    return keys
+
+
+def _phase_name(phase: Any, number: int) -> str:
+    name = phase.get("name") if isinstance(phase, dict) else None
+    return name if isinstance(name, str) else str(number)
+
+
+def _describe(problem: Any, keys: list[str]) -> str:
     path = ".".join(keys)
     if problem["type"] == "unexpected_keyword_argument":
         section = ".".join(key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1))
@@ -170,15 +210,18 @@ def _describe(problem: Any, content: dict[str, Any]) -> str:
         return _unknown_key(path, keys[-1], [field.name for field in dataclasses.fields(spec)] if spec else [])
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"
+    if path == "phases":
+        return f"{path}: found {problem['input']!r}; allowed: a list of at least one phase"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    message = _WORDS.get(message, message)
     allowed = message if message.startswith("allowed") else f"allowed: {message}"
     return f"{path}: found {problem['input']!r}; {allowed}"
 
 
 def _unknown_key(path: str, key: str, known: list[str]) -> str:
     nearest = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {', '.join(sorted(known)[:12])}"
-    return f"{path}: unknown key; {hint}"
+    allowed = ", ".join(sorted(known)) if len(known) <= _SHOWN else "the recipe's own keys and TrainingArguments'"
+    return f"{path}: unknown key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {allowed}")
 
 
 def _contradictions(recipe: Recipe) -> list[str]:
@@ -220,4 +263,5 @@ def _without_defaults(spec: Any) -> dict[str, Any]:
 
 
 def _kind(value: Any) -> str:
-    return "nothing" if value is None else f"a {type(value).__name__}"
+    kinds = {str: "text", list: "a list", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value is None else kinds.get(type(value), type(value).__name__)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", strict=True)
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 UNFREEZE_WORDS = ("head", "norm", "bias", "all")
@@ -32,8 +32,8 @@ def _check_unfreeze(value: Any) -> Any:
         ((word, amount),) = value.items()
         if word in UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
             return value
-        if word == "parts" and isinstance(amount, list) and amount and all(isinstance(part, str) for part in amount):
-            return value
+        if word == "parts" and isinstance(amount, list | tuple) and all(isinstance(part, str) for part in amount):
+            return {word: tuple(amount)}
     raise ValueError(allowed)
 
 

@@ -1,0 +1,82 @@
+"""Stopped anywhere and run again, a phase ends with the weights of an uninterrupted one, bit for bit."""
+
+import shutil
+
+import pytest
+import tiny
+import torch
+import toy
+from transformers import TrainerCallback
+
+from hfft.recipe.spec import AdapterSpec, AugmentSpec
+
+AUGMENT = AugmentSpec(crop=(0.5, 1.0), flip=True, mixup=0.2)
+STEPS = {"num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 2}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def run(family, folder, callbacks=(), **phase):
+    data = toy.phase_data(augment=AUGMENT)
+    changes = {"drop_path_rate": 0.1} if family == "convnext" else {}
+    return toy.run(tiny.build(family, **changes), folder, data=data, callbacks=callbacks, **phase)
+
+
+@pytest.mark.parametrize(
+    ("family", "phase"),
+    [
+        ("vit", {"unfreeze": "head"}),
+        ("vit", {"unfreeze": "all"}),
+        ("vit", {"adapter": AdapterSpec(lora_dropout=0.1)}),
+        ("convnext", {"unfreeze": "all"}),
+        ("resnet", {"unfreeze": {"blocks": 2}, "batchnorm": "train"}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("stop", [1, 3, 4, 8])  # before the first checkpoint, mid-epoch, after one, in the last epoch
+def test_an_interrupted_phase_ends_as_if_it_had_not_been(family, phase, stop, tmp_path):
+    model, result = run(family, tmp_path / "whole", arguments=STEPS, **phase)
+    with pytest.raises(KeyboardInterrupt):
+        run(family, tmp_path / "parts", callbacks=[StopAt(stop)], arguments=STEPS, **phase)
+    again, continued = run(family, tmp_path / "parts", arguments=STEPS, **phase)
+    expected, got = model.state_dict(), again.state_dict()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
+    assert (continued.best_step, continued.metrics) == (result.best_step, result.metrics)
+
+
+def test_early_stopping_counts_on_after_an_interruption(tmp_path):
+    phase = {
+        "unfreeze": "head",
+        "early_stopping": 2,
+        "arguments": {"num_train_epochs": 8, "metric_for_best_model": "log_loss", "greater_is_better": True},
+    }
+    _, result = run("vit", tmp_path / "whole", **phase)
+    with pytest.raises(KeyboardInterrupt):
+        run("vit", tmp_path / "parts", callbacks=[StopAt(result.best_step + 4)], **phase)
+    _, continued = run("vit", tmp_path / "parts", **phase)
+    assert continued.steps == result.steps
+
+
+def test_a_damaged_newest_checkpoint_costs_time_and_not_the_result(tmp_path):
+    model, _ = run("vit", tmp_path / "whole", unfreeze="all", arguments=STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        run("vit", tmp_path / "parts", callbacks=[StopAt(7)], unfreeze="all", arguments=STEPS)
+    path = tmp_path / "parts" / "checkpoint-6" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    again, _ = run("vit", tmp_path / "parts", unfreeze="all", arguments=STEPS)
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
+def test_a_finished_phase_is_reloaded_and_not_trained(tmp_path):
+    model, result = run("vit", tmp_path, unfreeze="all")
+    again, same = run("vit", tmp_path, callbacks=[StopAt(1)], unfreeze="all")
+    assert same == result
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in again.state_dict().items())
+    shutil.rmtree(tmp_path)

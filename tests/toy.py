@@ -1,0 +1,71 @@
+"""Small separable images in memory, and what a phase needs of them."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tiny
+from datasets import Dataset
+from PIL import Image
+
+from hfft.data.batches import Collator, Examples
+from hfft.data.sources import _features
+from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.evaluation.metrics import trainer_metrics
+from hfft.recipe.spec import AugmentSpec, PhaseSpec
+from hfft.training.phases import PhaseData, run_phase, training_arguments
+
+CLASSES = ("red", "blue")
+
+
+def picture(label: int, rng: np.random.Generator, side: int = 36) -> Image.Image:
+    """Noise with a tint that tells the class; one image in six has none."""
+    pixels = rng.integers(0, 140, (side, side, 3), dtype=np.uint8)
+    if rng.random() > 1 / 6:
+        pixels[..., 2 * label] += 80
+    return Image.fromarray(pixels)
+
+
+def png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def rows(count: int, seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+    content = [
+        {"image": {"bytes": png(picture(k % 2, rng)), "path": None}, "label": k % 2, "file": f"{k:03d}"}
+        for k in range(count)
+    ]
+    return Dataset.from_list(content, features=_features(CLASSES))
+
+
+def phase_data(train: int = 24, validation: int = 12, augment: AugmentSpec | None = None, seed: int = 0) -> PhaseData:
+    processor = tiny.processor()
+    augment = augment or AugmentSpec()
+    return PhaseData(
+        train=Examples(rows(train), training_transform(processor, augment), seed=seed),
+        validation=Examples(rows(validation, seed=1), evaluation_transform(processor)) if validation else None,
+        collate=Collator(augment.mixup, len(CLASSES)),
+        measure=trainer_metrics(),
+    )
+
+
+def run(
+    model: Any, folder: Path, *, data: PhaseData | None = None, callbacks: Any = (), **phase: Any
+) -> tuple[Any, Any]:
+    """Run one phase with small defaults."""
+    arguments = {
+        "num_train_epochs": 2,
+        "learning_rate": 1e-2,
+        "dataloader_num_workers": 0,
+        **phase.pop("arguments", {}),
+    }
+    spec = PhaseSpec(name="p", **phase, arguments=arguments)
+    data = data or phase_data()
+    settings = training_arguments(spec, folder, seed=0, validate=data.validation is not None)
+    return run_phase(model, spec, data, arguments=settings, title="test", callbacks=callbacks)

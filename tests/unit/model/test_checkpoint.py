@@ -1,0 +1,156 @@
+import json
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageClassification
+
+from hfft.errors import ModelError
+from hfft.model.anatomy import dissect
+from hfft.model.checkpoint import load_checkpoint, load_skeleton, reopen, restore_weights, save_model
+from hfft.recipe.spec import ModelSpec
+
+LABELS = ("ant", "bee", "cat")
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "timm_wrapper"])
+def test_a_new_head_with_labels_on_the_old_encoder(family, tmp_path):
+    tiny.save(tmp_path / "c", family, classes=10)
+    model, _ = load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c")), LABELS)
+    assert model.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    assert model.config.label2id == {"ant": 0, "bee": 1, "cat": 2}
+    head = set(dissect(model).part("head").tensors)
+    old = dict(tiny.build(family, 10).named_parameters())
+    new = dict(model.named_parameters())
+    assert all(torch.equal(new[name], old[name]) for name in new.keys() - head)
+    assert all(not new[name].any() for name in head)
+    side = model.config.image_size if family == "vit" else tiny.SIDE
+    loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 3, side, side)).logits, torch.tensor([0, 1, 2, 0]))
+    assert loss.item() == pytest.approx(1.0986123, abs=1e-6)  # ln 3
+
+
+def test_a_head_of_the_same_size_is_new_too(tmp_path):
+    tiny.save(tmp_path / "c", "vit", classes=3)
+    model, _ = load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), head="normal"), LABELS)
+    assert not torch.equal(model.classifier.weight, tiny.build("vit", 3).classifier.weight)
+    assert 0.01 < model.classifier.weight.std() < 0.03
+    assert not model.classifier.bias.any()
+
+
+def test_missing_encoder_weights_are_refused(tmp_path):
+    folder = tiny.save(tmp_path / "c", "convnext")
+    weights = load_file(folder / "model.safetensors")
+    del weights["convnext.layernorm.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights of the network.*convnext.layernorm.weight"):
+        load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
+
+
+def test_an_image_size_that_positions_do_not_fit_is_refused(tmp_path):
+    tiny.save(tmp_path / "c", "vit")
+    with pytest.raises(ModelError, match="don't fit its network at image_size 64: .*position_embeddings"):
+        load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), image_size=64), LABELS)
+
+
+@pytest.mark.parametrize("family", ["convnext", "timm_wrapper"])
+def test_image_size_sets_the_processor(family, tmp_path):
+    tiny.save(tmp_path / "c", family)
+    model, processor = load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), image_size=48), LABELS)
+    image = tiny_image()
+    assert processor(images=image, return_tensors="pt")["pixel_values"].shape == (1, 3, 48, 48)
+    save_model(model, processor, tmp_path / "m")
+    _, again = reopen(tmp_path / "m")
+    pixels = [p(images=image, return_tensors="pt")["pixel_values"] for p in (processor, again)]
+    assert torch.equal(*pixels)
+
+
+def test_a_checkpoint_without_a_processor_is_refused(tmp_path):
+    folder = tiny.save(tmp_path / "c", "vit")
+    (folder / "preprocessor_config.json").unlink()
+    with pytest.raises(ModelError, match=r"no image processor \(preprocessor_config.json\)"):
+        load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ModelError, match="gave no image classifier"):
+        load_skeleton(ModelSpec(checkpoint=str(tmp_path)), LABELS)
+
+
+def test_pickled_weights_are_not_opened(tmp_path):
+    folder = tiny.save(tmp_path / "c", "vit")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="gave no image classifier"):
+        load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
+
+
+def test_a_skeleton_needs_no_weights(tmp_path):
+    folder = tiny.save(tmp_path / "c", "vit")
+    (folder / "model.safetensors").unlink()
+    model = load_skeleton(ModelSpec(checkpoint=str(folder)), LABELS)
+    assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
+    assert model.classifier.weight.shape == (3, 16)
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext", "swin", "dinov2", "timm_wrapper"])
+def test_save_and_reopen_keeps_weights_labels_and_logits(family, tmp_path):
+    model = tiny.build(family, 3)
+    model.config.id2label = dict(enumerate(LABELS))
+    model.config.label2id = {label: k for k, label in enumerate(LABELS)}
+    source = tiny.save(tmp_path / "c", family)
+    _, processor = load_checkpoint(ModelSpec(checkpoint=str(source)), LABELS)
+    model.config.pretrained_cfg = getattr(processor, "data_config", None)
+    save_model(model, processor, tmp_path / "m")
+    again, _ = reopen(tmp_path / "m")
+    assert again.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+    pixels = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        # the last bit may depend on where in memory a weight lies
+        torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=0, atol=1e-6)
+    want, got = model.state_dict(), again.state_dict()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "timm_wrapper"])
+def test_restore_weights_brings_every_tensor_back(family, tmp_path):
+    saved = tiny.build(family, 3)
+    saved.save_pretrained(tmp_path)
+    other = tiny.build(family, 3)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(1)
+    restore_weights(other, tmp_path)
+    want, got = saved.state_dict(), other.state_dict()
+    assert all(torch.equal(want[name], got[name]) for name in want)
+
+
+def test_plain_load_state_dict_skips_most_of_a_saved_vit(tmp_path):
+    """Trap A: what Trainer 5.23 does when it resumes, or loads the best model."""
+    saved = tiny.build("vit", 3)
+    saved.save_pretrained(tmp_path)
+    result = tiny.build("vit", 3).load_state_dict(load_file(tmp_path / "model.safetensors"), strict=False)
+    assert len(result.missing_keys) > len(saved.state_dict()) / 2
+
+
+def test_the_probe_refuses_pixels_that_the_network_cannot_take(tmp_path):
+    folder = tiny.save(tmp_path / "c", "vit")
+    tiny.processor(side=48).save_pretrained(folder)
+    with pytest.raises(ModelError, match=r"can't take the images that its processor makes, \(1, 3, 48, 48\)"):
+        load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
+
+
+def test_a_finished_model_opens_with_the_auto_class(tmp_path):
+    source = tiny.save(tmp_path / "c", "vit")
+    model, processor = load_checkpoint(ModelSpec(checkpoint=str(source)), LABELS)
+    save_model(model, processor, tmp_path / "m")
+    again = AutoModelForImageClassification.from_pretrained(tmp_path / "m")
+    assert again.config.id2label[2] == "cat"
+    assert not list((tmp_path / "m").glob("*.bin"))
+
+
+def tiny_image():
+    from PIL import Image
+
+    return Image.effect_noise((60, 50), 80).convert("RGB")

@@ -1,0 +1,158 @@
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from hfft.errors import ModelError, TrainingError
+from hfft.model.anatomy import dissect
+from hfft.model.freezing import Freeze, set_trainable, trainable_names
+
+VIT_LAYER = (
+    "attention.q_proj.weight attention.q_proj.bias attention.k_proj.weight attention.k_proj.bias "
+    "attention.v_proj.weight attention.v_proj.bias attention.o_proj.weight attention.o_proj.bias "
+    "layernorm_before.weight layernorm_before.bias layernorm_after.weight layernorm_after.bias "
+    "mlp.fc1.weight mlp.fc1.bias mlp.fc2.weight mlp.fc2.bias"
+).split()
+HEAD = {"classifier.weight", "classifier.bias"}
+NORM = {"vit.layernorm.weight", "vit.layernorm.bias"}
+
+
+def vit_block(number):
+    return {f"vit.layers.{number}.{name}" for name in VIT_LAYER}
+
+
+def released(family, unfreeze, **changes):
+    model = tiny.build(family, **changes)
+    names = trainable_names(model, dissect(model), unfreeze)
+    set_trainable(model, names)
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "expected"),
+    [
+        ("head", HEAD),
+        ({"blocks": 1}, HEAD | NORM | vit_block(3)),
+        ({"blocks": 3}, HEAD | NORM | vit_block(1) | vit_block(2) | vit_block(3)),
+        ({"layers": 1}, HEAD | NORM),
+        ({"layers": 2}, HEAD | NORM | {"vit.layers.3.mlp.fc2.weight", "vit.layers.3.mlp.fc2.bias"}),
+        ({"parts": ("block 0",)}, HEAD | vit_block(0)),
+        ({"parts": ("block 1..2", "norm")}, HEAD | NORM | vit_block(1) | vit_block(2)),
+    ],
+    ids=str,
+)
+def test_exact_names_for_vit(unfreeze, expected):
+    assert released("vit", unfreeze) == expected
+
+
+def test_all():
+    model = tiny.build("vit")
+    assert released("vit", "all") == {name for name, _ in model.named_parameters()}
+
+
+def test_the_last_stage_of_convnext_with_its_downsampling():
+    names = released("convnext", {"stages": 1})
+    expected = {
+        name
+        for name, _ in tiny.build("convnext").named_parameters()
+        if name.startswith(("convnext.encoder.stages.3.", "convnext.layernorm.", "classifier."))
+    }
+    assert names == expected
+    assert "convnext.encoder.stages.3.downsampling_layer.1.weight" in names
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "timm_wrapper"])
+def test_norm_and_bias(family):
+    model = tiny.build(family)
+    head = set(dissect(model).part("head").tensors)
+    norms = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False)
+    }
+    assert released(family, "norm") == norms | head
+    biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert released(family, "bias") == biases | head
+
+
+@pytest.mark.parametrize(
+    ("family", "unfreeze", "message"),
+    [
+        ("vit", {"blocks": 5}, "asked for the last 5 blocks, but the network has 4"),
+        ("convnext", {"stages": 5}, "asked for the last 5 stages, but the network has 4"),
+        ("vit", {"stages": 1}, "has no stages"),
+        ("vit", {"parts": ("block 7",)}, "no part is called 'block 7'"),
+    ],
+    ids=str,
+)
+def test_more_than_there_is(family, unfreeze, message):
+    with pytest.raises(ModelError, match=message):
+        released(family, unfreeze)
+
+
+def test_frozen_parts_stay_in_evaluation_mode_and_released_ones_train():
+    model = tiny.build("vit")
+    set_trainable(model, trainable_names(model, dissect(model), {"blocks": 1}))
+    freeze = Freeze(model)
+    model.train()
+    freeze.hold()
+    assert not model.vit.embeddings.training
+    assert not model.vit.embeddings.dropout.training
+    assert not any(module.training for module in model.vit.layers[2].modules())
+    assert all(module.training for module in model.vit.layers[3].modules())
+    assert model.classifier.training
+
+
+def test_dropout_before_the_head_trains_in_the_head_phase():
+    model = tiny.build("mobilenet_v2")
+    set_trainable(model, trainable_names(model, dissect(model), "head"))
+    freeze = Freeze(model)
+    model.train()
+    freeze.hold()
+    assert model.dropout.training
+    assert not any(module.training for module in model.mobilenet_v2.modules())
+
+
+@pytest.mark.parametrize(("batchnorm", "moves"), [("eval", False), ("train", True)])
+def test_batchnorm_of_released_blocks(batchnorm, moves):
+    model = tiny.build("resnet")
+    set_trainable(model, trainable_names(model, dissect(model), {"blocks": 1}))
+    freeze = Freeze(model, batchnorm=batchnorm)
+    before = {name: value.clone() for name, value in model.named_buffers() if name.endswith("running_mean")}
+    model.train()
+    freeze.hold()
+    model(pixel_values=torch.randn(4, 3, 32, 32))
+    moved = {name for name, value in model.named_buffers() if name in before and not torch.equal(value, before[name])}
+    assert bool(moved) == moves
+    assert all(name.startswith("resnet.encoder.stages.3.") for name in moved)
+    assert freeze.prove().changed == 0
+
+
+def test_plain_training_mode_moves_the_statistics_of_a_network_without_gradients():
+    """Trap D: what `requires_grad_(False)` alone does."""
+    model = tiny.build("resnet").requires_grad_(False).train()
+    before = model.resnet.embedder.embedder.normalization.running_mean.clone()
+    model(pixel_values=torch.randn(4, 3, 32, 32))
+    assert not torch.equal(model.resnet.embedder.embedder.normalization.running_mean, before)
+
+
+@pytest.mark.parametrize("name", ["resnet.embedder.embedder.convolution.weight", "running_mean"])
+def test_the_proof_names_a_frozen_tensor_that_changed(name):
+    model = tiny.build("resnet")
+    set_trainable(model, trainable_names(model, dissect(model), "head"))
+    freeze = Freeze(model)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    changed = next(key for key in tensors if name in key)
+    with torch.no_grad():
+        tensors[changed].view(-1)[0] += 1e-6
+    with pytest.raises(TrainingError, match=f"1 frozen tensors changed during the phase, the first is {changed}"):
+        freeze.prove()
+
+
+def test_the_proof_counts_what_it_compared():
+    model = nn.ModuleDict({"frozen": nn.Linear(3, 2), "norm": nn.BatchNorm1d(2), "open": nn.Linear(2, 2)})
+    set_trainable(model, {"open.weight", "open.bias"})
+    proof = Freeze(model).prove()
+    # weight and bias; BatchNorm's weight, bias, mean, variance and its count of int64
+    assert (proof.tensors, proof.bytes) == (7, 4 * (6 + 2 + 2 + 2 + 2 + 2) + 8)

@@ -1,0 +1,40 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.nn import functional
+
+from hfft.training.losses import ImageLoss
+
+GENERATOR = torch.Generator().manual_seed(0)
+LOGITS = torch.randn(8, 5, generator=GENERATOR)
+HARD = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+SOFT = torch.softmax(torch.randn(8, 5, generator=GENERATOR), dim=1)
+
+
+def outputs(logits):
+    return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize("labels", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("sizes", [[8], [4, 4], [1] * 8, [5, 3]], ids=str)
+def test_micro_batches_add_up_to_the_mean_of_the_big_batch(labels, smoothing, sizes):
+    expected = functional.cross_entropy(LOGITS, labels, label_smoothing=smoothing)
+    loss = ImageLoss(smoothing)
+    total = sum(
+        loss(outputs(logits), part, num_items_in_batch=torch.tensor(labels.numel()))
+        for logits, part in zip(LOGITS.split(sizes), labels.split(sizes), strict=True)
+    )
+    torch.testing.assert_close(total, expected)
+
+
+def test_smoothing_is_that_of_transformers():
+    from transformers.trainer_pt_utils import LabelSmoother
+
+    expected = LabelSmoother(epsilon=0.2)({"logits": LOGITS}, HARD.unsqueeze(-1))
+    torch.testing.assert_close(ImageLoss(0.2)(outputs(LOGITS), HARD), expected)
+
+
+def test_without_a_count_it_is_the_mean():
+    torch.testing.assert_close(ImageLoss()({"logits": LOGITS}, HARD), functional.cross_entropy(LOGITS, HARD))

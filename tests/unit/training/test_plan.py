@@ -1,0 +1,103 @@
+import dataclasses
+import math
+
+import pytest
+import tiny
+import torch
+from transformers import TrainingArguments
+
+from hfft.errors import RecipeError
+from hfft.model.anatomy import dissect
+from hfft.recipe.spec import AdapterSpec, PhaseSpec
+from hfft.training import plan as plan_module
+from hfft.training.phases import training_arguments
+from hfft.training.plan import parameter_groups, plan_phase, prepare_phase
+
+
+def planned(family, *, images=100, processes=1, **phase):
+    spec = PhaseSpec(name="p", **phase)
+    return plan_phase(prepare_phase(tiny.build(family), spec), spec, images=images, processes=processes)
+
+
+def test_defaults_are_those_of_the_installed_training_arguments():
+    real = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
+    assert {name: real[name] for name in plan_module._DEFAULTS} == plan_module._DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [
+        ({"unfreeze": "head"}, "head"),
+        ({"unfreeze": {"blocks": 2}}, "blocks 2-3 of 4, norm, head"),
+        ({"unfreeze": {"blocks": 1}}, "block 3 of 4, norm, head"),
+        ({"unfreeze": {"parts": ["stem", "block 0", "block 3"]}}, "stem, blocks 0, 3 of 4, head"),
+        ({"unfreeze": "all"}, "stem, blocks 0-3 of 4, norm, head"),
+        ({"adapter": AdapterSpec()}, "adapter in blocks 0-3 of 4, head"),
+    ],
+    ids=str,
+)
+def test_in_words(phase, words):
+    assert planned("vit", **phase).trains == words
+
+
+def test_counts():
+    plan = planned("vit", unfreeze={"blocks": 1})
+    width, inner, classes = 16, 32, 2
+    block = 4 * (width * width + width) + 2 * width * inner + inner + width + 4 * width
+    assert plan.trainable == block + 2 * width + width * classes + classes
+    assert plan.total == sum(p.numel() for p in tiny.build("vit").parameters())
+    assert plan.state_bytes == 4 * plan.total + 12 * plan.trainable
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "accumulation", "processes", "epochs"),
+    [(100, 8, 1, 1, 3), (100, 8, 4, 1, 2), (101, 8, 1, 2, 1), (7, 8, 2, 2, 2), (100, 8, 3, 2, 1.5)],
+)
+def test_steps_are_those_that_the_trainer_takes(images, batch, accumulation, processes, epochs):
+    arguments = {
+        "per_device_train_batch_size": batch,
+        "gradient_accumulation_steps": accumulation,
+        "num_train_epochs": epochs,
+    }
+    plan = planned("vit", images=images, processes=processes, unfreeze="head", arguments=arguments)
+    loader = math.ceil(math.ceil(images / batch) / processes)  # batches of one process, shared evenly
+    updates = max(loader // accumulation + int(loader % accumulation > 0), 1)  # Trainer.set_initial_training_values
+    assert plan.steps == math.ceil(epochs * updates)
+    assert plan.batch == batch * accumulation * processes
+
+
+def test_layer_decay_shrinks_the_rate_from_the_head_down():
+    plan = planned("vit", unfreeze="all", layer_decay=0.5, arguments={"learning_rate": 0.32})
+    rates = {group.part: group.learning_rate for group in plan.groups}
+    expected = {"head": 0.32, "norm": 0.32, "block 3": 0.16, "block 2": 0.08, "block 1": 0.04, "block 0": 0.02}
+    assert rates == pytest.approx({**expected, "stem": 0.01})
+
+
+def test_every_trainable_parameter_is_in_one_group_and_no_other_is():
+    spec = PhaseSpec(name="p", unfreeze={"blocks": 2})
+    model = prepare_phase(tiny.build("convnext"), spec)
+    groups = plan_phase(model, spec, images=10).groups
+    names = [name for group in groups for name in group.names]
+    assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("family", ["vit", "beit", "convnext", "dinov2", "resnet", "swin", "timm_wrapper"])
+def test_weight_decay_falls_on_matrices_and_kernels_only(family):
+    changes = {"architecture": "vit_tiny_patch16_224"} if family == "timm_wrapper" else {}
+    model = tiny.build(family, **changes).requires_grad_(True)
+    spec = PhaseSpec(name="p", unfreeze="all")
+    arguments = {"learning_rate": 1.0, "weight_decay": 0.1}
+    groups = parameter_groups(model, dissect(model), spec, arguments)
+    decayed = {name for group in groups if group.weight_decay for name in group.names}
+    kernels = {
+        f"{prefix}.weight"
+        for prefix, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+    }
+    assert decayed == kernels
+
+
+def test_an_argument_that_transformers_refuses_names_the_phase(tmp_path):
+    spec = PhaseSpec(name="deep", arguments={"lr_scheduler_type": "zigzag"})
+    with pytest.raises(RecipeError, match=r"phases.deep: .*zigzag"):
+        training_arguments(spec, tmp_path, seed=0, validate=True)
