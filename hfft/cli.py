@@ -67,14 +67,14 @@ def _parser() -> argparse.ArgumentParser:
 
     plan = verbs.add_parser("plan", help="check a recipe and show what each phase would do")
     _add_recipe(plan)
-    plan.add_argument("--processes", type=int, default=1, help="processes that would share the images")
+    plan.add_argument("--processes", type=_count, default=1, help="processes that would share the images")
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
 
     predict = verbs.add_parser("predict", help="label images")
     predict.add_argument("model", help="run folder, model folder or Hub id")
     predict.add_argument("images", nargs="+", help="image files or folders of them")
-    predict.add_argument("--top", type=int, default=1, help="classes to show for each image")
+    predict.add_argument("--top", type=_count, default=1, help="classes to show for each image")
     predict.add_argument("--json", action="store_true", help="print one JSON object per line")
     predict.set_defaults(run=_predict)
 
@@ -85,6 +85,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.set_defaults(run=_evaluate)
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: a whole number above 0")
+    return int(text)
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -150,10 +156,9 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _image_files(path: Path) -> list[Path]:
     if path.is_dir():
-        from PIL import Image
+        from hfft.data.sources import image_files
 
-        readable = Image.registered_extensions()
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in readable and file.is_file())
+        files = image_files(path)
         if not files:
             raise DataError(f"{path}: the folder holds no images")
         return files

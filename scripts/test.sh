@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source scripts/install.sh
 install_extra test
 
-python -m pytest "$@"
+python -m pytest --numprocesses auto "$@"

@@ -89,6 +89,13 @@ def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None)
     return concatenate_datasets(parts)
 
 
+def image_files(folder: Path) -> list[Path]:
+    """Files at any depth below a folder that are called like images; hidden files and folders are left out."""
+    readable = PillowImage.registered_extensions()
+    files = [path for path in folder.rglob("*") if path.suffix.lower() in readable and path.is_file()]
+    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
+
+
 def _read(spec: DataSpec) -> dict[str, Dataset]:
     folder = Path(spec.source).expanduser()
     if folder.is_dir():
@@ -133,7 +140,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     splits = [path for path in children if path.name.lower() in known and _subfolders(path)]
     if splits and len(splits) == len(children):
         return {path.name: path for path in children}
-    without_images = [path.name for path in splits if not any(_is_image(file, path) for file in path.iterdir())]
+    without_images = [path.name for path in splits if path not in {file.parent for file in image_files(path)}]
     if without_images:
         others = [path.name for path in children if path not in splits]
         raise DataError(
@@ -146,7 +153,7 @@ def _split_folders(folder: Path) -> dict[str, Path]:
 def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...]) -> Dataset:
     rows = []
     for label, name in enumerate(names):
-        files = sorted(path for path in (folder / name).rglob("*") if _is_image(path, folder))
+        files = image_files(folder / name)
         if (folder / name).is_dir() and not files:
             raise DataError(f"{folder / name}: the class folder holds no images; add some or remove the folder")
         rows += [
@@ -158,12 +165,6 @@ def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...]) -> Data
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
-def _is_image(path: Path, root: Path) -> bool:
-    """Whether the name is an image's, and neither it nor a folder on the way from the root is hidden."""
-    is_hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    return path.suffix.lower() in PillowImage.registered_extensions() and not is_hidden and path.is_file()
 
 
 def _features(names: tuple[str, ...]) -> Features:
@@ -253,7 +254,7 @@ def _labelled(rows: Dataset, split: str, where: str) -> Dataset:
     missing = np.flatnonzero(np.asarray(rows["label"]) < 0)
     if len(missing):
         raise DataError(
-            f"{where}: {len(missing)} rows of the split {split!r} have no label, the first is row {missing[0]}"
+            f"{where}: split {split!r}: no label in {len(missing)} of {len(rows)} rows, the first is row {missing[0]}"
         )
     return rows
 

@@ -2,6 +2,8 @@
 
 import ast
 import importlib.util
+import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,12 +29,29 @@ OWNED = {
     "label_names": "hfft makes the batches",
     "include_for_metrics": "hfft computes the metrics",
     "prediction_loss_only": "hfft computes the metrics",
+    "batch_eval_metrics": "hfft computes the metrics",
     "train_sampling_strategy": "images are shuffled by the recipe's seed",
     "push_to_hub": "push the finished model/ folder",
     "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
     "gradient_checkpointing": "transformers 5 calls it activation_checkpointing",
     "gradient_checkpointing_kwargs": "transformers 5 calls it activation_checkpointing_kwargs",
     "local_rank": "start hfft with `accelerate launch`",
+}
+# What TrainingArguments lets pass, and what then fails in the middle of a run, or quietly does nothing.
+_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = ("0 or a number above it", lambda value: 0 <= value < math.inf)
+_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "learning_rate": _POSITIVE,
+    "num_train_epochs": _POSITIVE,
+    "per_device_train_batch_size": _POSITIVE,
+    "per_device_eval_batch_size": _POSITIVE,
+    "gradient_accumulation_steps": _POSITIVE,
+    "eval_accumulation_steps": _POSITIVE,
+    "eval_steps": _POSITIVE,
+    "logging_steps": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "dataloader_num_workers": _NOT_NEGATIVE,
+    "label_smoothing_factor": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
 }
 _PLAIN = {"int", "float", "str", "bool", "dict", "list", "None", "Any", "Literal"}
 
@@ -75,9 +94,10 @@ def argument_problem(name: str, value: Any) -> str | None:
             dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
         )
         return f"found {value!r}; allowed: {wanted}"
-    if name in ("learning_rate", "num_train_epochs") and not 0 < value < float("inf"):
-        return f"found {value!r}; allowed: a number above 0"
-    return None
+    if value is None or name not in _RANGES:
+        return None
+    allowed, fits = _RANGES[name]
+    return None if fits(value) else f"found {value!r}; allowed: {allowed}"
 
 
 def _plain_type(annotation: ast.expr) -> Any:

@@ -18,7 +18,7 @@ from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, ModelSpec, Phas
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
-_SHOWN = 12
+_FIELDS = "the fields of transformers.TrainingArguments"
 _SECTIONS = {
     "": Recipe,
     "model": ModelSpec,
@@ -94,7 +94,7 @@ def _plain(content: Any, where: str) -> Any:
     try:
         return json.loads(json.dumps(content, default=str))
     except (TypeError, ValueError) as error:  # a key that is a list, an alias inside its own anchor
-        raise RecipeError(f"{where}: not valid as a recipe: {error}") from error
+        raise RecipeError(f"{where}: not a recipe: {error}") from error
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -153,7 +153,9 @@ def _split_phase(phase: Any, training: dict[str, Any], problems: list[str], numb
     arguments = {key: value for key, value in phase.items() if key not in own}
     known = training_argument_types()
     unknown = [key for key in arguments if key not in known]
-    problems += [_unknown_key(f"{where}.{key}", key, [*own, *(set(known) - set(OWNED))]) for key in unknown]
+    free = [*own, *(name for name in known if name not in OWNED)]
+    allowed = f"{', '.join(sorted(own))} and {_FIELDS}"
+    problems += [_unknown_key(f"{where}.{key}", key, free, allowed) for key in unknown]
     arguments = {key: value for key, value in arguments.items() if key in known}
     problems += _argument_problems(arguments, where)
     spec = {key: value for key, value in phase.items() if key in own}
@@ -165,7 +167,8 @@ def _argument_problems(arguments: dict[str, Any], where: str) -> list[str]:
     problems = []
     for name, value in arguments.items():
         if name not in known:
-            problems.append(_unknown_key(f"{where}.{name}", name, [key for key in known if key not in OWNED]))
+            free = [key for key in known if key not in OWNED]
+            problems.append(_unknown_key(f"{where}.{name}", name, free, _FIELDS))
         elif (problem := argument_problem(name, value)) is not None:
             problems.append(f"{where}.{name}: {problem}")
     return problems
@@ -175,7 +178,9 @@ def _describe_all(problems: Sequence[Any], content: dict[str, Any]) -> list[str]
     """One line per path: a value that fits none of several types is one problem."""
     described: dict[str, str] = {}
     for problem in problems:
-        keys = _path(problem["loc"], content)
+        if problem["type"] == "too_short" and content["phases"]:
+            continue  # pydantic counts the valid phases only, and has named the others
+        keys = _path(problem, content)
         line = _describe(problem, keys)
         path = ".".join(keys)
         _, _, allowed = line.partition("; allowed: ")
@@ -183,12 +188,12 @@ def _describe_all(problems: Sequence[Any], content: dict[str, Any]) -> list[str]
     return list(described.values())
 
 
-def _path(location: Sequence[Any], content: Any) -> list[str]:
+def _path(problem: Any, content: Any) -> list[str]:
     """Keys down to the value that a problem is about; pydantic adds the name of the type that it tried."""
     keys: list[str] = []
     node = content
-    for place, key in enumerate(location):
-        if isinstance(node, dict) and (key in node or place == len(location) - 1):
+    for key in problem["loc"]:
+        if isinstance(node, dict) and (key in node or problem["type"].startswith("missing")):
             keys.append(str(key))
             node = node.get(key)
         elif isinstance(node, list) and isinstance(key, int) and key < len(node):
@@ -207,20 +212,20 @@ def _describe(problem: Any, keys: list[str]) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         section = ".".join(key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1))
         spec = _SECTIONS.get(section)
-        return _unknown_key(path, keys[-1], [field.name for field in dataclasses.fields(spec)] if spec else [])
+        known = sorted(field.name for field in dataclasses.fields(spec)) if spec else []
+        return _unknown_key(path, keys[-1], known, ", ".join(known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"
     if path == "phases":
         return f"{path}: found {problem['input']!r}; allowed: a list of at least one phase"
     message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    message = _WORDS.get(message, message)
+    message = str(_WORDS.get(message, message))
     allowed = message if message.startswith("allowed") else f"allowed: {message}"
     return f"{path}: found {problem['input']!r}; {allowed}"
 
 
-def _unknown_key(path: str, key: str, known: list[str]) -> str:
+def _unknown_key(path: str, key: str, known: Sequence[str], allowed: str) -> str:
     nearest = difflib.get_close_matches(key, known, n=1)
-    allowed = ", ".join(sorted(known)) if len(known) <= _SHOWN else "the recipe's own keys and TrainingArguments'"
     return f"{path}: unknown key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {allowed}")
 
 

@@ -45,15 +45,17 @@ def _check_split(value: Any) -> Any:
     raise ValueError("allowed: the name of a split of the source, or a fraction between 0 and 1 carved from train")
 
 
-def _check_crop(value: tuple[float, float] | None) -> tuple[float, float] | None:
-    if value is not None and not 0 < value[0] <= value[1] <= 1:
-        raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
-    return value
+def _check_crop(value: Any) -> Any:
+    is_pair = isinstance(value, list | tuple) and [type(bound) in (int, float) for bound in value] == [True, True]
+    if is_pair and 0 < value[0] <= value[1] <= 1:
+        return tuple(value)
+    raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
 Unfreeze = Annotated[str | dict[str, int | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float, BeforeValidator(_check_split)]
+Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -106,7 +108,7 @@ class AugmentSpec:
         mixup: Alpha of mixup, https://hf.co/papers/1710.09412; 0 is off.
     """
 
-    crop: Annotated[tuple[float, float] | None, AfterValidator(_check_crop)] = None
+    crop: Crop | None = None
     flip: bool | Literal["horizontal", "vertical", "both"] = False
     randaugment: Annotated[int, Field(ge=0, le=30)] | None = None
     mixup: Annotated[float, Field(ge=0)] = 0.0

@@ -40,7 +40,7 @@ def run(family, folder, callbacks=(), **phase):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("stop", [1, 3, 4, 8])  # before the first checkpoint, mid-epoch, after one, in the last epoch
+@pytest.mark.parametrize("stop", [1, 5, 8])  # before the first checkpoint, in the middle of an epoch, in the last one
 def test_an_interrupted_phase_ends_as_if_it_had_not_been(family, phase, stop, tmp_path):
     model, result = run(family, tmp_path / "whole", arguments=STEPS, **phase)
     with pytest.raises(KeyboardInterrupt):

@@ -1,0 +1,58 @@
+"""Shared by all tests: no network, one thread, and two makers: a folder of photos and a run of the command line."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+_HF_HOME = tempfile.mkdtemp(prefix="hfft-tests-")
+atexit.register(shutil.rmtree, _HF_HOME, ignore_errors=True)
+os.environ |= {  # read by the libraries when they are imported, so before any of them is
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HOME": _HF_HOME,
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from PIL import Image  # noqa: E402
+
+THREE_CLASSES = {"ant": 12, "bee": 12, "cat": 12}
+COLORS = ((200, 60, 60), (60, 180, 60), (60, 60, 200), (200, 180, 40), (160, 60, 180), (40, 180, 180))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Callable[..., Path]:
+    """`photos({"train/ant": 8, "train/bee": 8})`: a folder of noisy PNGs, 40 wide and 44 high, one hue per class."""
+
+    def make(counts: Mapping[str, int] = THREE_CLASSES, name: str = "photos") -> Path:
+        classes = sorted({path.rpartition("/")[2] for path in counts})
+        for path, count in counts.items():
+            folder = tmp_path / name / path
+            folder.mkdir(parents=True, exist_ok=True)
+            rng = np.random.default_rng(zlib.crc32(path.encode()))
+            color = COLORS[classes.index(folder.name) % len(COLORS)]
+            for number in range(count):
+                pixels = rng.integers(-40, 41, (44, 40, 3)) + color
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number:03d}.png")
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def hfft_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`hfft_command("train", "recipe.yaml")`: the real command line in a process of its own, in `tmp_path`."""
+
+    def run(*arguments: str | Path, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "hfft", *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+    return run

@@ -1,0 +1,114 @@
+"""One process or two, same global batch: the same weights, and every evaluation image counted once."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+RECIPE = """
+name: NAME
+model: {checkpoint: FAMILY}
+data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
+training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 2}
+phases:
+  - {name: head, unfreeze: head}
+  - {name: all, unfreeze: all}
+"""
+LORA = "  - {name: lora, adapter: {on: attention}}\n"
+
+
+def launch():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return [*ACCELERATE, "--config_file", ROOT / "recipes/accelerate/cpu2.yaml", "--main_process_port", port]
+
+
+def run(command, folder):
+    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.fixture
+def workplace(tmp_path, photos):
+    # 9 images don't divide evenly between two processes
+    photos({"train/ant": 12, "train/bee": 12, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
+    for family in ("vit", "convnext"):
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if family == "vit" else {}
+        tiny.save(tmp_path / family, family, **dropout)
+        recipe = RECIPE.replace("NAME", f"of_{family}").replace("FAMILY", family)
+        (tmp_path / f"{family}.yaml").write_text(recipe + (LORA if family == "vit" else ""))
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_two_processes_end_with_the_weights_of_one(family, workplace):
+    batch = "training.per_device_train_batch_size={}"
+    one = ["-m", "hfft", "train", f"{family}.yaml", "output_dir=one", batch.format(4)]
+    two = ["-m", "hfft", "train", f"{family}.yaml", "output_dir=two", batch.format(2)]
+    run([sys.executable, *one], workplace)
+    done = run([*launch(), *two], workplace)
+    runs = [workplace / name / f"of_{family}" for name in ("one", "two")]
+    environments = [json.loads((folder / "environment.json").read_text()) for folder in runs]
+    assert [environment["processes"] for environment in environments] == [1, 2]
+    phases = sorted(path.parent.name for path in runs[0].glob("*/result.json"))
+    assert len(phases) == (3 if family == "vit" else 2)
+    for name in [*(f"{phase}/*/*.safetensors" for phase in phases), "model/model.safetensors"]:
+        weights = [load_file(next(folder.glob(name))) for folder in runs]
+        assert weights[0].keys() == weights[1].keys()
+        for key in weights[0]:
+            torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-4, atol=1e-6)
+    tables = [pd.read_parquet(folder / "predictions.parquet") for folder in runs]
+    assert len(tables[1]) == 18
+    assert tables[1]["file"].is_unique
+    assert tables[0][["split", "file", "label", "prediction"]].equals(tables[1][["split", "file", "label", "prediction"]])
+    np.testing.assert_allclose(tables[1]["probability"], tables[0]["probability"], atol=1e-5)
+    assert done.stderr.count("trains head;") == 1  # the main process alone speaks
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_script_under_accelerate_launch(workplace):
+    """`scripts/train.py` on two processes, and on one through the same launcher."""
+    script = ROOT / "scripts/train.py"
+    quick = ["training.max_steps=1", "training.per_device_train_batch_size=4"]
+    run([*launch(), script, "convnext.yaml", "name=two", *quick], workplace)
+    single = [*ACCELERATE, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--cpu"]
+    run([*single, "--dynamo_backend", "no", script, "convnext.yaml", "name=one", *quick], workplace)
+    for name, processes in (("one", 1), ("two", 2)):
+        environment = json.loads((workplace / "runs" / name / "environment.json").read_text())
+        assert environment["processes"] == processes
+        assert (workplace / "runs" / name / "metrics.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_cpu_flag_of_accelerate_silently_starts_one_process(workplace):
+    """Trap H as it stands: why recipes/accelerate/cpu2.yaml exists."""
+    probe = workplace / "probe.py"
+    probe.write_text("from accelerate import PartialState\nprint('world', PartialState(cpu=True).num_processes)\n")
+    flags = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    assert run([*ACCELERATE, *flags, probe], workplace).stdout.split() == ["world", "1"]
+    assert sorted(run([*launch(), probe], workplace).stdout.split()) == ["2", "2", "world", "world"]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_bad_recipe_is_reported_once_by_two_processes(workplace):
+    command = [*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"]
+    done = subprocess.run([*map(str, command)], cwd=workplace, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert done.stderr.count("did you mean 'learning_rate'?") == 1

@@ -1,0 +1,174 @@
+import random
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from torch.utils.data import DataLoader
+
+from hfft.data.batches import Collator, Examples
+from hfft.data.sources import load_data
+from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.errors import DataError
+from hfft.recipe.spec import AugmentSpec, DataSpec, SplitSpec
+
+AUGMENT = AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9)
+
+
+@pytest.fixture
+def rows(photos):
+    folder = photos({"ant": 4, "bee": 4})
+    return load_data(DataSpec(source=str(folder), splits=SplitSpec(validation=None, test=None)), 0).splits["train"]
+
+
+@pytest.fixture
+def make(rows):
+    """Augmented examples of the eight photos at an epoch."""
+
+    def examples(seed=5, epoch=0):
+        made = Examples(rows, training_transform(tiny.processor(), AUGMENT), seed=seed)
+        made.set_epoch(epoch)
+        return made
+
+    return examples
+
+
+def stacked(examples, order=range(8)):
+    """Pixels by index, read in any order."""
+    pixels = {index: examples[index]["pixel_values"] for index in order}
+    return torch.stack([pixels[index] for index in range(8)])
+
+
+def test_an_item_has_pixels_label_and_key(make):
+    examples = make(seed=5, epoch=2)
+    assert len(examples) == 8
+    item = examples[6]
+    assert item["pixel_values"].shape == (3, tiny.SIDE, tiny.SIDE)
+    assert (item["label"], item["key"]) == (1, (5, 2, 6))
+    assert [examples[index]["label"] for index in range(8)] == [0, 0, 0, 0, 1, 1, 1, 1]
+
+
+def test_without_a_seed_the_transform_alone_decides(rows):
+    transform = evaluation_transform(tiny.processor())
+    examples = Examples(rows, transform)
+    with_epoch = Examples(rows, transform)
+    with_epoch.set_epoch(3)
+    assert torch.equal(stacked(examples), stacked(with_epoch))
+    assert examples[0]["key"] is None
+
+
+def test_an_item_is_the_same_in_another_order_and_after_other_random_numbers(make):
+    expected = stacked(make())
+    examples = make()
+    torch.manual_seed(99)
+    assert torch.equal(stacked(examples, reversed(range(8))), expected)
+    torch.rand(7), np.random.default_rng().random(7), random.random()
+    assert torch.equal(stacked(examples, [3, 1, 4, 0, 5, 2, 6, 7]), expected)
+    assert torch.equal(examples[np.int64(3)]["pixel_values"], expected[3])
+
+
+def test_an_item_is_the_same_in_another_process(make):
+    expected = stacked(make(epoch=1))
+    for workers in (1, 2):
+        loader = DataLoader(make(epoch=1), batch_size=2, num_workers=workers, collate_fn=Collator())
+        assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), expected)
+
+
+def test_living_workers_see_the_next_epoch(make):
+    examples = make()
+    loader = DataLoader(examples, batch_size=4, num_workers=1, collate_fn=Collator(), persistent_workers=True)
+    for epoch in (0, 1, 2):
+        examples.set_epoch(epoch)
+        assert torch.equal(torch.cat([batch["pixel_values"] for batch in loader]), stacked(make(epoch=epoch)))
+
+
+def test_items_differ_between_epochs_seeds_and_images(make):
+    first = stacked(make())
+    for other in (stacked(make(epoch=1)), stacked(make(seed=6))):
+        assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_one_image_twice_takes_different_decisions(rows):
+    twice = Examples(rows.select([0, 0]), training_transform(tiny.processor(), AUGMENT), seed=1)
+    assert not torch.equal(twice[0]["pixel_values"], twice[1]["pixel_values"])
+
+
+def test_the_global_random_state_stays(make):
+    examples = make()
+    torch.manual_seed(3)
+    np_before, python_before, torch_before = np.random.get_state()[1].copy(), random.getstate(), torch.get_rng_state()
+    for index in range(8):
+        examples[index]
+    assert torch.equal(torch.get_rng_state(), torch_before)
+    assert random.getstate() == python_before
+    assert np.array_equal(np.random.get_state()[1], np_before)
+
+
+def test_a_broken_image_is_named(photos, rows):
+    (photos({}) / "ant" / "002.png").write_text("words")
+    examples = Examples(rows, evaluation_transform(tiny.processor()))
+    with pytest.raises(DataError, match=r"^ant/002.png: not an image"):
+        examples[2]
+
+
+# Collator
+
+
+def example(index, label, *, seed=5, epoch=0):
+    pixels = torch.full((3, 2, 2), float(index))
+    return {"pixel_values": pixels, "label": label, "key": None if seed is None else (seed, epoch, index)}
+
+
+BATCH = [example(0, 0), example(1, 2), example(2, 1), example(3, 2)]
+
+
+def test_without_mixup_examples_are_stacked():
+    batch = Collator()(BATCH)
+    assert set(batch) == {"pixel_values", "labels"}
+    assert batch["pixel_values"].shape == (4, 3, 2, 2)
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert batch["labels"].tolist() == [0, 2, 1, 2]
+    assert batch["labels"].dtype == torch.int64
+
+
+def test_mixup_mixes_each_image_with_its_mirror():
+    batch = Collator(mixup=0.4, classes=4)(BATCH)
+    assert torch.allclose(batch["labels"].sum(dim=1), torch.ones(4))
+    share = batch["labels"][0, 0].item()  # of image 0, class 0, in the mixture with image 3, class 2
+    assert 0 < share < 1
+    rest = 1 - share
+    expected = [[share, 0, rest, 0], [0, rest, share, 0], [0, share, rest, 0], [rest, 0, share, 0]]
+    assert torch.allclose(batch["labels"], torch.tensor(expected), atol=1e-6)
+    mixed = [0 * share + 3 * rest, 1 * share + 2 * rest, 2 * share + 1 * rest, 3 * share + 0 * rest]
+    assert torch.allclose(batch["pixel_values"], torch.tensor(mixed)[:, None, None, None].expand(4, 3, 2, 2))
+
+
+def test_mixup_follows_the_keys_alone():
+    def share(examples, alpha=0.4):
+        return Collator(mixup=alpha, classes=3)(examples)["labels"][0, 0].item()
+
+    first = share(BATCH)
+    torch.manual_seed(1)
+    assert share(BATCH) == first
+    later = [{**entry, "key": (5, 1, entry["key"][2])} for entry in BATCH]
+    other_seed = [{**entry, "key": (6, 0, entry["key"][2])} for entry in BATCH]
+    other_batch = [BATCH[0], example(7, 2), BATCH[2], BATCH[3]]
+    assert len({first, share(later), share(other_seed), share(other_batch)}) == 4
+
+
+def test_shares_follow_the_beta_distribution():
+    collate = Collator(mixup=2.0, classes=3)
+    shares = [
+        collate([example(0, 0, epoch=epoch), example(1, 1, epoch=epoch)])["labels"][0, 0].item()
+        for epoch in range(2000)
+    ]
+    # Beta(2, 2): mean 1/2, variance 1/20
+    assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
+    assert np.var(shares) == pytest.approx(0.05, abs=0.005)
+
+
+def test_validation_images_are_never_mixed():
+    plain = [example(index, index, seed=None) for index in range(3)]
+    batch = Collator(mixup=0.4, classes=3)(plain)
+    assert batch["labels"].tolist() == [0, 1, 2]
+    assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]

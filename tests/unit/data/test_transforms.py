@@ -1,0 +1,355 @@
+import io
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from transformers import BitImageProcessor, ConvNextImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
+
+from hfft.data.transforms import decode, decode_row, evaluation_transform, pixel_scale, training_transform
+from hfft.errors import DataError, ModelError
+from hfft.recipe.spec import AugmentSpec
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+TIMM_CONFIG = {"input_size": [3, 32, 32], "mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 0.9}
+PROCESSORS = {
+    "vit": tiny.processor(),
+    "wide": ViTImageProcessor(size={"height": 16, "width": 48}, image_mean=MEAN, image_std=STD),
+    "convnext": ConvNextImageProcessor(size={"shortest_edge": 32}, crop_pct=0.875, image_mean=MEAN, image_std=STD),
+    "center crop": BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
+    "no mean": ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
+    "timm": TimmWrapperImageProcessor(pretrained_cfg=TIMM_CONFIG, architecture="resnet10t"),
+}
+
+
+def encoded(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def decoded(content):
+    image = decode(content)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+# decode
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, PIXELS),
+        (2, PIXELS[:, ::-1]),
+        (3, PIXELS[::-1, ::-1]),
+        (4, PIXELS[::-1]),
+        (5, PIXELS.transpose(1, 0, 2)),
+        (6, PIXELS[::-1].transpose(1, 0, 2)),
+        (7, PIXELS[::-1, ::-1].transpose(1, 0, 2)),
+        (8, PIXELS[:, ::-1].transpose(1, 0, 2)),
+    ],
+)
+def test_orientation_follows_exif(orientation, upright):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(decoded(encoded(Image.fromarray(PIXELS), exif=exif)), upright)
+
+
+def test_gray_becomes_three_equal_channels():
+    gray = PIXELS[:, :, 0]
+    assert np.array_equal(decoded(encoded(Image.fromarray(gray))), np.stack([gray] * 3, axis=2))
+
+
+def test_one_bit_becomes_black_and_white():
+    bits = PIXELS[:, :, 0] > 127
+    assert np.array_equal(decoded(encoded(Image.fromarray(bits))), np.stack([bits * 255] * 3, axis=2))
+
+
+def test_a_palette_is_looked_up():
+    image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8))
+    image = image.convert("P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    assert decoded(encoded(image)).tolist() == [[[10, 20, 30], [40, 50, 60], [70, 80, 90]]]
+
+
+def test_transparency_is_dropped_and_the_color_below_stays():
+    alpha = np.arange(35, dtype=np.uint8).reshape(5, 7, 1)
+    assert np.array_equal(decoded(encoded(Image.fromarray(np.concatenate([PIXELS, alpha], axis=2)))), PIXELS)
+
+
+def test_cmyk_becomes_rgb():
+    inks = np.array([[[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255]]], dtype=np.uint8)
+    image = Image.frombytes("CMYK", (5, 1), inks.tobytes())
+    white, cyan, magenta, yellow, black = decoded(encoded(image, "TIFF"))[0].tolist()
+    assert (white, black) == ([255, 255, 255], [0, 0, 0])
+    assert (cyan, magenta, yellow) == ([0, 255, 255], [255, 0, 255], [255, 255, 0])
+
+
+DEEP = np.array([[0, 257, 257 * 100, 257 * 128 + 100, 65535]], dtype=np.uint16)
+SHALLOW = [0, 1, 100, 128, 255]
+
+
+def sixteen_bits(kind):
+    if kind == "TIFF, big-endian":
+        return encoded(Image.frombytes("I;16B", (5, 1), DEEP.astype(">u2").tobytes()), "TIFF")
+    return encoded(Image.fromarray(DEEP), kind)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "TIFF, big-endian"])
+def test_sixteen_bits_are_scaled(kind):
+    content = sixteen_bits(kind)
+    assert Image.open(io.BytesIO(content)).mode.startswith("I;16")
+    assert decoded(content)[0].tolist() == [[value] * 3 for value in SHALLOW]
+
+
+def test_what_plain_convert_makes_of_sixteen_bits():
+    plain = np.asarray(Image.open(io.BytesIO(sixteen_bits("PNG"))).convert("RGB"))
+    assert plain[0, :, 0].tolist() == [0, 255, 255, 255, 255]  # all that isn't black is white
+
+
+def test_thirty_two_bit_integers_are_read_as_sixteen():
+    image = Image.fromarray(DEEP.astype(np.int32))
+    assert image.mode == "I"
+    assert decoded(encoded(image, "TIFF"))[0, :, 0].tolist() == SHALLOW
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.4, 255.0], [0, 100, 255]),
+        ([0.0, 25700.0, 65535.0], [0, 100, 255]),
+        ([-3.0, 0.25, 1.0], [0, 64, 255]),
+    ],
+)
+def test_floating_point_is_scaled_by_its_range(values, expected):
+    content = encoded(Image.fromarray(np.array([values], dtype=np.float32)), "TIFF")
+    assert Image.open(io.BytesIO(content)).mode == "F"
+    assert decoded(content)[0, :, 2].tolist() == expected
+
+
+def test_what_plain_convert_makes_of_floating_point():
+    content = encoded(Image.fromarray(np.array([[0.0, 0.5, 1.0]], dtype=np.float32)), "TIFF")
+    plain = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert plain.max() <= 1  # black
+
+
+def test_floating_point_that_is_no_number():
+    content = encoded(Image.fromarray(np.array([[0.0, np.nan]], dtype=np.float32)), "TIFF")
+    with pytest.raises(DataError, match="not finite"):
+        decode(content)
+
+
+def test_an_animation_gives_its_first_frame():
+    frames = [Image.new("RGB", (4, 3), color) for color in ("red", "blue")]
+    content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert decoded(content)[0, 0].tolist() == [255, 0, 0]
+
+
+def test_bytes_path_and_image_are_the_same(tmp_path):
+    image = Image.fromarray(PIXELS)
+    path = tmp_path / "x.png"
+    path.write_bytes(encoded(image))
+    for source in (path.read_bytes(), path, str(path), image):
+        assert np.array_equal(decoded(source), PIXELS)
+
+
+def test_a_draft_of_a_jpeg_is_smaller():
+    content = encoded(Image.new("RGB", (1024, 512), "red"), "JPEG")
+    assert decode(content).size == (1024, 512)
+    assert decode(content, draft=True).size == (128, 64)
+
+
+def damaged_dds():
+    content = bytearray(encoded(Image.fromarray(PIXELS), "DDS"))
+    content[80:84] = (27).to_bytes(4, "little")  # pixel format flags that Pillow answers with NotImplementedError
+    return bytes(content)
+
+
+LARGE_NOISE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "not an image in any format that Pillow reads"),
+        (b"just some words", "not an image in any format that Pillow reads"),
+        (encoded(LARGE_NOISE, "JPEG")[:-1000], "image file is truncated"),
+        (encoded(LARGE_NOISE, "PNG")[:-1000], "image file is truncated"),
+        (encoded(LARGE_NOISE, "PNG").replace(b"IDAT", b"IDOT"), "not an image in any format that Pillow reads"),
+        (damaged_dds(), "Unknown pixel format flags 27"),
+    ],
+    ids=["empty", "text", "cut JPEG", "cut PNG", "broken PNG", "damaged DDS"],
+)
+@pytest.mark.parametrize("draft", [False, True], ids=["full", "draft"])
+def test_what_is_no_image(content, reason, draft):
+    with pytest.raises(DataError, match=reason):
+        decode(content, draft=draft)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, about the damage
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "AVIF"])
+def test_a_damaged_file_gives_an_image_or_a_data_error(kind):
+    content = encoded(LARGE_NOISE, kind)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(content[: rng.integers(1, len(content) + 1)])
+        for place in rng.integers(0, min(len(damaged), 300), 5):
+            damaged[place] = rng.integers(256)
+        try:
+            assert decode(bytes(damaged)).mode == "RGB"
+        except DataError:
+            refused += 1
+    assert refused > 0
+
+
+def test_a_path_that_is_missing(tmp_path):
+    with pytest.raises(DataError, match="No such file"):
+        decode(tmp_path / "none.png")
+
+
+def test_a_row_names_its_file(tmp_path):
+    (tmp_path / "bad.png").write_text("words")
+    missing = {"image": {"bytes": None, "path": str(tmp_path / "bad.png")}, "label": 0, "file": "ant/bad.png"}
+    with pytest.raises(DataError, match=r"^ant/bad.png: not an image"):
+        decode_row(missing)
+    with pytest.raises(DataError, match=r"^train/3: the row holds no image"):
+        decode_row({"image": None, "label": 0, "file": "train/3"})
+    good = {"image": {"bytes": encoded(Image.fromarray(PIXELS)), "path": "elsewhere.png"}, "label": 0, "file": "x"}
+    assert np.array_equal(np.asarray(decode_row(good)), PIXELS)
+
+
+# Transforms
+
+
+@pytest.fixture(params=sorted(PROCESSORS))
+def processor(request):
+    return PROCESSORS[request.param]
+
+
+def photo(side=80):
+    return Image.fromarray(np.random.default_rng(2).integers(0, 256, (side, side + 20, 3), dtype=np.uint8))
+
+
+def seeded(transform, image, seed):
+    torch.manual_seed(seed)
+    return transform(image)
+
+
+def test_the_evaluation_transform_is_the_processor(processor):
+    pixels = evaluation_transform(processor)(photo())
+    expected = processor(images=[photo()], return_tensors="pt")["pixel_values"]
+    assert torch.equal(pixels[None], expected)
+
+
+def test_values_of_the_evaluation_transform():
+    pixels = evaluation_transform(PROCESSORS["vit"])(Image.new("RGB", (50, 40), (0, 51, 255)))
+    assert pixels.shape == (3, 32, 32)
+    expected = torch.tensor([-1.0, -0.6, 1.0])[:, None, None]
+    assert torch.allclose(pixels, expected.expand(3, 32, 32), atol=1e-6)
+
+
+@pytest.mark.parametrize("augment", [AugmentSpec(), AugmentSpec(mixup=0.4)], ids=["none", "mixup"])
+def test_the_training_transform_without_augmentation_is_the_evaluation_transform(augment, processor):
+    assert torch.equal(training_transform(processor, augment)(photo()), evaluation_transform(processor)(photo()))
+
+
+@pytest.mark.parametrize("color", [(0, 0, 0), (255, 255, 255), (13, 130, 240)], ids=str)
+def test_a_crop_has_the_size_and_scale_of_the_evaluation(color, processor):
+    image = Image.new("RGB", (90, 70), color)
+    expected = evaluation_transform(processor)(image)
+    pixels = training_transform(processor, AugmentSpec(crop=(0.5, 1.0)))(image)
+    assert pixels.shape == expected.shape
+    assert pixels.dtype == torch.float32
+    middle = expected[:, expected.shape[1] // 2, expected.shape[2] // 2]
+    assert torch.allclose(pixels, middle[:, None, None].expand_as(pixels), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.2, 0.3), (0.5, 0.6), (0.9, 1.0)])
+def test_a_crop_takes_the_share_that_was_asked_for(low, high):
+    across, down = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.stack([across, down, 0 * across], axis=2))
+    transform = training_transform(PROCESSORS["no mean"], AugmentSpec(crop=(low, high)))
+    shares = []
+    for seed in range(20):
+        red, green, _ = seeded(transform, image, seed)
+        shares.append(float(red.max() - red.min()) * float(green.max() - green.min()))
+    slack = 0.08  # the outermost pixels of the small image are means over several of the large one
+    assert all(low - slack < share < high + slack for share in shares)
+    assert max(shares) - min(shares) > 0.01
+
+
+QUARTERS = Image.fromarray(
+    np.kron(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 9, 9]]]), np.ones((32, 32, 1))).astype(np.uint8)
+)
+FLIPS = {  # where the red quarter ends: row, column
+    "stays": (0, 0),
+    "left-right": (0, 1),
+    "up-down": (1, 0),
+    "both": (1, 1),
+}
+
+
+@pytest.mark.parametrize("crop", [None, (0.95, 1.0)], ids=["whole", "crop"])
+@pytest.mark.parametrize(
+    ("flip", "outcomes"),
+    [
+        (False, {"stays"}),
+        (True, {"stays", "left-right"}),
+        ("horizontal", {"stays", "left-right"}),
+        ("vertical", {"stays", "up-down"}),
+        ("both", {"stays", "left-right", "up-down", "both"}),
+    ],
+)
+@pytest.mark.parametrize("name", ["vit", "timm"])
+def test_flips_happen_in_all_directions_that_were_asked_for_and_no_other(name, flip, outcomes, crop):
+    transform = training_transform(PROCESSORS[name], AugmentSpec(flip=flip, crop=crop))
+    seen = set()
+    for seed in range(40):
+        pixels = seeded(transform, QUARTERS, seed)
+        redness = pixels[0] - pixels[1] - pixels[2]
+        corners = {key: redness[5 + row * 21, 5 + column * 21].item() for key, (row, column) in FLIPS.items()}
+        seen.add(max(corners, key=lambda key: corners[key]))
+    assert seen == outcomes
+
+
+@pytest.mark.parametrize("name", ["vit", "timm"])
+def test_randaugment_changes_the_image_and_keeps_its_size(name):
+    transform = training_transform(PROCESSORS[name], AugmentSpec(randaugment=9))
+    plain = evaluation_transform(PROCESSORS[name])(photo())
+    results = [seeded(transform, photo(), seed) for seed in range(8)]
+    assert all(pixels.shape == plain.shape for pixels in results)
+    assert sum(not torch.equal(pixels, plain) for pixels in results) >= 4
+    assert torch.equal(seeded(transform, photo(), 3), results[3])
+
+
+def test_random_decisions_come_from_torch_alone():
+    transform = training_transform(PROCESSORS["vit"], AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9))
+    first = seeded(transform, photo(), 1)
+    np.random.default_rng().random(10)
+    assert torch.equal(seeded(transform, photo(), 1), first)
+    assert not torch.equal(seeded(transform, photo(), 2), first)
+
+
+def test_the_scale_of_a_wide_processor():
+    scale = pixel_scale(PROCESSORS["wide"])
+    assert (scale.height, scale.width) == (16, 48)
+    assert scale.black.flatten().tolist() == pytest.approx([-m / s for m, s in zip(MEAN, STD, strict=True)], abs=1e-5)
+    assert scale.white.flatten().tolist() == pytest.approx(
+        [(1 - m) / s for m, s in zip(MEAN, STD, strict=True)], abs=1e-5
+    )
+
+
+def test_a_crop_for_a_processor_that_makes_no_images():
+    class Patches:
+        def __call__(self, images, return_tensors):
+            return {"pixel_values": torch.zeros(1, 10, 768)}
+
+    with pytest.raises(
+        ModelError, match=r"^Patches makes inputs of shape \(10, 768\), not images: leave data.augment.crop"
+    ):
+        training_transform(Patches(), AugmentSpec(crop=(0.5, 1.0)))

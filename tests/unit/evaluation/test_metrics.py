@@ -1,0 +1,61 @@
+import warnings
+
+import evaluate
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from hfft.errors import TrainingError
+from hfft.evaluation.metrics import METRICS, ProbabilityMetric, softmax, trainer_metrics
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=(60, 4)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 60)  # class 3 never occurs
+PROBABILITIES = softmax(LOGITS)
+PREDICTED = LOGITS.argmax(axis=1)
+
+
+def sklearn_says():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a predicted class that does not occur
+        return {
+            "accuracy": sklearn_metrics.accuracy_score(LABELS, PREDICTED),
+            "balanced_accuracy": sklearn_metrics.balanced_accuracy_score(LABELS, PREDICTED),
+            "macro_f1": sklearn_metrics.f1_score(LABELS, PREDICTED, labels=range(4), average="macro", zero_division=0),
+            "log_loss": sklearn_metrics.log_loss(LABELS, PROBABILITIES.astype(np.float64), labels=range(4)),
+        }
+
+
+def test_every_metric_agrees_with_scikit_learn():
+    assert sklearn_says().keys() == METRICS.keys()
+    for name, value in sklearn_says().items():
+        assert METRICS[name](PROBABILITIES, LABELS) == pytest.approx(value, abs=1e-6)
+
+
+def test_they_are_modules_of_evaluate_that_combine_and_stream():
+    combined = evaluate.combine([ProbabilityMetric(name) for name in METRICS])
+    for start in range(0, 60, 25):
+        part = slice(start, start + 25)
+        combined.add_batch(predictions=PROBABILITIES[part], references=LABELS[part])
+    assert combined.compute() == pytest.approx(sklearn_says(), abs=1e-6)
+
+
+def test_the_trainer_gets_all_of_them_from_logits():
+    prediction = type("EvalPrediction", (), {"predictions": LOGITS, "label_ids": LABELS})
+    compute = trainer_metrics()
+    assert compute(prediction) == pytest.approx(sklearn_says(), abs=1e-6)
+    assert compute(prediction) == pytest.approx(sklearn_says(), abs=1e-6)  # nothing is left over from the first call
+
+
+def test_logits_that_are_no_numbers_are_an_error():
+    prediction = type("EvalPrediction", (), {"predictions": LOGITS * np.nan, "label_ids": LABELS})
+    with pytest.raises(TrainingError, match="lower the learning rate"):
+        trainer_metrics()(prediction)
+
+
+def test_log_loss_of_a_certain_mistake_is_finite():
+    assert METRICS["log_loss"](np.array([[1.0, 0.0]], np.float32), np.array([1])) == pytest.approx(87.3365, abs=1e-3)
+
+
+def test_softmax_of_large_logits():
+    assert softmax(np.array([[1000.0, 0.0]], np.float32)).tolist() == [[1.0, 0.0]]

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import tiny
+import torch
+import toy
+from sklearn.metrics import precision_recall_fscore_support
+
+from hfft.data.batches import Examples
+from hfft.data.transforms import evaluation_transform
+from hfft.evaluation.metrics import METRICS
+from hfft.evaluation.scoring import predict, score, with_intervals
+
+
+@pytest.fixture(scope="module")
+def scores():
+    model = tiny.build("convnext")
+    return score(model, toy.rows(23), evaluation_transform(tiny.processor()), classes=toy.CLASSES, batch_size=4)
+
+
+def test_every_image_once_and_in_order(scores):
+    assert scores.files == tuple(f"{k:03d}" for k in range(23))
+    assert scores.labels.tolist() == [k % 2 for k in range(23)]
+    model, transform = tiny.build("convnext"), evaluation_transform(tiny.processor())
+    examples = Examples(toy.rows(23), transform)
+    with torch.inference_mode():
+        alone = torch.cat([model(examples[k]["pixel_values"][None]).logits for k in range(23)]).softmax(dim=1)
+    np.testing.assert_allclose(scores.probabilities, alone.numpy(), atol=1e-6)
+
+
+def test_batch_size_changes_nothing():
+    model, examples = tiny.build("vit"), Examples(toy.rows(10), evaluation_transform(tiny.processor()))
+    one, many = (predict(model, examples, batch_size=size) for size in (1, 7))
+    np.testing.assert_allclose(one, many, atol=1e-6)
+
+
+def test_the_model_is_scored_in_evaluation_mode():
+    model, examples = tiny.build("vit"), Examples(toy.rows(6), evaluation_transform(tiny.processor()))
+    expected = predict(model, examples, batch_size=6)
+    assert np.array_equal(predict(model.train(), examples, batch_size=6), expected)
+
+
+def test_the_table_holds_what_was_predicted(scores):
+    table = scores.table("test")
+    assert list(table.columns) == [
+        *("split", "file", "label", "prediction", "probability"),
+        *("probability red", "probability blue"),
+    ]
+    assert set(table["split"]) == {"test"}
+    assert (table["label"] == [toy.CLASSES[k % 2] for k in range(23)]).all()
+    best = np.where(table["probability red"] >= table["probability blue"], "red", "blue")
+    assert (table["prediction"] == best).all()
+    assert (table["probability"] == table[["probability red", "probability blue"]].max(axis=1)).all()
+
+
+def test_by_class_agrees_with_scikit_learn(scores):
+    predicted = scores.probabilities.argmax(axis=1)
+    expected = precision_recall_fscore_support(scores.labels, predicted, labels=[0, 1], zero_division=0)
+    for number, name in enumerate(toy.CLASSES):
+        row = scores.by_class[name]
+        got = [row["precision"], row["recall"], row["f1"], row["images"]]
+        assert got == pytest.approx([column[number] for column in expected])
+
+
+def test_intervals_cover_what_the_binomial_says():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 400)
+    right = rng.random(400) < 0.8
+    probabilities = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)] * 0.8 + 0.1
+    interval = with_intervals(probabilities, labels)["accuracy"]
+    half = 1.96 * (0.8 * 0.2 / 400) ** 0.5
+    assert interval["value"] == right.mean()
+    assert interval["low"] == pytest.approx(right.mean() - half, abs=0.01)
+    assert interval["high"] == pytest.approx(right.mean() + half, abs=0.01)
+
+
+def test_intervals_are_the_same_at_every_call():
+    probabilities, labels = np.random.default_rng(0).dirichlet([1, 1], 20), np.arange(20) % 2
+    assert with_intervals(probabilities, labels) == with_intervals(probabilities, labels)
+    assert with_intervals(probabilities, labels).keys() == METRICS.keys()

@@ -1,0 +1,104 @@
+import ast
+import re
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import hfft
+
+PACKAGE = Path(hfft.__file__).parent
+# From the lowest to the highest; those in one row don't import each other. A new module needs a place here.
+LAYERS = (
+    {"errors"},
+    {"files"},
+    {"recipe"},
+    {"remote"},
+    {"data", "model"},
+    {"training"},
+    {"evaluation"},
+    {"inference"},
+    {"report"},
+    {"hub"},
+    {"folder"},
+    {"run"},
+    {"cli"},
+)
+HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
+EXEMPT = {"hfft", "hfft._version", "hfft.__main__"}
+
+
+def module_name(path):
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def imports(name, source):
+    """Modules that a module imports, anywhere in its text, functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(name, source):
+    return (imports(name, source) & set(SOURCES)) - EXEMPT - {name}
+
+
+def layer(name):
+    return name.split(".")[1]
+
+
+def test_the_sources_were_found():
+    assert {"hfft", "hfft.cli", "hfft.recipe", "hfft.recipe.spec", "hfft.data.sources"} <= set(SOURCES)
+    assert "hfft.recipe.spec" in own_imports("hfft.data.sources", SOURCES["hfft.data.sources"])
+    assert "hfft.run" in own_imports("hfft.cli", SOURCES["hfft.cli"])  # inside of a function
+
+
+def test_every_module_has_a_layer():
+    assert {layer(name) for name in SOURCES if name not in EXEMPT} <= set(HEIGHTS)
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - EXEMPT))
+def test_a_module_imports_from_lower_layers_only(name):
+    for other in own_imports(name, SOURCES[name]):
+        if layer(other) != layer(name):
+            assert HEIGHTS[layer(other)] < HEIGHTS[layer(name)], f"{name} imports {other}"
+
+
+def test_modules_within_a_folder_make_no_cycle():
+    graph = {
+        name: {other for other in own_imports(name, source) if layer(other) == layer(name)}
+        for name, source in SOURCES.items()
+        if name not in EXEMPT
+    }
+    order = list(TopologicalSorter(graph).static_order())
+    assert set(order) == set(graph)
+    with pytest.raises(CycleError):
+        list(TopologicalSorter({**graph, "a": {"b"}, "b": {"a"}}).static_order())
+
+
+def test_a_recipe_needs_neither_torch_nor_transformers():
+    heavy = {"torch", "transformers", "datasets", "accelerate", "peft", "torchvision", "evaluate", "huggingface_hub"}
+    recipes = [name for name in SOURCES if name.startswith("hfft.recipe")]
+    assert len(recipes) >= 4
+    for name in recipes:
+        assert not {imported.split(".")[0] for imported in imports(name, SOURCES[name])} & heavy
+
+
+def test_the_command_line_imports_heavy_modules_inside_of_functions_only():
+    for name in ("hfft", "hfft.cli", "hfft.__main__"):
+        tree = ast.parse(SOURCES[name])
+        top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        allowed = {"hfft.errors", "hfft._version", "hfft.cli"}
+        assert {
+            other for other in imports(name, ast.unparse(top)) if re.match(r"hfft\.", other) and other in SOURCES
+        } <= allowed
