@@ -1,0 +1,187 @@
+"""The real command line, from a folder of photos to a model that `pipeline()` opens in a fresh process."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from datasets import Dataset, DatasetDict, Features, Image, Value
+from safetensors.torch import load_file
+
+import hfft
+from hfft.cli import main
+
+RECIPE = """
+name: bugs
+model: {checkpoint: vit}
+data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
+training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 2, disable_tqdm: true}
+phases:
+  - {name: head, unfreeze: head, learning_rate: 1.0e-2}
+  - {name: last, unfreeze: {blocks: 2}, learning_rate: 1.0e-3}
+  - {name: lora, adapter: {on: attention}, learning_rate: 1.0e-3}
+"""
+PIPELINE = """
+import json, sys
+from transformers import pipeline
+classify = pipeline("image-classification", model=sys.argv[1])
+print(json.dumps([classify(path, top_k=None) for path in sys.argv[2:]]))
+"""
+SPLITS = {
+    **{f"train/{name}": 10 for name in ("ant", "bee", "cat")},
+    **{f"validation/{name}": 3 for name in ("ant", "bee", "cat")},
+    **{f"test/{name}": 4 for name in ("ant", "bee", "cat")},
+}
+
+
+@pytest.fixture
+def workplace(tmp_path, photos, monkeypatch):
+    photos(SPLITS)
+    tiny.save(tmp_path / "vit", "vit")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights(folder):
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_a_run_from_start_to_use(workplace, capsys):
+    assert main(["plan", "recipe.yaml"]) == 0
+    planned = capsys.readouterr().out
+    assert "30 train, 9 validation, 12 test images, 3 classes: ant, bee, cat" in planned
+    assert "trains blocks 2-3 of 4, norm, head" in planned
+    assert not (workplace / "runs").exists()
+
+    assert main(["train", "recipe.yaml"]) == 0
+    shown = capsys.readouterr()
+    assert "phase 3/3 lora: epoch 2 of 2" in shown.err
+    run = hfft.Run("runs/bugs")
+    assert {path.name for path in run.folder.iterdir()} == {
+        *("0-head", "1-last", "2-lora", "adapter", "data.json", "environment.json", "metrics.json", "model"),
+        *("predictions.parquet", "recipe.yaml"),
+    }
+    assert run.recipe == hfft.load_recipe("recipe.yaml")
+    for number, (name, changed) in enumerate((("head", 0), ("last", 0), ("lora", 0))):
+        result = json.loads((run.phase_dir(number) / "result.json").read_text())
+        assert (run.phase_dir(number).name, result["frozen"]["changed"]) == (f"{number}-{name}", changed)
+        assert result["frozen"]["tensors"] > 30
+    accuracy = run.metrics["test"]["accuracy"]
+    assert 0 <= accuracy["low"] <= accuracy["value"] <= accuracy["high"] <= 1
+    assert f"{accuracy['value']:.4f}" in shown.out
+    assert json.loads((run.folder / "data.json").read_text())["splits"]["train"]["counts"] == dict.fromkeys(
+        ("ant", "bee", "cat"), 10
+    )
+    assert not list(run.model_dir.glob("*.bin"))
+
+    before = weights(run.folder)
+    assert main(["train", "recipe.yaml"]) == 0  # finished: nothing happens
+    assert "is finished" in capsys.readouterr().err
+
+    table = run.predictions
+    tested = table[table["split"] == "test"]
+    assert main(["evaluate", "runs/bugs", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert (again["images"], again["metrics"]) == (12, run.metrics["test"])
+    assert main(["predict", "runs/bugs", "photos/test", "--json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    by_file = {line["file"].removeprefix("photos/"): (line["label"], line["probability"]) for line in lines}
+    for row in tested.itertuples():
+        assert by_file[row.file] == (row.prediction, pytest.approx(row.probability, abs=1e-6))
+
+    assert main(["train", "recipe.yaml", "--overwrite"]) == 0  # the same again, to the bit
+    assert all(torch.equal(before[name], value) for name, value in weights(run.folder).items())
+
+
+def test_a_fresh_process_gets_the_predictions_that_were_reported(workplace):
+    """Promise 4: labels, preprocessing and probabilities of predictions.parquet, through transformers alone."""
+    recipe = hfft.load_recipe("recipe.yaml", ["training.max_steps=2"])
+    run = hfft.finetune(recipe)
+    table = run.predictions[lambda all_rows: all_rows["split"] == "test"]
+    files = [str(workplace / "photos" / file) for file in table["file"]]
+    command = [sys.executable, "-c", PIPELINE, str(run.model_dir), *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    answers = json.loads(done.stdout.splitlines()[-1])
+    assert len(answers) == len(table) == 12
+    for answer, row in zip(answers, table.to_dict("records"), strict=True):
+        assert answer[0]["label"] == row["prediction"]
+        for entry in answer:
+            assert entry["score"] == pytest.approx(row[f"probability {entry['label']}"], abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "phases"), [(signal.SIGINT, ["1-last"]), (signal.SIGKILL, ["0-head", "1-last", "2-lora"])]
+)
+def test_a_stopped_run_continues_to_the_same_weights(stop, phases, workplace):
+    """Stopped once in each of the phases, and started again each time."""
+    command = [sys.executable, "-m", "hfft", "train", "recipe.yaml", "training.num_train_epochs=4"]
+    subprocess.run([*command, "name=whole"], check=True, capture_output=True)
+    for phase in phases:
+        process = subprocess.Popen([*command, "name=parts"], stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while not list(Path("runs/parts").glob(f"{phase}/checkpoint-*")) and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.005)
+        process.send_signal(stop)
+        said = process.communicate()[1]
+        assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
+        assert "Traceback" not in said
+        assert ("the same command continues" in said) == (stop == signal.SIGINT)
+        assert not Path("runs/parts/metrics.json").exists()
+    done = subprocess.run([*command, "name=parts"], check=True, capture_output=True, text=True)
+    assert "phase 1/3 head: was finished" in done.stderr
+    whole, parts = (weights(Path("runs") / name) for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    tables = [pd.read_parquet(f"runs/{name}/predictions.parquet") for name in ("whole", "parts")]
+    assert tables[0].equals(tables[1])
+
+
+def test_changed_images_are_not_mixed_into_a_run_that_began_with_others(workplace, capsys):
+    assert main(["train", "recipe.yaml", "training.max_steps=1"]) == 0
+    Path("runs/bugs/metrics.json").unlink()  # as if it had been stopped before the end
+    Path("photos/train/ant/000.png").write_bytes(Path("photos/train/ant/001.png").read_bytes())
+    assert main(["train", "recipe.yaml", "training.max_steps=1"]) == 2
+    assert "the images have changed since this run began; --overwrite starts it anew" in capsys.readouterr().err
+
+
+def test_finetune_takes_data_a_model_and_callbacks_from_memory(workplace):
+    from transformers import AutoModelForImageClassification, TrainerCallback
+
+    class Count(TrainerCallback):
+        steps = 0
+
+        def on_step_end(self, args, state, control, **kwargs):
+            Count.steps += 1
+
+    def rows(split, count):
+        paths = [f"photos/{split}/{label}/{k:03d}.png" for label in ("ant", "bee", "cat") for k in range(count)]
+        features = Features({"picture": Image(), "class": Value("string")})
+        return Dataset.from_dict({"picture": paths, "class": [Path(p).parent.name for p in paths]}, features=features)
+
+    data = DatasetDict({"train": rows("train", 10), "test": rows("test", 4)})
+    model = AutoModelForImageClassification.from_pretrained("vit", num_labels=3, ignore_mismatched_sizes=True)
+    model.config.id2label = {0: "ant", 1: "bee", 2: "cat"}
+    model.config.label2id = {"ant": 0, "bee": 1, "cat": 2}
+    recipe = hfft.load_recipe("recipe.yaml", ["training.max_steps=2", "data.splits.validation=null"])
+    run = hfft.finetune(recipe, data=data, model=model, callbacks=[Count()])
+    assert Count.steps == 6
+    assert set(run.metrics) == {"test", "by_class", "seconds"}
+    assert len(run.predictions) == 12
+    assert hfft.Classifier.from_pretrained(run.model_dir).classes == ("ant", "bee", "cat")
+
+
+def test_evaluate_on_new_images_maps_labels_by_name(workplace, capsys, photos):
+    assert main(["train", "recipe.yaml", "training.max_steps=1"]) == 0
+    photos({"bee": 5, "cat": 2}, name="new")
+    capsys.readouterr()
+    assert main(["evaluate", "runs/bugs/model", "--data", "new", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {name: row["images"] for name, row in scores["by_class"].items()} == {"ant": 0, "bee": 5, "cat": 2}
