@@ -5,8 +5,10 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _show_log()
     try:
-        arguments.run(arguments)
+        with _prompt_interruption():
+            arguments.run(arguments)
     except HfftError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
@@ -53,6 +56,34 @@ def _show_log() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+@contextmanager
+def _prompt_interruption() -> Iterator[None]:
+    """Let Ctrl-C end this process, and this one only, with KeyboardInterrupt.
+
+    A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
+    that is raised in a finalizer or a fork hook, so it is raised again every second until it arrives.
+    """
+    asked = os.getpid()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
+    report = sys.unraisablehook
+
+    def interrupt(*_: object) -> None:
+        if os.getpid() == asked:
+            signal.setitimer(signal.ITIMER_REAL, 1)
+            raise KeyboardInterrupt
+
+    sys.unraisablehook = lambda dropped: None if dropped.exc_type is KeyboardInterrupt else report(dropped)
+    for number in before:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = report
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -29,7 +29,7 @@ from hfft.model.checkpoint import load_checkpoint, load_processor, load_skeleton
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
 from hfft.training.callbacks import cpus_per_process
-from hfft.training.phases import PhaseData, finished_phase, run_phase, training_arguments
+from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase, training_arguments
 from hfft.training.plan import Plan, plan_phase, prepare_phase
 
 _LOG = get_logger(__name__)
@@ -113,7 +113,9 @@ def finetune(
         audits = _audit(images, recipe.data.source)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
-        network, processor = load_checkpoint(recipe.model, images.labels) if model is None else _given(model, recipe)
+        network, processor = (
+            load_checkpoint(recipe.model, images.labels) if model is None else _given(model, recipe, images)
+        )
     open_folder(folder, recipe, images, audits, overwrite=overwrite)
     for number, (phase, settings) in enumerate(zip(recipe.phases, arguments, strict=True)):
         with _timed(seconds, phase.name):
@@ -215,8 +217,13 @@ def _audit(images: ImageData, source: str) -> dict[str, Audit]:
     return found[0]
 
 
-def _given(model: PreTrainedModel, recipe: Recipe) -> tuple[PreTrainedModel, Any]:
-    return model, load_processor(recipe.model, model.config)
+def _given(model: PreTrainedModel, recipe: Recipe, images: ImageData) -> tuple[PreTrainedModel, Any]:
+    config: Any = model.config
+    if config.num_labels != len(images.labels):
+        raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(images.labels)} classes")
+    config.id2label = dict(enumerate(images.labels))
+    config.label2id = {label: number for number, label in enumerate(images.labels)}
+    return model, load_processor(recipe.model, config)
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) -> PhaseData:
@@ -252,7 +259,7 @@ def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict
     """Score the folder that was written and not the network in memory: that is what users will open."""
     model, processor = reopen(model_folder)
     transform = evaluation_transform(processor)
-    batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", 32)
+    batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     return {
         split: score(
             model,

@@ -31,6 +31,8 @@ from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, c
 from hfft.training.plan import plan_phase, prepare_phase
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
+EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
+
 _LOG = get_logger(__name__)
 
 
@@ -91,6 +93,7 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
     has_accelerator = torch.accelerator.is_available()
     settings = {
         "metric_for_best_model": "accuracy",
+        "per_device_eval_batch_size": EVAL_BATCH,
         "save_total_limit": 1,
         "logging_steps": 50,
         "report_to": "none",
@@ -181,7 +184,8 @@ def run_phase(
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
-    return trainer.accelerator.unwrap_model(trainer.model), result
+    # mixed precision wraps `forward`, once more in every phase, unless it is unwrapped
+    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), result
 
 
 def finished_phase(folder: Path) -> PhaseResult | None:

@@ -55,7 +55,9 @@ def test_classes_follow_the_probability_in_the_package(images):
     import elpv_dataset
 
     labels = Path(elpv_dataset.__file__).parent / "data" / "labels.csv"
-    defective = {Path(line.split()[0]).name for line in labels.read_text().splitlines() if float(line.split()[1]) >= 0.5}
+    defective = {
+        Path(line.split()[0]).name for line in labels.read_text().splitlines() if float(line.split()[1]) >= 0.5
+    }
     for rows in images.splits.values():
         for file in rows["file"]:
             assert ("/defective/" in file) == (Path(file).name in defective)

@@ -74,7 +74,9 @@ def test_two_processes_end_with_the_weights_of_one(family, workplace):
     tables = [pd.read_parquet(folder / "predictions.parquet") for folder in runs]
     assert len(tables[1]) == 18
     assert tables[1]["file"].is_unique
-    assert tables[0][["split", "file", "label", "prediction"]].equals(tables[1][["split", "file", "label", "prediction"]])
+    assert tables[0][["split", "file", "label", "prediction"]].equals(
+        tables[1][["split", "file", "label", "prediction"]]
+    )
     np.testing.assert_allclose(tables[1]["probability"], tables[0]["probability"], atol=1e-5)
     assert done.stderr.count("trains head;") == 1  # the main process alone speaks
 
@@ -100,7 +102,17 @@ def test_the_cpu_flag_of_accelerate_silently_starts_one_process(workplace):
     """Trap H as it stands: why recipes/accelerate/cpu2.yaml exists."""
     probe = workplace / "probe.py"
     probe.write_text("from accelerate import PartialState\nprint('world', PartialState(cpu=True).num_processes)\n")
-    flags = ["--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    flags = [
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
     assert run([*ACCELERATE, *flags, probe], workplace).stdout.split() == ["world", "1"]
     assert sorted(run([*launch(), probe], workplace).stdout.split()) == ["2", "2", "world", "world"]
 

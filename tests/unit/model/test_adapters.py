@@ -84,7 +84,9 @@ def test_the_merged_model_computes_the_same(family, method):
         merged = merge(model)
         again = merged(pixel_values=pixels()).logits
     assert type(merged) is type(tiny.build(family))
-    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in tiny.build(family).named_parameters()}
+    assert {name for name, _ in merged.named_parameters()} == {
+        name for name, _ in tiny.build(family).named_parameters()
+    }
     torch.testing.assert_close(again, adapted, rtol=0, atol=1e-5)
 
 

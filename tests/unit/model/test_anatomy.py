@@ -6,13 +6,21 @@ from transformers import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, CLIPConfig, CLI
 from hfft.errors import ModelError
 from hfft.model.anatomy import dissect, families, tensor_names
 
-TIMM = ("tf_efficientnet_lite0", "vit_tiny_patch16_224", "convnext_atto", "mobilenetv2_050", "swin_tiny_patch4_window7_224")
+TIMM = (
+    "tf_efficientnet_lite0",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "mobilenetv2_050",
+    "swin_tiny_patch4_window7_224",
+)
 CASES = [
     *((family, {}, tiny.SIDE) for family in tiny.CONFIGS),
     *(("timm_wrapper", {"architecture": name}, 224) for name in TIMM),
 ]
 BLOCKS = {
-    **dict.fromkeys(("beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn"), 4),
+    **dict.fromkeys(
+        ("beit", "data2vec-vision", "deit", "dinov2", "dinov2_with_registers", "ijepa", "vit", "vit_msn"), 4
+    ),
     **dict.fromkeys(("bit", "convnext", "convnextv2", "focalnet", "poolformer", "regnet", "resnet"), 5),
     **dict.fromkeys(("swin", "swinv2", "timm_wrapper"), 4),
     "efficientnet": 7,

@@ -59,7 +59,9 @@ def plain_trainer(model, folder, data, **arguments):
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext", "swin", "resnet"])
-@pytest.mark.parametrize("phase", [{"unfreeze": {"blocks": 2}}, {"unfreeze": "all"}, {"adapter": AdapterSpec(on="mlp")}])
+@pytest.mark.parametrize(
+    "phase", [{"unfreeze": {"blocks": 2}}, {"unfreeze": "all"}, {"adapter": AdapterSpec(on="mlp")}]
+)
 def test_the_phase_ends_with_its_best_weights_tensor_by_tensor(family, phase, tmp_path):
     """Trap A, for load_best_model_at_end; the metric is the worst epoch's, so that best is not last."""
     snapshots = Snapshots()
@@ -200,3 +202,9 @@ def test_history_has_every_evaluation(tmp_path):
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [entry["epoch"] for entry in history if "eval_accuracy" in entry] == [1, 2, 3]
     assert {"eval_accuracy", "eval_macro_f1", "eval_balanced_accuracy", "eval_log_loss"} <= set(history[0])
+
+
+def test_mixed_precision_leaves_nothing_on_the_model(tmp_path):
+    model, _ = toy.run(tiny.build("vit"), tmp_path, unfreeze="head", arguments={"bf16": True})
+    assert not hasattr(model.forward, "__wrapped__")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
