@@ -26,7 +26,11 @@ def read_json(path: Path) -> Any:
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file at a temporary path, then put it in place."""
     aside = path.with_name(f".{path.name}.partial")
-    write(aside)
+    try:
+        write(aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
     _flush(aside)
     os.replace(aside, path)
     _flush(path.parent)
@@ -37,7 +41,11 @@ def write_folder(folder: Path, write: Callable[[Path], Any]) -> None:
     aside = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    write(aside)
+    try:
+        write(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
     publish_folder(aside, folder)
 
 
@@ -46,10 +54,13 @@ def publish_folder(aside: Path, folder: Path) -> None:
     for path in sorted(aside.rglob("*")):
         _flush(path)
     _flush(aside)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, old)
     os.replace(aside, folder)
     _flush(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

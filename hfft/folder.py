@@ -1,6 +1,7 @@
 """The run folder on disk: opened for one recipe and one set of images, and filled with results."""
 
 import difflib
+import os
 import platform
 import shutil
 import subprocess
@@ -25,6 +26,9 @@ from hfft.training.callbacks import cpus_per_process
 
 def is_done(folder: Path, recipe: Recipe) -> bool:
     """Whether this very recipe has been run; refuses a folder of another one."""
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RunError(f"output_dir: no folder can be made in {parent}")
     if not folder.exists():
         return False
     if not (folder / "recipe.yaml").is_file():

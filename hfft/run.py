@@ -29,7 +29,7 @@ from hfft.model.checkpoint import load_checkpoint, load_processor, load_skeleton
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
 from hfft.training.callbacks import cpus_per_process
-from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase, training_arguments
+from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase, try_arguments
 from hfft.training.plan import Plan, plan_phase, prepare_phase
 
 _LOG = get_logger(__name__)
@@ -109,7 +109,7 @@ def finetune(
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
-        arguments = check_phases(recipe, images, folder)
+        check_phases(recipe, images, processes=state.num_processes)
         audits = _audit(images, recipe.data.source)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
@@ -117,12 +117,16 @@ def finetune(
             load_checkpoint(recipe.model, images.labels) if model is None else _given(model, recipe, images)
         )
     open_folder(folder, recipe, images, audits, overwrite=overwrite)
-    for number, (phase, settings) in enumerate(zip(recipe.phases, arguments, strict=True)):
+    for number, phase in enumerate(recipe.phases):
         with _timed(seconds, phase.name):
-            images_of_phase = _phase_data(images, processor, recipe, number)
-            title = f"phase {number + 1}/{len(recipe.phases)} {phase.name}"
             network, _ = run_phase(
-                network, phase, images_of_phase, arguments=settings, title=title, callbacks=callbacks
+                network,
+                phase,
+                _phase_data(images, processor, recipe, number),
+                folder=folder / f"{number}-{phase.name}",
+                seed=recipe.seed,
+                title=f"phase {number + 1}/{len(recipe.phases)} {phase.name}",
+                callbacks=callbacks,
             )
             if phase.adapter is not None:
                 network = _keep_adapter(network, processor, recipe, number, folder)
@@ -148,40 +152,37 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
         HfftError: For every mistake that can be seen without weights and pixels.
     """
     images = load_data(recipe.data, recipe.seed)
-    check_phases(recipe, images, Path(recipe.output_dir) / recipe.name)
-    plans = []
-    for phase in recipe.phases:
-        skeleton = prepare_phase(load_skeleton(recipe.model, images.labels), phase)
-        plans.append(plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes))
-    return images, plans
+    return images, check_phases(recipe, images, processes=processes)
 
 
-def check_phases(recipe: Recipe, images: ImageData, folder: Path) -> list[Any]:
-    """Try every phase on a network without weights.
+def check_phases(recipe: Recipe, images: ImageData, *, processes: int) -> list[Plan]:
+    """Try every phase on a network without weights, and its arguments on a Trainer without a network.
+
+    Args:
+        recipe: What to try.
+        images: For the number of training images, and whether there are others.
+        processes: Number of processes that would share the images.
 
     Returns:
-        The TrainingArguments of each phase.
+        The plan of each phase.
 
     Raises:
         RecipeError: If transformers refuses an argument, or the metric is unknown.
         ModelError: If the network doesn't have what a phase asks for.
     """
-    arguments = []
-    for number, phase in enumerate(recipe.phases):
+    plans = []
+    for phase in recipe.phases:
+        where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", "accuracy")
-        if metric.removeprefix("eval_") not in (*METRICS, "loss"):
-            raise RecipeError(
-                f"phases.{phase.name}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}"
-            )
+        if str(metric).removeprefix("eval_") not in (*METRICS, "loss"):
+            raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}")
+        try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         try:
-            prepare_phase(load_skeleton(recipe.model, images.labels), phase)
+            skeleton = prepare_phase(load_skeleton(recipe.model, images.labels), phase)
         except ModelError as error:
-            raise ModelError(f"phases.{phase.name}: {error}") from error
-        validate = "validation" in images.splits
-        arguments.append(
-            training_arguments(phase, folder / f"{number}-{phase.name}", seed=recipe.seed, validate=validate)
-        )
-    return arguments
+            raise ModelError(f"{where}: {error}") from error
+        plans.append(plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes))
+    return plans
 
 
 def evaluate(source: str | Path, *, data: str | None = None, split: str | None = None) -> Scores:
@@ -258,6 +259,8 @@ def _keep_adapter(network: Any, processor: Any, recipe: Recipe, number: int, fol
 def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
     model, processor = reopen(model_folder)
+    if recipe.model.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     transform = evaluation_transform(processor)
     batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     return {

@@ -28,9 +28,11 @@ def prepare_random_checkpoint(folder: Path) -> None:
     """Save a MobileNetV2 of the original size with random weights, seeded."""
     import torch
     from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, MobileNetV2ImageProcessor
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     torch.manual_seed(0)
-    MobileNetV2ForImageClassification(MobileNetV2Config(num_labels=1001)).save_pretrained(folder)
+    MobileNetV2ForImageClassification(MobileNetV2Config()).save_pretrained(folder)
     MobileNetV2ImageProcessor().save_pretrained(folder)
 
 

@@ -172,8 +172,12 @@ def _save_checkpoint(weights: Path, folder: Path) -> None:
     import torch  # here and below: seconds of import that a second run does not pay
     from timm.models import get_pretrained_cfg
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
+    from transformers.utils.logging import disable_progress_bar
 
-    timm_config = get_pretrained_cfg(ARCHITECTURE).to_dict() | {"crop_pct": CROP_PCT}
+    disable_progress_bar()
+    pretrained = get_pretrained_cfg(ARCHITECTURE)
+    assert pretrained is not None, ARCHITECTURE
+    timm_config = pretrained.to_dict() | {"crop_pct": CROP_PCT}
     config = TimmWrapperConfig.from_dict(
         {
             "architecture": ARCHITECTURE,
@@ -211,7 +215,7 @@ def _count_table(folder: Path) -> str:
 
 def main() -> int:
     """Prepare both folders and say where they are; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/elpv"))
     parser.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints/efficientnet_lite0"))
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Tiny classifiers built from config with a fixed seed, saved as checkpoints with a processor: real code, no download."""
+"""Tiny classifiers built from config with a fixed seed, saved as checkpoints with a processor."""
 
 from __future__ import annotations
 

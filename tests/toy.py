@@ -16,7 +16,7 @@ from hfft.data.sources import _features
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.evaluation.metrics import trainer_metrics
 from hfft.recipe.spec import AugmentSpec, PhaseSpec
-from hfft.training.phases import PhaseData, run_phase, training_arguments
+from hfft.training.phases import PhaseData, run_phase
 
 CLASSES = ("red", "blue")
 
@@ -67,5 +67,4 @@ def run(
     }
     spec = PhaseSpec(name="p", **phase, arguments=arguments)
     data = data or phase_data()
-    settings = training_arguments(spec, folder, seed=0, validate=data.validation is not None)
-    return run_phase(model, spec, data, arguments=settings, title="test", callbacks=callbacks)
+    return run_phase(model, spec, data, folder=folder, seed=0, title="test", callbacks=callbacks)

@@ -122,6 +122,9 @@ def _load(spec: DataSpec, path: str, config: str | None) -> DatasetDict:
 def _read_folder(folder: Path, spec: DataSpec) -> dict[str, Dataset]:
     if any(folder.rglob("*.parquet")):
         return _standardize(_load(spec, str(folder), None), spec, spec.source)
+    unused = [key for key in ("config", "revision", "image_column", "label_column") if getattr(spec, key) is not None]
+    if unused:
+        raise DataError(f"data.{unused[0]}: {folder} is a folder of images, which has none; leave it out")
     splits = _split_folders(folder)
     names = sorted({child.name for path in splits.values() for child in _subfolders(path)})
     if not names:
@@ -265,6 +268,7 @@ def _split(found: dict[str, Dataset], spec: SplitSpec, *, seed: int, where: str)
     labels = tuple(train.features["label"].names)
     splits: dict[str, Dataset] = {}
     fractions: dict[str, float] = {}
+    used = {name: "train"}
     for name, wanted in (("validation", spec.validation), ("test", spec.test)):
         has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
         if wanted == "auto":
@@ -273,6 +277,9 @@ def _split(found: dict[str, Dataset], spec: SplitSpec, *, seed: int, where: str)
             fractions[name] = wanted
         elif wanted is not None:
             chosen = _existing_split(found, str(wanted), where)
+            if chosen in used:
+                raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
+            used[chosen] = name
             splits[name] = _labelled(found[chosen], chosen, where)
     splits.update(_carve(train, fractions, seed))
     ordered = {name: splits[name] for name in ("train", "validation", "test") if name in splits}

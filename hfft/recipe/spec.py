@@ -32,7 +32,12 @@ def _check_unfreeze(value: Any) -> Any:
         ((word, amount),) = value.items()
         if word in UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
             return value
-        if word == "parts" and isinstance(amount, list | tuple) and all(isinstance(part, str) for part in amount):
+        if (
+            word == "parts"
+            and isinstance(amount, list | tuple)
+            and amount
+            and all(isinstance(part, str) for part in amount)
+        ):
             return {word: tuple(amount)}
     raise ValueError(allowed)
 

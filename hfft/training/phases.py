@@ -8,15 +8,18 @@ import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
+    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -120,12 +123,33 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
 
 
+def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
+    """Make a Trainer, an optimizer and a schedule with a phase's settings, around a network of one weight.
+
+    Args:
+        spec: The phase.
+        seed: The recipe's seed.
+        validate: Whether there are validation images.
+
+    Raises:
+        RecipeError: If that fails; much is refused by the Trainer only, or by a package that is not installed.
+    """
+    with TemporaryDirectory() as scratch:
+        arguments = training_arguments(spec, Path(scratch), seed=seed, validate=validate)
+        try:
+            trainer = Trainer(torch.nn.Linear(1, 1), arguments, eval_dataset=Dataset.from_dict({"label": [0]}))
+            trainer.create_optimizer_and_scheduler(num_training_steps=100)
+        except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
+            raise RecipeError(f"phases.{spec.name}: {str(error).strip().splitlines()[0]}") from error
+
+
 def run_phase(
     model: Any,
     spec: PhaseSpec,
     data: PhaseData,
     *,
-    arguments: TrainingArguments,
+    folder: Path,
+    seed: int,
     title: str,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Any, PhaseResult]:
@@ -135,7 +159,8 @@ def run_phase(
         model: A plain classifier with the weights to start from.
         spec: The phase.
         data: Images and metrics.
-        arguments: From `training_arguments`.
+        folder: The phase's folder.
+        seed: The recipe's seed.
         title: Shown beside the progress.
         callbacks: The user's.
 
@@ -145,14 +170,14 @@ def run_phase(
     Raises:
         TrainingError: If a frozen tensor changed.
     """
-    folder = _folder(arguments)
-    set_seed(arguments.seed)
+    set_seed(seed)
     model = prepare_phase(model, spec)
     result = finished_phase(folder)
     if result is not None:
         _LOG.info(f"{title}: was finished")
         restore(model, folder / result.checkpoint)
         return model, result
+    arguments = training_arguments(spec, folder, seed=seed, validate=data.validation is not None)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = PhaseTrainer(
@@ -180,6 +205,7 @@ def run_phase(
         _LOG.info(f"{title}: continues from {unfinished.name}")
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=str(unfinished) if unfinished else None)
+    trainer.save_result()
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
@@ -227,11 +253,6 @@ def _damage(folder: Path) -> str | None:
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> list[TrainerCallback]:
     own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), PhaseProgress(title, images)]
     return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
-
-
-def _folder(arguments: TrainingArguments) -> Path:
-    assert arguments.output_dir is not None
-    return Path(arguments.output_dir)
 
 
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:

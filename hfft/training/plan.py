@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from hfft.errors import RecipeError
 from hfft.model.adapters import attach
 from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_trainable, trainable_names
@@ -20,6 +21,7 @@ _DEFAULTS = {
     "max_steps": -1,
     "per_device_train_batch_size": 8,
     "gradient_accumulation_steps": 1,
+    "dataloader_drop_last": False,
 }
 # Tensors of two or more dimensions that are positions, tokens or scales rather than weights of a layer.
 _NO_DECAY = ("pos_embed", "position_embedding", "relative_position", "_token", "layer_scale", "lambda_", "gamma")
@@ -99,6 +101,9 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         spec: The phase.
         images: Number of training images.
         processes: Number of processes that share them.
+
+    Raises:
+        RecipeError: If no batch is left.
     """
     anatomy = dissect(model)
     arguments = {**_DEFAULTS, **spec.arguments}
@@ -106,7 +111,8 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
     trainable = sum(value.numel() for value in parameters.values() if value.requires_grad)
     total = sum(value.numel() for value in parameters.values())
     accumulation = arguments["gradient_accumulation_steps"]
-    batches = math.ceil(math.ceil(images / arguments["per_device_train_batch_size"]) / processes)
+    batches = _batches(spec, images, arguments) / processes
+    batches = math.floor(batches) if arguments["dataloader_drop_last"] else math.ceil(batches)
     per_epoch = max(math.ceil(batches / accumulation), 1)
     max_steps = arguments["max_steps"]
     steps = max_steps if max_steps > 0 else math.ceil(arguments["num_train_epochs"] * per_epoch)
@@ -147,6 +153,18 @@ def parameter_groups(
             if chosen:
                 groups.append(Group(part.name, tuple(chosen), rate, decay))
     return tuple(groups)
+
+
+def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any]) -> int:
+    size = arguments["per_device_train_batch_size"]
+    if not arguments["dataloader_drop_last"]:
+        return math.ceil(images / size)
+    if size > images:
+        raise RecipeError(
+            f"phases.{spec.name}: a batch of {size} is larger than the {images} training images, and "
+            "dataloader_drop_last leaves it out"
+        )
+    return images // size
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -88,7 +88,14 @@ class PhaseTrainer(Trainer):
 
     def _load_best_model(self) -> None:
         """Load the best weights of the phase, found by their step: the folder may have been moved since."""
-        restore(self.model, self._folder / f"checkpoint-{self.state.best_global_step}")
+        if self.state.best_global_step:  # there is none when the phase ended before its first evaluation
+            restore(self.model, self._folder / f"checkpoint-{self.state.best_global_step}")
+
+    def save_result(self) -> None:
+        """Make sure that the weights that the phase ends with are on disk."""
+        step = self.state.best_global_step or self.state.global_step
+        if not (self._folder / f"checkpoint-{step}").is_dir():
+            self._save_checkpoint(self.model, trial=None)
 
 
 def restore(model: Any, folder: str | Path) -> None:

@@ -10,6 +10,7 @@ import tiny
 
 import hfft
 from hfft.cli import main
+from hfft.model.anatomy import families
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,3 +80,11 @@ def test_the_python_lines_run(workplace, capsys):
     shown = capsys.readouterr().out
     assert "'value'" in shown
     assert "Prediction(file='cell.png'" in shown
+
+
+def test_the_families_are_those_of_the_code():
+    section = README.partition("## Which checkpoints")[2]
+    (rows,) = re.findall(r"^`[^\n]+`\n\n", section.replace("`\n`", "` `"), re.MULTILINE)
+    listed = re.findall(r"`([^`]+)`", rows)
+    assert sorted(listed) == sorted(set(families()) - {"timm_wrapper"})
+    assert f"these {len(listed)} families" in section

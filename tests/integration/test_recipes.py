@@ -43,7 +43,7 @@ EXPECTED = {
         lambda: (ConvNextConfig(), ConvNextImageProcessor(size={"shortest_edge": 224})),
         [
             ("head", 768 * 2 + 2),
-            # the last stage: its downsampling (LayerNorm and 2 x 2 convolution), three blocks; the final norm; the head
+            # the last stage: three blocks, downsampling (LayerNorm, 2 x 2 convolution); the final norm; the head
             ("blocks 15-17 of 18, norm, head", 3 * CONVNEXT_BLOCK + 768 + 4 * 384 * 768 + 768 + 2 * 768 + 768 * 2 + 2),
         ],
     ),

@@ -49,7 +49,7 @@ def test_missing_encoder_weights_are_refused(tmp_path):
 
 def test_an_image_size_that_positions_do_not_fit_is_refused(tmp_path):
     tiny.save(tmp_path / "c", "vit")
-    with pytest.raises(ModelError, match="don't fit its network at image_size 64: .*position_embeddings"):
+    with pytest.raises(ModelError, match=r"don't fit its network at image_size 64: .*position_embeddings"):
         load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), image_size=64), LABELS)
 
 

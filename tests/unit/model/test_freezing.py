@@ -7,12 +7,14 @@ from hfft.errors import ModelError, TrainingError
 from hfft.model.anatomy import dissect
 from hfft.model.freezing import Freeze, set_trainable, trainable_names
 
-VIT_LAYER = (
-    "attention.q_proj.weight attention.q_proj.bias attention.k_proj.weight attention.k_proj.bias "
-    "attention.v_proj.weight attention.v_proj.bias attention.o_proj.weight attention.o_proj.bias "
-    "layernorm_before.weight layernorm_before.bias layernorm_after.weight layernorm_after.bias "
-    "mlp.fc1.weight mlp.fc1.bias mlp.fc2.weight mlp.fc2.bias"
-).split()
+VIT_LAYER = [
+    f"{layer}.{kind}"
+    for layer in (
+        *("attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj"),
+        *("layernorm_before", "layernorm_after", "mlp.fc1", "mlp.fc2"),
+    )
+    for kind in ("weight", "bias")
+]
 HEAD = {"classifier.weight", "classifier.bias"}
 NORM = {"vit.layernorm.weight", "vit.layernorm.bias"}
 
@@ -39,7 +41,7 @@ def released(family, unfreeze, **changes):
         ({"parts": ("block 0",)}, HEAD | vit_block(0)),
         ({"parts": ("block 1..2", "norm")}, HEAD | NORM | vit_block(1) | vit_block(2)),
     ],
-    ids=str,
+    ids=lambda value: None if isinstance(value, set) else str(value),
 )
 def test_exact_names_for_vit(unfreeze, expected):
     assert released("vit", unfreeze) == expected

@@ -10,7 +10,7 @@ from hfft.errors import RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
 from hfft.training import plan as plan_module
-from hfft.training.phases import training_arguments
+from hfft.training.phases import training_arguments, try_arguments
 from hfft.training.plan import parameter_groups, plan_phase, prepare_phase
 
 
@@ -101,3 +101,32 @@ def test_an_argument_that_transformers_refuses_names_the_phase(tmp_path):
     spec = PhaseSpec(name="deep", arguments={"lr_scheduler_type": "zigzag"})
     with pytest.raises(RecipeError, match=r"phases.deep: .*zigzag"):
         training_arguments(spec, tmp_path, seed=0, validate=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"report_to": "nonsense"},
+        {"optim": "adamw_bnb_8bit"},
+        {"lr_scheduler_type": "cosine_with_min_lr"},
+        {"lr_scheduler_kwargs": {"nonsense": 1}},
+    ],
+    ids=str,
+)
+def test_what_only_a_trainer_refuses_is_refused_before_the_run(arguments):
+    with pytest.raises(RecipeError, match=r"phases\.deep: "):
+        try_arguments(PhaseSpec(name="deep", arguments=arguments), seed=0, validate=True)
+
+
+def test_good_arguments_pass(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = {"optim": "sgd", "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "bf16": True}
+    try_arguments(PhaseSpec(name="p", arguments=arguments), seed=0, validate=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_dropping_the_only_batch_is_refused():
+    arguments = {"per_device_train_batch_size": 16, "dataloader_drop_last": True}
+    assert planned("vit", images=40, arguments=arguments, unfreeze="head").steps == 2 * 3
+    with pytest.raises(RecipeError, match="a batch of 16 is larger than the 10 training images"):
+        planned("vit", images=10, arguments=arguments, unfreeze="head")

@@ -208,3 +208,12 @@ def test_mixed_precision_leaves_nothing_on_the_model(tmp_path):
     model, _ = toy.run(tiny.build("vit"), tmp_path, unfreeze="head", arguments={"bf16": True})
     assert not hasattr(model.forward, "__wrapped__")
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("arguments", [{"eval_delay": 9}, {"eval_strategy": "steps", "eval_steps": 99}], ids=str)
+def test_a_phase_that_ends_before_its_first_evaluation_keeps_its_last_weights(arguments, tmp_path):
+    snapshots = Snapshots()
+    model, result = toy.run(tiny.build("vit"), tmp_path, unfreeze="head", callbacks=[snapshots], arguments=arguments)
+    assert result.best_step == 6
+    assert torch.equal(model.classifier.weight, snapshots.by_step[6]["classifier.weight"])
+    assert (tmp_path / result.checkpoint / "model.safetensors").is_file()
