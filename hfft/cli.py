@@ -5,15 +5,14 @@ import dataclasses
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hfft._version import __version__
 from hfft.errors import DataError, HfftError
+from hfft.interruption import prompt_interruption
 
 _INTERRUPTED = 130
 
@@ -30,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _show_log()
     try:
-        with _prompt_interruption():
+        with prompt_interruption():
             arguments.run(arguments)
     except HfftError as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the last saved checkpoint", file=sys.stderr)
+        print("interrupted; a run continues with the same command, without --overwrite", file=sys.stderr)
         return _INTERRUPTED
     return 0
 
@@ -58,34 +57,6 @@ def _show_log() -> None:
     logger.propagate = False
 
 
-@contextmanager
-def _prompt_interruption() -> Iterator[None]:
-    """Let Ctrl-C end this process, and this one only, with KeyboardInterrupt.
-
-    A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
-    that is raised in a finalizer or a fork hook, so it is raised again every second until it arrives.
-    """
-    asked = os.getpid()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGALRM)}
-    report = sys.unraisablehook
-
-    def interrupt(*_: object) -> None:
-        if os.getpid() == asked:
-            signal.setitimer(signal.ITIMER_REAL, 1)
-            raise KeyboardInterrupt
-
-    sys.unraisablehook = lambda dropped: None if dropped.exc_type is KeyboardInterrupt else report(dropped)
-    for number in before:
-        signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = report
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hfft", description="Fine-tune image classifiers, in phases.")
     parser.add_argument("--version", action="version", version=f"hfft {__version__}")
@@ -103,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(run=_plan)
 
     predict = verbs.add_parser("predict", help="label images")
-    predict.add_argument("model", help="run folder, model folder or Hub id")
+    predict.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
     predict.add_argument("images", nargs="+", help="image files or folders of them")
     predict.add_argument("--top", type=_count, default=1, help="classes to show for each image")
     predict.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -162,7 +133,10 @@ def _print_plan(plan: Any, title: str) -> None:
     print(f"\n{title}: trains {plan.trains}")
     print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
     print(f"  {plan.steps:,} steps of {plan.batch} images, {plan.epochs:g} epochs")
-    print(f"  {plan.state_bytes / 2**20:,.0f} MiB for weights, gradients and AdamW, without activations")
+    activations = ""
+    if plan.activation_bytes is not None:
+        activations = f" + about {plan.activation_bytes / 2**20:,.0f} of activations for {plan.device_batch} images"
+    print(f"  memory in float32: {plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW{activations}")
     rows = [
         (group.part, len(group.names), f"{group.learning_rate:.3g}", f"{group.weight_decay:g}")
         for group in plan.groups

@@ -2,11 +2,7 @@
 
 import difflib
 import os
-import platform
 import shutil
-import subprocess
-import sys
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +14,28 @@ from hfft.data.sources import ImageData
 from hfft.errors import RunError
 from hfft.evaluation.scoring import Scores
 from hfft.files import read_json, write_file, write_json, write_text
+from hfft.machine import describe_environment
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
 from hfft.report.card import write_card
-from hfft.training.callbacks import cpus_per_process
 
 
-def is_done(folder: Path, recipe: Recipe) -> bool:
-    """Whether this very recipe has been run; refuses a folder of another one."""
+def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
+    """Whether this very recipe has been run, and is not to be run again.
+
+    Raises:
+        RunError: If the folder can't be made, is no run folder, or holds a run of another recipe that is not to be
+            overwritten.
+    """
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"output_dir: no folder can be made in {parent}")
     if not folder.exists():
         return False
-    if not (folder / "recipe.yaml").is_file():
+    if not (folder / "recipe.yaml").is_file() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
+    if overwrite or not any(folder.iterdir()):
+        return False
     before, now = (folder / "recipe.yaml").read_text(encoding="utf-8"), dump_recipe(recipe)
     if before != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", lineterm="", n=0)
@@ -48,56 +51,41 @@ def is_done(folder: Path, recipe: Recipe) -> bool:
 
 
 def open_folder(folder: Path, recipe: Recipe, images: ImageData, audits: dict[str, Audit], *, overwrite: bool) -> None:
-    """Make the run folder, or check that the one there was made from the same images."""
+    """Make the run folder, or check that the one there was made from the same images, by as many processes."""
     state = PartialState()
     content = {
         "labels": list(images.labels),
-        "splits": {
-            split: {"counts": images.counts(split), "fingerprint": audits[split].fingerprint}
-            for split in images.splits
-        },
+        "splits": {split: describe_split(images, split, audits[split]) for split in images.splits},
     }
+    environment = describe_environment()
+    state.wait_for_everyone()
+    if state.is_main_process and overwrite and folder.exists():
+        shutil.rmtree(folder)
+    state.wait_for_everyone()
+    for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_processes)):
+        if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
+            raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
     state.wait_for_everyone()
     if state.is_main_process:
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        write_json(folder / "environment.json", _environment())
-    state.wait_for_everyone()
-    if (folder / "data.json").is_file() and read_json(folder / "data.json") != content:
-        raise RunError(f"{folder}: the images have changed since this run began; --overwrite starts it anew")
-    state.wait_for_everyone()
-    if state.is_main_process:
+        write_json(folder / "environment.json", environment)
         write_json(folder / "data.json", content)
 
 
-def _environment() -> dict[str, Any]:
-    packages = (
-        "torch",
-        "torchvision",
-        "transformers",
-        "datasets",
-        "accelerate",
-        "evaluate",
-        "peft",
-        "numpy",
-        "pillow",
-    )
-    state = PartialState()
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "hfft": version("hfft"),
-        "python": platform.python_version(),
-        "packages": {name: version(name) for name in packages},
-        "machine": platform.machine(),
-        "system": platform.platform(),
-        "cores": cpus_per_process(),
-        "device": str(state.device),
-        "processes": state.num_processes,
-        "command": sys.argv,
-        "git_commit": commit.stdout.strip() or None,
-    }
+def describe_split(images: ImageData, split: str, audit: Audit) -> dict[str, Any]:
+    """What data.json holds of a split."""
+    return {"counts": images.counts(split), "fingerprint": audit.fingerprint}
+
+
+def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    return None if before == now else "the images have changed since this run began"
+
+
+def _same_processes(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if before["processes"] == now["processes"]:
+        return None
+    return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
 
 
 def write_results(folder: Path, recipe: Recipe, scores: dict[str, Scores], seconds: dict[str, float]) -> None:

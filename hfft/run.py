@@ -1,5 +1,6 @@
 """The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.audit import Audit, audit, refuse_broken
@@ -22,17 +23,28 @@ from hfft.errors import ModelError, RecipeError, RunError
 from hfft.evaluation.metrics import METRICS, trainer_metrics
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
-from hfft.folder import is_done, open_folder, write_results
+from hfft.folder import describe_split, is_done, open_folder, write_results
 from hfft.inference.classifier import Classifier
+from hfft.machine import cpus_per_process
 from hfft.model.adapters import merge, save_adapter
-from hfft.model.checkpoint import load_checkpoint, load_processor, load_skeleton, reopen, save_model
+from hfft.model.anatomy import dissect
+from hfft.model.checkpoint import (
+    load_checkpoint,
+    load_config,
+    load_processor,
+    load_skeleton,
+    reopen,
+    sample_pixels,
+    save_model,
+)
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
-from hfft.training.callbacks import cpus_per_process
+from hfft.training.memory import activation_bytes
 from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase, try_arguments
-from hfft.training.plan import Plan, plan_phase, prepare_phase
+from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
 
 _LOG = get_logger(__name__)
+_MERGED = "merged"  # below an adapter phase's folder, when another adapter comes after it
 
 
 class Run:
@@ -102,28 +114,30 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
+    recipe = _resolved(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
-    if not overwrite and is_done(folder, recipe):
+    if is_done(folder, recipe, overwrite=overwrite):
         _LOG.info(f"{folder} is finished; --overwrite runs it again")
         return Run(folder)
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
-        check_phases(recipe, images, processes=state.num_processes)
+        config = load_config(recipe.model, images.labels) if model is None else _labelled(model, images.labels)
+        processor = load_processor(recipe.model, config)
+        check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
         audits = _audit(images, recipe.data.source)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
-        network, processor = (
-            load_checkpoint(recipe.model, images.labels) if model is None else _given(model, recipe, images)
-        )
+        network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
     open_folder(folder, recipe, images, audits, overwrite=overwrite)
     for number, phase in enumerate(recipe.phases):
-        with _timed(seconds, phase.name):
+        phase_folder = folder / f"{number}-{phase.name}"
+        with _timed(seconds, phase_folder.name):
             network, _ = run_phase(
                 network,
                 phase,
                 _phase_data(images, processor, recipe, number),
-                folder=folder / f"{number}-{phase.name}",
+                folder=phase_folder,
                 seed=recipe.seed,
                 title=f"phase {number + 1}/{len(recipe.phases)} {phase.name}",
                 callbacks=callbacks,
@@ -151,16 +165,23 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
+    recipe = _resolved(recipe, None)
     images = load_data(recipe.data, recipe.seed)
-    return images, check_phases(recipe, images, processes=processes)
+    config = load_config(recipe.model, images.labels)
+    pixels = sample_pixels(load_processor(recipe.model, config))
+    return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 
-def check_phases(recipe: Recipe, images: ImageData, *, processes: int) -> list[Plan]:
+def check_phases(
+    recipe: Recipe, config: Any, images: ImageData, pixels: torch.Tensor, *, processes: int
+) -> list[Plan]:
     """Try every phase on a network without weights, and its arguments on a Trainer without a network.
 
     Args:
         recipe: What to try.
+        config: Of the network.
         images: For the number of training images, and whether there are others.
+        pixels: An image as the network takes it, (1, C, H, W); its shape counts.
         processes: Number of processes that would share the images.
 
     Returns:
@@ -170,18 +191,21 @@ def check_phases(recipe: Recipe, images: ImageData, *, processes: int) -> list[P
         RecipeError: If transformers refuses an argument, or the metric is unknown.
         ModelError: If the network doesn't have what a phase asks for.
     """
+    _class_weights(recipe, images)
     plans = []
     for phase in recipe.phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", "accuracy")
-        if str(metric).removeprefix("eval_") not in (*METRICS, "loss"):
+        if str(metric).removeprefix("eval_") not in METRICS:
             raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}")
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         try:
-            skeleton = prepare_phase(load_skeleton(recipe.model, images.labels), phase)
+            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from error
-        plans.append(plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes))
+        plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
+        kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
+        plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
 
 
@@ -194,18 +218,42 @@ def evaluate(source: str | Path, *, data: str | None = None, split: str | None =
         split: Which split; `test` of a run's own data, everything of new data when None.
 
     Raises:
-        HfftError: If model, data or split can't be used.
+        HfftError: If model, data or split can't be used, or the images aren't those that the run left out of its
+            training.
     """
     classifier = Classifier.from_pretrained(source)
     if data is not None:
         rows = load_rows(DataSpec(source=data), classifier.classes, split)
     else:
-        recipe = Run(source).recipe
-        images = load_data(recipe.data, recipe.seed)
-        if (split or "test") not in images.splits:
-            raise RunError(f"{source}: no split {split or 'test'!r}; found: {', '.join(images.splits)}")
-        rows = images.splits[split or "test"]
+        rows = _own_rows(Run(source), split or "test")
     return score(classifier.model, rows, classifier.transform, classes=classifier.classes)
+
+
+def _resolved(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
+    """The recipe with gradual phases written out, which takes the number of blocks of the network."""
+    if all(phase.gradual is None for phase in recipe.phases):
+        return recipe
+    network = load_skeleton(recipe.model, load_config(recipe.model, ("a", "b"))) if model is None else model
+    phases = expand_phases(recipe.phases, len(dissect(network).blocks))
+    names = [phase.name for phase in phases]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"phases: a gradual phase stands for phases of the same name as others: {', '.join(names)}")
+    return dataclasses.replace(recipe, phases=phases)
+
+
+def _own_rows(run: Run, split: str) -> Dataset:
+    """A split of the run's own data, as it was when the run began: another one could hold images it was trained on."""
+    images = load_data(run.recipe.data, run.recipe.seed)
+    if split not in images.splits:
+        raise RunError(f"{run.folder}: no split {split!r}; found: {', '.join(images.splits)}")
+    audits = {split: audit(images.splits[split], f"checking {split} images")}
+    refuse_broken(audits, run.recipe.data.source)
+    if describe_split(images, split, audits[split]) != read_json(run.folder / "data.json")["splits"][split]:
+        raise RunError(
+            f"{run.folder}: the {split} images of {run.recipe.data.source} aren't those of the run any more, and some "
+            "may have been trained on; give labelled images with --data"
+        )
+    return images.splits[split]
 
 
 def _audit(images: ImageData, source: str) -> dict[str, Audit]:
@@ -218,13 +266,14 @@ def _audit(images: ImageData, source: str) -> dict[str, Audit]:
     return found[0]
 
 
-def _given(model: PreTrainedModel, recipe: Recipe, images: ImageData) -> tuple[PreTrainedModel, Any]:
+def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
+    """The config of a model that the caller brought, with the images' labels."""
     config: Any = model.config
-    if config.num_labels != len(images.labels):
-        raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(images.labels)} classes")
-    config.id2label = dict(enumerate(images.labels))
-    config.label2id = {label: number for number, label in enumerate(images.labels)}
-    return model, load_processor(recipe.model, config)
+    if config.num_labels != len(labels):
+        raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(labels)} classes")
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    return config
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) -> PhaseData:
@@ -238,22 +287,46 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) 
         validation=None if validation is None else Examples(validation, evaluate_with),
         collate=Collator(augment.mixup, len(images.labels)),
         measure=trainer_metrics(),
+        class_weights=_class_weights(recipe, images),
     )
 
 
+def _class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:
+    """Factors of the classes in the loss, (K,); balanced ones have a mean of 1 over the training images."""
+    weights = recipe.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        counts = images.counts("train")
+        return tuple(sum(counts.values()) / (len(counts) * counts[label]) for label in images.labels)
+    if set(weights) != set(images.labels):
+        raise RecipeError(f"class_weights: found {', '.join(weights)}; the classes are {', '.join(images.labels)}")
+    return tuple(weights[label] for label in images.labels)
+
+
 def _keep_adapter(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
-    """Save the adapter when it is the last thing trained, and merge it into the network."""
-    is_last = number == len(recipe.phases) - 1
-    touched = [phase for phase in recipe.phases[:number] if phase.adapter is not None or phase.unfreeze != "head"]
-    if is_last and PartialState().is_main_process:
-        base, revision = recipe.model.checkpoint, recipe.model.revision
-        if touched:  # it sits on weights that only this run has
-            before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
-            result = finished_phase(before)
-            assert result is not None
-            base, revision = str(before / result.checkpoint), None
+    """Merge the adapter into the network; save it when it is the last thing trained, and what the next one sits on."""
+    is_main = PartialState().is_main_process
+    if number < len(recipe.phases) - 1:
+        network = merge(network)
+        if is_main and recipe.phases[number + 1].adapter is not None:
+            save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
+        return network
+    if is_main:
+        base, revision = _base(recipe, number, folder)
         save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
     return merge(network)
+
+
+def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
+    """What the adapter of a phase sits on, and its revision: the checkpoint, or weights that only this run has."""
+    if all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number]):
+        checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
+        return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
+    before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
+    result = finished_phase(before)
+    assert result is not None
+    return str((before / (_MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
 
 
 def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:

@@ -6,7 +6,7 @@ source scripts/install.sh
 install_extra quickstart
 
 python scripts/prepare_quickstart.py
-hfft train recipes/quickstart.yaml "$@"
+hfft train recipes/quickstart.yaml
 
 image=$(find data/elpv/test/defective -name '*.png' | sort | head -n 1)
 activate=""

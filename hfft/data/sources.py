@@ -1,26 +1,33 @@
 """A source named in a recipe -> train, validation and test rows with label names; reads no pixel."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
+from accelerate.logging import get_logger
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value, concatenate_datasets, load_dataset
-from PIL import Image as PillowImage
+from datasets.exceptions import DatasetGenerationError
 
+from hfft.data.folders import (
+    SPLIT_NAMES,
+    image_files,
+    parquet_files,
+    parquet_splits,
+    split_folders,
+    subfolders,
+    warn_of_left_out,
+)
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 from hfft.remote import hub_problem
 
-# Names under which folders and data sets on the Hub keep a split, by the name used here.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing", "eval", "evaluation"),
-}
 CARVED = {"validation": 0.15, "test": 0.15}
 _LABEL_NAMES = ("label", "labels", "class", "target", "category")
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ def load_data(spec: DataSpec, seed: int, source: DatasetDict | None = None) -> I
     Args:
         spec: The recipe's data section.
         seed: Decides which images a carved split takes.
-        source: Data already in memory; replaces `spec.source`.
+        source: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
 
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
@@ -69,31 +76,29 @@ def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None)
         split: One of the source's splits; all of its rows when None.
 
     Raises:
-        DataError: If the source has classes that the model does not know.
+        DataError: If these rows have classes that the model does not know.
     """
     found = _read(spec)
     if split is not None:
         found = {split: found[_existing_split(found, split, spec.source)]}
+    elif len(found) > 1:
+        counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
+        PartialState()  # the logger asks it which process this is
+        _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     ours = next(iter(found.values())).features["label"].names
-    unknown = [name for name in ours if name not in labels]
+    used = {value for name, part in found.items() for value in _labelled(part, name, spec.source)["label"][:]}
+    unknown = [name for value, name in enumerate(ours) if value in used and name not in labels]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
         )
-    places = [labels.index(name) for name in ours]
+    places = {value: labels.index(ours[value]) for value in used}
+    label = ClassLabel(names=list(labels))
     parts = []
-    for name, part in found.items():
-        values = [places[value] for value in _labelled(part, name, spec.source)["label"]]
-        label = ClassLabel(names=list(labels))
+    for part in found.values():
+        values = [places[value] for value in part["label"][:]]
         parts.append(part.remove_columns("label").add_column("label", values, feature=label))
     return concatenate_datasets(parts)
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Files at any depth below a folder that are called like images; hidden files and folders are left out."""
-    readable = PillowImage.registered_extensions()
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in readable and path.is_file()]
-    return sorted(path for path in files if not any(part[0] == "." for part in path.relative_to(folder).parts))
 
 
 def _read(spec: DataSpec) -> dict[str, Dataset]:
@@ -107,50 +112,54 @@ def _read(spec: DataSpec) -> dict[str, Dataset]:
     problem = hub_problem(spec.source, "dataset", spec.revision)
     if problem is not None:
         raise DataError(f"data.source: {spec.source} is no folder here, and {problem}")
-    return _standardize(_load(spec, spec.source, spec.config), spec, spec.source)
+    loaded = _load(spec.source, spec.source, spec.config, revision=spec.revision)
+    return _standardize(loaded, spec, spec.source)
 
 
-def _load(spec: DataSpec, path: str, config: str | None) -> DatasetDict:
+def _load(
+    where: str,
+    path: str,
+    config: str | None = None,
+    *,
+    revision: str | None = None,
+    data_files: dict[str, list[str]] | None = None,
+) -> DatasetDict:
     try:
-        loaded = load_dataset(path, config, revision=spec.revision)
-    except Exception as error:  # datasets raises its own, huggingface_hub's, pyarrow's and plain ValueErrors here
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"data.source: {path} can't be loaded as a data set: {reason}") from error
+        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
+    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
+        raise DataError(f"data.source: {where} can't be loaded as a data set: {_reason(error)}") from error
     return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
 
 
+def _reason(error: Exception) -> str:
+    """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
+    lines = str(error).splitlines()
+    if isinstance(error, DatasetGenerationError):
+        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+
+
 def _read_folder(folder: Path, spec: DataSpec) -> dict[str, Dataset]:
-    if any(folder.rglob("*.parquet")):
-        return _standardize(_load(spec, str(folder), None), spec, spec.source)
+    tables = parquet_files(folder)
+    if tables:
+        return _standardize(_load_tables(folder, tables, spec), spec, spec.source)
     unused = [key for key in ("config", "revision", "image_column", "label_column") if getattr(spec, key) is not None]
     if unused:
         raise DataError(f"data.{unused[0]}: {folder} is a folder of images, which has none; leave it out")
-    splits = _split_folders(folder)
-    names = sorted({child.name for path in splits.values() for child in _subfolders(path)})
+    splits = split_folders(folder)
+    names = sorted({child.name for path in splits.values() for child in subfolders(path)})
     if not names:
         raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
+    warn_of_left_out(folder, splits.values())
     return {split: _class_folder_rows(path, folder, tuple(names)) for split, path in splits.items()}
 
 
-def _split_folders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder when every one of them is called like a split and holds folders, else itself as train.
-
-    Raises:
-        DataError: If some look like splits and others don't: class folders would become images of a class `train`.
-    """
-    known = [name for names in SPLIT_NAMES.values() for name in names]
-    children = _subfolders(folder)
-    splits = [path for path in children if path.name.lower() in known and _subfolders(path)]
-    if splits and len(splits) == len(children):
-        return {path.name: path for path in children}
-    without_images = [path.name for path in splits if path not in {file.parent for file in image_files(path)}]
-    if without_images:
-        others = [path.name for path in children if path not in splits]
-        raise DataError(
-            f"{folder}: {', '.join(without_images)} look like splits and {', '.join(others)} do not; allowed: class "
-            f"folders alone, or folders of class folders that are called {', '.join(known)}"
-        )
-    return {"train": folder}
+def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
+    """Parquet files as the folder's card describes them, else in splits that their names tell."""
+    card = folder / "README.md"
+    if card.is_file() and re.search(r"^(configs|dataset_info):", card.read_text("utf-8", "replace"), re.MULTILINE):
+        return _load(spec.source, str(folder), spec.config)
+    return _load(spec.source, "parquet", data_files=parquet_splits(folder, tables))
 
 
 def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...]) -> Dataset:
@@ -166,10 +175,6 @@ def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...]) -> Data
     return Dataset.from_list(rows, features=_features(names))
 
 
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-
-
 def _features(names: tuple[str, ...]) -> Features:
     return Features({"image": Image(decode=False), "label": ClassLabel(names=list(names)), "file": Value("string")})
 
@@ -178,6 +183,7 @@ def _standardize(source: DatasetDict, spec: DataSpec, where: str) -> dict[str, D
     """Any data set with an image and a label column -> splits with our three columns and one list of class names."""
     if not source:
         raise DataError(f"{where}: holds no splits")
+    source = source.with_format(None)
     first = next(iter(source.values()))
     image = _column(spec.image_column, _columns_of(first, Image), first, f"{where}: image_column")
     labelled = _columns_of(first, ClassLabel) or [name for name in _LABEL_NAMES if name in first.column_names]

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,16 +34,27 @@ def decode(source: bytes | str | os.PathLike[str] | Image.Image, *, draft: bool 
     Raises:
         DataError: If it can't be decoded; the message holds the reason, the caller knows the name.
     """
-    try:
-        image = source if isinstance(source, Image.Image) else _open(source)
+    image = source if isinstance(source, Image.Image) else open_image(source)
+    with _pillow_errors():
         if draft:
             image.draft("RGB", (64, 64))
         image.load()
         return _to_rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise DataError("not an image in any format that Pillow reads") from error
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise DataError(str(error) or type(error).__name__) from error
+
+
+def open_image(source: bytes | str | os.PathLike[str]) -> Image.Image:
+    """An image whose header is read and whose pixels are not.
+
+    Raises:
+        DataError: If it is none; the message holds the reason, the caller knows the name.
+    """
+    with _pillow_errors():
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a channel has more than 8 bits, as Pillow's modes I, I;16 (any byte order) and F have."""
+    return image.mode == "F" or image.mode.startswith("I")
 
 
 def decode_row(row: dict[str, Any]) -> Image.Image:
@@ -160,12 +172,19 @@ def _interpolation(processor: Any) -> InterpolationMode:
 _BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 
-def _open(source: bytes | str | os.PathLike[str]) -> Image.Image:
-    return Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
+@contextmanager
+def _pillow_errors() -> Iterator[None]:
+    """What Pillow raises for bytes that are no image, as a DataError."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        raise DataError("not an image in any format that Pillow reads") from error
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+        raise DataError(str(error) or type(error).__name__) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "F" or image.mode.startswith("I"):
+    if is_deep(image):
         values = np.asarray(image, dtype=np.float64)  # (H, W)
         if not np.isfinite(values).all():
             raise DataError("holds values that are not finite numbers")

@@ -1,9 +1,11 @@
 """Metrics from class probabilities: plain functions, and the same as modules of `evaluate` that need no network.
 
-Every function takes probabilities (N, K), rows summing to 1, and labels (N,), and returns a float.
+Every metric takes probabilities (N, K), rows summing to 1, and labels (N,), and returns a float; `measure` has the
+formulas, which work on counts so that intervals.py can apply them to many resamples at once.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import evaluate
@@ -15,28 +17,70 @@ from hfft.errors import TrainingError
 MetricFunction = Callable[[np.ndarray, np.ndarray], float]
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What the metrics are computed from: of one set of images, or of R resamples in a leading dimension.
+
+    Attributes:
+        images: Images of each class, (K,).
+        hits: Right predictions of each class, (K,) or (R, K).
+        predicted: Predictions of each class, (K,) or (R, K).
+        loss: Mean negative log probability of the label in nats, () or (R,).
+    """
+
+    images: np.ndarray
+    hits: np.ndarray
+    predicted: np.ndarray
+    loss: np.ndarray
+
+
+def tally(probabilities: np.ndarray, labels: np.ndarray) -> Tally:
+    """Count one set of images."""
+    classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+    return Tally(
+        images=np.bincount(labels, minlength=classes),
+        hits=np.bincount(labels[predicted == labels], minlength=classes),
+        predicted=np.bincount(predicted, minlength=classes),
+        loss=losses(probabilities, labels).mean(),
+    )
+
+
+def measure(counts: Tally) -> dict[str, np.ndarray]:
+    """Every metric, () or (R,)."""
+    present = counts.images > 0
+    f1 = 2 * counts.hits / np.maximum(counts.images + counts.predicted, 1)  # (..., K)
+    return {
+        "accuracy": counts.hits.sum(axis=-1) / counts.images.sum(),
+        "balanced_accuracy": np.mean(counts.hits[..., present] / counts.images[present], axis=-1),
+        "macro_f1": np.mean(f1, axis=-1),
+        "log_loss": counts.loss,
+    }
+
+
+def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log probability of each image's label in nats, (N,) float64; at most 87.3, that of float32's least."""
+    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    return -np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
+
+
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose most probable class is the label."""
-    return float(np.mean(probabilities.argmax(axis=1) == labels))
+    return float(measure(tally(probabilities, labels))["accuracy"])
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean recall of the classes that occur among the labels."""
-    hits, occurring, _ = _counts(probabilities, labels)
-    present = occurring > 0
-    return float(np.mean(hits[present] / occurring[present]))
+    return float(measure(tally(probabilities, labels))["balanced_accuracy"])
 
 
 def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean F1 of all K classes; a class neither seen nor predicted counts as 0, as in scikit-learn."""
-    hits, occurring, predicted = _counts(probabilities, labels)
-    return float(np.mean(2 * hits / np.maximum(occurring + predicted, 1)))
+    return float(measure(tally(probabilities, labels))["macro_f1"])
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log probability of the label, in nats."""
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.mean(np.log(np.maximum(chosen, np.finfo(np.float32).tiny))))
+    return float(measure(tally(probabilities, labels))["log_loss"])
 
 
 METRICS: dict[str, MetricFunction] = {
@@ -50,15 +94,10 @@ METRICS: dict[str, MetricFunction] = {
 class ProbabilityMetric(evaluate.Metric):
     """One of METRICS as an `evaluate` module: predictions are rows of probabilities, references class indices."""
 
-    def __init__(self, name: str, **kwargs: Any) -> None:
-        """Choose the metric.
-
-        Args:
-            name: A key of METRICS.
-            **kwargs: As evaluate.Metric takes them, for example `num_process`.
-        """
+    def __init__(self, name: str) -> None:
+        """Choose the metric, a key of METRICS; what is added to the module stays in memory."""
         self._metric = name
-        super().__init__(config_name=name, keep_in_memory=kwargs.pop("keep_in_memory", True), **kwargs)
+        super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -96,11 +135,3 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     """Logits (N, K) -> probabilities (N, K) in float32."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
-
-
-def _counts(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per class: right predictions, labels, predictions; each (K,)."""
-    classes = probabilities.shape[1]
-    predicted = probabilities.argmax(axis=1)
-    hits = np.bincount(labels[predicted == labels], minlength=classes)
-    return hits, np.bincount(labels, minlength=classes), np.bincount(predicted, minlength=classes)

@@ -13,9 +13,8 @@ from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
-from hfft.evaluation.metrics import METRICS, softmax
-
-_RESAMPLES = 1000
+from hfft.evaluation.intervals import with_intervals
+from hfft.evaluation.metrics import softmax
 
 
 @dataclass(frozen=True)
@@ -97,23 +96,6 @@ def predict(model: Any, examples: Examples, *, batch_size: int, workers: int = 0
             gathered: Any = accelerator.gather_for_metrics(model(pixel_values=pixels).logits.float())  # (B, K)
             logits.append(gathered.cpu())
     return torch.cat(logits).numpy()
-
-
-def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Every metric with the 2.5 % and 97.5 % quantiles over 1,000 resamples of the images.
-
-    Args:
-        probabilities: (N, K).
-        labels: (N,).
-        seed: Seeds the resampling.
-    """
-    draws = np.random.default_rng(seed).integers(0, len(labels), (_RESAMPLES, len(labels)))
-    results = {}
-    for name, metric in METRICS.items():
-        values = [metric(probabilities[draw], labels[draw]) for draw in draws]
-        low, high = np.quantile(values, [0.025, 0.975])
-        results[name] = {"value": metric(probabilities, labels), "low": float(low), "high": float(high)}
-    return results
 
 
 def _batch(examples: Sequence[dict[str, Any]]) -> torch.Tensor:

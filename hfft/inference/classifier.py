@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from hfft.data.transforms import decode, evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
+from hfft.model.adapters import ADAPTER_CONFIG, open_adapter
 from hfft.model.checkpoint import reopen
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
@@ -53,12 +54,17 @@ class Classifier:
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str]) -> "Classifier":
-        """Open a run folder, a model folder or a model on the Hub.
+        """Open a run folder, a model folder, an adapter folder or a Hub id; on the accelerator, if there is one.
 
         Raises:
             ModelError: If there is no such model.
         """
-        return cls(*reopen(model_source(source)))
+        where = model_source(source)
+        is_adapter = (Path(where) / ADAPTER_CONFIG).is_file()
+        model, processor = open_adapter(Path(where)) if is_adapter else reopen(where)
+        if torch.accelerator.is_available():
+            model.to(torch.accelerator.current_accelerator())  # pyright: ignore[reportArgumentType]
+        return cls(model, processor)
 
     def __call__(self, images: Iterable[ImageLike], *, top: int = 1, batch_size: int = 32) -> list[Prediction]:
         """Classify images.

@@ -1,21 +1,27 @@
 """PEFT adapters by name: attached to blocks by role, trained together with the head, merged and saved whole."""
 
 import json
+import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
-from hfft.model.anatomy import Anatomy, dissect
-from hfft.model.checkpoint import quiet
-from hfft.recipe.spec import AdapterSpec
+from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect
+from hfft.model.checkpoint import load_body, load_processor, quiet
+from hfft.model.freezing import unused_parameters
+from hfft.recipe.spec import AdapterSpec, ModelSpec
 
-_ATTENTION = ("attention", "attn")
+ADAPTER_CONFIG = "adapter_config.json"
+_ATTENTION = re.compile(r"Att(entio)?n(?!.*Block)")  # in the class name of a module around the layer
 
 
 def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
@@ -38,20 +44,44 @@ def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
         target_modules=targets(model, anatomy, spec),
         modules_to_save=head_modules(model, anatomy),
     )
-    with warnings.catch_warnings():  # PEFT 0.21 reads a property that transformers 5.23 has renamed
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    with _without_peft_warning():
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
 
 
-def targets(model: nn.Module, anatomy: Anatomy, spec: AdapterSpec) -> list[str]:
+def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
+    """Check by one forward and backward pass that every weight of a fresh adapter gets a gradient.
+
+    Some networks use the weights of a layer without calling it, and the adapter on it would do nothing: timm's BEiT
+    and Swin V2 do. Others read what a wrapped layer doesn't have: timm's DaViT.
+
+    Args:
+        model: The adapted model.
+        pixels: Images as the network takes them, (B, C, H, W), where the model is; their content doesn't matter.
+
+    Raises:
+        ModelError: If the network can't run with the adapter or doesn't use it; names the layers.
+    """
+    try:
+        unused = unused_parameters(model, pixels)
+    except AttributeError as error:
+        raise ModelError(f"adapter: this network doesn't run with it: {error}; unfreeze blocks instead") from error
+    idle = sorted({name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in unused if ".lora_" in name})
+    if idle:
+        raise ModelError(
+            f"adapter: this network uses the weights of {len(idle)} layers without calling them, so an adapter there "
+            f"does nothing ({', '.join(idle[:3])}); choose another `on`, or unfreeze blocks instead"
+        )
+
+
+def targets(model: PreTrainedModel, anatomy: Anatomy, spec: AdapterSpec) -> list[str]:
     """Full names of the layers that an adapter goes to: linear ones, and convolutions that see all channels.
 
     Depthwise and grouped convolutions are left out, and the head always is.
 
     Raises:
-        ModelError: If no layer has the wanted role, or there are fewer blocks than asked for.
+        ModelError: If no layer has the wanted role and can carry an adapter, or there are fewer blocks than asked for.
     """
     if spec.blocks != "all" and spec.blocks > len(anatomy.blocks):
         raise ModelError(
@@ -59,18 +89,45 @@ def targets(model: nn.Module, anatomy: Anatomy, spec: AdapterSpec) -> list[str]:
         )
     blocks = anatomy.blocks if spec.blocks == "all" else anatomy.blocks[-spec.blocks :]
     roles: dict[str, list[str]] = {}
+    unfit: dict[str, None] = {}
     for block in blocks:
         for name in dict.fromkeys(tensor.rpartition(".")[0] for tensor in block.tensors):
             layer = model.get_submodule(name)
-            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
-                is_attention = any(word in name.lower() for word in _ATTENTION)
-                roles.setdefault("attention" if is_attention else "mlp", []).append(name)
+            obstacle = _obstacle(layer, model.config)
+            if obstacle is None:
+                roles.setdefault(_role(model, name), []).append(name)
+            elif isinstance(layer, nn.Linear | nn.Conv2d):
+                unfit[obstacle] = None
     chosen = [name for names in roles.values() for name in names] if spec.on == "all" else roles.get(spec.on, [])
     if not chosen:
-        raise ModelError(
-            f"adapter.on: no layer has the role {spec.on!r}; this network has: {', '.join(roles) or 'none'}"
-        )
+        why = f"PEFT can't wrap and merge its {', '.join(unfit) or 'layers'}"
+        there = ", ".join(roles) or f"none ({why}); unfreeze blocks instead"
+        raise ModelError(f"adapter.on: no layer has the role {spec.on!r}; this network has: {there}")
     return chosen
+
+
+def _role(model: nn.Module, name: str) -> str:
+    """By class, as names deceive: RegNet calls its squeeze-and-excitation `attention`, LeViT hides its attention."""
+    path = name.split(".")
+    around = (model.get_submodule(".".join(path[:depth])) for depth in range(1, len(path)))
+    return "attention" if any(_ATTENTION.search(type(module).__name__) for module in around) else "mlp"
+
+
+def _obstacle(layer: nn.Module, config: Any) -> str | None:
+    """What keeps PEFT 0.21 from wrapping the layer and adding the update to its weights, if anything does.
+
+    Exact types, as a subclass may compute with other weights than it holds: BiT's standardises them first. PEFT's own
+    convolution takes kernel, stride and padding over, and nothing else. With `tf_padding`, MobileNet V1 and V2 read
+    the stride of a convolution from outside, which a wrapped one doesn't have.
+    """
+    if type(layer) is nn.Linear:
+        return None
+    if type(layer) is not nn.Conv2d:
+        return type(layer).__name__
+    if getattr(config, "tf_padding", False):
+        return "Conv2d with tf_padding"
+    as_peft_makes_it = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    return None if as_peft_makes_it else "grouped or dilated Conv2d"
 
 
 def head_modules(model: nn.Module, anatomy: Anatomy) -> list[str]:
@@ -99,13 +156,21 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
             model.save_pretrained(str(aside))
             model.config.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
             processor.save_pretrained(aside)
-        path = aside / "adapter_config.json"
+        path = aside / ADAPTER_CONFIG
         config = json.loads(path.read_text(encoding="utf-8"))
         config.update(base_model_name_or_path=base, revision=revision)
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
 
     write_folder(folder, write)
+
+
+@contextmanager
+def _without_peft_warning() -> Iterator[None]:
+    """PEFT 0.21 reads a property that transformers 5.23 has renamed."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
 
 
 def restore_adapter(model: PeftModel, folder: str | Path) -> None:
@@ -119,3 +184,22 @@ def restore_adapter(model: PeftModel, folder: str | Path) -> None:
     lost = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
     if lost:
         raise RuntimeError(f"{folder}: the adapter lacks {', '.join(lost[:5])}")
+
+
+def open_adapter(folder: Path) -> tuple[PreTrainedModel, Any]:
+    """Load an adapter folder of a run on top of what it was trained on: a plain model, merged, and its processor.
+
+    Raises:
+        ModelError: If the base checkpoint or one of the adapter's weights is missing.
+    """
+    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    spec = ModelSpec(checkpoint=base["base_model_name_or_path"], revision=base.get("revision"))
+    with quiet():
+        config = AutoConfig.from_pretrained(folder)
+        try:
+            model = load_body(spec, config)
+        except ModelError as error:
+            raise ModelError(f"{folder}: what the adapter sits on can't be loaded: {error}") from error
+        with _without_peft_warning():
+            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+    return merge(adapted).eval(), load_processor(ModelSpec(checkpoint=str(folder)), config)

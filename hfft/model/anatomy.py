@@ -1,7 +1,7 @@
 """Stem, ordered blocks, norm and head of a network: every parameter and buffer belongs to exactly one part."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,8 @@ from torch import nn
 
 from hfft.errors import ModelError
 
-_PEFT_PREFIX = "base_model.model."
+PEFT_PREFIX = "base_model.model."
+"""What peft.PeftModel puts in front of the names of the model in it."""
 
 
 @dataclass(frozen=True)
@@ -59,40 +60,65 @@ class _Layout:
 
     Attributes:
         blocks: Path of a block.
-        head: Path of the classifier.
+        heads: Paths of the classifiers.
         entry: Path of what runs before a stage's first block where it isn't registered just before that block;
             stage 0's belongs to the stem.
     """
 
     blocks: str
-    head: str = "classifier"
+    heads: tuple[str, ...] = ("classifier",)
     entry: str | None = None
 
 
-# Read in transformers 5.23; tests/unit/model/test_anatomy.py runs each family and compares the order with a trace.
+# Read in transformers 5.20 to 5.24; tests/unit/model/test_anatomy.py runs each and compares the order with a trace.
 _LAYOUTS = {
     "beit": _Layout("beit.layers.#"),
     "bit": _Layout("bit.encoder.stages.#.layers.#"),
+    "clip": _Layout("vision_model.encoder.layers.#"),
     "convnext": _Layout("convnext.encoder.stages.#.layers.#", entry="convnext.encoder.stages.#.downsampling_layer"),
     "convnextv2": _Layout(
         "convnextv2.encoder.stages.#.layers.#", entry="convnextv2.encoder.stages.#.downsampling_layer"
     ),
+    "cvt": _Layout("cvt.encoder.stages.#.layers.#"),
     "data2vec-vision": _Layout("data2vec_vision.encoder.layer.#"),
-    "deit": _Layout("deit.layers.#"),
+    "deit": _Layout("deit.layers.#", ("classifier", "cls_classifier", "distillation_classifier")),
     "dinov2": _Layout("dinov2.encoder.layer.#"),
     "dinov2_with_registers": _Layout("dinov2_with_registers.encoder.layer.#"),
+    "donut-swin": _Layout("donut.encoder.layers.#.blocks.#"),
     "efficientnet": _Layout("efficientnet.encoder.blocks.#"),
     "focalnet": _Layout("focalnet.encoder.stages.#.layers.#"),
+    "hgnet_v2": _Layout("encoder.stages.#.blocks.#", ("fc",)),
+    "hiera": _Layout("hiera.encoder.stages.#.layers.#"),
     "ijepa": _Layout("ijepa.layers.#"),
+    "levit": _Layout("levit.encoder.stages.#.layers.#", ("classifier.linear", "classifier_distill.linear")),
+    "metaclip_2": _Layout("vision_model.encoder.layers.#"),
     "mobilenet_v1": _Layout("mobilenet_v1.layer.#"),
     "mobilenet_v2": _Layout("mobilenet_v2.layer.#"),
+    "mobilevit": _Layout("mobilevit.encoder.layer.#"),
+    "mobilevitv2": _Layout("mobilevitv2.encoder.layer.#"),
+    "perceiver": _Layout("perceiver.encoder.self_attends.#", ("perceiver.decoder.decoder.final_layer",)),
     "poolformer": _Layout("poolformer.encoder.block.#.#", entry="poolformer.encoder.patch_embeddings.#"),
+    "pvt": _Layout("pvt.encoder.block.#.#", entry="pvt.encoder.patch_embeddings.#"),
+    "pvt_v2": _Layout("pvt_v2.encoder.layers.#.blocks.#"),
     "regnet": _Layout("regnet.encoder.stages.#.layers.#"),
     "resnet": _Layout("resnet.encoder.stages.#.layers.#"),
+    "segformer": _Layout("segformer.stages.#.blocks.#"),
+    "siglip": _Layout("vision_model.encoder.layers.#"),
+    "swiftformer": _Layout("swiftformer.encoder.network.#.blocks.#", ("head", "dist_head")),
     "swin": _Layout("swin.encoder.layers.#.blocks.#"),
     "swinv2": _Layout("swinv2.encoder.layers.#.blocks.#"),
+    "textnet": _Layout("textnet.encoder.stages.#.stage.#", ("fc",)),
     "vit": _Layout("vit.layers.#"),
     "vit_msn": _Layout("vit.layers.#"),
+}
+# What AutoModelForImageClassification maps too, and why it can't be fine-tuned as images -> logits.
+REFUSED: Mapping[str, str] = {
+    "dinat": "its attention needs the package natten, which hfft isn't tested with",
+    "imagegpt": "it reads colour clusters (input_ids), not pixels",
+    "pp_lcnet": "its forward pass gives no logits, only last_hidden_state",
+    "shieldgemma2": "it answers with the words yes and no, and has no classifier",
+    "siglip2": "it reads patches with a mask and their grid (spatial_shapes), not images alone; the SigLIP 2 "
+    "checkpoints of a fixed image size are of the architecture siglip, which is supported",
 }
 
 
@@ -106,7 +132,7 @@ def dissect(model: nn.Module) -> Anatomy:
         model: What AutoModelForImageClassification returned, or a PeftModel around it.
 
     Raises:
-        ModelError: If the family is unknown, or its parts were not found where they should be.
+        ModelError: If the family can't be fine-tuned or is unknown, or its parts are not where they should be.
     """
     config: Any = model.config
     family = str(config.model_type)
@@ -116,7 +142,7 @@ def dissect(model: nn.Module) -> Anatomy:
     head: list[str] = []
     floating: list[str] = []
     for name in tensor_names(model):
-        place = rules.place(name.removeprefix(_PEFT_PREFIX))
+        place = rules.place(name.removeprefix(PEFT_PREFIX))
         if place is None:
             floating.append(name)
         elif isinstance(place, str):
@@ -129,8 +155,9 @@ def dissect(model: nn.Module) -> Anatomy:
         raise ModelError(
             f"{family}: found {len(blocks)} blocks and {len(head)} tensors in the head; {rules.describe()}"
         )
+    stages = sorted({place[0] for place in blocks})  # from 0 on; SwiftFormer counts its downsampling in between
     ordered = [
-        Part(f"block {number}", place[0] if len(place) > 1 else None, tuple(blocks[place]))
+        Part(f"block {number}", stages.index(place[0]) if len(place) > 1 else None, tuple(blocks[place]))
         for number, place in enumerate(sorted(blocks))
     ]
     return Anatomy((Part("stem", None, tuple(stem)), *ordered, _part("norm", floating), _part("head", head)))
@@ -178,10 +205,15 @@ def _part(name: str, tensors: list[str]) -> Part:
 
 
 def _family_rules(family: str) -> _Rules:
+    if family in REFUSED:
+        raise ModelError(f"the architecture {family!r} can't be fine-tuned: {REFUSED[family]}")
     if family not in _LAYOUTS:
         raise ModelError(f"the architecture {family!r} is not supported yet; supported: {', '.join(families())}")
     layout = _LAYOUTS[family]
-    rules = [(_path_pattern(layout.head), "head", ()), (_path_pattern(layout.blocks), "block", ())]
+    rules = [
+        *((_path_pattern(head), "head", ()) for head in layout.heads),
+        (_path_pattern(layout.blocks), "block", ()),
+    ]
     if layout.entry is not None:
         rules.append((_path_pattern(layout.entry), "entry", ()))
     return _Rules(tuple(rules))

@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
-from hfft.model.anatomy import dissect
+from hfft.model.anatomy import REFUSED, dissect
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
@@ -37,6 +37,24 @@ def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedM
     """
     config = load_config(spec, labels)
     processor = load_processor(spec, config)
+    model = load_body(spec, config)
+    _renew_head(model, spec.head)
+    if spec.memory_format == "channels_last":
+        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    _probe(model.eval(), processor, spec)
+    return model, processor
+
+
+def load_body(spec: ModelSpec, config: Any) -> PreTrainedModel:
+    """The network of a config with the checkpoint's weights, all but the head's.
+
+    Args:
+        spec: The recipe's model section.
+        config: From `load_config`.
+
+    Raises:
+        ModelError: If it can't be loaded, or weights other than the head's are missing or don't fit.
+    """
     with quiet():
         try:
             model, report = AutoModelForImageClassification.from_pretrained(
@@ -52,20 +70,19 @@ def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedM
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise _unusable(spec, error) from error
     _check_only_head_is_new(model, report, spec)
-    _renew_head(model, spec.head)
-    if spec.memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    _probe(model.eval(), processor, spec)
-    return model, processor
+    return model
 
 
-def load_skeleton(spec: ModelSpec, labels: Sequence[str]) -> PreTrainedModel:
+def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
     """The same model from its config alone, on the meta device: shapes without weights.
 
+    Args:
+        spec: The recipe's model section.
+        config: From `load_config`.
+
     Raises:
-        ModelError: If the config can't be loaded or isn't an image classifier's.
+        ModelError: If the config isn't an image classifier's.
     """
-    config = load_config(spec, labels)
     try:
         with torch.device("meta"), quiet():
             return AutoModelForImageClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
@@ -77,7 +94,7 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
     """The checkpoint's config with these labels and the recipe's image size.
 
     Raises:
-        ModelError: If there is no such checkpoint.
+        ModelError: If there is no such checkpoint, or its architecture can't be fine-tuned.
     """
     _check_exists(spec)
     names = {
@@ -92,12 +109,24 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
             )
         except (OSError, ValueError, ImportError) as error:
             raise _unusable(spec, error) from error
+    if config.model_type in REFUSED:
+        raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
+    config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
     config.problem_type = "single_label_classification"
-    if spec.image_size is not None and hasattr(config, "image_size"):
-        config.image_size = spec.image_size
+    if spec.image_size is not None:
+        _set_image_size(config, spec.image_size)
     if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
         config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, spec.image_size, spec.image_size]}
     return config
+
+
+def _set_image_size(config: Any, side: int) -> None:
+    """CLIP and its kin keep the size in their vision section; Hiera keeps height and width."""
+    sections: tuple[Any, ...] = (config, getattr(config, "vision_config", None))
+    for section in sections:
+        now = getattr(section, "image_size", None)
+        if now is not None:
+            section.image_size = [side, side] if isinstance(now, list | tuple) else side
 
 
 def load_processor(spec: ModelSpec, config: Any) -> Any:
@@ -224,7 +253,7 @@ def _renew_head(model: PreTrainedModel, start: str) -> None:
 
 
 def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
-    pixels = _sample_pixels(processor)
+    pixels = sample_pixels(processor)
     try:
         with torch.inference_mode():
             logits = model(pixel_values=pixels).logits  # (1, K)
@@ -241,14 +270,14 @@ def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
         )
 
 
-def _sample_pixels(processor: Any) -> torch.Tensor:
+def sample_pixels(processor: Any) -> torch.Tensor:
     """What the processor makes of one gray image, (1, C, H, W)."""
     return processor(images=Image.new("RGB", (64, 64), "gray"), return_tensors="pt")["pixel_values"]
 
 
 def _resized(processor: Any, side: int) -> Any:
     """The processor with every size scaled so that its output is `side` pixels high and wide."""
-    now = _sample_pixels(processor).shape[-2]
+    now = sample_pixels(processor).shape[-2]
     processor = copy.deepcopy(processor)
     for key in ("size", "crop_size"):
         sizes = {name: value for name, value in dict(getattr(processor, key, None) or {}).items() if value}

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,12 +17,14 @@ _NORMS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
 
 
 def trainable_names(
-    model: nn.Module, anatomy: Anatomy, unfreeze: str | Mapping[str, int | tuple[str, ...]]
+    model: nn.Module, anatomy: Anatomy, unfreeze: str | Mapping[str, int | str | tuple[str, ...]]
 ) -> set[str]:
     """Names of the parameters that a phase trains.
 
     The head always trains. `blocks`, `stages` and `layers` count from the end and take what lies behind them along:
-    the norm, and every later block. A layer is a module that owns parameters, counted without the head.
+    the norm, and every later block. `{blocks: "first N"}` is the first N blocks alone, without the stem in front of
+    them (surgical fine-tuning, https://hf.co/papers/2210.11466). A layer is a module that owns parameters, counted
+    without the head.
 
     Args:
         model: The classifier.
@@ -41,12 +43,14 @@ def trainable_names(
     elif unfreeze == "norm":
         chosen = head | {name for name in parameters if isinstance(_owner(model, name), _NORMS) or _is_norm(name)}
     elif unfreeze == "bias":
-        chosen = head | {name for name in parameters if name.rpartition(".")[2] == "bias"}
+        chosen = head | {name for name in parameters if re.search(r"(\.|^|_)bias$", name)}
     else:
         assert not isinstance(unfreeze, str)
         ((word, amount),) = unfreeze.items()
         if isinstance(amount, int):
             chosen = head | _last(model, anatomy, word, amount)
+        elif isinstance(amount, str):
+            chosen = head | _first_blocks(anatomy, int(amount.removeprefix("first ")))
         else:
             chosen = head | {tensor for name in amount for tensor in _named_parts(anatomy, name)}
     return chosen & set(parameters)
@@ -77,10 +81,7 @@ class Freeze:
             batchnorm: `eval` or `train`, for released BatchNorm layers.
         """
         self._model = model
-        held = _frozen_modules(model)
-        if batchnorm == "eval":
-            held += [module for module in model.modules() if isinstance(module, _BATCHNORM)]
-        self._held = list({id(module): module for module in held}.values())
+        self._held = held_modules(model, batchnorm)
         self._before = self._hashes()
 
     def hold(self) -> None:
@@ -99,7 +100,7 @@ class Freeze:
         if changed:
             raise TrainingError(f"{len(changed)} frozen tensors changed during the phase, the first is {changed[0]}")
         sizes = [tensor.numel() * tensor.element_size() for tensor in self._frozen_tensors().values()]
-        return Proof(tensors=len(sizes), bytes=sum(sizes), changed=len(changed))
+        return Proof(tensors=len(sizes), bytes=sum(sizes))
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         held = {id(module) for module in self._held}
@@ -116,11 +117,49 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared byte for byte: frozen parameters, and buffers of modules in evaluation mode."""
+    """What was compared byte for byte: frozen parameters, and buffers of modules in evaluation mode.
+
+    Attributes:
+        tensors: How many.
+        bytes: Their size.
+        changed: 0, as there is no proof otherwise: `Freeze.prove` raises.
+    """
 
     tensors: int
     bytes: int
-    changed: int
+    changed: int = field(default=0, init=False)
+
+
+def unused_parameters(model: nn.Module, pixels: torch.Tensor) -> set[str]:
+    """Names of the trainable parameters that the logits don't depend on, such as DINOv2's mask token.
+
+    They never get a gradient, and DistributedDataParallel waits for one unless they are frozen. Found by one forward
+    and backward pass in evaluation mode; gradients, modes, buffers and the random state are left as they were.
+
+    Args:
+        model: The classifier as it is, with or without adapters.
+        pixels: Images as the network takes them, (B, C, H, W), where the model is; their content doesn't matter.
+    """
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trainable:
+        return set()
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            logits = model.eval()(pixel_values=pixels).logits  # (B, K)
+            gradients = torch.autograd.grad(logits.sum(), list(trainable.values()), allow_unused=True)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return {name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None}
+
+
+def held_modules(model: nn.Module, batchnorm: str) -> list[nn.Module]:
+    """The modules that stay in evaluation mode while the rest trains: see Freeze."""
+    held = _frozen_modules(model)
+    if batchnorm == "eval":
+        held += [module for module in model.modules() if isinstance(module, _BATCHNORM)]
+    return list({id(module): module for module in held}.values())
 
 
 def frozen_parts(model: nn.Module, anatomy: Anatomy) -> set[str]:
@@ -145,9 +184,14 @@ def _last(model: nn.Module, anatomy: Anatomy, word: str, amount: int) -> set[str
     return norm.union(*(block.tensors for block in anatomy.blocks if block.stage in stages[-amount:]))
 
 
-def _check_amount(word: str, amount: int, there: int) -> None:
+def _first_blocks(anatomy: Anatomy, amount: int) -> set[str]:
+    _check_amount("blocks", amount, len(anatomy.blocks), end="first")
+    return {name for block in anatomy.blocks[:amount] for name in block.tensors}
+
+
+def _check_amount(word: str, amount: int, there: int, *, end: str = "last") -> None:
     if amount > there:
-        raise ModelError(f"unfreeze: asked for the last {amount} {word}, but the network has {there}")
+        raise ModelError(f"unfreeze: asked for the {end} {amount} {word}, but the network has {there}")
 
 
 def _layers(model: nn.Module, anatomy: Anatomy) -> list[list[str]]:

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
-from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, GradualSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
@@ -27,6 +27,7 @@ _SECTIONS = {
     "data.augment": AugmentSpec,
     "phases": PhaseSpec,
     "phases.adapter": AdapterSpec,
+    "phases.gradual": GradualSpec,
 }
 
 
@@ -243,13 +244,21 @@ def _contradictions(recipe: Recipe) -> list[str]:
         where = f"phases.{phase.name}"
         if phase.adapter is not None and phase.unfreeze != "head":
             problems.append(f"{where}: an adapter trains together with the head only; leave unfreeze out")
+        if phase.gradual is not None and (phase.adapter is not None or phase.unfreeze != "head"):
+            problems.append(f"{where}: gradual says which blocks are released; leave unfreeze and adapter out")
         if phase.adapter is not None and phase.layer_decay != 1:
             problems.append(f"{where}: layer_decay is for unfrozen blocks, not for an adapter")
+        if phase.batchnorm == "train" and not _releases_blocks(phase):
+            problems.append(f"{where}.batchnorm: 'train' is for released blocks, and this phase releases none")
         if recipe.data.splits.validation is None and phase.early_stopping is not None:
             problems.append(f"{where}.early_stopping: needs data.splits.validation")
         if phase.early_stopping is not None and phase.arguments.get("eval_strategy") == "no":
             problems.append(f"{where}.early_stopping: needs an eval_strategy other than 'no'")
     return problems
+
+
+def _releases_blocks(phase: PhaseSpec) -> bool:
+    return phase.adapter is None and (phase.gradual is not None or phase.unfreeze != "head")
 
 
 def _without_defaults(spec: Any) -> dict[str, Any]:

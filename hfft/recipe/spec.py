@@ -1,6 +1,7 @@
 """The recipe as frozen dataclasses: one section, one class; the values of a YAML file after validation."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -9,6 +10,7 @@ from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_FIRST = re.compile(r"first [1-9]\d*")
 
 UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 UNFREEZE_COUNTS = ("blocks", "stages", "layers")
@@ -24,7 +26,8 @@ def _check_name(value: str) -> str:
 def _check_unfreeze(value: Any) -> Any:
     allowed = (
         f"allowed: {', '.join(UNFREEZE_WORDS)}, "
-        f"{', '.join('{' + word + ': N}' for word in UNFREEZE_COUNTS)} or {{parts: [stem, block 0, norm, head, ...]}}"
+        f"{', '.join('{' + word + ': N}' for word in UNFREEZE_COUNTS)}, {{blocks: first N}} or "
+        "{parts: [stem, block 0, norm, head, ...]}"
     )
     if isinstance(value, str) and value in UNFREEZE_WORDS:
         return value
@@ -32,14 +35,15 @@ def _check_unfreeze(value: Any) -> Any:
         ((word, amount),) = value.items()
         if word in UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
             return value
-        if (
-            word == "parts"
-            and isinstance(amount, list | tuple)
-            and amount
-            and all(isinstance(part, str) for part in amount)
-        ):
+        if word == "blocks" and isinstance(amount, str) and _FIRST.fullmatch(amount):
+            return value
+        if word == "parts" and isinstance(amount, list | tuple) and _are_names(amount):
             return {word: tuple(amount)}
     raise ValueError(allowed)
+
+
+def _are_names(values: Sequence[Any]) -> bool:
+    return len(values) > 0 and all(isinstance(value, str) for value in values)
 
 
 def _check_split(value: Any) -> Any:
@@ -58,7 +62,7 @@ def _check_crop(value: Any) -> Any:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
-Unfreeze = Annotated[str | dict[str, int | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
+Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float, BeforeValidator(_check_split)]
 Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -165,15 +169,31 @@ class AdapterSpec:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class GradualSpec:
+    """One phase written for several: each releases some more of the last blocks than the one before.
+
+    Attributes:
+        blocks_per_phase: Blocks that each phase adds.
+        blocks: How many are released in the end.
+    """
+
+    blocks_per_phase: Annotated[int, Field(gt=0)]
+    blocks: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class PhaseSpec:
     """What is unfrozen, for how long, at which learning rate.
 
     Attributes:
         name: Names the phase's folder.
-        unfreeze: `head`, `norm`, `bias`, `all`, `{blocks: N}`, `{stages: N}`, `{layers: N}` (the last N) or
-            `{parts: [...]}`.
+        unfreeze: `head`, `norm`, `bias`, `all`, `{blocks: N}`, `{stages: N}`, `{layers: N}` (the last N),
+            `{blocks: first N}` (https://hf.co/papers/2210.11466) or `{parts: [...]}`.
+        gradual: Stands for several phases, called NAME-1, NAME-2, ..., that release more blocks each
+            (gradual unfreezing, https://hf.co/papers/1801.06146).
         adapter: An adapter to train together with the head, instead of a deeper `unfreeze`.
         layer_decay: The learning rate is multiplied by this once per block from the head down, in (0, 1].
+        head_learning_rate: Rate of the head, which is newer than the rest; null is `learning_rate`.
         batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts.
         early_stopping: Evaluations without improvement after which the phase ends; null is never.
         arguments: Fields of transformers.TrainingArguments: the recipe's `training`, then the phase's own.
@@ -181,8 +201,10 @@ class PhaseSpec:
 
     name: Name
     unfreeze: Unfreeze = "head"
+    gradual: GradualSpec | None = None
     adapter: AdapterSpec | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     batchnorm: Literal["eval", "train"] = "eval"
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -198,6 +220,8 @@ class Recipe:
         data: The images.
         phases: At least one; run in order, each from the best weights of the one before.
         training: Fields of transformers.TrainingArguments for all phases.
+        class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
+            they have), or class name to number; null is 1 for all.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -207,5 +231,6 @@ class Recipe:
     data: DataSpec
     phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)]
     training: dict[str, Any] = field(default_factory=dict)
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

@@ -22,7 +22,7 @@ An image classifier for {classes}, fine-tuned from `{base}` with hfft.
 |---|---|{rules}|
 {rows}
 
-In brackets: 95 % bootstrap intervals over the images of the split.
+In brackets: 95 % bootstrap intervals, images resampled within each class.
 
 ## Classes
 

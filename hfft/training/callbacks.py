@@ -1,7 +1,6 @@
 """What happens beside the training steps: the epoch told to the data, progress shown, history written."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -88,9 +87,3 @@ class PhaseProgress(ProgressCallback):
             self.training_bar.write(line)
         else:
             _LOG.info(line)
-
-
-def cpus_per_process() -> int:
-    """Processor cores that one process of a launch can count on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)

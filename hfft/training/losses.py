@@ -1,5 +1,6 @@
 """The training loss, normalised by images: one big batch, accumulated ones and many processes give one gradient."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,13 +15,16 @@ class ImageLoss:
     are not used: many of them ignore that number (transformers issue 47688).
     """
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        """Choose the smoothing.
+    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
+        """Choose smoothing and weights.
 
         Args:
             label_smoothing: Share of the target spread evenly over all classes.
+            class_weights: Factor of each class, (K,). The weighted sum is divided by the number of images and not, as
+                PyTorch does, by the sum of their weights, which would differ from one micro-batch to the next.
         """
         self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
     def __call__(
         self, outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
@@ -33,7 +37,10 @@ class ImageLoss:
             num_items_in_batch: Label entries of the whole optimizer step; None for the mean over this batch.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits  # (B, K)
-        total = functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=self.label_smoothing)
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        total = functional.cross_entropy(
+            logits.float(), labels, weight=weight, reduction="sum", label_smoothing=self.label_smoothing
+        )
         if num_items_in_batch is None:
             return total / len(labels)
         entries_per_image = labels.numel() // len(labels)

@@ -5,7 +5,8 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,19 +20,21 @@ from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
-    Trainer,
     TrainerCallback,
+    TrainerState,
     TrainingArguments,
     set_seed,
 )
 
 from hfft.data.batches import Collator, Examples
-from hfft.errors import RecipeError
+from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
+from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
-from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, cpus_per_process
-from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress
+from hfft.training.losses import ImageLoss
+from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -48,12 +51,14 @@ class PhaseData:
         validation: Validation images, if there are any.
         collate: Examples to batches.
         measure: Trainer's compute_metrics.
+        class_weights: Factor of each class in the loss, (K,); None for 1.
     """
 
     train: Examples
     validation: Examples | None
     collate: Collator
     measure: Callable[[Any], dict[str, float]]
+    class_weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -136,8 +141,13 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
     """
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(spec, Path(scratch), seed=seed, validate=validate)
+        network = torch.nn.Linear(1, 1)
+        group = Group("head", ("weight", "bias"), arguments.learning_rate, arguments.weight_decay)
+        rows = Dataset.from_dict({"label": [0]})
         try:
-            trainer = Trainer(torch.nn.Linear(1, 1), arguments, eval_dataset=Dataset.from_dict({"label": [0]}))
+            trainer = PhaseTrainer(
+                network, arguments, groups=[group], freeze=Freeze(network), loss=ImageLoss(), eval_dataset=rows
+            )
             trainer.create_optimizer_and_scheduler(num_training_steps=100)
         except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
             raise RecipeError(f"phases.{spec.name}: {str(error).strip().splitlines()[0]}") from error
@@ -168,44 +178,29 @@ def run_phase(
         The model with the phase's best weights, its adapter still attached, and the result.
 
     Raises:
-        TrainingError: If a frozen tensor changed.
+        TrainingError: If a frozen tensor changed, memory or disk ran out, or the weights of a finished phase are
+            damaged.
     """
     set_seed(seed)
-    model = prepare_phase(model, spec)
+    pixels = data.train[0]["pixel_values"].unsqueeze(0).to(model.device)  # (1, C, H, W)
+    model = prepare_phase(model, spec, pixels)
     result = finished_phase(folder)
     if result is not None:
         _LOG.info(f"{title}: was finished")
-        restore(model, folder / result.checkpoint)
+        _reload(model, folder, result)
         return model, result
     arguments = training_arguments(spec, folder, seed=seed, validate=data.validation is not None)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
-    trainer = PhaseTrainer(
-        model,
-        arguments,
-        groups=plan.groups,
-        freeze=freeze,
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=data.collate,
-        compute_metrics=data.measure,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
-        callbacks=[*callbacks],
-    )
-    for replaced in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(replaced)
-    for callback in _own_callbacks(spec, folder, title, len(data.train)):
-        trainer.add_callback(callback)
+    own = _own_callbacks(spec, folder, title, len(data.train))
+    trainer = _trainer(model, data, arguments, groups=plan.groups, freeze=freeze, callbacks=[*callbacks, *own])
     if trainer.is_world_process_zero():
         clear_partial(folder)
         write_json(folder / "plan.json", dataclasses.asdict(plan))
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps")
-    unfinished = newest_checkpoint(folder)
-    if unfinished is not None:
-        _LOG.info(f"{title}: continues from {unfinished.name}")
     begun = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(unfinished) if unfinished else None)
-    trainer.save_result()
+    with _failures_explained(title, arguments):
+        _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
@@ -248,6 +243,77 @@ def _damage(folder: Path) -> str | None:
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
+    problem = _damage(folder / result.checkpoint)
+    if problem is not None:
+        raise TrainingError(
+            f"{folder / result.checkpoint}: the weights of this finished phase can't be read ({problem}); remove "
+            f"{folder} and the folders of later phases to train them again"
+        )
+    restore(model, folder / result.checkpoint)
+
+
+def _trainer(
+    model: Any,
+    data: PhaseData,
+    arguments: TrainingArguments,
+    *,
+    groups: Sequence[Group],
+    freeze: Freeze,
+    callbacks: Sequence[TrainerCallback],
+) -> PhaseTrainer:
+    trainer = PhaseTrainer(
+        model,
+        arguments,
+        groups=groups,
+        freeze=freeze,
+        loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
+        train_dataset=data.train,
+        eval_dataset=data.validation,
+        data_collator=data.collate,
+        compute_metrics=data.measure,
+        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+    )
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    return trainer
+
+
+def _train(trainer: PhaseTrainer, unfinished: Path | None, *, patience: int | None, title: str) -> None:
+    """Train to the end, from an unfinished checkpoint if there is one; leaves the best weights in the model."""
+    if unfinished is None:
+        trainer.train()
+    else:
+        _LOG.info(f"{title}: continues from {unfinished.name}")
+        state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
+        if patience is not None and _patience_used(state) >= patience:  # Trainer would go on to the next evaluation
+            trainer.end_with(state)
+        else:
+            trainer.train(resume_from_checkpoint=str(unfinished))
+    trainer.save_result()
+
+
+def _patience_used(state: TrainerState) -> int:
+    callbacks: Any = state.stateful_callbacks
+    return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
+
+
+@contextmanager
+def _failures_explained(title: str, arguments: TrainingArguments) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        batch = arguments.per_device_train_batch_size
+        raise TrainingError(
+            f"{title}: out of memory with per_device_train_batch_size {batch}; a smaller one with as many times more "
+            "gradient_accumulation_steps trains the same, and bf16 or activation_checkpointing need less"
+        ) from error
+    except OSError as error:
+        raise TrainingError(f"{title}: {error}; the same command continues from the last whole checkpoint") from error
 
 
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> list[TrainerCallback]:

@@ -1,16 +1,17 @@
 """A phase and a model -> what trains, at which rates, for how many steps."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
-from hfft.errors import RecipeError
-from hfft.model.adapters import attach
+from hfft.errors import ModelError, RecipeError
+from hfft.model.adapters import attach, check_adapter
 from hfft.model.anatomy import Anatomy, dissect
-from hfft.model.freezing import frozen_parts, set_trainable, trainable_names
+from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
 from hfft.recipe.spec import PhaseSpec
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
@@ -56,9 +57,11 @@ class Plan:
         groups: Parameter groups of the optimizer.
         images: Training images per epoch.
         batch: Images per optimizer step, over all processes.
+        device_batch: Images per forward pass of one process.
         steps: Optimizer steps.
         epochs: Passes over the training images.
         state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
+        activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
     """
 
     phase: str
@@ -68,17 +71,49 @@ class Plan:
     groups: tuple[Group, ...]
     images: int
     batch: int
+    device_batch: int
     steps: int
     epochs: float
     state_bytes: int
+    activation_bytes: int | None = None
 
 
-def prepare_phase(model: Any, spec: PhaseSpec) -> Any:
+def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
+    """The phases with each gradual one replaced by those that it stands for.
+
+    Args:
+        phases: Of a recipe.
+        blocks: Of the network.
+
+    Raises:
+        ModelError: If a gradual phase asks for more blocks than there are.
+    """
+    expanded: list[PhaseSpec] = []
+    for phase in phases:
+        if phase.gradual is None:
+            expanded.append(phase)
+            continue
+        step = phase.gradual.blocks_per_phase
+        last = blocks if phase.gradual.blocks == "all" else phase.gradual.blocks
+        if last > blocks:
+            raise ModelError(
+                f"phases.{phase.name}.gradual.blocks: asked for the last {last}, but the network has {blocks}"
+            )
+        for number, released in enumerate([*range(step, last, step), last], start=1):
+            name = f"{phase.name}-{number}"
+            expanded.append(replace(phase, name=name, gradual=None, unfreeze={"blocks": released}))
+    return tuple(expanded)
+
+
+def prepare_phase(model: Any, spec: PhaseSpec, pixels: torch.Tensor | None = None) -> Any:
     """Set up a model for a phase: attach its adapter, or unfreeze its parts.
 
     Args:
         model: A plain classifier, changed in place; may be on the meta device.
         spec: The phase.
+        pixels: An image as the network takes it, (1, C, H, W), where the model is. With it, parameters that the
+            network never uses (DINOv2's mask token) stay frozen, as DistributedDataParallel would wait for their
+            gradients, and an adapter that the network can't use is refused.
 
     Returns:
         The model, wrapped by PEFT for an adapter phase.
@@ -88,9 +123,26 @@ def prepare_phase(model: Any, spec: PhaseSpec) -> Any:
     """
     if spec.adapter is not None:
         set_trainable(model, set())
-        return attach(model, spec.adapter)
-    set_trainable(model, trainable_names(model, dissect(model), spec.unfreeze))
+        model = attach(model, spec.adapter)
+    else:
+        set_trainable(model, trainable_names(model, dissect(model), spec.unfreeze))
+    if pixels is not None:
+        _probe(model, pixels)
     return model
+
+
+def _probe(model: Any, pixels: torch.Tensor) -> None:
+    try:
+        if hasattr(model, "peft_config"):
+            check_adapter(model, pixels)
+        else:
+            unused = unused_parameters(model, pixels)
+            for name, parameter in model.named_parameters():
+                if name in unused:
+                    parameter.requires_grad_(False)
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):  # a network that reads values (Perceiver) can't be probed without them
+            raise
 
 
 def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int = 1) -> Plan:
@@ -124,6 +176,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         groups=parameter_groups(model, anatomy, spec, arguments),
         images=images,
         batch=arguments["per_device_train_batch_size"] * processes * accumulation,
+        device_batch=arguments["per_device_train_batch_size"],
         steps=steps,
         epochs=steps / per_epoch,
         state_bytes=4 * total + 12 * trainable,
@@ -137,8 +190,8 @@ def parameter_groups(
 
     A part's rate is the phase's, times `layer_decay` once per block from the head down: the head and the norm get
     the full rate, the last block one factor less, and so on to the stem
-    (BEiT fine-tuning, https://hf.co/papers/2106.08254). Weight decay never falls on biases, norms, scales,
-    positions and tokens.
+    (BEiT fine-tuning, https://hf.co/papers/2106.08254). `head_learning_rate` replaces the head's. Weight decay never
+    falls on biases, norms, scales, positions and tokens.
     """
     parameters = dict(model.named_parameters())
     groups = []
@@ -146,6 +199,8 @@ def parameter_groups(
     for place, part in enumerate(anatomy.parts):
         below_head = max(depth + 1 - place, 0)  # norm and head: 0, last block: 1, ..., stem: depth + 1
         rate = arguments["learning_rate"] * spec.layer_decay**below_head
+        if part.name == "head" and spec.head_learning_rate is not None:
+            rate = spec.head_learning_rate
         names = [name for name in part.tensors if name in parameters and parameters[name].requires_grad]
         decayed = [name for name in names if _decays(name, parameters[name])]
         plain = [name for name in names if name not in decayed]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.files import publish_folder
@@ -23,7 +23,14 @@ class PhaseTrainer(Trainer):
     """Trains one phase."""
 
     def __init__(
-        self, model: Any, args: TrainingArguments, *, groups: Sequence[Group], freeze: Freeze, **data: Any
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        groups: Sequence[Group],
+        freeze: Freeze,
+        loss: ImageLoss,
+        **data: Any,
     ) -> None:
         """Set up the phase.
 
@@ -32,13 +39,14 @@ class PhaseTrainer(Trainer):
             args: Settings of the phase.
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
+            loss: Of the logits.
             **data: Data sets, collator, metrics and callbacks, as Trainer takes them.
         """
         self._groups = groups
         self._freeze = freeze
         self._is_saving = False
         self._folder = Path(args.output_dir or ".")
-        super().__init__(model=model, args=args, compute_loss_func=ImageLoss(args.label_smoothing_factor), **data)
+        super().__init__(model=model, args=args, compute_loss_func=loss, **data)
         self.model_accepts_loss_kwargs = False  # the loss counts images itself; models must not scale it again
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
@@ -90,6 +98,11 @@ class PhaseTrainer(Trainer):
         """Load the best weights of the phase, found by their step: the folder may have been moved since."""
         if self.state.best_global_step:  # there is none when the phase ended before its first evaluation
             restore(self.model, self._folder / f"checkpoint-{self.state.best_global_step}")
+
+    def end_with(self, state: TrainerState) -> None:
+        """Take over the state of a phase that had ended, with its best weights, without training."""
+        self.state = state
+        self._load_best_model()
 
     def save_result(self) -> None:
         """Make sure that the weights that the phase ends with are on disk."""

@@ -163,7 +163,7 @@ def test_truncated_images_are_listed_together(tmp_path, recipe, refused):
 @pytest.mark.parametrize("name", ["./no-such-model", "no/such/model", "nobody/no-such-model", "no-such-model"])
 def test_an_unknown_checkpoint(verb, name, recipe, refused):
     message = refused(verb, recipe(model={"checkpoint": name}))
-    assert message.startswith(f"error: phases.head: model.checkpoint: {name} ")
+    assert message.startswith(f"error: model.checkpoint: {name} ")
     assert len(message.splitlines()) == 1
 
 

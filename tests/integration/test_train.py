@@ -13,7 +13,9 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
+from ruamel.yaml import YAML
 from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 import hfft
 from hfft.cli import main
@@ -136,7 +138,7 @@ def test_a_stopped_run_continues_to_the_same_weights(stop, phases, workplace):
         said = process.communicate()[1]
         assert process.returncode == (130 if stop == signal.SIGINT else -signal.SIGKILL)
         assert "Traceback" not in said
-        assert ("the same command continues" in said) == (stop == signal.SIGINT)
+        assert ("continues with the same command" in said) == (stop == signal.SIGINT)
         assert not Path("runs/parts/metrics.json").exists()
     done = subprocess.run([*command, "name=parts"], check=True, capture_output=True, text=True)
     assert "phase 1/3 head: was finished" in done.stderr
@@ -151,12 +153,32 @@ def test_changed_images_are_not_mixed_into_a_run_that_began_with_others(workplac
     Path("runs/bugs/metrics.json").unlink()  # as if it had been stopped before the end
     Path("photos/train/ant/000.png").write_bytes(Path("photos/train/ant/001.png").read_bytes())
     assert main(["train", "recipe.yaml", "training.max_steps=1"]) == 2
-    assert "the images have changed since this run began; --overwrite starts it anew" in capsys.readouterr().err
+    assert "the images have changed since this run began; --overwrite starts the run anew" in capsys.readouterr().err
+
+
+def test_evaluate_refuses_images_that_may_have_been_trained_on(workplace, capsys, photos):
+    carved = ["data.source=mixed", "training.max_steps=1"]
+    photos(dict.fromkeys(("ant", "bee", "cat"), 20), name="mixed")
+    assert main(["train", "recipe.yaml", *carved]) == 0
+    Path("mixed/ant/000.png").rename("mixed/ant/zzz.png")
+    assert main(["evaluate", "runs/bugs"]) == 2
+    assert "the test images of mixed aren't those of the run any more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("before", [[], ["last"], ["last", "lora"]], ids=["head", "blocks", "adapter"])
+def test_the_adapter_folder_is_complete_wherever_it_is_opened(before, workplace, monkeypatch):
+    """After a head phase it sits on the checkpoint; after other phases on weights that only the run has."""
+    content = YAML(typ="safe").load(RECIPE)
+    phases = [phase for phase in content["phases"] if phase["name"] in ("head", *before)]
+    more = {"name": "more", "adapter": {"on": "mlp"}, "learning_rate": 0.05}
+    run = hfft.finetune(hfft.load_recipe({**content, "phases": [*phases, more]}, ["training.max_steps=2"]))
+    folder, image = run.folder.resolve(), Path("photos/test/ant/000.png").resolve()
+    monkeypatch.chdir("/")
+    adapted, merged = (hfft.Classifier.from_pretrained(folder / name)([image], top=3) for name in ("adapter", "model"))
+    assert adapted[0].top == pytest.approx(merged[0].top, abs=1e-5)
 
 
 def test_finetune_takes_data_a_model_and_callbacks_from_memory(workplace):
-    from transformers import AutoModelForImageClassification, TrainerCallback
-
     class Count(TrainerCallback):
         steps = 0
 

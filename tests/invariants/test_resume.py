@@ -8,6 +8,7 @@ import torch
 import toy
 from transformers import TrainerCallback
 
+from hfft.errors import TrainingError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec
 
 AUGMENT = AugmentSpec(crop=(0.5, 1.0), flip=True, mixup=0.2)
@@ -21,6 +22,11 @@ class StopAt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class StopAtTheEnd(TrainerCallback):
+    def on_train_end(self, args, state, control, **kwargs):
+        raise KeyboardInterrupt
 
 
 def run(family, folder, callbacks=(), **phase):
@@ -62,6 +68,30 @@ def test_early_stopping_counts_on_after_an_interruption(tmp_path):
         run("vit", tmp_path / "parts", callbacks=[StopAt(result.best_step + 4)], **phase)
     _, continued = run("vit", tmp_path / "parts", **phase)
     assert continued.steps == result.steps
+
+
+def test_a_phase_that_had_stopped_early_is_not_trained_on(tmp_path):
+    """Killed between its last step and result.json."""
+    phase = {"unfreeze": "head", "early_stopping": 1, "arguments": {"num_train_epochs": 8, "learning_rate": 0.3}}
+    model, result = run("vit", tmp_path / "whole", **phase)
+    assert result.steps < 8 * 3
+    with pytest.raises(KeyboardInterrupt):
+        run("vit", tmp_path / "parts", callbacks=[StopAtTheEnd()], **phase)
+    again, continued = run("vit", tmp_path / "parts", callbacks=[StopAt(result.steps + 1)], **phase)
+    assert (continued.steps, continued.best_step, continued.metrics) == (
+        result.steps,
+        result.best_step,
+        result.metrics,
+    )
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
+def test_a_finished_phase_whose_weights_are_damaged_is_refused(tmp_path):
+    _, result = run("vit", tmp_path, unfreeze="head")
+    path = tmp_path / result.checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(TrainingError, match="weights of this finished phase can't be read"):
+        run("vit", tmp_path, unfreeze="head")
 
 
 def test_a_damaged_newest_checkpoint_costs_time_and_not_the_result(tmp_path):

@@ -1,5 +1,6 @@
 import os
 
+import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
@@ -45,6 +46,20 @@ def test_images_inside_of_a_table():
         "train/1": "the row holds no image",
         "train/2": "not an image in any format that Pillow reads",
     }
+
+
+def test_deep_images_are_counted(photos):
+    folder = photos({"ant": 4, "bee": 4})
+    values = np.arange(20, dtype=np.uint16).reshape(4, 5) * 3000
+    PillowImage.fromarray(values).save(folder / "ant" / "000.png")
+    PillowImage.fromarray(values).save(folder / "ant" / "001.png", "TIFF")
+    PillowImage.frombytes("I;16B", (5, 4), values.astype(">u2").tobytes()).save(folder / "ant" / "002.png", "TIFF")
+    PillowImage.fromarray(values.astype(np.int32)).save(folder / "bee" / "000.png", "TIFF")
+    PillowImage.fromarray(values.astype(np.float32)).save(folder / "bee" / "001.png", "TIFF")
+    PillowImage.fromarray(np.full((4, 5), np.nan, np.float32)).save(folder / "bee" / "002.png", "TIFF")
+    PillowImage.fromarray(values.astype(np.uint8)).convert("P").save(folder / "bee" / "003.png")
+    found = audit(rows_of(folder), "checking")
+    assert (found.deep, list(found.broken)) == (5, ["bee/002.png"])
 
 
 def test_the_fingerprint_stays_when_nothing_changes(photos):
@@ -133,3 +148,17 @@ def test_more_than_ten_broken_files_are_counted():
     assert first.startswith("photos: 15 files are no readable image")
     assert len(lines) == 10
     assert last == "  and 5 more"
+
+
+@pytest.mark.parametrize(("deep", "images"), [((0, 1), "1 image has"), ((3, 2), "5 images have")])
+def test_deep_images_warn_once(deep, images, log):
+    refuse_broken({str(place): Audit("0", {}, deep=count) for place, count in enumerate(deep)}, "photos")
+    (message,) = log()
+    assert message.startswith(f"photos: {images} more than 8 bits per channel")
+    assert 'pipeline("image-classification")' in message
+    assert "hfft.Classifier" in message
+
+
+def test_images_of_8_bits_do_not_warn(photos, log):
+    refuse_broken({"train": audit(rows_of(photos({"ant": 2, "bee": 2})), "checking")}, "photos")
+    assert log() == []

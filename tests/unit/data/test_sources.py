@@ -14,20 +14,6 @@ from hfft.recipe.spec import DataSpec, SplitSpec
 NO_CARVING = SplitSpec(validation=None, test=None)
 
 
-@pytest.fixture
-def touch(tmp_path):
-    """Makes empty files: finding and splitting images must not need their pixels."""
-
-    def make(*paths):
-        for path in paths:
-            file = tmp_path / "source" / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
-        return tmp_path / "source"
-
-    return make
-
-
 def load(folder, splits=NO_CARVING, seed=0, **fields):
     return load_data(DataSpec(source=str(folder), splits=splits, **fields), seed)
 
@@ -174,6 +160,28 @@ def test_hidden_files_and_folders_are_left_out(touch):
     kept = ["ant/1.png", "bee/1.png"]
     folder = touch(*kept, "ant/._1.png", "ant/.thumbnails/1.png", ".trash/1.png", "__MACOSX/ant/1.png")
     assert list(found(load(folder))["train"]) == kept
+
+
+def test_a_class_folder_that_is_a_link(touch, tmp_path):
+    folder = touch("ant/1.png", "bee/1.png")
+    (folder / "bee").rename(tmp_path / "elsewhere")
+    (folder / "bee").symlink_to(tmp_path / "elsewhere")
+    assert list(found(load(folder))["train"]) == ["ant/1.png", "bee/1.png"]
+
+
+def test_what_is_left_out_is_said_once(touch, log):
+    folder = touch(*[f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")])
+    touch("1.png", "train/2.png", "test/ant/2.heic")
+    assert len(found(load(folder, SplitSpec(validation=None)))["train"]) == 2
+    left_out = "1 file that is not read as an image (.heic 1) and 2 images beside the class folders"
+    assert log() == [f"{folder}: left out {left_out}"]
+
+
+def test_what_is_left_out_is_said_before_an_error(touch, log):
+    folder = touch("ant/1.heic", "ant/2.heic", "bee/1.heic")
+    with pytest.raises(DataError, match="the class folder holds no images"):
+        load(folder)
+    assert log() == [f"{folder}: left out 3 files that are not read as images (.heic 3)"]
 
 
 def test_a_hidden_folder_on_the_way_to_the_source(tmp_path):
@@ -354,11 +362,87 @@ def test_a_folder_of_parquet_files_with_text_labels(tmp_path):
     assert set(data.splits["train"].column_names) == {"image", "label", "file"}
 
 
+@pytest.mark.parametrize("stray", ["meta.parquet", "ant/meta.parquet", ".cache/train.parquet"])
+def test_class_folders_with_a_parquet_file_among_them(stray, touch):
+    folder = touch("ant/1.png", "bee/1.png", stray)
+    assert found(load(folder)) == {"train": {"ant/1.png": "ant", "bee/1.png": "bee"}}
+
+
+def test_hidden_parquet_files_are_left_out(parquet):
+    (parquet / ".cache").mkdir()
+    for hidden in (".train.parquet", ".cache/train.parquet"):
+        (parquet / hidden).write_bytes(b"no parquet")
+    assert len(load(parquet, SplitSpec(validation=None)).splits["train"]) == 4
+
+
+def test_a_folder_whose_only_parquet_files_are_hidden(touch):
+    folder = touch(".cache/train.parquet", "notes.txt")
+    with pytest.raises(DataError, match="found no class folders"):
+        load(folder)
+
+
+def test_parquet_files_in_the_minority(parquet):
+    for name in ("train_a.csv", "train_b.csv", "validation_notes.txt", "c.json"):
+        (parquet / name).write_text("words")
+    data = load(parquet, SplitSpec(validation=None))
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 4, "test": 2}
+
+
+@pytest.mark.parametrize("source", ["photos [1] *", ".cache/train"])
+def test_the_name_of_the_folder_does_not_matter(source, tmp_path):
+    (tmp_path / source).mkdir(parents=True)
+    table([0, 1, 2, 0], ANIMALS).to_parquet(tmp_path / source / "train.parquet")
+    table([1, 2], ANIMALS).to_parquet(tmp_path / source / "test.parquet")
+    data = load(tmp_path / source, SplitSpec(validation=None))
+    assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 4, "test": 2}
+
+
+def test_a_split_of_the_hub_with_a_name_of_its_own(tmp_path):
+    (tmp_path / "data").mkdir()
+    for split in ("train", "hold_out"):
+        table([0, 1, 2], ANIMALS).to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    data = load(tmp_path, SplitSpec(validation=None, test="hold_out"))
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 3, "test": 3}
+
+
+CARD = """---
+configs:
+- config_name: small
+  data_files: [{split: train, path: small.parquet}]
+- config_name: large
+  data_files: [{split: train, path: large.parquet}]
+---
+"""
+
+
+def test_a_folder_of_parquet_files_with_a_card(tmp_path):
+    table([0, 1, 2], ANIMALS).to_parquet(tmp_path / "small.parquet")
+    table([0, 1, 2] * 2, ANIMALS).to_parquet(tmp_path / "large.parquet")
+    (tmp_path / "README.md").write_text(CARD)
+    assert len(load(tmp_path, config="large").splits["train"]) == 6
+    with pytest.raises(DataError, match="Config name is missing"):
+        load(tmp_path)
+    (tmp_path / "README.md").write_text(CARD.replace("]", ""))
+    with pytest.raises(DataError, match="can't be loaded as a data set"):
+        load(tmp_path)
+    (tmp_path / "README.md").write_text("# Animals\n")
+    assert len(load(tmp_path).splits["train"]) == 9
+
+
 def test_a_damaged_parquet_file(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
     with pytest.raises(DataError, match="can't be loaded as a data set") as caught:
         load(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_parquet_file_with_damaged_rows(tmp_path):
+    table([0, 1, 2] * 99, ANIMALS).to_parquet(tmp_path / "train.parquet")
+    content = bytearray((tmp_path / "train.parquet").read_bytes())
+    content[4:600] = bytes(596)  # after the magic number, and far before the footer
+    (tmp_path / "train.parquet").write_bytes(content)
+    with pytest.raises(DataError, match=r"can't be loaded as a data set: .*deserialize"):
+        load(tmp_path)
 
 
 def in_memory(source, splits=NO_CARVING, **fields):
@@ -369,6 +453,26 @@ def test_a_data_set_in_memory():
     data = in_memory(DatasetDict(train=table([0, 1, 2], ANIMALS), val=table([1], ANIMALS)), SplitSpec(test=None))
     assert data.labels == ("dog", "ant", "cat")
     assert {split: rows["label"][:] for split, rows in data.splits.items()} == {"train": [0, 1, 2], "validation": [1]}
+
+
+FORMATS = {
+    "transform": lambda rows: rows.with_transform(lambda batch: {"pixel_values": batch["image"]}),
+    "torch": lambda rows: rows.with_format("torch"),
+    "numpy": lambda rows: rows.with_format("numpy", columns=["label"]),
+    "another column": lambda rows: rows.with_format("numpy", columns=["image"]),
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("labels", [[0, 1, 2], ["dog", "ant", "cat"]], ids=["numbers", "texts"])
+def test_a_data_set_in_memory_with_a_format_of_its_own(name, labels):
+    rows = table(labels, ANIMALS if labels[0] == 0 else Value("string"))
+    source = DatasetDict(train=FORMATS[name](rows))
+    before = source["train"].format
+    data, plain_data = in_memory(source), in_memory(DatasetDict(train=rows))
+    assert data.labels == plain_data.labels
+    assert data.splits["train"][:] == plain_data.splits["train"][:]
+    assert source["train"].format == before
 
 
 def test_numbers_as_labels():
@@ -473,6 +577,23 @@ def test_load_rows_takes_all_splits_or_one(touch):
     assert load_rows(spec, ("ant", "bee"), "validation")["file"][:] == ["val/ant/2.png", "val/bee/2.png"]
     with pytest.raises(DataError, match="there is no split 'test'; found: train, val"):
         load_rows(spec, ("ant", "bee"), "test")
+
+
+def test_load_rows_of_all_splits_says_so(touch, log):
+    folder = touch("train/ant/1.png", "train/ant/2.png", "test/ant/3.png")
+    spec = DataSpec(source=str(folder))
+    load_rows(spec, ("ant", "bee"), "train")
+    assert log() == []
+    load_rows(spec, ("ant", "bee"))
+    assert log() == [f"{folder}: takes all splits together: test 1, train 2; name one to have it alone"]
+
+
+def test_load_rows_asks_for_the_classes_of_the_split_alone(touch):
+    folder = touch("train/ant/1.png", "train/yak/1.png", "test/ant/2.png", "test/bee/2.png")
+    spec = DataSpec(source=str(folder))
+    assert load_rows(spec, ("bee", "ant"), "test")["label"][:] == [1, 0]
+    with pytest.raises(DataError, match="the model does not know the classes yak; it knows bee, ant"):
+        load_rows(spec, ("bee", "ant"))
 
 
 def test_load_rows_of_a_test_folder_alone(touch):

@@ -32,6 +32,13 @@ def test_every_metric_agrees_with_scikit_learn():
         assert METRICS[name](PROBABILITIES, LABELS) == pytest.approx(value, abs=1e-6)
 
 
+def test_a_class_neither_seen_nor_predicted_counts_as_0_in_macro_f1_alone():
+    padded = np.pad(PROBABILITIES, [(0, 0), (0, 1)])
+    for name, value in sklearn_says().items():
+        expected = value * 4 / 5 if name == "macro_f1" else value
+        assert METRICS[name](padded, LABELS) == pytest.approx(expected, abs=1e-6)
+
+
 def test_they_are_modules_of_evaluate_that_combine_and_stream():
     combined = evaluate.combine([ProbabilityMetric(name) for name in METRICS])
     for start in range(0, 60, 25):

@@ -7,8 +7,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from hfft.data.batches import Examples
 from hfft.data.transforms import evaluation_transform
-from hfft.evaluation.metrics import METRICS
-from hfft.evaluation.scoring import predict, score, with_intervals
+from hfft.evaluation.scoring import predict, score
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +58,3 @@ def test_by_class_agrees_with_scikit_learn(scores):
         row = scores.by_class[name]
         got = [row["precision"], row["recall"], row["f1"], row["images"]]
         assert got == pytest.approx([column[number] for column in expected])
-
-
-def test_intervals_cover_what_the_binomial_says():
-    rng = np.random.default_rng(3)
-    labels = rng.integers(0, 2, 400)
-    right = rng.random(400) < 0.8
-    probabilities = np.eye(2, dtype=np.float32)[np.where(right, labels, 1 - labels)] * 0.8 + 0.1
-    interval = with_intervals(probabilities, labels)["accuracy"]
-    half = 1.96 * (0.8 * 0.2 / 400) ** 0.5
-    assert interval["value"] == right.mean()
-    assert interval["low"] == pytest.approx(right.mean() - half, abs=0.01)
-    assert interval["high"] == pytest.approx(right.mean() + half, abs=0.01)
-
-
-def test_intervals_are_the_same_at_every_call():
-    probabilities, labels = np.random.default_rng(0).dirichlet([1, 1], 20), np.arange(20) % 2
-    assert with_intervals(probabilities, labels) == with_intervals(probabilities, labels)
-    assert with_intervals(probabilities, labels).keys() == METRICS.keys()

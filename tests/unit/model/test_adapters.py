@@ -7,13 +7,13 @@ from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
 from hfft.errors import ModelError
-from hfft.model.adapters import attach, merge, restore_adapter, save_adapter, targets
+from hfft.model.adapters import attach, check_adapter, merge, restore_adapter, save_adapter, targets
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec
 
 
-def pixels():
-    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+def pixels(side=32):
+    return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
 
 
 def shaken(model):
@@ -59,6 +59,130 @@ def test_a_role_that_is_not_there_is_refused_with_those_that_are():
         attach(tiny.build("convnext"), AdapterSpec(on="attention"))
 
 
+# Every convolution of BiT is weight-standardised, and MobileNet V1 and V2 read a convolution's stride from outside.
+NO_ADAPTER = {
+    "bit": "WeightStandardizedConv2d",
+    "mobilenet_v1": "Conv2d with tf_padding",
+    "mobilenet_v2": "Conv2d with tf_padding",
+}
+# Timm: a network of several kinds of layers, same-padding convolutions and standardised ones among them.
+CASES = [
+    *((family, {}, 32) for family in tiny.CONFIGS if family not in NO_ADAPTER),
+    ("mobilenet_v1", {"tf_padding": False}, 32),
+    ("mobilenet_v2", {"tf_padding": False}, 32),
+    *(
+        ("timm_wrapper", {"architecture": name}, side)
+        for name, side in (("tf_efficientnet_lite0", 64), ("vit_tiny_patch16_224", 224), ("convnext_atto", 64))
+    ),
+]
+
+
+@pytest.mark.parametrize(("family", "kind"), NO_ADAPTER.items())
+def test_families_without_a_layer_that_can_carry_an_adapter(family, kind):
+    message = rf"this network has: none \(PEFT can't wrap and merge its {kind}\); unfreeze blocks instead"
+    with pytest.raises(ModelError, match=message):
+        attach(tiny.build(family), AdapterSpec(on="all"))
+
+
+def test_a_standardised_network_of_timm_is_refused_too():
+    with torch.device("meta"):
+        model = tiny.build("timm_wrapper", architecture="resnetv2_50x1_bit")
+    with pytest.raises(ModelError, match="PEFT can't wrap and merge its StdConv2d"):
+        targets(model, dissect(model), AdapterSpec(on="all"))
+
+
+@pytest.mark.parametrize(("family", "changes", "side"), CASES, ids=str)
+def test_every_family_trains_and_merges_an_adapter(family, changes, side):
+    model = shaken(attach(tiny.build(family, **changes), AdapterSpec(on="all")))
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trainable if "lora_" not in name} == {
+        name for name, _ in model.named_parameters() if "modules_to_save" in name
+    }
+    logits = model(pixel_values=pixels(side)).logits
+    logits.square().sum().backward()
+    # some gradients of so small networks are 0: attention among one token, dead ReLU
+    assert not [name for name, parameter in trainable.items() if parameter.grad is None]
+    assert sum(bool(parameter.grad.any()) for parameter in trainable.values()) > len(trainable) / 2
+    plain = tiny.build(family, **changes)
+    with torch.inference_mode():
+        merged = merge(model)
+        again = merged(pixel_values=pixels(side)).logits
+        assert not torch.allclose(again, plain(pixel_values=pixels(side)).logits, rtol=0.01)
+    assert {name for name, _ in merged.named_parameters()} == {name for name, _ in plain.named_parameters()}
+    scale = max(1, logits.abs().max().item())
+    torch.testing.assert_close(again, logits.detach(), rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize(("family", "changes", "side"), CASES, ids=str)
+def test_the_parts_of_an_adapted_network_are_the_same(family, changes, side):
+    model = tiny.build(family, **changes)
+    parts = dissect(model).parts
+    adapted = dissect(attach(model, AdapterSpec(on="all"))).parts
+    assert [(part.name, part.stage) for part in adapted] == [(part.name, part.stage) for part in parts]
+    for part in adapted:
+        assert part.name.startswith("block ") or not any("lora_" in name for name in part.tensors)
+        assert (part.name == "head") == any("modules_to_save" in name for name in part.tensors)
+
+
+@pytest.mark.parametrize("family", ["vit", "siglip", "levit"])
+def test_an_adapter_that_every_image_passes_is_fine(family):
+    check_adapter(attach(tiny.build(family), AdapterSpec()), pixels())
+
+
+def build_timm(architecture, **arguments):
+    return tiny.build("timm_wrapper", architecture=architecture, model_args=arguments)
+
+
+def test_an_adapter_on_a_layer_that_is_never_called_is_refused():
+    model = build_timm("beit_base_patch16_224", embed_dim=24, depth=2, num_heads=2)
+    message = r"uses the weights of 2 layers without calling them.*\(timm_model.blocks.0.attn.qkv, "
+    with pytest.raises(ModelError, match=message):
+        check_adapter(attach(model, AdapterSpec(on="attention")), pixels(224))
+    check_adapter(attach(build_timm("beit_base_patch16_224", depth=1), AdapterSpec(on="mlp")), pixels(224))
+
+
+def test_a_network_that_reads_what_a_wrapped_layer_does_not_have_is_refused():
+    model = build_timm("davit_tiny", embed_dims=(8, 12, 16, 24), num_heads=(1, 1, 2, 2), depths=(1, 1, 1, 1))
+    with pytest.raises(ModelError, match="doesn't run with it: 'Conv2d' object has no attribute 'kernel_size'"):
+        check_adapter(attach(model, AdapterSpec(on="all")), pixels(224))
+
+
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    [
+        ("levit", {"LevitAttention", "LevitAttentionSubsample"}),
+        ("swin", {"SwinAttention"}),
+        ("pvt", {"PvtAttention"}),
+        ("swiftformer", {"SwiftFormerEfficientAdditiveAttention"}),
+    ],
+)
+def test_attention_is_known_by_its_class(family, kinds):
+    model = tiny.build(family)
+    names = set(targets(model, dissect(model), AdapterSpec(on="attention")))
+    inside = {
+        f"{prefix}.{name}"
+        for prefix, module in model.named_modules()
+        if type(module).__name__ in kinds
+        for name, layer in module.named_modules()
+        if type(layer) in (torch.nn.Linear, torch.nn.Conv2d) and getattr(layer, "groups", 1) == 1
+    }
+    assert names == inside
+
+
+def test_the_squeeze_and_excitation_of_regnet_is_no_attention():
+    with pytest.raises(ModelError, match="no layer has the role 'attention'; this network has: mlp"):
+        attach(tiny.build("regnet"), AdapterSpec(on="attention"))
+
+
+def test_a_dilated_convolution_is_left_out():
+    model = tiny.build("resnet")
+    layer = model.resnet.encoder.stages[3].layers[0].layer[1].convolution
+    layer.dilation, layer.padding = (2, 2), (2, 2)
+    names = targets(model, dissect(model), AdapterSpec(on="all", blocks=1))
+    assert "resnet.encoder.stages.3.layers.0.layer.1.convolution" not in names
+    assert "resnet.encoder.stages.3.layers.0.layer.0.convolution" in names
+
+
 def test_more_blocks_than_there_are():
     with pytest.raises(ModelError, match="asked for the last 9, but the network has 4"):
         attach(tiny.build("vit"), AdapterSpec(blocks=9))
@@ -76,7 +200,7 @@ def test_only_adapter_and_head_train(family):
 
 
 @pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
-@pytest.mark.parametrize("family", ["vit", "convnext"])
+@pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "perceiver"])
 def test_the_merged_model_computes_the_same(family, method):
     model = shaken(attach(tiny.build(family), AdapterSpec(method=method, on="mlp")))
     with torch.inference_mode():
@@ -109,11 +233,14 @@ def test_the_adapter_folder_is_a_complete_product(tmp_path):
         assert torch.equal(opened(pixel_values=pixels()).logits, model(pixel_values=pixels()).logits)
 
 
-def test_restore_brings_back_adapter_and_head(tmp_path):
-    model = shaken(attach(tiny.build("vit"), AdapterSpec()))
+@pytest.mark.parametrize("family", [family for family in tiny.CONFIGS if family not in NO_ADAPTER])
+def test_restore_brings_back_adapter_and_head(family, tmp_path):
+    model = shaken(attach(tiny.build(family), AdapterSpec(on="all")))
     model.save_pretrained(tmp_path)
-    other = attach(tiny.build("vit"), AdapterSpec())
+    other = attach(tiny.build(family), AdapterSpec(on="all"))
     restore_adapter(other, tmp_path)
     with torch.inference_mode():
         assert torch.equal(other.eval()(pixel_values=pixels()).logits, model(pixel_values=pixels()).logits)
-    assert any(parameter.requires_grad for parameter in other.parameters())
+    assert {n for n, p in other.named_parameters() if p.requires_grad} == {
+        n for n, p in model.named_parameters() if p.requires_grad
+    }

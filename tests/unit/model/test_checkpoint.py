@@ -1,20 +1,21 @@
 import json
+import re
 
 import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageClassification
+from transformers import AutoModel, AutoModelForImageClassification
 
 from hfft.errors import ModelError
-from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_checkpoint, load_skeleton, reopen, restore_weights, save_model
+from hfft.model.anatomy import REFUSED, dissect
+from hfft.model.checkpoint import load_checkpoint, load_config, load_skeleton, reopen, restore_weights, save_model
 from hfft.recipe.spec import ModelSpec
 
 LABELS = ("ant", "bee", "cat")
 
 
-@pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "timm_wrapper"])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_a_new_head_with_labels_on_the_old_encoder(family, tmp_path):
     tiny.save(tmp_path / "c", family, classes=10)
     model, _ = load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c")), LABELS)
@@ -25,8 +26,8 @@ def test_a_new_head_with_labels_on_the_old_encoder(family, tmp_path):
     new = dict(model.named_parameters())
     assert all(torch.equal(new[name], old[name]) for name in new.keys() - head)
     assert all(not new[name].any() for name in head)
-    side = model.config.image_size if family == "vit" else tiny.SIDE
-    loss = torch.nn.functional.cross_entropy(model(torch.randn(4, 3, side, side)).logits, torch.tensor([0, 1, 2, 0]))
+    pixels = torch.randn(4, 3, tiny.SIDE, tiny.SIDE)
+    loss = torch.nn.functional.cross_entropy(model(pixel_values=pixels).logits, torch.tensor([0, 1, 2, 0]))
     assert loss.item() == pytest.approx(1.0986123, abs=1e-6)  # ln 3
 
 
@@ -36,6 +37,39 @@ def test_a_head_of_the_same_size_is_new_too(tmp_path):
     assert not torch.equal(model.classifier.weight, tiny.build("vit", 3).classifier.weight)
     assert 0.01 < model.classifier.weight.std() < 0.03
     assert not model.classifier.bias.any()
+
+
+@pytest.mark.parametrize("family", ["clip", "metaclip_2", "siglip"])
+def test_the_image_tower_of_a_model_of_images_and_texts(family, tmp_path):
+    both = AutoModel.from_config(tiny.build(family).config)
+    both.save_pretrained(tmp_path)
+    tiny.processor().save_pretrained(tmp_path)
+    model, _ = load_checkpoint(ModelSpec(checkpoint=str(tmp_path)), LABELS)
+    want = dict(both.vision_model.named_parameters())
+    assert all(torch.equal(parameter, want[name]) for name, parameter in model.vision_model.named_parameters())
+
+
+@pytest.mark.parametrize("family", REFUSED)
+def test_a_family_that_cannot_be_fine_tuned_is_refused_before_its_weights_are_read(family, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    with pytest.raises(ModelError, match="can't be fine-tuned: " + re.escape(REFUSED[family])):
+        load_config(ModelSpec(checkpoint=str(tmp_path)), LABELS)
+
+
+def test_a_config_that_does_not_say_which_class_it_is_of(tmp_path):
+    folder = tiny.save(tmp_path / "c", "deit")
+    config = json.loads((folder / "config.json").read_text())
+    del config["architectures"]
+    (folder / "config.json").write_text(json.dumps(config))
+    model, _ = load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
+    assert type(model).__name__ == "DeiTForImageClassification"
+
+
+@pytest.mark.parametrize("family", ["clip", "hiera", "levit"])
+def test_image_size_sets_the_config_where_the_family_keeps_it(family, tmp_path):
+    config = load_config(ModelSpec(checkpoint=str(tiny.save(tmp_path, family)), image_size=64), LABELS)
+    section = config.vision_config if family == "clip" else config
+    assert section.image_size == ([64, 64] if family == "hiera" else 64)
 
 
 def test_missing_encoder_weights_are_refused(tmp_path):
@@ -74,8 +108,10 @@ def test_a_checkpoint_without_a_processor_is_refused(tmp_path):
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    spec = ModelSpec(checkpoint=str(tmp_path))
+    config = load_config(spec, LABELS)
     with pytest.raises(ModelError, match="gave no image classifier"):
-        load_skeleton(ModelSpec(checkpoint=str(tmp_path)), LABELS)
+        load_skeleton(spec, config)
 
 
 def test_pickled_weights_are_not_opened(tmp_path):
@@ -89,19 +125,21 @@ def test_pickled_weights_are_not_opened(tmp_path):
 def test_a_skeleton_needs_no_weights(tmp_path):
     folder = tiny.save(tmp_path / "c", "vit")
     (folder / "model.safetensors").unlink()
-    model = load_skeleton(ModelSpec(checkpoint=str(folder)), LABELS)
+    spec = ModelSpec(checkpoint=str(folder))
+    model = load_skeleton(spec, load_config(spec, LABELS))
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     assert model.classifier.weight.shape == (3, 16)
 
 
-@pytest.mark.parametrize("family", ["vit", "convnext", "swin", "dinov2", "timm_wrapper"])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_save_and_reopen_keeps_weights_labels_and_logits(family, tmp_path):
     model = tiny.build(family, 3)
     model.config.id2label = dict(enumerate(LABELS))
     model.config.label2id = {label: k for k, label in enumerate(LABELS)}
     source = tiny.save(tmp_path / "c", family)
     _, processor = load_checkpoint(ModelSpec(checkpoint=str(source)), LABELS)
-    model.config.pretrained_cfg = getattr(processor, "data_config", None)
+    if family == "timm_wrapper":
+        model.config.pretrained_cfg = processor.data_config
     save_model(model, processor, tmp_path / "m")
     again, _ = reopen(tmp_path / "m")
     assert again.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
@@ -113,7 +151,7 @@ def test_save_and_reopen_keeps_weights_labels_and_logits(family, tmp_path):
     assert all(torch.equal(want[name], got[name]) for name in want)
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "convnext", "timm_wrapper"])
+@pytest.mark.parametrize("family", tiny.CONFIGS)
 def test_restore_weights_brings_every_tensor_back(family, tmp_path):
     saved = tiny.build(family, 3)
     saved.save_pretrained(tmp_path)

@@ -5,7 +5,7 @@ from torch import nn
 
 from hfft.errors import ModelError, TrainingError
 from hfft.model.anatomy import dissect
-from hfft.model.freezing import Freeze, set_trainable, trainable_names
+from hfft.model.freezing import Freeze, set_trainable, trainable_names, unused_parameters
 
 VIT_LAYER = [
     f"{layer}.{kind}"
@@ -38,6 +38,8 @@ def released(family, unfreeze, **changes):
         ({"blocks": 3}, HEAD | NORM | vit_block(1) | vit_block(2) | vit_block(3)),
         ({"layers": 1}, HEAD | NORM),
         ({"layers": 2}, HEAD | NORM | {"vit.layers.3.mlp.fc2.weight", "vit.layers.3.mlp.fc2.bias"}),
+        ({"blocks": "first 1"}, HEAD | vit_block(0)),
+        ({"blocks": "first 4"}, HEAD | vit_block(0) | vit_block(1) | vit_block(2) | vit_block(3)),
         ({"parts": ("block 0",)}, HEAD | vit_block(0)),
         ({"parts": ("block 1..2", "norm")}, HEAD | NORM | vit_block(1) | vit_block(2)),
     ],
@@ -63,18 +65,35 @@ def test_the_last_stage_of_convnext_with_its_downsampling():
     assert "convnext.encoder.stages.3.downsampling_layer.1.weight" in names
 
 
-@pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "timm_wrapper"])
-def test_norm_and_bias(family):
+# What the families here normalise with, subclasses included.
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def owned(model, kinds, names="weight bias"):
+    return {
+        f"{prefix}.{own}"
+        for prefix, module in model.named_modules()
+        if isinstance(module, kinds)
+        for own, _ in module.named_parameters(recurse=False)
+        if own in names.split()
+    }
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_norm_releases_the_norm_layers_and_the_head(family):
     model = tiny.build(family)
     head = set(dissect(model).part("head").tensors)
-    norms = {
-        f"{prefix}.{name}"
-        for prefix, module in model.named_modules()
-        if "norm" in type(module).__name__.lower()
-        for name, _ in module.named_parameters(recurse=False)
-    }
-    assert released(family, "norm") == norms | head
-    biases = {name for name, _ in model.named_parameters() if name.endswith(".bias")}
+    assert released(family, "norm") == owned(model, NORMS) | head
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_bias_releases_the_biases_and_the_head(family):
+    model = tiny.build(family)
+    head = set(dissect(model).part("head").tensors)
+    biases = owned(model, (*NORMS, nn.Linear, nn.Conv2d), "bias")
+    biases |= owned(model, nn.MultiheadAttention, "in_proj_bias")  # SigLIP's pooling
+    if family == "convnextv2":  # its response normalisation
+        biases |= owned(model, type(model.convnextv2.encoder.stages[0].layers[0].grn), "bias")
     assert released(family, "bias") == biases | head
 
 
@@ -82,6 +101,7 @@ def test_norm_and_bias(family):
     ("family", "unfreeze", "message"),
     [
         ("vit", {"blocks": 5}, "asked for the last 5 blocks, but the network has 4"),
+        ("vit", {"blocks": "first 5"}, "asked for the first 5 blocks, but the network has 4"),
         ("convnext", {"stages": 5}, "asked for the last 5 stages, but the network has 4"),
         ("vit", {"stages": 1}, "has no stages"),
         ("vit", {"parts": ("block 7",)}, "no part is called 'block 7'"),
@@ -91,6 +111,52 @@ def test_norm_and_bias(family):
 def test_more_than_there_is(family, unfreeze, message):
     with pytest.raises(ModelError, match=message):
         released(family, unfreeze)
+
+
+UNUSED = {
+    "clip": {"vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias"},
+    "dinov2": {"dinov2.embeddings.mask_token"},
+    "dinov2_with_registers": {"dinov2_with_registers.embeddings.mask_token"},
+    "metaclip_2": {"vision_model.post_layernorm.weight", "vision_model.post_layernorm.bias"},
+    "siglip": {
+        "vision_model.head.probe",
+        "vision_model.head.attention.in_proj_weight",
+        "vision_model.head.attention.in_proj_bias",
+        *(
+            f"vision_model.head.{layer}.{kind}"
+            for layer in ("attention.out_proj", "layernorm", "mlp.fc1", "mlp.fc2")
+            for kind in ("weight", "bias")
+        ),
+    },
+}
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_parameters_that_the_logits_do_not_depend_on(family):
+    model = tiny.build(family)
+    assert unused_parameters(model, torch.zeros(2, 3, tiny.SIDE, tiny.SIDE)) == UNUSED.get(family, set())
+
+
+def test_looking_for_unused_parameters_leaves_the_model_and_the_random_state_alone():
+    model = tiny.build("resnet").train()
+    model.resnet.embedder.eval()
+    set_trainable(model, {"classifier.1.weight"})
+    model.classifier[1].weight.grad = torch.ones_like(model.classifier[1].weight)
+    modes = [module.training for module in model.modules()]
+    tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        assert unused_parameters(model, torch.zeros(2, 3, 32, 32)) == set()
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in model.state_dict().items())
+    assert model.classifier[1].weight.grad.eq(1).all()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_frozen_parameters_are_not_called_unused():
+    model = tiny.build("dinov2")
+    set_trainable(model, trainable_names(model, dissect(model), {"blocks": 4}))
+    assert unused_parameters(model, torch.zeros(2, 3, 32, 32)) == set()
 
 
 def test_frozen_parts_stay_in_evaluation_mode_and_released_ones_train():

@@ -19,11 +19,11 @@ SMALL = {
     "phases": [{"name": "head"}],
 }
 ABSENT = object()
-PARTS = "{blocks: N}, {stages: N}, {layers: N} or {parts: [stem, block 0, norm, head, ...]}"
+PARTS = "{blocks: N}, {stages: N}, {layers: N}, {blocks: first N} or {parts: [stem, block 0, norm, head, ...]}"
 UNFREEZE = f"head, norm, bias, all, {PARTS}"
 SPLIT = "the name of a split of the source, or a fraction between 0 and 1 carved from train"
 CROP = "[smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1"
-PHASE_KEYS = "adapter, batchnorm, early_stopping, layer_decay, name, unfreeze"
+PHASE_KEYS = "adapter, batchnorm, early_stopping, gradual, head_learning_rate, layer_decay, name, unfreeze"
 
 
 def changed(changes):
@@ -160,6 +160,16 @@ INVALID = [
     (
         {"phases.0.adapter": {}, "phases.0.unfreeze": "all"},
         "phases.head: an adapter trains together with the head only",
+    ),
+    ({"phases.0.batchnorm": "train"}, "phases.head.batchnorm: 'train' is for released blocks"),
+    ({"phases.0.adapter": {}, "phases.0.batchnorm": "train"}, "phases.head.batchnorm: 'train' is for released blocks"),
+    (
+        {"phases.0.unfreeze": {"blocks": "first 0"}},
+        f"phases.head.unfreeze: found {{'blocks': 'first 0'}}; allowed: {UNFREEZE}",
+    ),
+    (
+        {"phases.0.unfreeze": {"stages": "first 1"}},
+        f"phases.head.unfreeze: found {{'stages': 'first 1'}}; allowed: {UNFREEZE}",
     ),
     ({"phases.0.adapter": {}, "phases.0.layer_decay": 0.5}, "phases.head: layer_decay is for unfrozen blocks"),
     (

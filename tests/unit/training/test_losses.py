@@ -38,3 +38,17 @@ def test_smoothing_is_that_of_transformers():
 
 def test_without_a_count_it_is_the_mean():
     torch.testing.assert_close(ImageLoss()({"logits": LOGITS}, HARD), functional.cross_entropy(LOGITS, HARD))
+
+
+@pytest.mark.parametrize("labels", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("sizes", [[8], [1] * 8, [5, 3]], ids=str)
+def test_class_weights_count_images_whatever_the_micro_batches(labels, sizes):
+    weights = torch.tensor([0.5, 1.0, 2.0, 1.0, 3.0])
+    shares = functional.one_hot(labels, 5) if labels.ndim == 1 else labels
+    expected = -(shares * weights * torch.log_softmax(LOGITS, dim=1)).sum() / 8
+    loss = ImageLoss(class_weights=weights.tolist())
+    total = sum(
+        loss(outputs(logits), part, num_items_in_batch=torch.tensor(labels.numel()))
+        for logits, part in zip(LOGITS.split(sizes), labels.split(sizes), strict=True)
+    )
+    torch.testing.assert_close(total, expected)

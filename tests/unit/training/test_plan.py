@@ -6,12 +6,12 @@ import tiny
 import torch
 from transformers import TrainingArguments
 
-from hfft.errors import RecipeError
+from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
-from hfft.recipe.spec import AdapterSpec, PhaseSpec
+from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec
 from hfft.training import plan as plan_module
 from hfft.training.phases import training_arguments, try_arguments
-from hfft.training.plan import parameter_groups, plan_phase, prepare_phase
+from hfft.training.plan import expand_phases, parameter_groups, plan_phase, prepare_phase
 
 
 def planned(family, *, images=100, processes=1, **phase):
@@ -130,3 +130,36 @@ def test_dropping_the_only_batch_is_refused():
     assert planned("vit", images=40, arguments=arguments, unfreeze="head").steps == 2 * 3
     with pytest.raises(RecipeError, match="a batch of 16 is larger than the 10 training images"):
         planned("vit", images=10, arguments=arguments, unfreeze="head")
+
+
+def test_the_head_has_a_rate_of_its_own():
+    plan = planned("vit", unfreeze={"blocks": 1}, head_learning_rate=0.5, arguments={"learning_rate": 0.1})
+    rates = {(group.part, group.learning_rate) for group in plan.groups}
+    assert rates == {("head", 0.5), ("norm", 0.1), ("block 3", 0.1)}
+
+
+@pytest.mark.parametrize(
+    ("gradual", "released"),
+    [
+        ({"blocks_per_phase": 1}, [1, 2, 3, 4, 5]),
+        ({"blocks_per_phase": 2}, [2, 4, 5]),
+        ({"blocks_per_phase": 2, "blocks": 4}, [2, 4]),
+        ({"blocks_per_phase": 9}, [5]),
+    ],
+    ids=str,
+)
+def test_a_gradual_phase_stands_for_several(gradual, released):
+    head = PhaseSpec(name="head")
+    phase = PhaseSpec(name="more", gradual=GradualSpec(**gradual), layer_decay=0.5, arguments={"num_train_epochs": 1})
+    first, *rest = expand_phases([head, phase], blocks=5)
+    assert first == head
+    assert [(one.name, one.unfreeze) for one in rest] == [
+        (f"more-{number}", {"blocks": blocks}) for number, blocks in enumerate(released, start=1)
+    ]
+    assert all((one.gradual, one.layer_decay, one.arguments) == (None, 0.5, phase.arguments) for one in rest)
+
+
+def test_a_gradual_phase_can_not_release_more_than_there_is():
+    phase = PhaseSpec(name="more", gradual=GradualSpec(blocks_per_phase=1, blocks=6))
+    with pytest.raises(ModelError, match=r"phases.more.gradual.blocks: asked for the last 6, but the network has 5"):
+        expand_phases([phase], blocks=5)

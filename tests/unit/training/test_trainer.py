@@ -204,6 +204,22 @@ def test_history_has_every_evaluation(tmp_path):
     assert {"eval_accuracy", "eval_macro_f1", "eval_balanced_accuracy", "eval_log_loss"} <= set(history[0])
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory with per_device_train_batch_size 8; a smaller"),
+        (OSError(28, "No space left on device"), "No space left on device; the same command continues"),
+    ],
+)
+def test_what_the_machine_lacks_is_said_in_one_line(error, words, tmp_path):
+    class Fail(TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            raise error
+
+    with pytest.raises(TrainingError, match=words):
+        toy.run(tiny.build("vit"), tmp_path, unfreeze="head", callbacks=[Fail()])
+
+
 def test_mixed_precision_leaves_nothing_on_the_model(tmp_path):
     model, _ = toy.run(tiny.build("vit"), tmp_path, unfreeze="head", arguments={"bf16": True})
     assert not hasattr(model.forward, "__wrapped__")

@@ -1,0 +1,139 @@
+"""A folder's files, and what their names tell: images, tables and splits; opens none of them."""
+
+import glob
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from PIL import Image as PillowImage
+
+from hfft.errors import DataError
+
+# Names under which folders and data sets on the Hub keep a split, by the name used here.
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+# Endings of images that Pillow reads with a plugin at most.
+_UNREAD = frozenset(
+    (".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raw", ".rw2", ".svg")
+)
+# How `Dataset.push_to_hub` names files; the split may have any name.
+_SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
+_LOG = get_logger(__name__)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Files at any depth below a folder that are called like images; hidden files and folders are left out."""
+    return sorted(filter(_is_image, _files(folder)))
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """Parquet files at any depth below a folder, hidden ones left out; none when the folder holds an image."""
+    if any(map(_is_image, _files(folder))):
+        return []
+    return sorted(path for path in _files(folder) if path.suffix.lower() == ".parquet")
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folders in a folder when every one of them is called like a split and holds folders, else itself as train.
+
+    Raises:
+        DataError: If some look like splits and others don't: class folders would become images of a class `train`.
+    """
+    known = [name for names in SPLIT_NAMES.values() for name in names]
+    children = subfolders(folder)
+    splits = [path for path in children if path.name.lower() in known and subfolders(path)]
+    if splits and len(splits) == len(children):
+        return {path.name: path for path in children}
+    without_images = [path.name for path in splits if path not in {file.parent for file in image_files(path)}]
+    if without_images:
+        others = [path.name for path in children if path not in splits]
+        raise DataError(
+            f"{folder}: {', '.join(without_images)} look like splits and {', '.join(others)} do not; allowed: class "
+            f"folders alone, or folders of class folders that are called {', '.join(known)}"
+        )
+    return {"train": folder}
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder; hidden ones and those that begin with two underscores are left out."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+
+
+def parquet_splits(folder: Path, tables: Collection[Path]) -> dict[str, list[str]]:
+    """Splits that the names of Parquet files tell: by a word in a folder's name, else in the file's.
+
+    These are the rules of datasets 5.2 (data_files.py), in any case of letters, and for Parquet files alone.
+
+    Args:
+        folder: Names above it tell nothing.
+        tables: Parquet files below it.
+
+    Returns:
+        Split name to glob patterns of one file each; all files are `train` when no name has a split's word.
+    """
+    splits: dict[str, list[str]] = defaultdict(list)
+    nameless = []
+    for table in tables:
+        path = table.relative_to(folder)
+        shard = _SHARD.fullmatch(path.as_posix())
+        split = shard[1] if shard else _split_in(path.parent.as_posix()) or _split_in(path.name)
+        if split is None:
+            nameless.append(table)
+        else:
+            splits[split].append(glob.escape(str(table)))
+    if not splits:
+        return {"train": [glob.escape(str(table)) for table in nameless]}
+    if nameless:
+        shown = ", ".join(path.relative_to(folder).as_posix() for path in nameless[:3])
+        _warn(f"{folder}: left out {len(nameless)} of {len(tables)} Parquet files, whose names tell no split: {shown}")
+    return dict(splits)
+
+
+def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
+    """Count the files that are images, as far as their names tell, and become no row; warn once if there are any.
+
+    Args:
+        folder: Holds the class folders, or the split folders.
+        splits: The folders of class folders: `folder` itself, or its split folders.
+    """
+    beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+    within = (file for path in splits for child in subfolders(path) for file in _files(child))
+    endings = Counter(file.suffix.lower() for file in (*beside, *within) if not _is_image(file))
+    unread = {ending: count for ending, count in sorted(endings.items()) if ending in _UNREAD}
+    loose = sum(map(_is_image, beside))
+    parts = []
+    if unread:
+        total = sum(unread.values())
+        files = "1 file that is not read as an image" if total == 1 else f"{total} files that are not read as images"
+        parts.append(f"{files} ({', '.join(f'{ending} {count}' for ending, count in unread.items())})")
+    if loose:
+        parts.append(f"{loose} {'image' if loose == 1 else 'images'} beside the class folders")
+    if parts:
+        _warn(f"{folder}: left out {' and '.join(parts)}")
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in PillowImage.registered_extensions()
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name[0] != "."]
+        yield from (Path(parent, name) for name in names if name[0] != ".")
+
+
+def _split_in(text: str) -> str | None:
+    words = re.split("[-._ 0-9/]+", text.lower())
+    return next((split for split, names in SPLIT_NAMES.items() if not set(names).isdisjoint(words)), None)
+
+
+def _warn(message: str) -> None:
+    PartialState()  # the logger asks it which process this is
+    _LOG.warning(message)

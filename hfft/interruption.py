@@ -1,0 +1,40 @@
+"""Ctrl-C: one KeyboardInterrupt, in the main process, soon."""
+
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def prompt_interruption() -> Iterator[None]:
+    """Let Ctrl-C end this process, and this one only, with KeyboardInterrupt.
+
+    A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
+    that is raised in a finalizer or a fork hook, so it is raised again every second until it arrives (where the system
+    has SIGALRM).
+    """
+    asked = os.getpid()
+    has_alarm = hasattr(signal, "SIGALRM")
+    numbers = (signal.SIGINT, signal.SIGALRM) if has_alarm else (signal.SIGINT,)
+    before = {number: signal.getsignal(number) for number in numbers}
+    report = sys.unraisablehook
+
+    def interrupt(*_: object) -> None:
+        if os.getpid() == asked:
+            if has_alarm:
+                signal.setitimer(signal.ITIMER_REAL, 1)
+            raise KeyboardInterrupt
+
+    sys.unraisablehook = lambda dropped: None if dropped.exc_type is KeyboardInterrupt else report(dropped)
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        if has_alarm:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = report
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,46 @@
+"""What this process runs on: its cores, its device, and the versions that a run is recorded with."""
+
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from typing import Any
+
+from accelerate import PartialState
+
+_RECORDED = (
+    *("torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "peft"),
+    *("huggingface_hub", "safetensors", "numpy", "pillow"),
+)
+
+
+def cpus_per_process() -> int:
+    """Processor cores that one process of a launch can count on."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+
+
+def describe_environment() -> dict[str, Any]:
+    """Content of environment.json: versions, hardware, processes, command, and the current folder's git commit."""
+    state = PartialState()
+    return {
+        "hfft": version("hfft"),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in _RECORDED},
+        "machine": platform.machine(),
+        "system": platform.platform(),
+        "cores": cpus_per_process(),
+        "device": str(state.device),
+        "processes": state.num_processes,
+        "command": sys.argv,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    except OSError:  # no git here
+        return None
+    return found.stdout.strip() or None

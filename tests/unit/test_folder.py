@@ -1,0 +1,86 @@
+import json
+
+import pytest
+from datasets import Dataset
+
+from hfft.data.audit import Audit
+from hfft.data.sources import ImageData, _features
+from hfft.errors import RunError
+from hfft.folder import is_done, open_folder
+from hfft.recipe.loading import load_recipe
+
+
+def recipe(**changes):
+    phases = [{"name": "head"}]
+    content = {"name": "r", "model": {"checkpoint": "c"}, "data": {"source": "d"}, "phases": phases, **changes}
+    return load_recipe(content)
+
+
+def images():
+    rows = [{"image": {"bytes": b"", "path": None}, "label": k, "file": str(k)} for k in (0, 1)]
+    return ImageData({"train": Dataset.from_list(rows, features=_features(("a", "b")))}, ("a", "b"))
+
+
+def opened(folder, *, fingerprint="f", overwrite=False, **changes):
+    audits = {"train": Audit(fingerprint=fingerprint, broken={})}
+    open_folder(folder, recipe(**changes), images(), audits, overwrite=overwrite)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_that_is_no_run_is_left_alone(overwrite, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").touch()
+    with pytest.raises(RunError, match="exists and is no run folder"):
+        is_done(tmp_path / "photos", recipe(), overwrite=overwrite)
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="exists and is no run folder"):
+        is_done(tmp_path / "file", recipe(), overwrite=overwrite)
+
+
+def test_an_empty_folder_is_taken(tmp_path):
+    assert not is_done(tmp_path, recipe())
+
+
+def test_a_folder_below_a_file_can_not_be_made(tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(RunError, match="no folder can be made in"):
+        is_done(tmp_path / "runs" / "r", recipe())
+
+
+def test_a_run_is_done_when_it_has_metrics_and_is_not_to_be_overwritten(tmp_path):
+    opened(tmp_path / "r")
+    assert not is_done(tmp_path / "r", recipe())
+    (tmp_path / "r" / "metrics.json").write_text("{}")
+    assert is_done(tmp_path / "r", recipe())
+    assert not is_done(tmp_path / "r", recipe(), overwrite=True)
+
+
+def test_another_recipe_is_refused_with_the_difference_unless_it_is_to_overwrite(tmp_path):
+    opened(tmp_path / "r")
+    with pytest.raises(RunError, match=r"holds a run of another recipe.*\n(.*\n)*  \+seed: 1"):
+        is_done(tmp_path / "r", recipe(seed=1))
+    assert not is_done(tmp_path / "r", recipe(seed=1), overwrite=True)
+
+
+def test_other_images_are_refused_and_nothing_is_written(tmp_path):
+    opened(tmp_path / "r")
+    before = {path: path.read_bytes() for path in (tmp_path / "r").iterdir()}
+    with pytest.raises(RunError, match="the images have changed since this run began; --overwrite"):
+        opened(tmp_path / "r", fingerprint="g")
+    assert {path: path.read_bytes() for path in (tmp_path / "r").iterdir()} == before
+
+
+def test_another_number_of_processes_is_refused(tmp_path):
+    opened(tmp_path / "r")
+    path = tmp_path / "r" / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 2}))
+    with pytest.raises(RunError, match="began on 2 processes and can't go on with 1; --overwrite"):
+        opened(tmp_path / "r")
+
+
+def test_overwriting_removes_what_was_there(tmp_path):
+    opened(tmp_path / "r")
+    (tmp_path / "r" / "metrics.json").write_text("{}")
+    opened(tmp_path / "r", fingerprint="g", overwrite=True, seed=1)
+    assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.yaml", "environment.json", "data.json"}
+    assert "seed: 1" in (tmp_path / "r" / "recipe.yaml").read_text()
