@@ -3,13 +3,13 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 
@@ -21,6 +21,8 @@ from hfft.model.freezing import unused_parameters
 from hfft.recipe.spec import AdapterSpec, ModelSpec
 
 ADAPTER_CONFIG = "adapter_config.json"
+_ADDED = re.compile(r"\.(lora_|ia3_l|vera_lambda_|vera_[AB]\b)")  # as PEFT 0.21 names what it adds
+_LINEAR_ONLY = ("pissa", "vera")
 _ATTENTION = re.compile(r"Att(entio)?n(?!.*Block)")  # in the class name of a module around the layer
 
 
@@ -34,20 +36,48 @@ def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
     Raises:
         ModelError: If no layer has the wanted role.
     """
-    anatomy = dissect(model)
-    config = LoraConfig(
-        r=spec.r,
-        lora_alpha=spec.lora_alpha,
-        lora_dropout=spec.lora_dropout,
-        use_dora=spec.method == "dora",
-        use_rslora=spec.method == "rslora",
-        target_modules=targets(model, anatomy, spec),
-        modules_to_save=head_modules(model, anatomy),
-    )
     with _without_peft_warning():
-        adapted = get_peft_model(model, config)
+        adapted = get_peft_model(model, _config(model, spec))
     assert isinstance(adapted, PeftModel)
     return adapted
+
+
+def is_adapter_tensor(name: str) -> bool:
+    """Whether a tensor of an adapted model was added by the adapter; the copies of the head are not."""
+    return _ADDED.search(name) is not None
+
+
+def _config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:
+    anatomy = dissect(model)
+    names = targets(model, anatomy, spec)
+    head = head_modules(model, anatomy)
+    if spec.method == "ia3":
+        feedforward = [name for name in names if _role(model, name) == "mlp"]
+        return IA3Config(target_modules=names, feedforward_modules=feedforward, modules_to_save=head)
+    if spec.method == "vera":
+        return VeraConfig(r=spec.r or 256, target_modules=names, modules_to_save=head)
+    rank = spec.r or 8
+    if spec.method == "pissa":
+        _check_rank(model, names, rank)
+    is_shape_only = next(model.parameters()).is_meta  # which has no singular values
+    return LoraConfig(
+        r=rank,
+        lora_alpha=spec.lora_alpha or 16,
+        lora_dropout=spec.lora_dropout or 0.0,
+        use_dora=spec.method == "dora",
+        use_rslora=spec.method == "rslora",
+        init_lora_weights="pissa" if spec.method == "pissa" and not is_shape_only else True,
+        target_modules=names,
+        modules_to_save=head,
+    )
+
+
+def _check_rank(model: PreTrainedModel, names: Sequence[str], rank: int) -> None:
+    """PiSSA starts from singular vectors, of which a layer has as many as its smaller side."""
+    for name in names:
+        most = min(model.get_submodule(name).weight.shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        if rank > most:
+            raise ModelError(f"adapter.r: pissa asks for rank {rank}, but {name} has {most} singular values")
 
 
 def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
@@ -67,7 +97,7 @@ def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
         unused = unused_parameters(model, pixels)
     except AttributeError as error:
         raise ModelError(f"adapter: this network doesn't run with it: {error}; unfreeze blocks instead") from error
-    idle = sorted({name.partition(".lora_")[0].removeprefix(PEFT_PREFIX) for name in unused if ".lora_" in name})
+    idle = sorted({_ADDED.split(name)[0].removeprefix(PEFT_PREFIX) for name in unused if is_adapter_tensor(name)})
     if idle:
         raise ModelError(
             f"adapter: this network uses the weights of {len(idle)} layers without calling them, so an adapter there "
@@ -94,6 +124,8 @@ def targets(model: PreTrainedModel, anatomy: Anatomy, spec: AdapterSpec) -> list
         for name in dict.fromkeys(tensor.rpartition(".")[0] for tensor in block.tensors):
             layer = model.get_submodule(name)
             obstacle = _obstacle(layer, model.config)
+            if obstacle is None and spec.method in _LINEAR_ONLY and type(layer) is not nn.Linear:
+                obstacle = f"{type(layer).__name__} with {spec.method}"
             if obstacle is None:
                 roles.setdefault(_role(model, name), []).append(name)
             elif isinstance(layer, nn.Linear | nn.Conv2d):
@@ -181,7 +213,7 @@ def restore_adapter(model: PeftModel, folder: str | Path) -> None:
     """
     with quiet():
         result = model.load_adapter(str(folder), "default", is_trainable=True)
-    lost = [name for name in result.missing_keys if "lora_" in name or "modules_to_save" in name]
+    lost = [name for name in result.missing_keys if is_adapter_tensor(name) or "modules_to_save" in name]
     if lost:
         raise RuntimeError(f"{folder}: the adapter lacks {', '.join(lost[:5])}")
 

@@ -18,6 +18,7 @@ from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, GradualSpec, Mo
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
+_UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 _FIELDS = "the fields of transformers.TrainingArguments"
 _SECTIONS = {
     "": Recipe,
@@ -241,19 +242,28 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if sum(fractions) >= 1:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
     for phase in recipe.phases:
-        where = f"phases.{phase.name}"
-        if phase.adapter is not None and phase.unfreeze != "head":
-            problems.append(f"{where}: an adapter trains together with the head only; leave unfreeze out")
-        if phase.gradual is not None and (phase.adapter is not None or phase.unfreeze != "head"):
-            problems.append(f"{where}: gradual says which blocks are released; leave unfreeze and adapter out")
-        if phase.adapter is not None and phase.layer_decay != 1:
-            problems.append(f"{where}: layer_decay is for unfrozen blocks, not for an adapter")
-        if phase.batchnorm == "train" and not _releases_blocks(phase):
-            problems.append(f"{where}.batchnorm: 'train' is for released blocks, and this phase releases none")
-        if recipe.data.splits.validation is None and phase.early_stopping is not None:
-            problems.append(f"{where}.early_stopping: needs data.splits.validation")
-        if phase.early_stopping is not None and phase.arguments.get("eval_strategy") == "no":
-            problems.append(f"{where}.early_stopping: needs an eval_strategy other than 'no'")
+        problems += [f"phases.{phase.name}{problem}" for problem in _phase_contradictions(phase, recipe.data.splits)]
+    return problems
+
+
+def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
+    problems = []
+    adapter, stopping = phase.adapter, phase.early_stopping
+    if adapter is not None and phase.unfreeze != "head":
+        problems.append(": an adapter trains together with the head only; leave unfreeze out")
+    if adapter is not None and phase.layer_decay != 1:
+        problems.append(": layer_decay is for unfrozen blocks, not for an adapter")
+    if adapter is not None:
+        unused = [key for key in _UNUSED.get(adapter.method, ()) if getattr(adapter, key) is not None]
+        problems += [f".adapter.{key}: the method {adapter.method!r} has none; leave it out" for key in unused]
+    if phase.gradual is not None and (adapter is not None or phase.unfreeze != "head"):
+        problems.append(": gradual says which blocks are released; leave unfreeze and adapter out")
+    if phase.batchnorm == "train" and not _releases_blocks(phase):
+        problems.append(".batchnorm: 'train' is for released blocks, and this phase releases none")
+    if stopping is not None and splits.validation is None:
+        problems.append(".early_stopping: needs data.splits.validation")
+    if stopping is not None and phase.arguments.get("eval_strategy") == "no":
+        problems.append(".early_stopping: needs an eval_strategy other than 'no'")
     return problems
 
 

@@ -148,24 +148,25 @@ class DataSpec:
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class AdapterSpec:
-    """A PEFT adapter; `r`, `lora_alpha` and `lora_dropout` are peft.LoraConfig's.
+    """A PEFT adapter; `r`, `lora_alpha` and `lora_dropout` are peft.LoraConfig's, null where the method has none.
 
     Attributes:
         method: `lora` (https://hf.co/papers/2106.09685), `dora` (https://hf.co/papers/2402.09353) or `rslora`
-            (https://hf.co/papers/2312.03732).
+            (https://hf.co/papers/2312.03732), `pissa` (https://hf.co/papers/2404.02948), `ia3`
+            (https://hf.co/papers/2205.05638) or `vera` (https://hf.co/papers/2310.11454).
         on: Role of the layers it is attached to.
         blocks: The last N blocks, or all.
-        r: Rank.
-        lora_alpha: Scale; the update is multiplied by lora_alpha / r.
-        lora_dropout: Dropout in front of the adapter.
+        r: Rank; 8 when null, 256 for vera.
+        lora_alpha: Scale; the update is multiplied by lora_alpha / r. 16 when null.
+        lora_dropout: Dropout in front of the adapter; 0 when null.
     """
 
-    method: Literal["lora", "dora", "rslora"] = "lora"
+    method: Literal["lora", "dora", "rslora", "pissa", "ia3", "vera"] = "lora"
     on: Literal["attention", "mlp", "all"] = "attention"
     blocks: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
-    r: Annotated[int, Field(gt=0)] = 8
-    lora_alpha: Annotated[int, Field(gt=0)] = 16
-    lora_dropout: Fraction = 0.0
+    r: Annotated[int, Field(gt=0)] | None = None
+    lora_alpha: Annotated[int, Field(gt=0)] | None = None
+    lora_dropout: Fraction | None = None
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from hfft.errors import ModelError, RecipeError
-from hfft.model.adapters import attach, check_adapter
+from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
 from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
 from hfft.recipe.spec import PhaseSpec
@@ -25,7 +25,16 @@ _DEFAULTS = {
     "dataloader_drop_last": False,
 }
 # Tensors of two or more dimensions that are positions, tokens or scales rather than weights of a layer.
-_NO_DECAY = ("pos_embed", "position_embedding", "relative_position", "_token", "layer_scale", "lambda_", "gamma")
+_NO_DECAY = (
+    "pos_embed",
+    "position_embedding",
+    "relative_position",
+    "_token",
+    "layer_scale",
+    "lambda_",
+    "gamma",
+    "ia3_l",
+)
 
 
 @dataclass(frozen=True)
@@ -233,7 +242,7 @@ def _in_words(model: nn.Module, anatomy: Anatomy) -> str:
     words = ["stem"] if "stem" not in frozen else []
     if blocks:
         spans = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _spans(blocks))
-        adapter = "adapter in " if any("lora_" in name for name, _ in model.named_parameters()) else ""
+        adapter = "adapter in " if any(is_adapter_tensor(name) for name, _ in model.named_parameters()) else ""
         words.append(f"{adapter}block{'s' if len(blocks) > 1 else ''} {spans} of {len(anatomy.blocks)}")
     has_norm = any(name in dict(model.named_parameters()) for name in anatomy.part("norm").tensors)
     words += ["norm"] if "norm" not in frozen and has_norm else []

@@ -1,4 +1,6 @@
 import json
+import shutil
+from typing import get_args, get_type_hints
 
 import pytest
 import tiny
@@ -7,8 +9,18 @@ from peft import PeftModel
 from transformers import AutoModelForImageClassification
 
 from hfft.errors import ModelError
-from hfft.model.adapters import attach, check_adapter, merge, restore_adapter, save_adapter, targets
+from hfft.model.adapters import (
+    attach,
+    check_adapter,
+    is_adapter_tensor,
+    merge,
+    open_adapter,
+    restore_adapter,
+    save_adapter,
+    targets,
+)
 from hfft.model.anatomy import dissect
+from hfft.model.checkpoint import reopen
 from hfft.recipe.spec import AdapterSpec
 
 
@@ -199,9 +211,17 @@ def test_only_adapter_and_head_train(family):
     assert any("lora_" in name for name in trainable)
 
 
-@pytest.mark.parametrize("method", ["lora", "dora", "rslora"])
+METHODS = get_args(get_type_hints(AdapterSpec)["method"])
+ON_CONVOLUTIONS = ("lora", "dora", "rslora", "ia3")
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", ["vit", "convnext", "resnet", "perceiver"])
 def test_the_merged_model_computes_the_same(family, method):
+    if family == "resnet" and method not in ON_CONVOLUTIONS:
+        with pytest.raises(ModelError, match=f"PEFT can't wrap and merge its Conv2d with {method}"):
+            attach(tiny.build(family), AdapterSpec(method=method, on="mlp"))
+        return
     model = shaken(attach(tiny.build(family), AdapterSpec(method=method, on="mlp")))
     with torch.inference_mode():
         adapted = model(pixel_values=pixels()).logits
@@ -244,3 +264,42 @@ def test_restore_brings_back_adapter_and_head(family, tmp_path):
     assert {n for n, p in other.named_parameters() if p.requires_grad} == {
         n for n, p in model.named_parameters() if p.requires_grad
     }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_an_adapter_adds_is_known_by_name(method):
+    plain = tiny.build("vit")
+    assert not any(map(is_adapter_tensor, plain.state_dict()))
+    parameters = dict(attach(plain, AdapterSpec(method=method, on="all")).named_parameters())
+    added = {name for name in parameters if is_adapter_tensor(name)}
+    assert added == {name for name, p in parameters.items() if p.requires_grad and "modules_to_save" not in name}
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # PEFT 0.21's own
+@pytest.mark.parametrize("method", METHODS)
+def test_a_saved_adapter_opens_on_its_base_and_through_peft_alone(method, tmp_path):
+    base = tiny.save(tmp_path / "base", "vit", classes=2)
+    plain, processor = reopen(base)
+    model = shaken(attach(plain, AdapterSpec(method=method, on="all")))
+    with torch.inference_mode():
+        expected = model(pixel_values=pixels()).logits
+    save_adapter(model, processor, tmp_path / "adapter", base=str(base), revision=None)
+    opened, _ = open_adapter(tmp_path / "adapter")
+    through_peft = PeftModel.from_pretrained(reopen(base)[0], str(tmp_path / "adapter")).eval()
+    with torch.inference_mode():
+        torch.testing.assert_close(opened(pixel_values=pixels()).logits, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(through_peft(pixel_values=pixels()).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_without_its_base_says_so(tmp_path):
+    base = tiny.save(tmp_path / "base", "vit", classes=2)
+    plain, processor = reopen(base)
+    save_adapter(attach(plain, AdapterSpec()), processor, tmp_path / "adapter", base=str(base), revision=None)
+    shutil.rmtree(base)
+    with pytest.raises(ModelError, match=r"what the adapter sits on can't be loaded: .*is no folder here"):
+        open_adapter(tmp_path / "adapter")
+
+
+def test_pissa_has_no_more_singular_values_than_a_layer():
+    with pytest.raises(ModelError, match=r"pissa asks for rank 17, but vit.layers.0.attention.q_proj has 16"):
+        attach(tiny.build("vit"), AdapterSpec(method="pissa", r=17))

@@ -60,7 +60,7 @@ def written(tmp_path, text):
 INVALID = [
     # keys
     ({"nmae": "x"}, "nmae: unknown key; did you mean 'name'?"),
-    ({"zzz": 1}, "zzz: unknown key; allowed: data, model, name, output_dir, phases, seed, training"),
+    ({"zzz": 1}, "zzz: unknown key; allowed: class_weights, data, model, name, output_dir, phases, seed, training"),
     ({"name": ABSENT}, "name: this key is required"),
     ({"model": ABSENT}, "model: this key is required"),
     ({"data": ABSENT}, "data: this key is required"),
@@ -143,8 +143,8 @@ INVALID = [
     ({"phases.0.batchnorm": "off"}, "phases.head.batchnorm: found 'off'; allowed: 'eval' or 'train'"),
     ({"phases.0.early_stopping": 0}, "phases.head.early_stopping: found 0; allowed: greater than 0"),
     (
-        {"phases.0.adapter": {"method": "ia3"}},
-        "phases.head.adapter.method: found 'ia3'; allowed: 'lora', 'dora' or 'rslora'",
+        {"phases.0.adapter": {"method": "lokr"}},
+        "phases.head.adapter.method: found 'lokr'; allowed: 'lora', 'dora', 'rslora', 'pissa', 'ia3' or 'vera'",
     ),
     ({"phases.0.adapter": {"blocks": 0}}, "phases.head.adapter.blocks: found 0; allowed: greater than 0 or 'all'"),
     ({"phases.0.adapter": {"lora_dropout": 1.0}}, "phases.head.adapter.lora_dropout: found 1.0; allowed: less than 1"),
@@ -161,6 +161,19 @@ INVALID = [
         {"phases.0.adapter": {}, "phases.0.unfreeze": "all"},
         "phases.head: an adapter trains together with the head only",
     ),
+    (
+        {"phases.0.adapter": {"method": "ia3", "r": 4}},
+        "phases.head.adapter.r: the method 'ia3' has none; leave it out",
+    ),
+    ({"phases.0.adapter": {"method": "vera", "lora_alpha": 4}}, "phases.head.adapter.lora_alpha: the method 'vera'"),
+    ({"phases.0.gradual": {"blocks_per_phase": 0}}, "phases.head.gradual.blocks_per_phase: found 0; allowed: greater"),
+    ({"phases.0.gradual": {"blocks": 2}}, "phases.head.gradual.blocks_per_phase: this key is required"),
+    (
+        {"phases.0.gradual": {"blocks_per_phase": 1}, "phases.0.unfreeze": "all"},
+        "phases.head: gradual says which blocks are released; leave unfreeze and adapter out",
+    ),
+    ({"phases.0.head_learning_rate": 0}, "phases.head.head_learning_rate: found 0; allowed: greater than 0"),
+    ({"class_weights": "equal"}, "class_weights: found 'equal'; allowed: 'balanced'"),
     ({"phases.0.batchnorm": "train"}, "phases.head.batchnorm: 'train' is for released blocks"),
     ({"phases.0.adapter": {}, "phases.0.batchnorm": "train"}, "phases.head.batchnorm: 'train' is for released blocks"),
     (
