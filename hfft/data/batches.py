@@ -1,6 +1,6 @@
 """Rows -> examples -> batches; every random decision is a function of seed, epoch and image."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +8,9 @@ import torch
 from datasets import Dataset
 
 from hfft.data.transforms import Transform, decode_row
+
+FILLER = -1  # index of an example that is none
+IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it
 
 
 class Examples(torch.utils.data.Dataset[dict[str, Any]]):
@@ -38,17 +41,57 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         """Choose the epoch whose random decisions the next items take."""
         self._epoch.fill_(epoch)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose random decisions the next items take."""
+        return int(self._epoch)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """`pixel_values` (C, H, W), `label`, and the `key` of its random decisions, None where there are none."""
+        """`pixel_values` (C, H, W), `label`, and the `key` of its random decisions, None where there are none.
+
+        FILLER gives the first image, with a label that counts for nothing.
+        """
+        if index == FILLER:
+            return {**self[0], "label": IGNORED}
         row = self.rows[int(index)]
         image = decode_row(row)
         if self.seed is None:
             return {"pixel_values": self.transform(image), "label": row["label"], "key": None}
-        key = (self.seed, int(self._epoch), int(index))
+        key = (self.seed, self.epoch, int(index))
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(key))
             pixels = self.transform(image)
         return {"pixel_values": pixels, "label": row["label"], "key": key}
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """Every image of an epoch once, shuffled as Accelerate's SeedableRandomSampler does, then fillers.
+
+    Accelerate fills the last batch of several processes with images from the epoch's start, which then count twice.
+    Here it is filled with fillers, which `Collator` and the loss leave out.
+    """
+
+    def __init__(self, examples: Examples, *, seed: int, multiple: int) -> None:
+        """Choose the order.
+
+        Args:
+            examples: What is ordered; they know the epoch.
+            seed: Seeds the order, together with the epoch.
+            multiple: The number of indices is filled up to a multiple of it.
+        """
+        self._examples = examples
+        self._seed = seed
+        self._fillers = -len(examples) % multiple
+
+    def __len__(self) -> int:
+        """Images and fillers."""
+        return len(self._examples) + self._fillers
+
+    def __iter__(self) -> Iterator[int]:
+        """The indices of the examples' epoch."""
+        generator = torch.Generator().manual_seed(self._seed + self._examples.epoch)
+        yield from torch.randperm(len(self._examples), generator=generator).tolist()
+        yield from [FILLER] * self._fillers
 
 
 class Collator:
@@ -65,12 +108,18 @@ class Collator:
         self.classes = classes
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stack the examples; with mixup on, mix training examples each with its mirror in the batch."""
+        """Stack the examples; with mixup on, mix training examples each with its mirror in the batch.
+
+        Fillers are left out, but for one where there is nothing else.
+        """
+        examples = [example for example in examples if example["label"] != IGNORED] or examples[:1]
         pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
         labels = torch.tensor([example["label"] for example in examples])  # (B,)
         keys = tuple(number for example in examples for number in example["key"] or ())
         if self.mixup == 0 or not keys:
             return {"pixel_values": pixels, "labels": labels}
+        if labels[0] == IGNORED:
+            return {"pixel_values": pixels, "labels": torch.full((1, self.classes), IGNORED, dtype=pixels.dtype)}
         share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))
         targets = torch.nn.functional.one_hot(labels, self.classes).to(pixels.dtype)  # (B, K)
         return {

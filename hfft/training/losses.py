@@ -33,15 +33,18 @@ class ImageLoss:
 
         Args:
             outputs: With `logits`, (B, K).
-            labels: (B,) class indices, or (B, K) shares that sum to 1.
+            labels: (B,) class indices, or (B, K) shares that sum to 1; -100 counts for nothing.
             num_items_in_batch: Label entries of the whole optimizer step; None for the mean over this batch.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits  # (B, K)
+        entries_per_image = labels.numel() // len(labels)
+        if labels.is_floating_point():  # of -100 as a share, cross entropy knows nothing
+            counted = labels[:, 0] >= 0
+            logits, labels = logits[counted], labels[counted]
         weight = None if self.class_weights is None else self.class_weights.to(logits.device)
         total = functional.cross_entropy(
             logits.float(), labels, weight=weight, reduction="sum", label_smoothing=self.label_smoothing
         )
         if num_items_in_batch is None:
             return total / len(labels)
-        entries_per_image = labels.numel() // len(labels)
         return total / (num_items_in_batch / entries_per_image)

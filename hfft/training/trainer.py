@@ -9,6 +9,7 @@ import torch
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
+from hfft.data.batches import EpochOrder
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
@@ -70,6 +71,14 @@ class PhaseTrainer(Trainer):
         """Hold what is frozen, which the Trainer's `model.train()` has just released, then the usual loss."""
         self._freeze.hold()
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
+        """Each image once per epoch, whatever the number of processes."""
+        examples: Any = self.train_dataset if train_dataset is None else train_dataset
+        processes = self.args.world_size
+        uneven = processes > 1 and not self.args.dataloader_drop_last
+        multiple = self.args.per_device_train_batch_size * processes if uneven else 1
+        return EpochOrder(examples, seed=self.args.seed, multiple=multiple)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)

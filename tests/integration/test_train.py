@@ -165,6 +165,23 @@ def test_evaluate_refuses_images_that_may_have_been_trained_on(workplace, capsys
     assert "the test images of mixed aren't those of the run any more" in capsys.readouterr().err
 
 
+def test_a_gradual_phase_runs_as_the_phases_that_it_stands_for(workplace, capsys):
+    more = "  - {name: more, gradual: {blocks_per_phase: 3}, head_learning_rate: 1.0e-2, learning_rate: 1.0e-3}\n"
+    Path("gradual.yaml").write_text(RECIPE.partition("  - {name: last")[0] + more)
+    command = ["train", "gradual.yaml", "training.max_steps=2", "class_weights=balanced"]
+    assert main(command) == 0
+    run = hfft.Run("runs/bugs")
+    assert [(phase.name, phase.unfreeze) for phase in run.recipe.phases] == [
+        ("head", "head"),
+        ("more-1", {"blocks": 3}),
+        ("more-2", {"blocks": 4}),
+    ]
+    assert all((run.phase_dir(number) / "result.json").is_file() for number in range(3))
+    assert main(command) == 0
+    assert main(["train", "runs/bugs/recipe.yaml"]) == 0  # what was resolved is the same run
+    assert capsys.readouterr().err.count("is finished") == 2
+
+
 @pytest.mark.parametrize("before", [[], ["last"], ["last", "lora"]], ids=["head", "blocks", "adapter"])
 def test_the_adapter_folder_is_complete_wherever_it_is_opened(before, workplace, monkeypatch):
     """After a head phase it sits on the checkpoint; after other phases on weights that only the run has."""

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
-from hfft.data.batches import Collator, Examples
+from hfft.data.batches import FILLER, IGNORED, Collator, EpochOrder, Examples
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import DataError
@@ -172,3 +173,46 @@ def test_validation_images_are_never_mixed():
     batch = Collator(mixup=0.4, classes=3)(plain)
     assert batch["labels"].tolist() == [0, 1, 2]
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize(("multiple", "fillers"), [(1, 0), (4, 0), (6, 4), (16, 8)])
+def test_an_epoch_has_each_image_once_and_then_fillers(make, multiple, fillers):
+    examples = make()
+    order = EpochOrder(examples, seed=7, multiple=multiple)
+    indices = list(order)
+    assert len(order) == len(indices) == 8 + fillers
+    assert sorted(indices[:8]) == list(range(8))
+    assert indices[8:] == [FILLER] * fillers
+    assert list(order) == indices
+    examples.set_epoch(1)
+    assert list(order) != indices
+
+
+def test_the_order_is_that_of_accelerate(make):
+    examples = make()
+    order = EpochOrder(examples, seed=7, multiple=1)
+    theirs = SeedableRandomSampler(range(8), data_seed=7)
+    for epoch in range(3):
+        examples.set_epoch(epoch)
+        theirs.set_epoch(epoch)
+        assert list(order) == list(theirs)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_a_batch_leaves_fillers_out(make, mixup):
+    examples = make()
+    collate = Collator(mixup, 2)
+    real, padded = collate([examples[3], examples[5]]), collate([examples[3], examples[5], examples[FILLER]])
+    assert all(torch.equal(real[key], padded[key]) for key in real)
+
+
+@pytest.mark.parametrize("mixup", [0.0, 0.4])
+def test_a_batch_of_nothing_else_counts_for_nothing(make, mixup):
+    examples = make()
+    batch = Collator(mixup, 2)([examples[FILLER], examples[FILLER]])
+    assert batch["pixel_values"].shape == (1, 3, tiny.SIDE, tiny.SIDE)
+    assert set(batch["labels"].flatten().tolist()) == {IGNORED}
+
+
+def test_examples_can_be_listed(make):
+    assert [example["label"] for example in make()] == [0] * 4 + [1] * 4

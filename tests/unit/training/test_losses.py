@@ -52,3 +52,13 @@ def test_class_weights_count_images_whatever_the_micro_batches(labels, sizes):
         for logits, part in zip(LOGITS.split(sizes), labels.split(sizes), strict=True)
     )
     torch.testing.assert_close(total, expected)
+
+
+@pytest.mark.parametrize("labels", [torch.tensor([-100]), torch.full((1, 5), -100.0)], ids=["hard", "soft"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_filler_counts_for_nothing(labels, smoothing):
+    logits = LOGITS[:1].clone().requires_grad_()
+    loss = ImageLoss(smoothing)(outputs(logits), labels, num_items_in_batch=torch.tensor(8))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()

@@ -125,6 +125,38 @@ def test_a_frozen_tensor_that_is_changed_in_training_stops_the_run(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+class Modes(TrainerCallback):
+    """Modules of a frozen block in training mode while the network runs."""
+
+    def __init__(self, name):
+        self.name = name
+        self.seen = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        block = next(module for name, module in model.named_modules() if name.endswith(self.name))
+        block.register_forward_pre_hook(lambda *_: self.seen.append(any(part.training for part in block.modules())))
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+@pytest.mark.parametrize("phase", [{"unfreeze": {"blocks": 2}}, {"adapter": AdapterSpec(blocks=2)}], ids=str)
+def test_recomputed_activations_change_nothing(phase, tmp_path):
+    """Dropout included, and frozen blocks in evaluation mode each time that they run."""
+    frozen, released = Modes("vit.layers.0"), Modes("vit.layers.3")
+    plain, _ = toy.run(tiny.build("vit"), tmp_path / "plain", **phase)
+    model, _ = toy.run(
+        tiny.build("vit"),
+        tmp_path / "recomputed",
+        callbacks=[frozen, released],
+        arguments={"activation_checkpointing": True},
+        **phase,
+    )
+    assert len(frozen.seen) > 6
+    assert not any(frozen.seen)
+    assert any(released.seen)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value)
+
+
 @pytest.mark.parametrize("phase", [{"unfreeze": {"blocks": 1}}, {"adapter": AdapterSpec()}], ids=str)
 def test_no_optimizer_state_for_frozen_parameters(phase, tmp_path):
     watch = Watch()
