@@ -13,21 +13,25 @@ def prompt_interruption() -> Iterator[None]:
 
     A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
     that is raised in a finalizer or a fork hook, so it is raised again every second until it arrives (where the system
-    has SIGALRM).
+    has SIGALRM). Finalizers of what was only half made then, such as a data loader's, complain; that is kept silent to
+    the end of the process.
     """
     asked = os.getpid()
     has_alarm = hasattr(signal, "SIGALRM")
     numbers = (signal.SIGINT, signal.SIGALRM) if has_alarm else (signal.SIGINT,)
     before = {number: signal.getsignal(number) for number in numbers}
     report = sys.unraisablehook
+    is_interrupted = False
 
     def interrupt(*_: object) -> None:
+        nonlocal is_interrupted
         if os.getpid() == asked:
+            is_interrupted = True
             if has_alarm:
                 signal.setitimer(signal.ITIMER_REAL, 1)
             raise KeyboardInterrupt
 
-    sys.unraisablehook = lambda dropped: None if dropped.exc_type is KeyboardInterrupt else report(dropped)
+    sys.unraisablehook = lambda dropped: None if is_interrupted else report(dropped)
     for number in numbers:
         signal.signal(number, interrupt)
     try:
@@ -35,6 +39,7 @@ def prompt_interruption() -> Iterator[None]:
     finally:
         if has_alarm:
             signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.unraisablehook = report
+        if not is_interrupted:
+            sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)

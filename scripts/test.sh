@@ -5,4 +5,4 @@ cd "$(dirname "$0")/.."
 source scripts/install.sh
 install_extra test
 
-python -m pytest --numprocesses auto "$@"
+python -m pytest --numprocesses auto --dist worksteal "$@"

@@ -1,0 +1,65 @@
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hfft.interruption import prompt_interruption
+
+HALF_MADE = """
+import gc, os, signal, time
+from hfft.interruption import prompt_interruption
+
+class HalfMade:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+        self.made = True
+
+    def __del__(self):
+        self.made
+
+try:
+    with prompt_interruption():
+        HalfMade()
+except KeyboardInterrupt:
+    print("interrupted")
+gc.collect()
+"""
+
+
+def test_an_interruption_arrives_although_a_finalizer_swallowed_it():
+    class Swallows:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)  # the exception is raised, and dropped, here
+
+    def work():
+        with prompt_interruption():
+            Swallows()
+            gc.collect()
+            time.sleep(5)
+
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        sys.unraisablehook = before[1]
+    assert signal.getsignal(signal.SIGINT) is before[0]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+def test_what_was_half_made_is_not_complained_about():
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("interrupted\n", "")
+
+
+def test_without_an_interruption_everything_is_as_before():
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    with prompt_interruption():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
