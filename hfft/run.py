@@ -19,7 +19,7 @@ from hfft.data.audit import Audit, audit, refuse_broken
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.errors import ModelError, RecipeError, RunError
+from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.metrics import METRICS, trainer_metrics
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
@@ -29,6 +29,7 @@ from hfft.machine import cpus_per_process
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import (
+    labels_of,
     load_checkpoint,
     load_config,
     load_processor,
@@ -36,6 +37,7 @@ from hfft.model.checkpoint import (
     reopen,
     sample_pixels,
     save_model,
+    set_labels,
 )
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
@@ -271,8 +273,7 @@ def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
     config: Any = model.config
     if config.num_labels != len(labels):
         raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(labels)} classes")
-    config.id2label = dict(enumerate(labels))
-    config.label2id = {label: number for number, label in enumerate(labels)}
+    set_labels(config, labels)
     return config
 
 
@@ -332,6 +333,9 @@ def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
 def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
     model, processor = reopen(model_folder)
+    if labels_of(model.config) != images.labels:
+        found, wanted = ", ".join(labels_of(model.config)[:5]), ", ".join(images.labels[:5])
+        raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
     if recipe.model.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     transform = evaluation_transform(processor)

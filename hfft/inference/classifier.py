@@ -15,7 +15,7 @@ from hfft.data.transforms import decode, evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
 from hfft.model.adapters import ADAPTER_CONFIG, open_adapter
-from hfft.model.checkpoint import reopen
+from hfft.model.checkpoint import labels_of, reopen
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
 
@@ -48,8 +48,7 @@ class Classifier:
             processor: The processor it was evaluated with.
         """
         self.model = model.eval()
-        names: Any = model.config.id2label
-        self.classes = tuple(str(names[number]) for number in range(len(names)))
+        self.classes = labels_of(model.config)
         self.transform = evaluation_transform(processor)
 
     @classmethod

@@ -97,27 +97,39 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
         ModelError: If there is no such checkpoint, or its architecture can't be fine-tuned.
     """
     _check_exists(spec)
-    names = {
-        "num_labels": len(labels),
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }
     with quiet():
         try:
             config = AutoConfig.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **names
+                spec.checkpoint,
+                revision=spec.revision,
+                trust_remote_code=spec.trust_remote_code,
+                num_labels=len(labels),
             )
         except (OSError, ValueError, ImportError) as error:
             raise _unusable(spec, error) from error
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
+    set_labels(config, labels)
     config.problem_type = "single_label_classification"
     if spec.image_size is not None:
         _set_image_size(config, spec.image_size)
     if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
         config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, spec.image_size, spec.image_size]}
     return config
+
+
+def set_labels(config: Any, labels: Sequence[str]) -> None:
+    """Put the class names into a config of as many outputs."""
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: number for number, label in enumerate(labels)}
+    if config.model_type == "timm_wrapper":
+        config.label_names = list(labels)  # saved in their place; transformers 5.24 keeps the checkpoint's own
+
+
+def labels_of(config: Any) -> tuple[str, ...]:
+    """The class names of a config, in the order of the outputs."""
+    return tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
 
 
 def _set_image_size(config: Any, side: int) -> None:

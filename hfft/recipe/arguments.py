@@ -33,8 +33,6 @@ OWNED = {
     "train_sampling_strategy": "images are shuffled by the recipe's seed",
     "push_to_hub": "push the finished model/ folder",
     "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
-    "gradient_checkpointing": "transformers 5 calls it activation_checkpointing",
-    "gradient_checkpointing_kwargs": "transformers 5 calls it activation_checkpointing_kwargs",
     "auto_find_batch_size": "set per_device_train_batch_size; the plan and the schedule depend on it",
     "save_on_each_node": "checkpoints are saved once, in the run folder",
     "local_rank": "start hfft with `accelerate launch`",

@@ -131,4 +131,5 @@ def test_the_recipe_runs_on_the_real_network(prepared, tmp_path):
     assert results[0]["frozen"]["tensors"] == 296 - 2
     assert 147 < results[1]["frozen"]["tensors"] < 294
     assert [result["frozen"]["changed"] for result in results] == [0, 0]
+    assert hfft.Classifier.from_pretrained(run.model_dir).classes == ("defective", "functional")
     assert run.predictions["split"].value_counts().to_dict() == {"validation": 32, "test": 32}

@@ -1,5 +1,6 @@
 """The traps of transformers.Trainer: each shown on plain Trainer code, and closed here."""
 
+import dataclasses
 import json
 
 import pytest
@@ -125,6 +126,10 @@ def test_a_frozen_tensor_that_is_changed_in_training_stops_the_run(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
+RECOMPUTE = "activation_checkpointing" if "activation_checkpointing" in FIELDS else "gradient_checkpointing"
+
+
 class Modes(TrainerCallback):
     """Modules of a frozen block in training mode while the network runs."""
 
@@ -147,7 +152,7 @@ def test_recomputed_activations_change_nothing(phase, tmp_path):
         tiny.build("vit"),
         tmp_path / "recomputed",
         callbacks=[frozen, released],
-        arguments={"activation_checkpointing": True},
+        arguments={RECOMPUTE: True},
         **phase,
     )
     assert len(frozen.seen) > 6
