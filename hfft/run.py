@@ -144,8 +144,7 @@ def finetune(
                 title=f"phase {number + 1}/{len(recipe.phases)} {phase.name}",
                 callbacks=callbacks,
             )
-            if phase.adapter is not None:
-                network = _keep_adapter(network, processor, recipe, number, folder)
+            network = _plain(network, processor, recipe, number, folder)
     with _timed(seconds, "evaluation"):
         if state.is_main_process:
             save_model(network, processor, folder / "model")
@@ -305,8 +304,13 @@ def _class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | Non
     return tuple(weights[label] for label in images.labels)
 
 
-def _keep_adapter(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
-    """Merge the adapter into the network; save it when it is the last thing trained, and what the next one sits on."""
+def _plain(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
+    """The network after a phase, with an adapter merged into it.
+
+    The adapter is saved when it is the last thing trained, and so is what the next one sits on.
+    """
+    if recipe.phases[number].adapter is None:
+        return network
     is_main = PartialState().is_main_process
     if number < len(recipe.phases) - 1:
         network = merge(network)
