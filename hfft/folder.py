@@ -88,11 +88,17 @@ def _same_processes(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
 
 
+def result_name(recipe: Recipe) -> str:
+    """Name of the folder that a run ends with: `model`, or `adapter` where it stays apart."""
+    last = recipe.phases[-1].adapter
+    return "model" if last is None or last.merge else "adapter"
+
+
 def write_results(folder: Path, recipe: Recipe, scores: dict[str, Scores], seconds: dict[str, float]) -> None:
     """Write card, predictions and, as the mark of a finished run, metrics.json."""
     metrics: dict[str, Any] = {split: found.metrics for split, found in scores.items()}
     by_class = {split: found.by_class for split, found in scores.items()}
-    write_card(folder / "model", recipe, metrics=metrics, data=read_json(folder / "data.json"))
+    write_card(folder / result_name(recipe), recipe, metrics=metrics, data=read_json(folder / "data.json"))
     if scores:
         table = pd.concat([found.table(split) for split, found in scores.items()], ignore_index=True)
         write_file(folder / "predictions.parquet", lambda aside: table.to_parquet(aside, index=False))

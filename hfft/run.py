@@ -23,18 +23,16 @@ from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.metrics import METRICS, trainer_metrics
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
-from hfft.folder import describe_split, is_done, open_folder, write_results
+from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
 from hfft.inference.classifier import Classifier
 from hfft.machine import cpus_per_process
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import (
-    labels_of,
     load_checkpoint,
     load_config,
     load_processor,
     load_skeleton,
-    reopen,
     sample_pixels,
     save_model,
     set_labels,
@@ -69,8 +67,8 @@ class Run:
 
     @property
     def model_dir(self) -> Path:
-        """The result, a plain transformers model folder."""
-        return self.folder / "model"
+        """The result: a plain transformers model folder, or an adapter folder where nothing was merged."""
+        return self.folder / result_name(self.recipe)
 
     @property
     def is_finished(self) -> bool:
@@ -146,10 +144,10 @@ def finetune(
             )
             network = _plain(network, processor, recipe, number, folder)
     with _timed(seconds, "evaluation"):
-        if state.is_main_process:
+        if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
-        scores = _score_result(folder / "model", images, recipe)
+        scores = _score_result(folder / result_name(recipe), images, recipe)
     if state.is_main_process:
         write_results(folder, recipe, scores, seconds)
     state.wait_for_everyone()
@@ -336,19 +334,19 @@ def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
 
 def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
-    model, processor = reopen(model_folder)
-    if labels_of(model.config) != images.labels:
-        found, wanted = ", ".join(labels_of(model.config)[:5]), ", ".join(images.labels[:5])
+    classifier = Classifier.from_pretrained(model_folder)
+    if classifier.classes != images.labels:
+        found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
         raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
+    model = classifier.model
     if recipe.model.memory_format == "channels_last":
         model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    transform = evaluation_transform(processor)
     batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     return {
         split: score(
             model,
             images.splits[split],
-            transform,
+            classifier.transform,
             classes=images.labels,
             batch_size=batch_size,
             workers=min(cpus_per_process(), 8),

@@ -105,7 +105,7 @@ class Classifier:
 
 
 def model_source(source: str | os.PathLike[str]) -> str:
-    """The model folder of a run folder; anything else as it is.
+    """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
 
     Raises:
         ModelError: If the run has no model yet.
@@ -113,6 +113,7 @@ def model_source(source: str | os.PathLike[str]) -> str:
     folder = Path(source)
     if not (folder / "recipe.yaml").is_file():
         return str(source)
-    if not (folder / "model" / "config.json").is_file():
-        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
-    return str(folder / "model")
+    for result in (folder / "model", folder / "adapter"):
+        if (result / "config.json").is_file():
+            return str(result)
+    raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")

@@ -241,6 +241,9 @@ def _contradictions(recipe: Recipe) -> list[str]:
     ]
     if sum(fractions) >= 1:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
+    for phase in recipe.phases[:-1]:
+        if phase.adapter is not None and not phase.adapter.merge:
+            problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")
     for phase in recipe.phases:
         problems += [f"phases.{phase.name}{problem}" for problem in _phase_contradictions(phase, recipe.data.splits)]
     return problems

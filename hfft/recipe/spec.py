@@ -159,6 +159,8 @@ class AdapterSpec:
         r: Rank; 8 when null, 256 for vera.
         lora_alpha: Scale; the update is multiplied by lora_alpha / r. 16 when null.
         lora_dropout: Dropout in front of the adapter; 0 when null.
+        merge: Adds the adapter to the network's weights and writes a plain model. With false, in the last phase, the
+            adapter folder is the result: small, and it needs the checkpoint it was trained on.
     """
 
     method: Literal["lora", "dora", "rslora", "pissa", "ia3", "vera"] = "lora"
@@ -167,6 +169,7 @@ class AdapterSpec:
     r: Annotated[int, Field(gt=0)] | None = None
     lora_alpha: Annotated[int, Field(gt=0)] | None = None
     lora_dropout: Fraction | None = None
+    merge: bool = True
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -37,19 +37,24 @@ In brackets: 95 % bootstrap intervals, images resampled within each class.
 ## Use
 
 ```python
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{name}")
-classify("image.jpg")
+{use}
 ```
 """
+_USE_MODEL = """from transformers import pipeline
+
+classify = pipeline("image-classification", model="this/folder")
+classify("image.jpg")"""
+_USE_ADAPTER = """import hfft
+
+classify = hfft.Classifier.from_pretrained("this/folder")  # loads `{base}` too
+classify(["image.jpg"])"""
 
 
 def write_card(folder: Path, recipe: Recipe, *, metrics: dict[str, Any], data: dict[str, Any]) -> None:
     """Render the card of a finished run.
 
     Args:
-        folder: The model folder.
+        folder: The model or adapter folder.
         recipe: What was asked for.
         metrics: Content of metrics.json.
         data: Content of data.json.
@@ -58,6 +63,8 @@ def write_card(folder: Path, recipe: Recipe, *, metrics: dict[str, Any], data: d
     names = list(metrics[splits[0]]) if splits else []
     rows = [_row(split, metrics[split], sum(data["splits"][split]["counts"].values())) for split in splits]
     counts = data["splits"]["train"]["counts"]
+    last = recipe.phases[-1].adapter
+    is_merged = last is None or last.merge
     text = _TEXT.format(
         metadata=_metadata(recipe, metrics[splits[0]] if splits else {}, splits[0] if splits else ""),
         name=recipe.name,
@@ -67,6 +74,7 @@ def write_card(folder: Path, recipe: Recipe, *, metrics: dict[str, Any], data: d
         rules="|".join("---" for _ in names),
         rows="\n".join(rows),
         counts="\n".join(f"| {label} | {count} |" for label, count in counts.items()),
+        use=(_USE_MODEL if is_merged else _USE_ADAPTER).format(base=recipe.model.checkpoint),
         phases="\n".join(f"{number}. {_phase(phase)}" for number, phase in enumerate(recipe.phases, start=1)),
     )
     write_text(folder / "README.md", str(ModelCard(text)))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -151,6 +152,21 @@ def test_changed_images_are_not_mixed_into_a_run_that_began_with_others(workplac
     Path("photos/train/ant/000.png").write_bytes(Path("photos/train/ant/001.png").read_bytes())
     assert main(["train", "recipe.yaml", "training.max_steps=1"]) == 2
     assert "the images have changed since this run began; --overwrite starts the run anew" in capsys.readouterr().err
+
+
+def test_an_adapter_that_stays_apart_is_the_result(workplace, capsys):
+    apart = ["phases.lora.adapter={merge: false}", "training.max_steps=2"]
+    assert main(["train", "recipe.yaml", *apart]) == 0
+    run = hfft.Run("runs/bugs")
+    assert run.model_dir == Path("runs/bugs/adapter")
+    assert not (run.folder / "model").exists()
+    assert (run.model_dir / "README.md").is_file()
+    capsys.readouterr()
+    assert main(["evaluate", "runs/bugs", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == run.metrics["test"]
+    merged = hfft.finetune(hfft.load_recipe("recipe.yaml", ["training.max_steps=2", "name=merged"]))
+    columns = ["probability ant", "probability bee", "probability cat"]
+    np.testing.assert_allclose(run.predictions[columns], merged.predictions[columns], atol=1e-5)
 
 
 def test_evaluate_refuses_images_that_may_have_been_trained_on(workplace, capsys, photos):

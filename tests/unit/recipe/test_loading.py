@@ -79,7 +79,7 @@ INVALID = [
     ),
     (
         {"phases.0.adapter": {"rank": 8}},
-        "phases.head.adapter.rank: unknown key; allowed: blocks, lora_alpha, lora_dropout, method, on, r",
+        "phases.head.adapter.rank: unknown key; allowed: blocks, lora_alpha, lora_dropout, merge, method, on, r",
     ),
     ({"training.learningrate": 1.0}, "training.learningrate: unknown key; did you mean 'learning_rate'?"),
     (
@@ -166,6 +166,10 @@ INVALID = [
         "phases.head.adapter.r: the method 'ia3' has none; leave it out",
     ),
     ({"phases.0.adapter": {"method": "vera", "lora_alpha": 4}}, "phases.head.adapter.lora_alpha: the method 'vera'"),
+    (
+        {"phases": [{"name": "a", "adapter": {"merge": False}}, {"name": "b"}]},
+        "phases.a.adapter.merge: only the last phase can leave its adapter apart",
+    ),
     ({"phases.0.gradual": {"blocks_per_phase": 0}}, "phases.head.gradual.blocks_per_phase: found 0; allowed: greater"),
     ({"phases.0.gradual": {"blocks": 2}}, "phases.head.gradual.blocks_per_phase: this key is required"),
     (

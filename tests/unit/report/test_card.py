@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 from huggingface_hub import ModelCard
 
 from hfft.recipe.loading import load_recipe
+from hfft.recipe.spec import AdapterSpec
 from hfft.report.card import write_card
 
 RECIPE = load_recipe(
@@ -43,3 +46,11 @@ def test_a_run_without_held_out_images_has_a_card_too(tmp_path):
     data = {"splits": {"train": DATA["splits"]["train"]}}
     write_card(tmp_path, RECIPE, metrics={"seconds": {}}, data=data)
     assert "| bee | 10 |" in ModelCard.load(tmp_path / "README.md").text
+
+
+def test_the_card_of_an_adapter_says_how_to_open_it(tmp_path):
+    phases = [*RECIPE.phases[:1], replace(RECIPE.phases[1], adapter=AdapterSpec(merge=False))]
+    write_card(tmp_path, replace(RECIPE, phases=tuple(phases)), metrics=METRICS, data=DATA)
+    text = ModelCard.load(tmp_path / "README.md").text
+    assert 'hfft.Classifier.from_pretrained("this/folder")  # loads `owner/base` too' in text
+    assert "pipeline(" not in text
