@@ -139,7 +139,9 @@ def test_the_script_under_accelerate_launch(workplace):
 def test_the_cpu_flag_of_accelerate_silently_starts_one_process(workplace):
     """Trap H as it stands: why recipes/accelerate/cpu2.yaml exists."""
     probe = workplace / "probe.py"
-    probe.write_text("from accelerate import PartialState\nprint('world', PartialState(cpu=True).num_processes)\n")
+    # one write each, as two processes share the pipe
+    ask = "import os\nfrom accelerate import PartialState\nworld = PartialState(cpu=True).num_processes\n"
+    probe.write_text(ask + "os.write(1, f'world {world}\\n'.encode())\n")
     flags = [
         "--cpu",
         "--num_processes",
