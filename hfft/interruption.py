@@ -5,6 +5,9 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+_AT_ONCE, _LATER = 0.001, 1.0  # seconds
 
 
 @contextmanager
@@ -12,9 +15,9 @@ def prompt_interruption() -> Iterator[None]:
     """Let Ctrl-C end this process, and this one only, with KeyboardInterrupt.
 
     A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
-    that is raised in a finalizer or a fork hook, so it is raised again every second until it arrives (where the system
-    has SIGALRM). Finalizers of what was only half made then, such as a data loader's, complain; that is kept silent to
-    the end of the process.
+    that is raised in a finalizer or a fork hook, and tells `sys.unraisablehook`: it is raised again at once, and every
+    second until it arrives (where the system has SIGALRM). Finalizers of what was only half made then, such as a data
+    loader's, complain; that is kept silent to the end of the process.
     """
     asked = os.getpid()
     has_alarm = hasattr(signal, "SIGALRM")
@@ -28,10 +31,16 @@ def prompt_interruption() -> Iterator[None]:
         if os.getpid() == asked:
             is_interrupted = True
             if has_alarm:
-                signal.setitimer(signal.ITIMER_REAL, 1)
+                signal.setitimer(signal.ITIMER_REAL, _LATER)
             raise KeyboardInterrupt
 
-    sys.unraisablehook = lambda dropped: None if is_interrupted else report(dropped)
+    def note_dropped(dropped: Any) -> None:
+        if not is_interrupted:
+            report(dropped)
+        elif has_alarm and issubclass(dropped.exc_type, KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, _AT_ONCE)
+
+    sys.unraisablehook = note_dropped
     for number in numbers:
         signal.signal(number, interrupt)
     try:

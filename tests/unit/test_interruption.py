@@ -53,6 +53,33 @@ def test_an_interruption_arrives_although_a_finalizer_swallowed_it():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_an_interruption_arrives_although_most_of_the_time_goes_to_finalizers():
+    """As with data loaders, which wait for their workers to end there."""
+    finalized = 0
+
+    class Waits:
+        def __del__(self):
+            nonlocal finalized
+            finalized += 1
+            if finalized == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.1)
+
+    def work():
+        with prompt_interruption():
+            for _ in range(20):
+                Waits()
+                time.sleep(0.01)
+
+    before = sys.unraisablehook
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            work()
+    finally:
+        sys.unraisablehook = before
+    assert finalized == 1
+
+
 def test_what_was_half_made_is_not_complained_about():
     done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("interrupted\n", "")
