@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_AT_ONCE, _LATER = 0.001, 1.0  # seconds
+_AT_ONCE, _LATER, _NEVER = 0.001, 1.0, 0.0  # seconds, as setitimer takes them
+_HAS_ALARM = hasattr(signal, "SIGALRM")
 
 
 @contextmanager
@@ -20,8 +21,7 @@ def prompt_interruption() -> Iterator[None]:
     loader's, complain; that is kept silent to the end of the process.
     """
     asked = os.getpid()
-    has_alarm = hasattr(signal, "SIGALRM")
-    numbers = (signal.SIGINT, signal.SIGALRM) if has_alarm else (signal.SIGINT,)
+    numbers = (signal.SIGINT, signal.SIGALRM) if _HAS_ALARM else (signal.SIGINT,)
     before = {number: signal.getsignal(number) for number in numbers}
     report = sys.unraisablehook
     is_interrupted = False
@@ -30,15 +30,14 @@ def prompt_interruption() -> Iterator[None]:
         nonlocal is_interrupted
         if os.getpid() == asked:
             is_interrupted = True
-            if has_alarm:
-                signal.setitimer(signal.ITIMER_REAL, _LATER)
+            _raise_again_in(_LATER)
             raise KeyboardInterrupt
 
     def note_dropped(dropped: Any) -> None:
         if not is_interrupted:
             report(dropped)
-        elif has_alarm and issubclass(dropped.exc_type, KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, _AT_ONCE)
+        elif issubclass(dropped.exc_type, KeyboardInterrupt):
+            _raise_again_in(_AT_ONCE)
 
     sys.unraisablehook = note_dropped
     for number in numbers:
@@ -46,9 +45,13 @@ def prompt_interruption() -> Iterator[None]:
     try:
         yield
     finally:
-        if has_alarm:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        _raise_again_in(_NEVER)
         if not is_interrupted:
             sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _raise_again_in(seconds: float) -> None:
+    if _HAS_ALARM:
+        signal.setitimer(signal.ITIMER_REAL, seconds)
