@@ -116,7 +116,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     from hfft.recipe.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from hfft.run import plan_recipe
+    from hfft.planning import plan_recipe
 
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:

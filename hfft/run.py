@@ -1,6 +1,5 @@
 """The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
 
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,29 +18,25 @@ from hfft.data.audit import Audit, audit, refuse_broken
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.errors import ModelError, RecipeError, RunError, TrainingError
-from hfft.evaluation.metrics import METRICS, trainer_metrics
+from hfft.errors import ModelError, RunError, TrainingError
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
 from hfft.inference.classifier import Classifier
 from hfft.machine import cpus_per_process
 from hfft.model.adapters import merge, save_adapter
-from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import (
     load_checkpoint,
     load_config,
     load_processor,
-    load_skeleton,
     sample_pixels,
     save_model,
     set_labels,
 )
+from hfft.planning import check_phases, class_weights, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
-from hfft.training.memory import activation_bytes
-from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase, try_arguments
-from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase
 
 _LOG = get_logger(__name__)
 _MERGED = "merged"  # below an adapter phase's folder, when another adapter comes after it
@@ -114,7 +109,7 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
-    recipe = _resolved(recipe, model)
+    recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
         _LOG.info(f"{folder} is finished; --overwrite runs it again")
@@ -154,60 +149,6 @@ def finetune(
     return Run(folder)
 
 
-def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
-    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
-
-    Args:
-        recipe: What to plan.
-        processes: Number of processes that would share the images.
-
-    Raises:
-        HfftError: For every mistake that can be seen without weights and pixels.
-    """
-    recipe = _resolved(recipe, None)
-    images = load_data(recipe.data, recipe.seed)
-    config = load_config(recipe.model, images.labels)
-    pixels = sample_pixels(load_processor(recipe.model, config))
-    return images, check_phases(recipe, config, images, pixels, processes=processes)
-
-
-def check_phases(
-    recipe: Recipe, config: Any, images: ImageData, pixels: torch.Tensor, *, processes: int
-) -> list[Plan]:
-    """Try every phase on a network without weights, and its arguments on a Trainer without a network.
-
-    Args:
-        recipe: What to try.
-        config: Of the network.
-        images: For the number of training images, and whether there are others.
-        pixels: An image as the network takes it, (1, C, H, W); its shape counts.
-        processes: Number of processes that would share the images.
-
-    Returns:
-        The plan of each phase.
-
-    Raises:
-        RecipeError: If transformers refuses an argument, or the metric is unknown.
-        ModelError: If the network doesn't have what a phase asks for.
-    """
-    _class_weights(recipe, images)
-    plans = []
-    for phase in recipe.phases:
-        where = f"phases.{phase.name}"
-        metric = phase.arguments.get("metric_for_best_model", "accuracy")
-        if str(metric).removeprefix("eval_") not in METRICS:
-            raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}")
-        try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
-        try:
-            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
-        plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
-        kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
-        plans.append(dataclasses.replace(plan, activation_bytes=kept))
-    return plans
-
-
 def evaluate(source: str | Path, *, data: str | None = None, split: str | None = None) -> Scores:
     """Score a finished run or any classifier on labelled images.
 
@@ -226,18 +167,6 @@ def evaluate(source: str | Path, *, data: str | None = None, split: str | None =
     else:
         rows = _own_rows(Run(source), split or "test")
     return score(classifier.model, rows, classifier.transform, classes=classifier.classes)
-
-
-def _resolved(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
-    """The recipe with gradual phases written out, which takes the number of blocks of the network."""
-    if all(phase.gradual is None for phase in recipe.phases):
-        return recipe
-    network = load_skeleton(recipe.model, load_config(recipe.model, ("a", "b"))) if model is None else model
-    phases = expand_phases(recipe.phases, len(dissect(network).blocks))
-    names = [phase.name for phase in phases]
-    if len(set(names)) < len(names):
-        raise RecipeError(f"phases: a gradual phase stands for phases of the same name as others: {', '.join(names)}")
-    return dataclasses.replace(recipe, phases=phases)
 
 
 def _own_rows(run: Run, split: str) -> Dataset:
@@ -275,6 +204,8 @@ def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) -> PhaseData:
+    from hfft.evaluation.modules import trainer_metrics  # which needs a second that scoring can do without
+
     augment = recipe.data.augment
     evaluate_with = evaluation_transform(processor)
     validation = images.splits.get("validation")
@@ -285,21 +216,8 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) 
         validation=None if validation is None else Examples(validation, evaluate_with),
         collate=Collator(augment.mixup, len(images.labels)),
         measure=trainer_metrics(),
-        class_weights=_class_weights(recipe, images),
+        class_weights=class_weights(recipe, images),
     )
-
-
-def _class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:
-    """Factors of the classes in the loss, (K,); balanced ones have a mean of 1 over the training images."""
-    weights = recipe.class_weights
-    if weights is None:
-        return None
-    if weights == "balanced":
-        counts = images.counts("train")
-        return tuple(sum(counts.values()) / (len(counts) * counts[label]) for label in images.labels)
-    if set(weights) != set(images.labels):
-        raise RecipeError(f"class_weights: found {', '.join(weights)}; the classes are {', '.join(images.labels)}")
-    return tuple(weights[label] for label in images.labels)
 
 
 def _plain(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:

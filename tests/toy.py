@@ -14,7 +14,7 @@ from PIL import Image
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import _features
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.evaluation.metrics import trainer_metrics
+from hfft.evaluation.modules import trainer_metrics
 from hfft.recipe.spec import AugmentSpec, PhaseSpec
 from hfft.training.phases import PhaseData, run_phase
 

@@ -15,8 +15,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
+from hfft.planning import plan_recipe
 from hfft.recipe.loading import load_recipe
-from hfft.run import plan_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 CELLS = {"train/functional": 20, "train/defective": 20, "validation/functional": 4, "validation/defective": 4}

@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder"},
+    {"folder", "planning"},
     {"run"},
     {"cli"},
 )

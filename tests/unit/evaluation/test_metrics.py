@@ -1,12 +1,10 @@
 import warnings
 
-import evaluate
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hfft.errors import TrainingError
-from hfft.evaluation.metrics import METRICS, ProbabilityMetric, softmax, trainer_metrics
+from hfft.evaluation.metrics import METRICS, softmax
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(60, 4)).astype(np.float32)
@@ -37,27 +35,6 @@ def test_a_class_neither_seen_nor_predicted_counts_as_0_in_macro_f1_alone():
     for name, value in sklearn_says().items():
         expected = value * 4 / 5 if name == "macro_f1" else value
         assert METRICS[name](padded, LABELS) == pytest.approx(expected, abs=1e-6)
-
-
-def test_they_are_modules_of_evaluate_that_combine_and_stream():
-    combined = evaluate.combine([ProbabilityMetric(name) for name in METRICS])
-    for start in range(0, 60, 25):
-        part = slice(start, start + 25)
-        combined.add_batch(predictions=PROBABILITIES[part], references=LABELS[part])
-    assert combined.compute() == pytest.approx(sklearn_says(), abs=1e-6)
-
-
-def test_the_trainer_gets_all_of_them_from_logits():
-    prediction = type("EvalPrediction", (), {"predictions": LOGITS, "label_ids": LABELS})
-    compute = trainer_metrics()
-    assert compute(prediction) == pytest.approx(sklearn_says(), abs=1e-6)
-    assert compute(prediction) == pytest.approx(sklearn_says(), abs=1e-6)  # nothing is left over from the first call
-
-
-def test_logits_that_are_no_numbers_are_an_error():
-    prediction = type("EvalPrediction", (), {"predictions": LOGITS * np.nan, "label_ids": LABELS})
-    with pytest.raises(TrainingError, match="lower the learning rate"):
-        trainer_metrics()(prediction)
 
 
 def test_log_loss_of_a_certain_mistake_is_finite():

@@ -1,0 +1,111 @@
+"""What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hfft.data.sources import ImageData, load_data
+from hfft.errors import ModelError, RecipeError
+from hfft.evaluation.metrics import METRICS
+from hfft.model.anatomy import dissect
+from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.recipe.spec import Recipe
+from hfft.training.memory import activation_bytes
+from hfft.training.phases import try_arguments
+from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+
+
+def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
+    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
+
+    Args:
+        recipe: What to plan.
+        processes: Number of processes that would share the images.
+
+    Raises:
+        HfftError: For every mistake that can be seen without weights and pixels.
+    """
+    recipe = resolve_phases(recipe, None)
+    images = load_data(recipe.data, recipe.seed)
+    config = load_config(recipe.model, images.labels)
+    pixels = sample_pixels(load_processor(recipe.model, config))
+    return images, check_phases(recipe, config, images, pixels, processes=processes)
+
+
+def check_phases(
+    recipe: Recipe, config: Any, images: ImageData, pixels: torch.Tensor, *, processes: int
+) -> list[Plan]:
+    """Try every phase on a network without weights, and its arguments on a Trainer without a network.
+
+    Args:
+        recipe: What to try.
+        config: Of the network.
+        images: For the number of training images, and whether there are others.
+        pixels: An image as the network takes it, (1, C, H, W); its shape counts.
+        processes: Number of processes that would share the images.
+
+    Returns:
+        The plan of each phase.
+
+    Raises:
+        RecipeError: If transformers refuses an argument, or the metric is unknown.
+        ModelError: If the network doesn't have what a phase asks for.
+    """
+    class_weights(recipe, images)
+    plans = []
+    for phase in recipe.phases:
+        where = f"phases.{phase.name}"
+        metric = phase.arguments.get("metric_for_best_model", "accuracy")
+        if str(metric).removeprefix("eval_") not in METRICS:
+            raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}")
+        try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
+        try:
+            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
+        except ModelError as error:
+            raise ModelError(f"{where}: {error}") from error
+        plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
+        kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
+        plans.append(dataclasses.replace(plan, activation_bytes=kept))
+    return plans
+
+
+def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
+    """Write out gradual phases, which takes the number of blocks of the network.
+
+    Args:
+        recipe: With gradual phases or without.
+        model: The network, if there is one already; its config is read from the checkpoint when None.
+
+    Returns:
+        The recipe that a run folder keeps.
+
+    Raises:
+        HfftError: If the checkpoint can't be used, has too few blocks, or two phases get one name.
+    """
+    if all(phase.gradual is None for phase in recipe.phases):
+        return recipe
+    network = load_skeleton(recipe.model, load_config(recipe.model, ("a", "b"))) if model is None else model
+    phases = expand_phases(recipe.phases, len(dissect(network).blocks))
+    names = [phase.name for phase in phases]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"phases: a gradual phase stands for phases of the same name as others: {', '.join(names)}")
+    return dataclasses.replace(recipe, phases=phases)
+
+
+def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:
+    """Factors of the classes in the loss, (K,); balanced ones have a mean of 1 over the training images.
+
+    Raises:
+        RecipeError: If the recipe names other classes than the images have.
+    """
+    weights = recipe.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        counts = images.counts("train")
+        return tuple(sum(counts.values()) / (len(counts) * counts[label]) for label in images.labels)
+    if set(weights) != set(images.labels):
+        raise RecipeError(f"class_weights: found {', '.join(weights)}; the classes are {', '.join(images.labels)}")
+    return tuple(weights[label] for label in images.labels)

@@ -1,0 +1,59 @@
+import pytest
+import tiny
+
+from hfft.data.sources import load_data
+from hfft.errors import RecipeError
+from hfft.planning import class_weights, plan_recipe
+from hfft.recipe.loading import load_recipe
+
+HEAD = {"name": "head", "learning_rate": 0.1}
+
+
+@pytest.fixture
+def recipe(tmp_path, photos):
+    tiny.save(tmp_path / "vit", "vit")
+    source = photos({"train/ant": 6, "train/bee": 2, "validation/ant": 1, "validation/bee": 1})
+
+    def make(*phases, **keys):
+        model = {"checkpoint": str(tmp_path / "vit")}
+        data = {"source": str(source), "splits": {"test": None}}
+        return load_recipe({"name": "r", "model": model, "data": data, "phases": [HEAD, *phases], **keys})
+
+    return make
+
+
+def test_balanced_weights_make_up_for_the_counts(recipe):
+    asked = recipe(class_weights="balanced")
+    images = load_data(asked.data, asked.seed)
+    ant, bee = class_weights(asked, images)
+    assert (6 * ant, 2 * bee) == (4, 4)  # each class half of 8 images
+
+
+def test_weights_by_name_are_put_in_the_order_of_the_classes(recipe):
+    asked = recipe(class_weights={"bee": 3, "ant": 0.5})
+    assert class_weights(asked, load_data(asked.data, asked.seed)) == (0.5, 3)
+
+
+def test_weights_of_other_classes_are_refused_in_the_plan(recipe):
+    with pytest.raises(RecipeError, match="class_weights: found ant, cat; the classes are ant, bee"):
+        plan_recipe(recipe(class_weights={"ant": 1, "cat": 1}))
+
+
+def test_a_gradual_phase_is_planned_as_the_phases_that_it_stands_for(recipe):
+    _, plans = plan_recipe(recipe({"name": "more", "gradual": {"blocks_per_phase": 3}, "learning_rate": 0.01}))
+    assert [(plan.phase, plan.trains) for plan in plans] == [
+        ("head", "head"),
+        ("more-1", "blocks 1-3 of 4, norm, head"),
+        ("more-2", "blocks 0-3 of 4, norm, head"),
+    ]
+
+
+def test_a_gradual_phase_can_not_take_the_name_of_another(recipe):
+    with pytest.raises(RecipeError, match="same name as others: head, more-1, more-1, more-2"):
+        plan_recipe(recipe({"name": "more-1"}, {"name": "more", "gradual": {"blocks_per_phase": 2}}))
+
+
+def test_the_plan_estimates_memory(recipe):
+    _, (head, blocks) = plan_recipe(recipe({"name": "blocks", "unfreeze": {"blocks": 2}}))
+    assert 0 < head.activation_bytes < blocks.activation_bytes
+    assert head.state_bytes < blocks.state_bytes
