@@ -38,7 +38,7 @@ from hfft.recipe.spec import PhaseSpec, Recipe
 EVAL_BATCH = 32
 LORA_LAYERS = {
     "vit": ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"],
-    "convnext": ["pwconv1", "pwconv2"],
+    "convnext": ["pwconv1", "pwconv2", "downsampling_layer.1"],
 }
 WARM_UP, TRIED = 1, 3  # batches, where the fastest of several ways is looked for
 
