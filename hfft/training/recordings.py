@@ -79,25 +79,24 @@ class _Layout:
 
     def open(self, span: range) -> tuple[Tensor, ...]:
         """Map a file, one (R, ...) tensor per leaf, unread; OSError if it isn't there or isn't what it should be."""
-        metadata, tensors = _map_file(self.file(span))
+        try:
+            with safe_open(self.file(span), "pt") as file:  # which maps and does not read (0.8)
+                metadata = file.metadata() or {}
+                tensors = tuple(file.get_tensor(str(number)) for number in range(len(file.keys())))
+        except SafetensorError as error:
+            raise _damage(self.file(span), str(error)) from error
         if {name: metadata.get(name) for name in ("format", "key", "rows")} != self._identity(span):
             raise _damage(self.file(span), "it belongs to another recording")
         if [Leaf(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] != self.blocks(span):
             raise _damage(self.file(span), "its tensors have other shapes or dtypes")
         return tensors
 
-    def check(self, span: range) -> None:
-        """Read a file; OSError as from `open`, or if a byte has changed or can't be read."""
-        self.open(span)
-        stored, computed = _checksums(self.file(span))
-        if stored != computed:
-            raise _damage(self.file(span), f"checksum {computed} instead of {stored}")
-
     def missing(self, spans: Sequence[range]) -> list[range]:
         """Those whose file isn't whole; a damaged one is named in the log and removed."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(self._is_whole, spans)
-            whole = list(tqdm(results, "checking recorded activations", len(spans), delay=3, unit=" files"))
+            hidden = not PartialState().is_main_process
+            whole = list(tqdm(results, "checking recordings", len(spans), delay=3, unit=" files", disable=hidden))
         return [span for span, is_whole in zip(spans, whole, strict=True) if not is_whole]
 
     def blocks(self, span: range) -> list[Leaf]:
@@ -114,7 +113,10 @@ class _Layout:
 
     def _is_whole(self, span: range) -> bool:
         try:
-            self.check(span)
+            self.open(span)
+            stored, computed = _checksums(self.file(span))
+            if stored != computed:
+                raise _damage(self.file(span), f"checksum {computed} instead of {stored}")
         except FileNotFoundError:
             return False
         except OSError as error:
@@ -251,6 +253,9 @@ def find_recording(folder: Path, key: str) -> Recording | None:
 
     Returns:
         The recording, or None if there is none, or none that is whole and of a format known here.
+
+    Raises:
+        OSError: If the folder can't be written to.
     """
     manifest = _path(folder, key) / _MANIFEST
     try:
@@ -281,7 +286,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         if not _hold(held, path):
-            _say(logging.INFO, f"{path}: waiting for another run, which is filling it")
+            _say(logging.INFO, f"{path}: waiting for another run that fills or checks it")
             held.enter_context(_lock(path))
         yield
 
@@ -302,10 +307,16 @@ def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] =
         Whether there is room, on the disk too. If there can't be, nothing is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder / "room"):  # two runs that look at once would each take the other's locks for runs at work
+        return _make_room(folder, needed, budget, {_path(folder, key) for key in keep})
+
+
+def _make_room(folder: Path, needed: int, budget: int, kept: Collection[Path]) -> bool:
     sizes = {path: _folder_bytes(path) for path in folder.glob(f"*{_SUFFIX}")}
     free = shutil.disk_usage(folder).free
     excess = max(sum(sizes.values()) + needed - budget, needed + _MARGIN_BYTES - free)
-    kept = {_path(folder, key) for key in keep}
+    if excess <= 0:
+        return True
     with ExitStack() as held:
         removable = [path for path in sorted(sizes, key=_last_use) if path not in kept and _hold(held, path)]
         if excess > sum(sizes[path] for path in removable):
@@ -381,16 +392,6 @@ def _checksum(pieces: Iterable[Any]) -> str:
     for piece in pieces:
         value = zlib.crc32(piece, value)
     return f"{value:08x}"
-
-
-def _map_file(path: Path) -> tuple[dict[str, str], tuple[Tensor, ...]]:
-    """The metadata and the tensors, which safetensors maps without reading them (0.8)."""
-    try:
-        with safe_open(path, "pt") as file:
-            names = [str(number) for number in range(len(file.keys()))]
-            return file.metadata() or {}, tuple(file.get_tensor(name) for name in names)
-    except SafetensorError as error:
-        raise _damage(path, str(error)) from error
 
 
 def _checksums(path: Path) -> tuple[str, str]:

@@ -72,6 +72,12 @@ def record(folder, key="k", rows=ROWS, **about):
     return fill(recorder(folder, key, rows, **about)).finish()
 
 
+def find(folder, key="k"):
+    recording = find_recording(folder, key)
+    assert recording is not None
+    return recording
+
+
 def is_exact(recording, rows=ROWS):
     found = recording.rows(range(len(recording)))
     return len(recording) == rows and all(map(torch.equal, found, content(rows)))
@@ -91,9 +97,14 @@ def flip(path, position, mask=1):
     path.write_bytes(data)
 
 
-def start(code, *arguments, **options):
+def start(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def line(child):
+    assert child.stdout is not None
+    return child.stdout.readline()
 
 
 # Rows
@@ -125,7 +136,7 @@ def test_rows_come_back_bit_equal(tmp_path):
 def test_a_found_recording_is_the_one_that_was_written(tmp_path):
     assert find_recording(tmp_path, "k") is None
     record(tmp_path)
-    assert is_exact(find_recording(tmp_path, "k"))
+    assert is_exact(find(tmp_path))
     assert find_recording(tmp_path, "other") is None
 
 
@@ -138,7 +149,7 @@ def test_every_bit_of_every_dtype(tmp_path, dtype):
     writer = recorder(tmp_path, rows=40, leaves=[Leaf(dtype, values.shape[1:]), Leaf(torch.uint8, (3,))])
     odd = torch.arange(120, dtype=torch.uint8).reshape(40, 3)
     fill(writer, tensors=(values, odd)).finish()
-    found = find_recording(tmp_path, "k").rows(range(40))
+    found = find(tmp_path).rows(range(40))
     assert found[0].dtype == dtype
     assert torch.equal(found[0].view(torch.uint8), bits)
     assert torch.equal(found[1], odd)
@@ -189,7 +200,7 @@ def test_a_row_is_a_view_of_the_file_and_rows_are_copies(tmp_path):
     copies[1].zero_()
     assert is_exact(recording)
     recording[4][0].zero_()  # a careless caller changes its own process
-    assert is_exact(find_recording(tmp_path, "k"))
+    assert is_exact(find(tmp_path))
 
 
 def test_a_pickled_recording_is_its_path(tmp_path):
@@ -238,7 +249,7 @@ def test_a_file_is_plain_safetensors_that_says_whose_it_is(tmp_path):
 
 def test_an_empty_recording_is_one(tmp_path):
     assert recorder(tmp_path, rows=0).finish().bytes == 0
-    assert len(find_recording(tmp_path, "k")) == 0
+    assert len(find(tmp_path)) == 0
 
 
 def test_processes_share_the_spans(tmp_path):
@@ -343,7 +354,7 @@ def test_a_damaged_file_is_named_and_only_it_is_written_again(tmp_path, log, har
     assert writer.missing() == [range(1024, 2048)]
     assert is_exact(fill(writer).finish())
     assert [path.stat().st_mtime_ns for path in shards(tmp_path) if path != damaged] == good
-    assert is_exact(find_recording(tmp_path, "k"))
+    assert is_exact(find(tmp_path))
 
 
 @pytest.mark.parametrize("harm", DAMAGE)
@@ -410,7 +421,7 @@ def test_a_wrong_manifest_is_named_and_the_files_stay(tmp_path, log, change):
     writer = recorder(tmp_path)
     assert writer.missing() == []
     writer.finish()
-    assert is_exact(find_recording(tmp_path, "k"))
+    assert is_exact(find(tmp_path))
 
 
 @pytest.mark.parametrize("written", ["", "[]", "{}", '{"format": 1}', "null", "{"])
@@ -446,8 +457,8 @@ def slow(handle):
 os.fsync = slow
 """
     child = start(stall + FILL, tmp_path)
-    for line in ("wrote\n", "wrote\n", "written, not yet in place\n"):
-        assert child.stdout.readline() == line
+    for expected in ("wrote\n", "wrote\n", "written, not yet in place\n"):
+        assert line(child) == expected
     child.send_signal(signal.SIGKILL)
     child.communicate()
     left = names(tmp_path)
@@ -534,13 +545,13 @@ with locked(Path(sys.argv[1]), "k"):
     time.sleep(600)
 """
     child = start(code, tmp_path)
-    assert child.stdout.readline() == "locked\n"
+    assert line(child) == "locked\n"
     with locked(tmp_path, "another"):  # another key: at once
         assert log() == []
     threading.Timer(1, child.kill).start()
     with locked(tmp_path, "k"):
         assert child.wait(10) == -signal.SIGKILL
-    assert log() == [f"{tmp_path / 'k.recording'}: waiting for another run, which is filling it"]
+    assert log() == [f"{tmp_path / 'k.recording'}: waiting for another run that fills or checks it"]
     child.communicate()
 
 
@@ -580,8 +591,8 @@ def test_the_least_recently_used_go_first(cache, log, stays, expected):
     assert make_room(cache, 1000, budget)
     assert left(cache) == expected
     assert len(log()) == 4 - len(expected)
-    for line, key in zip(log(), "bdac", strict=False):
-        assert line.startswith(f"{cache / key}.recording: removed to make room (0.00 GB, last used 20")
+    for said, key in zip(log(), "bdac", strict=False):
+        assert said.startswith(f"{cache / key}.recording: removed to make room (0.00 GB, last used 20")
 
 
 def test_one_byte_too_many_costs_one_more(cache):
@@ -611,6 +622,25 @@ def test_locked_ones_stay(cache):
     assert left(cache) == "c"
 
 
+def test_two_runs_that_make_room_at_once_take_turns(cache, monkeypatch):
+    answers = []
+    other = threading.Thread(target=lambda: answers.append(make_room(cache, 0, size(cache, "c"))))
+    remove = shutil.rmtree
+
+    def slow(path):
+        if other.ident is None:
+            other.start()
+            other.join(0.5)  # it waits, and doesn't take what is locked here for recordings at work
+            assert answers == []
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", slow)
+    assert make_room(cache, 0, size(cache, "ac"))
+    other.join(10)
+    assert answers == [True]
+    assert left(cache) == "c"
+
+
 def test_nothing_goes_where_it_would_not_help(cache, log):
     assert not make_room(cache, 1001, 1000)
     with locked(cache, "a"):
@@ -631,7 +661,7 @@ def test_room_on_the_disk_counts_too(cache, monkeypatch):
 
 
 def test_an_opened_recording_outlives_its_removal(cache):
-    recording = find_recording(cache, "c")
+    recording = find(cache, "c")
     assert make_room(cache, 0, 0)
     assert left(cache) == ""
     assert is_exact(recording, 600)
