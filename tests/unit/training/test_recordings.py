@@ -320,10 +320,18 @@ def other_rows(path):
 
 
 def other_dtype(path):
+    same_bytes(path, lambda tensor: tensor.view(torch.float16))
+
+
+def other_shape(path):
+    same_bytes(path, lambda tensor: tensor.reshape(-1, 1))
+
+
+def same_bytes(path, change):
     with safe_open(path, "pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)
-    save_file(tensors | {"1": tensors["1"].half()}, path, metadata)
+    save_file(tensors | {"1": change(tensors["1"])}, path, metadata)
 
 
 def stranger(path):
@@ -334,7 +342,19 @@ def text(path):
     path.write_text("not a file of tensors")
 
 
-DAMAGE = [cut, empty, longer, flipped_first, flipped_last, foreign_key, other_rows, other_dtype, stranger, text]
+DAMAGE = [
+    cut,
+    empty,
+    longer,
+    flipped_first,
+    flipped_last,
+    foreign_key,
+    other_rows,
+    other_dtype,
+    other_shape,
+    stranger,
+    text,
+]
 
 
 @pytest.mark.parametrize("harm", DAMAGE)
