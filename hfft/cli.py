@@ -13,6 +13,7 @@ from typing import Any
 from hfft._version import __version__
 from hfft.errors import DataError, HfftError
 from hfft.interruption import prompt_interruption
+from hfft.startup import quick_imports
 
 _INTERRUPTED = 130
 
@@ -104,7 +105,8 @@ def _train(arguments: argparse.Namespace) -> None:
     from hfft.recipe.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from hfft.run import finetune
+    with quick_imports():
+        from hfft.run import finetune
 
     run = finetune(recipe, overwrite=arguments.overwrite)
     if os.environ.get("RANK", "0") == "0":
@@ -116,7 +118,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from hfft.recipe.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    from hfft.planning import plan_recipe
+    with quick_imports():
+        from hfft.planning import plan_recipe
 
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
@@ -145,8 +148,9 @@ def _print_plan(plan: Any, title: str) -> None:
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    files = [file for name in arguments.images for file in _image_files(Path(name))]
-    from hfft.inference.classifier import Classifier
+    with quick_imports():
+        files = [file for name in arguments.images for file in _image_files(Path(name))]
+        from hfft.inference.classifier import Classifier
 
     predictions = Classifier.from_pretrained(arguments.model)(files, top=arguments.top)
     if arguments.json:
@@ -161,7 +165,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _image_files(path: Path) -> list[Path]:
     if path.is_dir():
-        from hfft.data.sources import image_files
+        from hfft.data.folders import image_files
 
         files = image_files(path)
         if not files:
@@ -173,7 +177,8 @@ def _image_files(path: Path) -> list[Path]:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from hfft.run import evaluate
+    with quick_imports():
+        from hfft.run import evaluate
 
     scores = evaluate(arguments.model, data=arguments.data, split=arguments.split)
     if arguments.json:

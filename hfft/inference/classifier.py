@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.data.transforms import decode, evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
-from hfft.model.adapters import ADAPTER_CONFIG, open_adapter
 from hfft.model.checkpoint import labels_of, reopen
 
 ImageLike = str | os.PathLike[str] | bytes | Image.Image
@@ -59,8 +59,12 @@ class Classifier:
             ModelError: If there is no such model.
         """
         where = model_source(source)
-        is_adapter = (Path(where) / ADAPTER_CONFIG).is_file()
-        model, processor = open_adapter(Path(where)) if is_adapter else reopen(where)
+        if (Path(where) / ADAPTER_CONFIG_NAME).is_file():
+            from hfft.model.adapters import open_adapter  # and PEFT, which other models don't need
+
+            model, processor = open_adapter(Path(where))
+        else:
+            model, processor = reopen(where)
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())  # pyright: ignore[reportArgumentType]
         return cls(model, processor)

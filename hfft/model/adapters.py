@@ -12,6 +12,7 @@ import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, VeraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
@@ -20,7 +21,6 @@ from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
 from hfft.recipe.spec import AdapterSpec, ModelSpec
 
-ADAPTER_CONFIG = "adapter_config.json"
 _ADDED = re.compile(r"\.(lora_|ia3_l|vera_lambda_|vera_[AB]\b)")  # as PEFT 0.21 names what it adds
 _LINEAR_ONLY = ("pissa", "vera")
 _ATTENTION = re.compile(r"Att(entio)?n(?!.*Block)")  # in the class name of a module around the layer
@@ -188,7 +188,7 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
             model.save_pretrained(str(aside))
             model.config.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
             processor.save_pretrained(aside)
-        path = aside / ADAPTER_CONFIG
+        path = aside / ADAPTER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8"))
         config.update(base_model_name_or_path=base, revision=revision)
         path.write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -224,7 +224,7 @@ def open_adapter(folder: Path) -> tuple[PreTrainedModel, Any]:
     Raises:
         ModelError: If the base checkpoint or one of the adapter's weights is missing.
     """
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
     spec = ModelSpec(checkpoint=base["base_model_name_or_path"], revision=base.get("revision"))
     with quiet():
         config = AutoConfig.from_pretrained(folder)
