@@ -23,12 +23,10 @@ from hfft.training.losses import ImageLoss
 
 # About a factor of sqrt(10) apart, over the range that AdamW trains linear heads in.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-# AdamW takes rate * decay of the weights away per step, so that S steps of a linear schedule shrink them by
-# exp(-S * rate * decay / 2): with 0.1 and 300 steps 1 % at a rate of 1e-3, and 78 % at 1e-1. More values would only
-# repeat heads of the smaller rates.
 DECAYS = (0.0, 0.1)
 
 _BUDGET = 2**30  # bytes of weights, gradients and moments that train at once
+_LEAST_SHRINKING = 0.05  # of the weights by their decay, over the phase
 
 _LOG = get_logger(__name__)
 
@@ -54,14 +52,6 @@ class HeadInputs:
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Every rate is tried with every decay."""
-
-    rates: Sequence[float] = RATES
-    decays: Sequence[float] = DECAYS
-
-
-@dataclass(frozen=True)
 class GridPoint:
     """How one head did.
 
@@ -83,7 +73,7 @@ class HeadChoice(GridPoint):
     """The best head of the grid.
 
     Attributes:
-        table: All heads, by rate, then by decay.
+        table: All heads, in the order of the grid.
     """
 
     table: tuple[GridPoint, ...]
@@ -96,10 +86,10 @@ def search_head(
     arguments: TrainingArguments,
     loss: ImageLoss,
     metrics: Mapping[str, Metric],
-    grid: Grid | None = None,
+    grid: Sequence[tuple[float, float]] | None = None,
     patience: int | None = None,
 ) -> HeadChoice:
-    """Train a copy of the head for every learning rate and weight decay, and choose the best on validation images.
+    """Train a copy of the head for every point of the grid, and choose the best on validation images.
 
     Each copy goes through what PhaseTrainer would put it through, in float32 also where the phase has mixed
     precision: the same images in the same order, clipping by its own norm, optimizer, schedule and evaluations. Of
@@ -112,7 +102,7 @@ def search_head(
         arguments: Settings of the phase; their learning_rate and weight_decay are not used.
         loss: Of the phase.
         metrics: By the names that metric_for_best_model may have, from probabilities (M, K) and labels (M,).
-        grid: What to try; RATES and DECAYS when None.
+        grid: Learning rates and weight decays to try; `default_grid` when None.
         patience: Evaluations without improvement after which the phase would end; None is never.
 
     Returns:
@@ -129,9 +119,8 @@ def search_head(
             f"learning_rate: auto needs a head that is one linear layer; found {type(layer).__name__}; give a number"
         )
     _check(arguments, inputs)
-    grid = grid or Grid()
-    points = [(rate, decay) for rate in grid.rates for decay in grid.decays]
     course = Course.of(arguments, len(inputs.labels))
+    points = grid or default_grid(course.steps)
     metric = metrics[str(arguments.metric_for_best_model).removeprefix("eval_")]
     bytes_per_head = 16 * sum(value.numel() for value in layer.parameters())  # with gradient and two moments
     at_once = min(max(_BUDGET // bytes_per_head, 1), len(points))
@@ -150,6 +139,21 @@ def search_head(
             for point, standing in zip(heads.points, standings, strict=True)
         ]
     return _choose(table, bool(arguments.greater_is_better))
+
+
+def default_grid(steps: int) -> list[tuple[float, float]]:
+    """Every one of RATES with every one of DECAYS that matters there.
+
+    AdamW takes rate * decay of the weights away per step, so that a linear schedule of S steps shrinks them by
+    1 - exp(-S * rate * decay / 2). A decay that shrinks them by less than 5 % gives the head that no decay gives, at
+    the price of another.
+    """
+    return [
+        (rate, decay)
+        for rate in RATES
+        for decay in DECAYS
+        if decay == 0 or -math.expm1(-steps * rate * decay / 2) >= _LEAST_SHRINKING
+    ]
 
 
 def learning_rates(arguments: TrainingArguments, rate: float, steps: int) -> list[float]:
@@ -342,9 +346,6 @@ class _Standing:
     def has_ended(self) -> bool:
         return self.has_failed or (self.patience is not None and self.stale >= self.patience)
 
-    def fail(self) -> None:
-        self.best, self.step, self.has_failed = None, 0, True
-
     def take(self, score: float, step: int) -> None:
         is_better = self.best is None or (score > self.best if self.greater_is_better else score < self.best)
         self.stale = 0 if is_better else self.stale + 1
@@ -360,7 +361,7 @@ def _evaluate(heads: Heads, standings: list[_Standing], inputs: HeadInputs, metr
             continue
         logits = heads.logits(number, features)
         if not logits.isfinite().all():
-            standing.fail()
+            standing.best, standing.step, standing.has_failed = None, 0, True
             continue
         probabilities = logits.cpu().double().softmax(dim=1).float().numpy()  # (M, K)
         standing.take(metric(probabilities, labels), step)
