@@ -1,12 +1,20 @@
 import io
+import pickle
 
 import numpy as np
 import pytest
 import tiny
 import torch
-from PIL import Image
-from transformers import BitImageProcessor, ConvNextImageProcessor, TimmWrapperImageProcessor, ViTImageProcessor
+from PIL import Image, ImageOps
+from transformers import (
+    BitImageProcessor,
+    ConvNextImageProcessor,
+    MobileViTImageProcessor,
+    TimmWrapperImageProcessor,
+    ViTImageProcessor,
+)
 
+from hfft.data import transforms
 from hfft.data.transforms import decode, decode_row, evaluation_transform, pixel_scale, training_transform
 from hfft.errors import DataError, ModelError
 from hfft.recipe.spec import AugmentSpec
@@ -21,6 +29,7 @@ PROCESSORS = {
     "center crop": BitImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
     "no mean": ViTImageProcessor(size={"height": 32, "width": 32}, do_normalize=False),
     "timm": TimmWrapperImageProcessor(pretrained_cfg=TIMM_CONFIG, architecture="resnet10t"),
+    "blue first": MobileViTImageProcessor(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32}),
 }
 
 
@@ -223,6 +232,70 @@ def test_a_row_names_its_file(tmp_path):
     assert np.array_equal(np.asarray(decode_row(good)), PIXELS)
 
 
+def pillow(content):
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB"))
+
+
+def row_pixels(content):
+    """What a row of a data set gives, (H, W, 3)."""
+    image = decode_row({"image": {"bytes": content, "path": None}, "label": 0, "file": "x"})
+    if isinstance(image, torch.Tensor):
+        return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+    return np.asarray(image.convert("RGB"))
+
+
+JPEGS = {
+    "4:2:0": {},
+    "4:2:2": {"subsampling": "4:2:2"},
+    "4:4:4": {"subsampling": "4:4:4", "quality": 95},
+    "coarse": {"quality": 10},
+    "progressive": {"progressive": True},
+}
+
+
+@pytest.mark.parametrize("size", [(64, 48), (33, 21), (5, 3), (1, 1)], ids=str)
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
+def test_a_jpeg_of_a_row_is_what_pillow_makes_of_it(options, mode, size):
+    content = encoded(LARGE_NOISE.resize(size).convert(mode), "JPEG", **options)
+    assert np.array_equal(row_pixels(content), pillow(content))
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_orientation_of_a_jpeg_of_a_row(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(LARGE_NOISE.crop((0, 0, 40, 30)), "JPEG", exif=exif)
+    assert np.array_equal(row_pixels(content), pillow(content))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_simplejpeg_decodes_where_it_equals_pillow(monkeypatch, equal):
+    monkeypatch.setattr(transforms, "_simplejpeg_equals_pillow", lambda: equal)
+    row = {"image": {"bytes": encoded(LARGE_NOISE, "JPEG"), "path": None}, "label": 0, "file": "x"}
+    assert isinstance(decode_row(row), torch.Tensor if equal else Image.Image)
+
+
+def test_simplejpeg_is_trusted_as_long_as_it_equals_pillow(monkeypatch):
+    check, decoder = transforms._simplejpeg_equals_pillow.__wrapped__, transforms._decode_jpeg
+    assert check()
+    monkeypatch.setattr(transforms, "_decode_jpeg", lambda *args: decoder(*args) ^ 1)
+    assert not check()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_gray_row_has_one_channel(kind):
+    image = decode_row({"image": {"bytes": encoded(LARGE_NOISE.convert("L"), kind), "path": None}, "file": "x"})
+    assert (image.shape[0] == 1) if isinstance(image, torch.Tensor) else (image.mode == "L")
+
+
+@pytest.mark.parametrize("cut", [30, 700, 2000])
+def test_a_cut_jpeg_of_a_row(cut):
+    row = {"image": {"bytes": encoded(LARGE_NOISE, "JPEG")[:cut], "path": None}, "label": 0, "file": "ant/1.jpg"}
+    with pytest.raises(DataError, match=r"^ant/1.jpg: (image file is truncated|not an image|Truncated|broken)"):
+        decode_row(row)
+
+
 # Transforms
 
 
@@ -243,7 +316,69 @@ def seeded(transform, image, seed):
 def test_the_evaluation_transform_is_the_processor(processor):
     pixels = evaluation_transform(processor)(photo())
     expected = processor(images=[photo()], return_tensors="pt")["pixel_values"]
-    assert torch.equal(pixels[None], expected)
+    assert torch.allclose(pixels[None], expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_processors_are_taken_apart(name):
+    transform = evaluation_transform(PROCESSORS[name])
+    pixels = transform.pixels(photo())
+    assert pixels.dtype == torch.uint8
+    assert transform.scale is not None
+    assert torch.equal(transform.scale(pixels), transform(photo()))
+
+
+@pytest.mark.parametrize("size", [(80, 100), (333, 211), (20, 31), (32, 32)], ids=str)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_row_evaluates_to_what_the_processor_makes_of_it(processor, mode, kind, size):
+    content = encoded(photo(300).resize(size).convert(mode), kind)
+    image = decode_row({"image": {"bytes": content, "path": None}, "label": 0, "file": "x"})
+    expected = processor(images=Image.fromarray(pillow(content)), return_tensors="pt")["pixel_values"][0]
+    assert torch.allclose(evaluation_transform(processor)(image), expected, rtol=0, atol=1e-6)
+
+
+class Marked(ViTImageProcessor):
+    """Changes one value of its output by less than a pixel value."""
+
+    def _preprocess(self, images, *args, **kwargs):
+        batch = super()._preprocess(images, *args, **kwargs)
+        batch["pixel_values"][0][0, 0, 0] += 1e-3
+        return batch
+
+
+class Demanding(ViTImageProcessor):
+    """Its resize takes an argument that nobody else's takes."""
+
+    def resize(self, image, size, resample, corner):
+        return image[..., corner : corner + size.height, corner : corner + size.width]
+
+    def _preprocess(self, images, size, resample, **kwargs):
+        resized = [self.resize(image, size, resample, corner=0) for image in images]
+        return super()._preprocess(resized, size=size, resample=resample, **{**kwargs, "do_resize": False})
+
+
+@pytest.mark.parametrize("kind", [Marked, Demanding])
+def test_a_processor_with_ways_of_its_own_is_used_as_it_is(kind):
+    processor = kind(size={"height": 16, "width": 16})
+    transform = evaluation_transform(processor)
+    assert transform.scale is None
+    assert torch.equal(transform(photo()), processor(photo(), return_tensors="pt")["pixel_values"][0])
+
+
+@pytest.mark.parametrize("augment", [None, AugmentSpec(crop=(0.5, 1.0), flip=True, randaugment=9)])
+def test_a_transform_can_be_sent_to_workers_that_are_started_anew(processor, augment):
+    transform = evaluation_transform(processor) if augment is None else training_transform(processor, augment)
+    assert torch.equal(seeded(pickle.loads(pickle.dumps(transform)), photo(), 1), seeded(transform, photo(), 1))
+
+
+def test_the_scale_leaves_floats_alone():
+    scale = pixel_scale(PROCESSORS["vit"])
+    pixels = torch.rand(2, 3, 32, 32)
+    assert scale(pixels) is pixels
+    assert scale(torch.tensor([0, 51, 255], dtype=torch.uint8).expand(2, 3, 3, 3))[1, 2, 0].tolist() == pytest.approx(
+        [-1, -0.6, 1], abs=1e-6
+    )
 
 
 def test_values_of_the_evaluation_transform():
@@ -342,6 +477,17 @@ def test_the_scale_of_a_wide_processor():
     assert scale.white.flatten().tolist() == pytest.approx(
         [(1 - m) / s for m, s in zip(MEAN, STD, strict=True)], abs=1e-5
     )
+
+
+def test_a_processor_that_mixes_colors_has_no_scale():
+    class Gray(ViTImageProcessor):
+        def _preprocess(self, images, *args, **kwargs):
+            return super()._preprocess([images[0].float().mean(0, keepdim=True).expand(3, -1, -1)], *args, **kwargs)
+
+    processor = Gray(size={"height": 16, "width": 16})
+    with pytest.raises(ModelError, match=r"^Gray mixes colors: leave data.augment.crop out"):
+        pixel_scale(processor)
+    assert evaluation_transform(processor).scale is None
 
 
 def test_a_crop_for_a_processor_that_makes_no_images():
