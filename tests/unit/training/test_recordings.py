@@ -568,9 +568,11 @@ with locked(Path(sys.argv[1]), "k"):
     assert line(child) == "locked\n"
     with locked(tmp_path, "another"):  # another key: at once
         assert log() == []
-    threading.Timer(1, child.kill).start()
+    killed = threading.Event()
+    threading.Timer(1, lambda: (killed.set(), child.kill())).start()
     with locked(tmp_path, "k"):
-        assert child.wait(10) == -signal.SIGKILL
+        assert killed.is_set()
+    assert child.wait(10) == -signal.SIGKILL
     assert log() == [f"{tmp_path / 'k.recording'}: waiting for another run that fills or checks it"]
     child.communicate()
 
