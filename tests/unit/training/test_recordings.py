@@ -263,7 +263,7 @@ def test_processes_share_the_spans(tmp_path):
 @pytest.mark.parametrize(
     ("span", "change"),
     [
-        (range(0, 1000), lambda first, second: (first, second)),
+        (range(0, 1000), lambda first, second: (first[:1000], second[:1000])),
         (range(1024), lambda first, second: (first[:1000], second)),
         (range(1024), lambda first, second: (first.double(), second)),
         (range(1024), lambda first, second: (first.reshape(-1, 3, 2), second)),
