@@ -50,19 +50,21 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
     return (folder / "metrics.json").is_file()
 
 
-def open_folder(folder: Path, recipe: Recipe, images: ImageData, audits: dict[str, Audit], *, overwrite: bool) -> None:
+def open_folder(
+    folder: Path, recipe: Recipe, images: ImageData, audits: dict[str, Audit], *, precision: str, overwrite: bool
+) -> None:
     """Make the run folder, or check that the one there was made from the same images, by as many processes."""
     state = PartialState()
     content = {
         "labels": list(images.labels),
         "splits": {split: describe_split(images, split, audits[split]) for split in images.splits},
     }
-    environment = describe_environment()
+    environment = {**describe_environment(), "precision": precision}
     state.wait_for_everyone()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)
     state.wait_for_everyone()
-    for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_processes)):
+    for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_machine)):
         if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
             raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
     state.wait_for_everyone()
@@ -82,10 +84,12 @@ def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None if before == now else "the images have changed since this run began"
 
 
-def _same_processes(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    if before["processes"] == now["processes"]:
-        return None
-    return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
+def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if before["processes"] != now["processes"]:
+        return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
+    if before["precision"] != now["precision"]:
+        return f"this run began in {before['precision']} and can't go on in {now['precision']}"
+    return None
 
 
 def result_name(recipe: Recipe) -> str:

@@ -1,5 +1,6 @@
 """What this process runs on: its cores, its device, and the versions that a run is recorded with."""
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -7,12 +8,14 @@ import sys
 from importlib.metadata import version
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 _RECORDED = (
     *("torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "peft"),
-    *("huggingface_hub", "safetensors", "numpy", "pillow"),
+    *("huggingface_hub", "safetensors", "numpy", "pillow", "timm"),
 )
+_MODULES = {"pillow": "PIL"}
 
 
 def cpus_per_process() -> int:
@@ -21,13 +24,27 @@ def cpus_per_process() -> int:
     return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
+def has_native_bfloat16() -> bool:
+    """Whether this process's device multiplies bfloat16 numbers itself: CUDA from sm_80 on, AVX512_BF16, AMX."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_capability() >= (8, 0)
+    if torch.accelerator.is_available():
+        return False
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a result depends on; of timm, where it is installed."""
+    return {name: version(name) for name in _RECORDED if importlib.util.find_spec(_MODULES.get(name, name))}
+
+
 def describe_environment() -> dict[str, Any]:
     """Content of environment.json: versions, hardware, processes, command, and the current folder's git commit."""
     state = PartialState()
     return {
         "hfft": version("hfft"),
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in _RECORDED},
+        "packages": package_versions(),
         "machine": platform.machine(),
         "system": platform.platform(),
         "cores": cpus_per_process(),

@@ -9,9 +9,10 @@ from transformers import PreTrainedModel
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.evaluation.metrics import METRICS
+from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
-from hfft.recipe.spec import Recipe
+from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
@@ -55,7 +56,7 @@ def check_phases(
     """
     class_weights(recipe, images)
     plans = []
-    for phase in recipe.phases:
+    for phase in phases_here(recipe):
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", "accuracy")
         if str(metric).removeprefix("eval_") not in METRICS:
@@ -92,6 +93,23 @@ def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
     if len(set(names)) < len(names):
         raise RecipeError(f"phases: a gradual phase stands for phases of the same name as others: {', '.join(names)}")
     return dataclasses.replace(recipe, phases=phases)
+
+
+def precision_here(recipe: Recipe) -> str:
+    """The recipe's precision on this machine: `float32` or `bfloat16`."""
+    return ("bfloat16" if has_native_bfloat16() else "float32") if recipe.precision == "auto" else recipe.precision
+
+
+def phases_here(recipe: Recipe) -> tuple[PhaseSpec, ...]:
+    """The phases as this machine runs them: with bf16 where the precision says so and the phase says nothing."""
+    if precision_here(recipe) == "float32":
+        return recipe.phases
+    return tuple(
+        phase
+        if {"bf16", "fp16"} & set(phase.arguments)
+        else dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
+        for phase in recipe.phases
+    )
 
 
 def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:

@@ -23,7 +23,7 @@ from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
 from hfft.inference.classifier import Classifier
-from hfft.machine import cpus_per_process
+from hfft.machine import cpus_per_process, package_versions
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import (
     load_checkpoint,
@@ -33,10 +33,13 @@ from hfft.model.checkpoint import (
     save_model,
     set_labels,
 )
-from hfft.planning import check_phases, class_weights, resolve_phases
+from hfft.planning import check_phases, class_weights, phases_here, precision_here, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, Recipe
-from hfft.training.phases import EVAL_BATCH, PhaseData, finished_phase, run_phase
+from hfft.training.phase_data import PhaseData
+from hfft.training.phases import EVAL_BATCH, Stage, finished_phase, run_phase
+from hfft.training.replay import Replay
+from hfft.training.shelf import Origin
 
 _LOG = get_logger(__name__)
 _MERGED = "merged"  # below an adapter phase's folder, when another adapter comes after it
@@ -124,20 +127,13 @@ def finetune(
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
         network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
-    open_folder(folder, recipe, images, audits, overwrite=overwrite)
-    for number, phase in enumerate(recipe.phases):
-        phase_folder = folder / f"{number}-{phase.name}"
-        with _timed(seconds, phase_folder.name):
-            network, _ = run_phase(
-                network,
-                phase,
-                _phase_data(images, processor, recipe, number),
-                folder=phase_folder,
-                seed=recipe.seed,
-                title=f"phase {number + 1}/{len(recipe.phases)} {phase.name}",
-                callbacks=callbacks,
-            )
-            network = _plain(network, processor, recipe, number, folder)
+    open_folder(folder, recipe, images, audits, precision=precision_here(recipe), overwrite=overwrite)
+    replay = _replay(recipe, processor, audits)
+    phase_data = _phase_data(images, processor, recipe)
+    for stage in _stages(recipe, folder):
+        with _timed(seconds, stage.folder.name):
+            network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
+            network = _plain(network, processor, recipe, stage.number, folder)
     with _timed(seconds, "evaluation"):
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
@@ -203,16 +199,42 @@ def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
     return config
 
 
-def _phase_data(images: ImageData, processor: Any, recipe: Recipe, number: int) -> PhaseData:
+def _stages(recipe: Recipe, folder: Path) -> list[Stage]:
+    phases = phases_here(recipe)
+    return [
+        Stage(
+            number=number,
+            spec=phase,
+            folder=folder / f"{number}-{phase.name}",
+            title=f"phase {number + 1}/{len(phases)} {phase.name}",
+            seed=recipe.seed,
+        )
+        for number, phase in enumerate(phases)
+    ]
+
+
+def _replay(recipe: Recipe, processor: Any, audits: dict[str, Audit]) -> Replay | None:
+    if recipe.replay.mode == "off":
+        return None
+    origin = Origin(
+        fingerprints={split: found.fingerprint for split, found in audits.items()},
+        processor=f"{type(processor).__name__} {processor.to_dict()}",
+        augment=recipe.data.augment,
+        seed=recipe.seed,
+        versions=package_versions(),
+    )
+    folder = Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
+    return Replay(recipe.replay, folder, phases_here(recipe), origin)
+
+
+def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
     from hfft.evaluation.modules import trainer_metrics  # which needs a second that scoring can do without
 
     augment = recipe.data.augment
     evaluate_with = evaluation_transform(processor)
     validation = images.splits.get("validation")
     return PhaseData(
-        train=Examples(
-            images.splits["train"], training_transform(processor, augment), seed=recipe.seed + (number << 32)
-        ),
+        train=Examples(images.splits["train"], training_transform(processor, augment), seed=recipe.seed),
         validation=None if validation is None else Examples(validation, evaluate_with),
         collate=Collator(augment.mixup, len(images.labels)),
         measure=trainer_metrics(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from hfft.data.batches import Collator, Examples
 from hfft.data.sources import _features
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.evaluation.modules import trainer_metrics
-from hfft.recipe.spec import AugmentSpec, PhaseSpec
-from hfft.training.phases import PhaseData, run_phase
+from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phases import run_phase
+from hfft.training.replay import Replay
+from hfft.training.shelf import Origin
 
 CLASSES = ("red", "blue")
 
@@ -56,9 +60,15 @@ def phase_data(train: int = 24, validation: int = 12, augment: AugmentSpec | Non
 
 
 def run(
-    model: Any, folder: Path, *, data: PhaseData | None = None, callbacks: Any = (), **phase: Any
+    model: Any,
+    folder: Path,
+    *,
+    data: PhaseData | None = None,
+    replay: ReplaySpec | None = None,
+    callbacks: Any = (),
+    **phase: Any,
 ) -> tuple[Any, Any]:
-    """Run one phase with small defaults."""
+    """Run one phase with small defaults; replayed, its recordings lie beside its folder."""
     arguments = {
         "num_train_epochs": 2,
         "learning_rate": 1e-2,
@@ -66,5 +76,15 @@ def run(
         **phase.pop("arguments", {}),
     }
     spec = PhaseSpec(name="p", **phase, arguments=arguments)
+    stage = Stage(number=0, spec=spec, folder=folder, title="test", seed=0)
     data = data or phase_data()
-    return run_phase(model, spec, data, folder=folder, seed=0, title="test", callbacks=callbacks)
+    feeding = None if replay is None else replay_of(replay, folder.parent / "recordings", [spec])
+    return run_phase(model, stage, data, replay=feeding, callbacks=callbacks)
+
+
+def replay_of(
+    spec: ReplaySpec, folder: Path, phases: Sequence[PhaseSpec], augment: AugmentSpec | None = None
+) -> Replay:
+    """Replay of the images of `phase_data`."""
+    origin = Origin({"train": "toy", "validation": "toy, too"}, "tiny", augment or AugmentSpec(), 0, {})
+    return Replay(spec, folder, phases, origin)

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +113,7 @@ class Freeze:
         return tensors
 
     def _hashes(self) -> dict[str, bytes]:
-        return {name: _hash(tensor) for name, tensor in self._frozen_tensors().items()}
+        return hash_tensors(self._frozen_tensors())
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,12 @@ def held_modules(model: nn.Module, batchnorm: str) -> list[nn.Module]:
     if batchnorm == "eval":
         held += [module for module in model.modules() if isinstance(module, _BATCHNORM)]
     return list({id(module): module for module in held}.values())
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    """A hash of each tensor's content, by name; on as many threads as torch uses."""
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:  # hashlib lets other threads run meanwhile
+        return dict(zip(tensors, pool.map(_hash, tensors.values()), strict=True))
 
 
 def frozen_parts(model: nn.Module, anatomy: Anatomy) -> set[str]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+AUTO = "auto"  # a head phase's learning rate: found by trying many
+
 # Fields that hfft sets itself; each with what to do instead.
 OWNED = {
     "output_dir": "set the recipe's own output_dir; every phase writes into the run folder",
@@ -85,6 +87,8 @@ def argument_problem(name: str, value: Any) -> str | None:
         name: A field of TrainingArguments.
         value: Value from a recipe.
     """
+    if name == "learning_rate" and value == AUTO:
+        return None
     if name in OWNED:
         return f"hfft sets this field itself: {OWNED[name]}"
     try:

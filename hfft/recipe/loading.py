@@ -13,8 +13,18 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError
-from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
-from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, GradualSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.arguments import AUTO, OWNED, argument_problem, training_argument_types
+from hfft.recipe.spec import (
+    AdapterSpec,
+    AugmentSpec,
+    DataSpec,
+    GradualSpec,
+    ModelSpec,
+    PhaseSpec,
+    Recipe,
+    ReplaySpec,
+    SplitSpec,
+)
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
@@ -26,6 +36,7 @@ _SECTIONS = {
     "data": DataSpec,
     "data.splits": SplitSpec,
     "data.augment": AugmentSpec,
+    "replay": ReplaySpec,
     "phases": PhaseSpec,
     "phases.adapter": AdapterSpec,
     "phases.gradual": GradualSpec,
@@ -252,6 +263,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
 def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
     problems = []
     adapter, stopping = phase.adapter, phase.early_stopping
+    if phase.arguments.get("learning_rate") == AUTO and (adapter or phase.gradual or phase.unfreeze != "head"):
+        problems.append(".learning_rate: 'auto' is for a phase that trains the head alone")
     if adapter is not None and phase.unfreeze != "head":
         problems.append(": an adapter trains together with the head only; leave unfreeze out")
     if adapter is not None and phase.layer_decay != 1:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -61,7 +61,16 @@ def _check_crop(value: Any) -> Any:
     raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
 
 
+def _check_size(value: str) -> str:
+    try:
+        TypeAdapter(ByteSize).validate_python(value)
+    except ValidationError as error:
+        raise ValueError("allowed: a number of bytes with its unit, for example 20GB or 500MiB") from error
+    return value
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float, BeforeValidator(_check_split)]
 Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
@@ -78,7 +87,8 @@ class ModelSpec:
         image_size: Side in pixels that replaces the processor's; for networks that take any size.
         head: Start values of the new head's last layer: `zero`, so that the first step's loss is ln(number of
             classes) whatever the features' scale (as in big_vision), or `normal` (standard deviation 0.02).
-        memory_format: `channels_last` is faster for convolutional networks; `contiguous` is PyTorch's own default.
+        memory_format: `channels_last` is faster for convolutional networks; `contiguous` is PyTorch's own default;
+            `auto` takes the first for networks of many convolutions.
         trust_remote_code: Lets the checkpoint bring Python code of its own.
     """
 
@@ -86,7 +96,7 @@ class ModelSpec:
     revision: str | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     head: Literal["zero", "normal"] = "zero"
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"
     trust_remote_code: bool = False
 
 
@@ -215,6 +225,35 @@ class PhaseSpec:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class ReplaySpec:
+    """Whether phases are fed with activations of the frozen part that were computed once.
+
+    Attributes:
+        mode: `auto` replays where that saves time and the disk allows it, `off` never, `force` wherever that is
+            possible.
+        views: Augmented versions of each training image that are kept; epochs take turns with them. As many as epochs
+            is what a run without replay sees. `auto` is as many as epochs, but 4 at most.
+        budget: Most bytes that the folder may hold; the recordings used longest ago make room.
+        folder: Where they are kept for later phases and runs; null is `.replay` in `output_dir`.
+        engine: What computes the frozen part: `torch`, as training does; `onnxruntime` (extra `fast`); or the fastest
+            on this machine that agrees with torch.
+        dtype: How activations are kept; `auto` is as they were computed.
+    """
+
+    mode: Literal["auto", "off", "force"] = "auto"
+    views: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
+    budget: Size = "20GB"
+    folder: str | None = None
+    engine: Literal["auto", "torch", "onnxruntime"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+
+    @property
+    def budget_bytes(self) -> int:
+        """The budget as a number."""
+        return int(TypeAdapter(ByteSize).validate_python(self.budget))
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Recipe:
     """One experiment.
 
@@ -226,6 +265,9 @@ class Recipe:
         training: Fields of transformers.TrainingArguments for all phases.
         class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
             they have), or class name to number; null is 1 for all.
+        precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
+            native bfloat16; a phase that sets bf16 or fp16 itself is left alone.
+        replay: How the frozen part is computed once instead of in every epoch.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -236,5 +278,7 @@ class Recipe:
     phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)]
     training: dict[str, Any] = field(default_factory=dict)
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    replay: ReplaySpec = field(default_factory=ReplaySpec)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

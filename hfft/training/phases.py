@@ -5,8 +5,8 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,39 +26,22 @@ from transformers import (
     set_seed,
 )
 
-from hfft.data.batches import Collator, Examples
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
+from hfft.training.activations import Replayed
 from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress
 from hfft.training.losses import ImageLoss
+from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
+from hfft.training.replay import Replay
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class PhaseData:
-    """What a phase trains and evaluates on.
-
-    Attributes:
-        train: Training images.
-        validation: Validation images, if there are any.
-        collate: Examples to batches.
-        measure: Trainer's compute_metrics.
-        class_weights: Factor of each class in the loss, (K,); None for 1.
-    """
-
-    train: Examples
-    validation: Examples | None
-    collate: Collator
-    measure: Callable[[Any], dict[str, float]]
-    class_weights: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,23 +138,19 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
 
 def run_phase(
     model: Any,
-    spec: PhaseSpec,
+    stage: Stage,
     data: PhaseData,
     *,
-    folder: Path,
-    seed: int,
-    title: str,
+    replay: Replay | None = None,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> tuple[Any, PhaseResult]:
     """Train one phase, finish it from its newest whole checkpoint, or reload it where it has ended.
 
     Args:
         model: A plain classifier with the weights to start from.
-        spec: The phase.
+        stage: The phase.
         data: Images and metrics.
-        folder: The phase's folder.
-        seed: The recipe's seed.
-        title: Shown beside the progress.
+        replay: Decides whether the frozen part is computed once; without it, it never is.
         callbacks: The user's.
 
     Returns:
@@ -181,7 +160,8 @@ def run_phase(
         TrainingError: If a frozen tensor changed, memory or disk ran out, or the weights of a finished phase are
             damaged.
     """
-    set_seed(seed)
+    spec, folder, title = stage.spec, stage.folder, stage.title
+    set_seed(stage.seed)
     pixels = data.train[0]["pixel_values"].unsqueeze(0).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, spec, pixels)
     result = finished_phase(folder)
@@ -189,17 +169,19 @@ def run_phase(
         _LOG.info(f"{title}: was finished")
         _reload(model, folder, result)
         return model, result
-    arguments = training_arguments(spec, folder, seed=seed, validate=data.validation is not None)
+    arguments = training_arguments(spec, folder, seed=stage.seed, validate=data.validation is not None)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
-    own = _own_callbacks(spec, folder, title, len(data.train))
-    trainer = _trainer(model, data, arguments, groups=plan.groups, freeze=freeze, callbacks=[*callbacks, *own])
+    replayed = None if replay is None else replay.open(model, data, arguments, stage)
+    trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
+    for callback in (*callbacks, *_own_callbacks(spec, folder, title, len(data.train))):
+        trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
         write_json(folder / "plan.json", dataclasses.asdict(plan))
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps")
     begun = time.monotonic()
-    with _failures_explained(title, arguments):
+    with _failures_explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed():
         _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
     if trainer.is_world_process_zero():
@@ -258,28 +240,31 @@ def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
 def _trainer(
     model: Any,
     data: PhaseData,
+    replayed: Replayed | None,
     arguments: TrainingArguments,
     *,
     groups: Sequence[Group],
     freeze: Freeze,
-    callbacks: Sequence[TrainerCallback],
 ) -> PhaseTrainer:
+    if replayed is not None:  # rows of a file that is mapped into memory: no work for others
+        arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
+        arguments.dataloader_persistent_workers = False
+    source: PhaseData | Replayed = data if replayed is None else replayed
     trainer = PhaseTrainer(
         model,
         arguments,
         groups=groups,
         freeze=freeze,
         loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
-        train_dataset=data.train,
-        eval_dataset=data.validation,
-        data_collator=data.collate,
+        replayed=replayed,
+        train_dataset=source.train,
+        eval_dataset=source.validation,
+        data_collator=source.collate,
         compute_metrics=data.measure,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
     )
     for replaced in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(replaced)
-    for callback in callbacks:
-        trainer.add_callback(callback)
     return trainer
 
 

@@ -171,12 +171,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
     parameters = dict(model.named_parameters())
     trainable = sum(value.numel() for value in parameters.values() if value.requires_grad)
     total = sum(value.numel() for value in parameters.values())
-    accumulation = arguments["gradient_accumulation_steps"]
-    batches = _batches(spec, images, arguments) / processes
-    batches = math.floor(batches) if arguments["dataloader_drop_last"] else math.ceil(batches)
-    per_epoch = max(math.ceil(batches / accumulation), 1)
-    max_steps = arguments["max_steps"]
-    steps = max_steps if max_steps > 0 else math.ceil(arguments["num_train_epochs"] * per_epoch)
+    steps, epochs = duration(spec, images, processes)
     return Plan(
         phase=spec.name,
         trains=_in_words(model, anatomy),
@@ -184,12 +179,32 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         total=total,
         groups=parameter_groups(model, anatomy, spec, arguments),
         images=images,
-        batch=arguments["per_device_train_batch_size"] * processes * accumulation,
+        batch=arguments["per_device_train_batch_size"] * processes * arguments["gradient_accumulation_steps"],
         device_batch=arguments["per_device_train_batch_size"],
         steps=steps,
-        epochs=steps / per_epoch,
+        epochs=epochs,
         state_bytes=4 * total + 12 * trainable,
     )
+
+
+def duration(spec: PhaseSpec, images: int, processes: int = 1) -> tuple[int, float]:
+    """Optimizer steps of a phase, and how many passes over the training images they are.
+
+    Args:
+        spec: The phase.
+        images: Number of training images.
+        processes: Number of processes that share them.
+
+    Raises:
+        RecipeError: If no batch is left.
+    """
+    arguments = {**_DEFAULTS, **spec.arguments}
+    batches = _batches(spec, images, arguments) / processes
+    batches = math.floor(batches) if arguments["dataloader_drop_last"] else math.ceil(batches)
+    per_epoch = max(math.ceil(batches / arguments["gradient_accumulation_steps"]), 1)
+    max_steps = arguments["max_steps"]
+    steps = max_steps if max_steps > 0 else math.ceil(arguments["num_train_epochs"] * per_epoch)
+    return steps, steps / per_epoch
 
 
 def parameter_groups(

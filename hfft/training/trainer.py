@@ -14,6 +14,7 @@ from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
+from hfft.training.activations import Replayed
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
 
@@ -31,6 +32,7 @@ class PhaseTrainer(Trainer):
         groups: Sequence[Group],
         freeze: Freeze,
         loss: ImageLoss,
+        replayed: Replayed | None = None,
         **data: Any,
     ) -> None:
         """Set up the phase.
@@ -41,10 +43,12 @@ class PhaseTrainer(Trainer):
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
             loss: Of the logits.
+            replayed: What takes batches of activations, where the data sets hold those.
             **data: Data sets, collator, metrics and callbacks, as Trainer takes them.
         """
         self._groups = groups
         self._freeze = freeze
+        self._replayed = replayed
         self._is_saving = False
         self._folder = Path(args.output_dir or ".")
         super().__init__(model=model, args=args, compute_loss_func=loss, **data)
@@ -70,6 +74,8 @@ class PhaseTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Hold what is frozen, which the Trainer's `model.train()` has just released, then the usual loss."""
         self._freeze.hold()
+        if self._replayed is not None:
+            inputs = self._replayed.feed(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:

@@ -1,0 +1,340 @@
+"""A cut through a network: what enters the part behind it is captured once, and fed to that part again and again.
+
+No code per architecture: the order of modules is traced, those in front of the cut are answered for, and a cut is
+believed only after the network has computed the same with and without it.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from hfft.model.anatomy import PEFT_PREFIX
+from hfft.model.freezing import hash_tensors, held_modules
+from hfft.model.trace import Call, Shape, shape_of, trace
+
+_TRIES = 24  # the first clean cut is among the first few candidates
+_TOLERANCE = 1e-4  # relative; dropout or drop path in front of a cut changes far more
+
+
+class _Reached(Exception):
+    """The cut was reached: nothing behind it needs to be computed."""
+
+
+class Cut:
+    """The entry of one module through which all that the head learns of an image goes."""
+
+    def __init__(self, model: nn.Module, path: str, calls: Mapping[str, Call], pixels: torch.Tensor) -> None:
+        """Look at what enters the module.
+
+        Args:
+            model: The classifier, in evaluation mode.
+            path: Name of the module.
+            calls: From `trace`.
+            pixels: Images as the network takes them, (2, C, H, W), where the model is.
+
+        Raises:
+            ValueError: If that isn't made of tensors with one row per image, and of what all images share.
+        """
+        self.path = path.removeprefix(PEFT_PREFIX)
+        self._before = tuple(name for name, call in calls.items() if call.entered < calls[path].entered)
+        self._model = model
+        self._module = model.get_submodule(path)
+        self._answers = {name: calls[name].output for name in _skippable(calls, calls[path].entered)}
+        leaves, self._structure = pytree.tree_flatten(self._entering(pixels))
+        more = pytree.tree_leaves(self._entering(torch.cat([pixels, pixels[:1]])))
+        self._per_image: list[int] = []
+        self._formats: list[torch.memory_format] = []
+        self._leaves: list[Any] = [None] * len(leaves)  # what all images share, at its place
+        for place, pair in enumerate(zip(leaves, more, strict=True)):
+            shape = shape_of(*pair)
+            if isinstance(shape, Shape) and shape.is_per_image:
+                self._per_image.append(place)
+                self._formats.append(torch.channels_last if _is_channels_last(pair[0]) else torch.contiguous_format)
+            elif _is_same(*pair):
+                self._leaves[place] = pair[0]
+            else:
+                raise ValueError(f"{path}: an input depends on the number of images")
+        if not self._per_image:
+            raise ValueError(f"{path}: no input depends on the images")
+        self._fed: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def depth(self) -> int:
+        """Modules that run before it: the order of the cuts of a network."""
+        return len(self._before)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all weights and buffers in front of the cut, and of their order in memory, when first asked for."""
+        tensors: dict[str, torch.Tensor] = {}
+        for path in self._before:
+            module = self._model.get_submodule(path)
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None:
+                    tensors[_plain(f"{path}.{name}")] = tensor
+        digest = hashlib.blake2b(digest_size=16)
+        for name, value in sorted(hash_tensors(tensors).items()):
+            digest.update(f"{name} {tuple(tensors[name].shape)} {_is_channels_last(tensors[name])} ".encode() + value)
+        return digest.hexdigest()
+
+    @contextmanager
+    def reached(self, tell: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
+        """Tell what enters the module in forward passes, tensors with one row per image, (B, ...)."""
+
+        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
+            leaves = pytree.tree_leaves((args, kwargs))
+            tell(tuple(leaves[place] for place in self._per_image))
+
+        handle = self._module.register_forward_pre_hook(hook, with_kwargs=True)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def feed(self, activations: Sequence[torch.Tensor]) -> None:
+        """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...)."""
+        self._fed = tuple(activations)
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Let forward passes start at the cut, from what was fed; of the pixels only the number counts."""
+        with ExitStack() as undo:
+            for name in self._answers:
+                undo.enter_context(_forward(self._model.get_submodule(name), self._answering(name)))
+            undo.enter_context(_forward(self._module, self._entering_with(self._module.forward)))
+            yield
+        self._fed = ()
+
+    def _entering(self, pixels: torch.Tensor) -> Any:
+        found: list[Any] = []
+
+        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
+            found.append((args, kwargs))
+            raise _Reached
+
+        handle = self._module.register_forward_pre_hook(note, with_kwargs=True)
+        try:
+            with torch.no_grad():
+                self._model(pixel_values=pixels)
+        except _Reached:
+            return found[0]
+        finally:
+            handle.remove()
+        raise ValueError(f"{self.path}: not reached")
+
+    def _entering_with(self, forward: Any) -> Any:
+        def enter(*_: Any, **__: Any) -> Any:
+            leaves = list(self._leaves)
+            for place, tensor, memory_format in zip(self._per_image, self._fed, self._formats, strict=True):
+                leaves[place] = tensor.contiguous(memory_format=memory_format)
+            args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+            return forward(*args, **kwargs)
+
+        return enter
+
+    def _answering(self, name: str) -> Any:
+        def answer(*_: Any, **__: Any) -> Any:
+            images, device = len(self._fed[0]), self._fed[0].device
+            return pytree.tree_map(
+                lambda leaf: leaf.placeholder(images, device) if isinstance(leaf, Shape) else leaf,
+                self._answers[name],
+            )
+
+        return answer
+
+
+class Prefix(nn.Module):
+    """The network in front of some cuts: images -> what enters each of them."""
+
+    def __init__(self, model: nn.Module, cuts: Sequence[Cut]) -> None:
+        """Choose where it ends.
+
+        Args:
+            model: The classifier, in evaluation mode.
+            cuts: In forward order.
+        """
+        super().__init__()
+        self.model = model
+        self._cuts = tuple(cuts)
+
+    @property
+    def end(self) -> str:
+        """Path of the last cut."""
+        return self._cuts[-1].path
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the activations of images, (B, C, H, W).
+
+        Returns:
+            The tensors that enter each cut, one cut after the other, each (B, ...).
+        """
+        found: dict[Cut, tuple[torch.Tensor, ...]] = {}
+
+        def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
+            found[cut] = tensors
+            if cut is self._cuts[-1]:
+                raise _Reached
+
+        with ExitStack() as undo:
+            for cut in self._cuts:
+                undo.enter_context(cut.reached(partial(note, cut)))
+            with suppress(_Reached):
+                self.model(pixel_values=pixels)
+        return tuple(tensor for cut in self._cuts for tensor in found[cut])
+
+
+def find_cut(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") -> Cut | None:
+    """The last cut in front of everything that trains.
+
+    Args:
+        model: The classifier as `prepare_phase` left it. Gradients, modes, buffers and the random state stay.
+        pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
+        batchnorm: The phase's.
+
+    Returns:
+        The cut, or None where nothing can be computed in advance.
+    """
+    pixels = _noise(pixels)
+    with _as_before(model):
+        calls = trace(model.eval(), pixels)
+        first = min(calls[_called(owner, calls)].entered for owner in _owners_of_trainable(model))
+        paths = [path for path, call in calls.items() if path and call.times == 1 and call.entered <= first]
+        for path in sorted(paths, key=lambda path: -calls[path].entered)[:_TRIES]:
+            try:
+                cut = Cut(model.eval(), path, calls, pixels)
+            except ValueError:
+                continue
+            if _is_clean(model, cut, pixels, batchnorm):
+                return cut
+    return None
+
+
+def cut_at(model: nn.Module, path: str, pixels: torch.Tensor) -> Cut:
+    """The cut in front of a module where `find_cut` has found one, of another copy of the network.
+
+    Args:
+        model: The classifier. Modes and buffers stay.
+        path: The other cut's.
+        pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
+    """
+    pixels = _noise(pixels)
+    with _as_before(model):
+        return Cut(model, path, trace(model.eval(), pixels), pixels)
+
+
+def _noise(pixels: torch.Tensor) -> torch.Tensor:
+    """Two images of the same shape, (2, C, H, W), that no two places of a network take for the same."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn((2, *pixels.shape[1:]), generator=generator).to(pixels)
+
+
+def _plain(name: str) -> str:
+    """A tensor's name without what an adapter adds to it."""
+    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
+
+
+def _is_channels_last(tensor: torch.Tensor) -> bool:
+    """Whether only channels-last order describes the memory of a tensor; a 1x1 convolution's fits both."""
+    if tensor.ndim != 4 or tensor.is_contiguous():
+        return False
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _is_same(two: Any, three: Any) -> bool:
+    if isinstance(two, torch.Tensor):
+        return two.shape == three.shape and torch.equal(two, three)
+    return type(two) is type(three) and bool(two == three)
+
+
+def _skippable(calls: Mapping[str, Call], entered: int) -> list[str]:
+    """The outermost modules that had run to their end by then, once."""
+    over = {path for path, call in calls.items() if call.left < entered}
+    return [path for path in over if calls[path].times == 1 and not any(path.startswith(f"{p}.") for p in over)]
+
+
+def _owners_of_trainable(model: nn.Module) -> set[str]:
+    return {name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _called(path: str, calls: Mapping[str, Call]) -> str:
+    """The nearest module around, itself included, that is called: an adapter's weights may lie in one that isn't."""
+    while path not in calls:
+        path = path.rpartition(".")[0]
+    return path
+
+
+def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> bool:
+    """Whether the network, set up to train, has the same logits and all its gradients without its front part."""
+    model.eval()  # as when activations are recorded
+    with torch.no_grad():
+        activations = Prefix(model, [cut])(pixels)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.train()
+    for module in held_modules(model, batchnorm):
+        module.training = False
+    with _without_zeros(trainable), torch.random.fork_rng(), torch.enable_grad():
+        torch.manual_seed(0)
+        whole = model(pixel_values=pixels).logits.detach()  # (2, K)
+        torch.manual_seed(0)
+        with cut.bypassed():
+            cut.feed(activations)
+            replayed = model(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits  # (2, K)
+        gradients = torch.autograd.grad(replayed.sum(), trainable, allow_unused=True)
+    if any(gradient is None or not gradient.isfinite().all() for gradient in gradients):
+        return False
+    return float((whole - replayed.detach()).abs().max()) <= _TOLERANCE * float(whole.abs().max())
+
+
+def placeholder_pixels(shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """Pixels of a shape without memory, for a network that starts at a cut."""
+    return torch.zeros((), device=device).expand(tuple(shape))
+
+
+@contextmanager
+def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
+    """Let one module, and not its class, compute something else."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before
+
+
+@contextmanager
+def _without_zeros(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Give parameters that start at zero (a new head, an adapter) values for a while: they would hide all before."""
+    zeros = [parameter for parameter in parameters if not parameter.any()]
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        for parameter in zeros:
+            parameter.normal_()
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in zeros:
+                parameter.zero_()
+
+
+@contextmanager
+def _as_before(model: nn.Module) -> Iterator[None]:
+    """Put modes and buffers back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for buffer, value in buffers:
+            buffer.copy_(value)

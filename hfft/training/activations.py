@@ -1,0 +1,81 @@
+"""A phase's images as recorded activations, and the batches that a network takes that starts from them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from hfft.data.batches import FILLER, IGNORED
+from hfft.model.cut import Cut, placeholder_pixels
+from hfft.training.recordings import Recording
+
+
+class RecordedExamples(Dataset[dict[str, Any]]):
+    """The activations of a split in the place of its images; epochs take turns with the views."""
+
+    def __init__(self, views: Sequence[Recording], labels: Sequence[int]) -> None:
+        """Wrap the recordings.
+
+        Args:
+            views: One recording per view, with one row per image.
+            labels: Of the images.
+        """
+        self.epoch = 0
+        self.labels = labels
+        self.views = views
+
+    def __len__(self) -> int:
+        """Images in the split."""
+        return len(self.labels)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and with it the view."""
+        self.epoch = epoch
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The `activations` of one image and its `label`; FILLER is the first image, counting for nothing."""
+        if index == FILLER:
+            return {**self[0], "label": IGNORED}
+        return {"activations": self.views[self.epoch % len(self.views)][index], "label": self.labels[index]}
+
+
+class Replayed:
+    """A phase's data as activations, and the cut at which its network takes them."""
+
+    def __init__(
+        self, cut: Cut, train: RecordedExamples, validation: RecordedExamples | None, shape: Sequence[int]
+    ) -> None:
+        """Put them together.
+
+        Args:
+            cut: Where the network starts.
+            train: Training images.
+            validation: Validation images, if there are any.
+            shape: Of an image as the network takes it, (C, H, W).
+        """
+        self.cut = cut
+        self.train = train
+        self.validation = validation
+        self._shape = tuple(shape)
+
+    def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Stack examples: `activations`, tensors (B, ...); `labels` (B,); and, for the Trainer, no pixels, (B, 0).
+
+        Fillers are left out, but for one where there is nothing else.
+        """
+        examples = [example for example in examples if example["label"] != IGNORED] or examples[:1]
+        leaves = zip(*(example["activations"] for example in examples), strict=True)
+        return {
+            "pixel_values": torch.empty(len(examples), 0),
+            "activations": tuple(torch.stack(leaf) for leaf in leaves),
+            "labels": torch.tensor([example["label"] for example in examples]),
+        }
+
+    def feed(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """Hand a batch's activations to the cut; returns what the network is called with."""
+        inputs = dict(inputs)
+        activations = inputs.pop("activations")
+        self.cut.feed(activations)
+        shape = (len(activations[0]), *self._shape)
+        return {**inputs, "pixel_values": placeholder_pixels(shape, activations[0].device)}

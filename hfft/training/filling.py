@@ -1,0 +1,88 @@
+"""One pass over some images through the frozen part of a network, into recordings, shared by all processes."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hfft.data.batches import Examples
+from hfft.training.recordings import Recorder
+
+Compute = Callable[[torch.Tensor], Sequence[Sequence[torch.Tensor]]]
+"""Pixels (B, C, H, W) -> for each recorder the tensors of B rows that it writes; B is always the same."""
+
+
+def fill(
+    recorders: Sequence[Recorder], compute: Compute, examples: Examples, *, batch: int, workers: int, title: str
+) -> None:
+    """Write what is missing of some recordings of the same images; to finish them is left to the caller.
+
+    Args:
+        recorders: Made with this batch size.
+        compute: The frozen part.
+        examples: The images, in the order of the rows.
+        batch: Images per forward pass; the last batch is filled up with copies of its last image.
+        workers: Processes that read images.
+        title: Shown beside the progress.
+
+    Raises:
+        OSError: In every process, if one of them couldn't write.
+    """
+    state = PartialState()
+    first, stop = (len(examples) * (state.process_index + end) // state.num_processes for end in (0, 1))
+    writers = [
+        _Writer(recorder, recorder.missing([span for span in recorder.spans if first <= span.start < stop]))
+        for recorder in recorders
+    ]
+    begins = sorted({begin for writer in writers for span in writer.spans for begin in span[::batch]})
+    problem: str | None = None
+    try:
+        for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
+            for writer, tensors in zip(writers, outputs, strict=True):
+                writer.add(rows, tensors)
+    except OSError as error:
+        problem = str(error)
+    problems = [found for found in gather_object([problem]) if found is not None]
+    if problems:
+        raise OSError(problems[0])
+
+
+class _Writer:
+    """Gathers batches until the rows of a file are complete."""
+
+    def __init__(self, recorder: Recorder, spans: Sequence[range]) -> None:
+        self.spans = spans
+        self._recorder = recorder
+        self._batches: list[Sequence[torch.Tensor]] = []
+
+    def add(self, rows: range, tensors: Sequence[torch.Tensor]) -> None:
+        span = next((span for span in self.spans if rows.start in span), None)
+        if span is None:
+            return
+        self._batches.append([tensor[: len(rows)].cpu() for tensor in tensors])
+        if rows.stop == span.stop:
+            self._recorder.write(span, [torch.cat(leaf) for leaf in zip(*self._batches, strict=True)])
+            self._batches = []
+
+
+def _pass(
+    begins: Sequence[int], compute: Compute, examples: Examples, *, batch: int, workers: int, title: str
+) -> Iterator[tuple[range, Sequence[Sequence[torch.Tensor]]]]:
+    """The rows of each batch, and what is computed from them."""
+    spans = [range(begin, min(begin + batch, len(examples))) for begin in begins]
+    batches = [list(span) for span in spans]
+    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_pixels, num_workers=workers)
+    device, images = PartialState().device, sum(map(len, spans))
+    hidden = None if PartialState().is_main_process else True  # None hides it where nobody watches a terminal
+    with tqdm(total=images, desc=title, unit=" images", disable=hidden) as bar:
+        for span, pixels in zip(spans, loader, strict=True):
+            filled = torch.cat([pixels, pixels[-1:].expand(batch - len(pixels), *pixels.shape[1:])])
+            yield span, compute(filled.to(device))
+            bar.update(len(span))
+
+
+def _pixels(examples: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)

@@ -1,0 +1,247 @@
+"""Replay: what enters the part that a phase trains is computed once, for this phase, later ones and later runs."""
+
+import copy
+import math
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from transformers import TrainingArguments
+
+from hfft.files import read_json, write_json
+from hfft.model.cut import Cut, Prefix, cut_at, find_cut
+from hfft.model.engine import Engine, choose_engine
+from hfft.recipe.spec import PhaseSpec, ReplaySpec
+from hfft.training.activations import RecordedExamples, Replayed
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.plan import duration, prepare_phase
+from hfft.training.recordings import Recording
+from hfft.training.shelf import Boundary, Job, Origin, Place, Shelf, on_main
+
+MOST_VIEWS = 4  # of `views: auto`; docs/performance.md has the measurement
+_WORTH = 0.2  # share of a training step that the frozen part must take
+_BATCH = 32  # images per forward pass of an engine that needn't do as training does
+_ENGINES = {"auto": ("onnxruntime", "torch traced", "torch")}  # whose recordings serve, where several do
+
+_LOG = get_logger(__name__)
+
+
+class _Declined(Exception):
+    """Why a phase isn't replayed."""
+
+
+class Replay:
+    """What a run replays: decides for each phase, and records for it and for those that come after."""
+
+    def __init__(self, spec: ReplaySpec, folder: Path, phases: Sequence[PhaseSpec], origin: Origin) -> None:
+        """Set up for a run.
+
+        Args:
+            spec: The recipe's.
+            folder: Where recordings are kept.
+            phases: Of the recipe.
+            origin: What the images are made from.
+        """
+        self._spec = spec
+        self._shelf = Shelf(spec, folder, origin)
+        self._phases = phases
+        self._origin = origin
+
+    def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, stage: Stage) -> Replayed | None:
+        """The data of a phase as activations, computed now where they aren't recorded.
+
+        The engine that was chosen is noted in the phase's folder: a phase that is continued goes on in the same way.
+
+        Args:
+            model: As `prepare_phase` left it.
+            data: Of the phase.
+            arguments: Of the phase.
+            stage: The phase.
+
+        Returns:
+            None where every step computes the whole network; the log says why.
+        """
+        note, title = stage.folder / "replay.json", stage.title
+        engine = read_json(note)["engine"] if note.is_file() else self._spec.engine
+        if engine is None:
+            return None
+        job = Job(model.to(arguments.device), data, arguments, title)
+        replayed = None
+        try:
+            replayed, engine = self._open(job, stage.number, engine)
+        except _Declined as reason:
+            engine = None
+            _LOG.info(f"{title}: every step computes the whole network: {reason}")
+        except OSError as error:
+            engine = None
+            _LOG.warning(
+                f"{title}: every step computes the whole network, as recording its activations failed: {error}"
+            )
+        PartialState().wait_for_everyone()  # all have read the note
+        if PartialState().is_main_process:
+            stage.folder.mkdir(parents=True, exist_ok=True)
+            write_json(note, {"engine": engine})
+        return replayed
+
+    def _open(self, job: Job, number: int, asked: str) -> tuple[Replayed, str]:
+        if job.data.collate.mixup > 0:
+            raise _Declined("mixup mixes the pixels of several images")
+        pixels = job.pixels(1)
+        cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
+        if cut is None:
+            raise _Declined("nothing that is frozen comes before all that trains")
+        own = Boundary(cut, self._views(number, job))
+        places = [Place("train", view) for view in range(own.views)]
+        places += [Place("validation")] if job.data.validation is not None else []
+        for engine in _ENGINES.get(asked, (asked,)):
+            found = self._shelf.find(job, cut, places, engine)
+            if found is not None:
+                _LOG.info(f"{job.title}: replays what enters {cut.path}, recorded before")
+                return _replayed(job, cut, found, pixels), engine
+        found, engine = self._record(job, number, own, places, asked)
+        return _replayed(job, cut, found, pixels), engine
+
+    def _record(
+        self, job: Job, number: int, own: Boundary, places: Sequence[Place], asked: str
+    ) -> tuple[dict[Place, Recording], str]:
+        """Record what a phase needs, and what later phases need of the same images."""
+        is_exact = asked == "torch"
+        batch = job.arguments.per_device_train_batch_size
+        sample = job.pixels(batch if is_exact else max(batch, _BATCH))
+        boundaries = sorted([own, *self._later(job, number, own)], key=lambda boundary: boundary.cut.depth)
+        shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample)
+        share = shares[own.cut]
+        if self._spec.mode == "auto":
+            if share < _WORTH:
+                raise _Declined(f"what is frozen takes {share:.0%} of a step")
+            boundaries = [boundary for boundary in boundaries if shares[boundary.cut] >= _WORTH]
+        sizes = {b.cut: sum(b.wants(place) * len(job.splits[place.split]) for place in places) for b in boundaries}
+        leaves = {b.cut: [self._shelf.leaf(tensor) for tensor in rows[b.cut]] for b in boundaries}
+        sizes = {cut: count * sum(leaf.bytes for leaf in leaves[cut]) for cut, count in sizes.items()}
+        if not self._shelf.has_room(sum(sizes.values())):
+            boundaries, leaves = [own], {own.cut: leaves[own.cut]}
+            if not self._shelf.has_room(sizes[own.cut]):
+                raise _Declined(
+                    f"{_bytes(sizes[own.cut])} of activations don't fit into replay.budget {self._spec.budget} or on "
+                    "the disk"
+                )
+        prefix = Prefix(job.model, list(leaves)).eval()
+        images = sum(len(job.splits[place.split]) for place in places)
+        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / "engines.json")
+        speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
+        _LOG.info(
+            f"{job.title}: replays what enters {own.cut.path}, as what is frozen takes {share:.0%} of a step; "
+            f"up to {_bytes(sum(sizes[cut] for cut in leaves))}{speed} with {engine.name}"
+        )
+        begun = time.monotonic()
+        recorded = 0
+        for place in places:
+            wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
+            recorded += self._shelf.fill(
+                job, place, leaves, engine.run, engine=engine.name, wanted=wanted, batch=len(sample)
+            )
+        seconds = time.monotonic() - begun
+        _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
+        found = self._shelf.find(job, own.cut, places, engine.name)
+        if found is None:
+            raise OSError("what was recorded can't be read back")
+        return found, engine.name
+
+    def _later(self, job: Job, number: int, own: Boundary) -> list[Boundary]:
+        """What later phases need of the network as it is now: in front of all that the phases before them train."""
+        boundaries: list[Boundary] = []
+        deepest, pixels = own.cut.depth, job.pixels(1)
+        if hasattr(job.model, "peft_config"):
+            return boundaries
+        for later in range(number + 1, len(self._phases)):
+            spec = self._phases[later]
+            network = prepare_phase(copy.deepcopy(job.model), spec, pixels)
+            found = find_cut(network, pixels, spec.batchnorm)
+            if found is None:
+                break
+            cut = cut_at(job.model, found.path, pixels)
+            if cut.depth <= deepest and cut.path not in [boundary.cut.path for boundary in [own, *boundaries]]:
+                boundaries.append(Boundary(cut, self._views(later, job)))
+            deepest = min(deepest, cut.depth)
+        return boundaries
+
+    def _views(self, number: int, job: Job) -> int:
+        """Views of a phase: as many as were asked for, but no more than it has epochs."""
+        if not self._origin.is_random:
+            return 1
+        _, epochs = duration(self._phases[number], len(job.data.train), PartialState().num_processes)
+        return min(math.ceil(epochs), MOST_VIEWS if self._spec.views == "auto" else self._spec.views)
+
+
+def _replayed(job: Job, cut: Cut, found: Mapping[Place, Recording], pixels: torch.Tensor) -> Replayed:
+    views = [recording for place, recording in found.items() if place.split == "train"]
+    train = RecordedExamples(views, list(job.data.train.rows["label"]))
+    validation = None
+    if job.data.validation is not None:
+        validation = RecordedExamples([found[Place("validation")]], list(job.data.validation.rows["label"]))
+    return Replayed(cut, train, validation, pixels.shape[1:])
+
+
+def _measure(
+    job: Job, cuts: Sequence[Cut], pixels: torch.Tensor
+) -> tuple[dict[Cut, float], dict[Cut, tuple[torch.Tensor, ...]]]:
+    """For each cut, the share of a training step that is spent in front of it, and what enters it.
+
+    A backward pass is taken for twice the forward pass of what trains; what is frozen has none.
+    """
+    rows: dict[Cut, tuple[torch.Tensor, ...]] = {}
+    ends: dict[Cut, float] = {}
+    model, begun, end = job.model.eval(), 0.0, 0.0
+
+    def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
+        rows[cut], ends[cut] = tensors, _now()
+
+    with torch.no_grad(), job.precision(), ExitStack() as undo:
+        for cut in cuts:
+            undo.enter_context(cut.reached(partial(note, cut)))
+        for _ in range(2):  # the first pass warms up
+            begun = _now()
+            model(pixel_values=pixels)
+            end = _now()
+    shares = [(ends[cut] - begun) / (ends[cut] - begun + 3 * (end - ends[cut])) for cut in cuts]
+    return dict(zip(cuts, on_main(lambda: shares), strict=True)), rows
+
+
+def _now() -> float:
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
+def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, images: int, memory: Path) -> Engine:
+    """The engine of the pass, the same in every process."""
+    if job.autocast is torch.float16:
+        return Engine("torch", partial(_run, job, prefix), None, 0.0)
+    config = job.model.config
+    options = {
+        "bfloat16": job.autocast is torch.bfloat16,
+        "images": images,
+        "memory": memory if PartialState().is_main_process else None,
+        "key": f"{config.model_type} {config.name_or_path} to {prefix.end}",
+    }
+    if asked == "auto":
+        engine = choose_engine(prefix, sample, asked=asked, **options) if PartialState().is_main_process else None
+        asked = on_main(lambda: "" if engine is None else engine.name)
+        if engine is not None:
+            return engine
+    return choose_engine(prefix, sample, asked=asked, **options)
+
+
+def _run(job: Job, prefix: Prefix, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    with torch.no_grad(), job.precision():
+        return prefix(pixels)
+
+
+def _bytes(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB"

@@ -1,0 +1,292 @@
+"""The recordings of a run: what they are called, which are there, whether there is room, and filling them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from hfft.data.batches import Examples
+from hfft.errors import TrainingError
+from hfft.model.cut import Cut
+from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.training.filling import fill
+from hfft.training.phase_data import PhaseData
+from hfft.training.recordings import Leaf, Recorder, Recording, find_recording, locked, make_room
+
+Run = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a config says that changes nothing in front of the head; transformers sets the last two when it saves a model.
+_BESIDES = (
+    "id2label",
+    "label2id",
+    "label_names",
+    "num_labels",
+    "num_classes",
+    "problem_type",
+    "architectures",
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "use_cache",
+)
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What activations are made from, besides the network.
+
+    Attributes:
+        fingerprints: Split name to a hash of its images.
+        processor: The image processor, in words.
+        augment: Of training images.
+        seed: Of the augmentation.
+        versions: Of the packages that compute them.
+    """
+
+    fingerprints: Mapping[str, str]
+    processor: str
+    augment: AugmentSpec
+    seed: int
+    versions: Mapping[str, str]
+
+    @property
+    def is_random(self) -> bool:
+        """Whether a training image looks different in each epoch."""
+        return self.augment != AugmentSpec()
+
+    def pixels(self, place: "Place") -> dict[str, Any]:
+        """All that the pixels of a split and view depend on."""
+        content = {
+            "images": self.fingerprints[place.split],
+            "processor": self.processor,
+            "versions": dict(self.versions),
+        }
+        if place.split == "train" and self.is_random:
+            content |= {"augment": vars(self.augment), "seed": self.seed, "view": place.view}
+        return content
+
+
+@dataclass(frozen=True)
+class Place:
+    """One version of the images of a split: the augmentation of epoch `view` for training images."""
+
+    split: str
+    view: int = 0
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """A cut, and how many views of each training image a phase wants there."""
+
+    cut: Cut
+    views: int
+
+    def wants(self, place: Place) -> bool:
+        """Whether the phase needs these images."""
+        return place.split != "train" or place.view < self.views
+
+
+@dataclass(frozen=True)
+class Job:
+    """A phase that may be replayed; `model` as `prepare_phase` left it, on the device."""
+
+    model: Any
+    data: PhaseData
+    arguments: TrainingArguments
+    title: str
+
+    @property
+    def splits(self) -> dict[str, Examples]:
+        """Images by split name."""
+        validation = self.data.validation
+        return {"train": self.data.train} | ({} if validation is None else {"validation": validation})
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type that the phase computes in, if it isn't float32."""
+        return torch.bfloat16 if self.arguments.bf16 else torch.float16 if self.arguments.fp16 else None
+
+    def precision(self) -> torch.autocast:
+        """What the phase computes under."""
+        return torch.autocast(self.arguments.device.type, self.autocast, enabled=self.autocast is not None)
+
+    def pixels(self, count: int) -> torch.Tensor:
+        """The first training images, over again where there are fewer, (count, C, H, W), on the device."""
+        examples = self.data.train
+        images = [examples[number]["pixel_values"] for number in range(min(count, len(examples)))]
+        return torch.stack([images[number % len(images)] for number in range(count)]).to(self.arguments.device)
+
+
+class Shelf:
+    """A folder of recordings, as one run uses it."""
+
+    def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin) -> None:
+        """Choose the folder.
+
+        Args:
+            spec: The recipe's.
+            folder: Where recordings are kept.
+            origin: What the images are made from.
+        """
+        self.folder = folder
+        self._spec = spec
+        self._origin = origin
+
+    def find(self, job: Job, cut: Cut, places: Sequence[Place], engine: str) -> dict[Place, Recording] | None:
+        """The recordings of these images at a cut, if all are there and whole."""
+        keys = {place: self._key(job, cut, place, engine) for place in places}
+
+        def look() -> dict[Place, Recording] | None:
+            found: dict[Place, Recording] = {}
+            for place, key in keys.items():
+                with locked(self.folder, key):
+                    recording = find_recording(self.folder, key)
+                if recording is None:
+                    return None
+                found[place] = recording
+            return found
+
+        return on_main(look)
+
+    def leaf(self, tensor: torch.Tensor) -> Leaf:
+        """How a tensor that enters a cut, (B, ...), is kept."""
+        return Leaf(_DTYPES.get(self._spec.dtype, tensor.dtype), tuple(tensor.shape[1:]))
+
+    def has_room(self, needed: int) -> bool:
+        """Whether so many bytes fit into the budget and on the disk, once recordings that are old have gone."""
+        return on_main(lambda: make_room(self.folder, needed, self._spec.budget_bytes))
+
+    def fill(
+        self,
+        job: Job,
+        place: Place,
+        leaves: Mapping[Cut, Sequence[Leaf]],
+        run: Run,
+        *,
+        engine: str,
+        wanted: Sequence[Cut],
+        batch: int,
+    ) -> int:
+        """Record some images at some cuts in one pass.
+
+        Args:
+            job: The phase.
+            place: The images.
+            leaves: What enters each cut that `run` goes through, in forward order.
+            run: Pixels of `batch` images -> what enters the cuts.
+            engine: Name of what runs.
+            wanted: The cuts that are to be recorded.
+            batch: Images at once.
+
+        Returns:
+            Images that were computed for it; 0 where all had been recorded before.
+
+        Raises:
+            OSError: In every process, if one of them couldn't write.
+        """
+        examples = job.splits[place.split]
+        examples.set_epoch(place.view)
+        keys = {cut: self._key(job, cut, place, engine) for cut in wanted}
+        with self._alone(list(keys.values())):
+            there = on_main(lambda: [find_recording(self.folder, key) is not None for key in keys.values()])
+            missing = [cut for cut, is_there in zip(keys, there, strict=True) if not is_there]
+            recorders = {
+                cut: Recorder(
+                    self.folder,
+                    keys[cut],
+                    rows=len(examples),
+                    leaves=leaves[cut],
+                    about=self._about(job, cut, place, engine),
+                    batch=batch,
+                )
+                for cut in missing
+            }
+
+            def compute(pixels: torch.Tensor) -> list[list[torch.Tensor]]:
+                outputs = dict(zip(leaves, divided(run(pixels), leaves), strict=True))
+                return [[_kept(*pair) for pair in zip(outputs[cut], leaves[cut], strict=True)] for cut in missing]
+
+            if missing:
+                workers = job.arguments.dataloader_num_workers
+                title = f"{job.title}: recording {place.split} images"
+                fill(list(recorders.values()), compute, examples, batch=batch, workers=workers, title=title)
+                PartialState().wait_for_everyone()
+                on_main(lambda: [recorder.finish() for recorder in recorders.values()])
+        return len(examples) if missing else 0
+
+    @contextmanager
+    def _alone(self, keys: Sequence[str]) -> Iterator[None]:
+        """Let no other run fill these recordings meanwhile; the main process holds the locks for all of this run."""
+        with ExitStack() as held:
+            if PartialState().is_main_process:
+                for key in sorted(keys):  # in one order, so that two runs don't wait for each other
+                    held.enter_context(locked(self.folder, key))
+            PartialState().wait_for_everyone()
+            yield
+
+    def _key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
+        config = {name: value for name, value in job.model.config.to_dict().items() if name not in _BESIDES}
+        content = {
+            "network": cut.fingerprint,
+            "config": config,
+            "entering": cut.path,
+            "pixels": self._origin.pixels(place),
+            "precision": str(job.autocast),
+            "engine": engine,
+            "dtype": self._spec.dtype,
+        }
+        return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+    def _about(self, job: Job, cut: Cut, place: Place, engine: str) -> dict[str, Any]:
+        config = job.model.config
+        return {
+            "network": f"{config.model_type} {config.name_or_path}".strip(),
+            "entering": cut.path,
+            "split": place.split,
+            "view": place.view,
+            "precision": str(job.autocast or torch.float32).removeprefix("torch."),
+            "engine": engine,
+        }
+
+
+def divided(outputs: Sequence[torch.Tensor], leaves: Mapping[Cut, Sequence[Leaf]]) -> list[Sequence[torch.Tensor]]:
+    """What a Prefix returns, cut by cut."""
+    ends = [0]
+    for cut in leaves:
+        ends.append(ends[-1] + len(leaves[cut]))
+    return [outputs[begin:end] for begin, end in pairwise(ends)]
+
+
+def on_main(ask: Callable[[], _Value]) -> _Value:
+    """What the main process finds, in every process.
+
+    Raises:
+        OSError: In every process, if the main process raised one.
+    """
+    answer: list[Any] = [None, None]
+    if PartialState().is_main_process:
+        try:
+            answer = [ask(), None]
+        except OSError as error:
+            answer = [None, str(error)]
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise OSError(answer[1])
+    return answer[0]
+
+
+def _kept(tensor: torch.Tensor, leaf: Leaf) -> torch.Tensor:
+    kept = tensor.to(leaf.dtype)
+    if kept.dtype != tensor.dtype and not kept.isfinite().all():
+        raise TrainingError(f"replay.dtype: {leaf.dtype} can't hold these activations; bfloat16 has a wider range")
+    return kept

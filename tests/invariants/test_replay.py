@@ -1,0 +1,173 @@
+"""Replay changes the time, not the result."""
+
+import logging
+
+import pytest
+import tiny
+import torch
+import toy
+from transformers import TrainerCallback
+
+from hfft.data.batches import Examples
+from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.training import filling
+from hfft.training.phase_data import Stage
+from hfft.training.phases import run_phase
+
+EXACT = ReplaySpec(mode="force", engine="torch")
+FLIPS = AugmentSpec(flip="both")
+
+
+def train(family, folder, *, replay, phases, augment=None, **changes):
+    """Weights after some phases, one from the other."""
+    model = tiny.build(family, **changes)
+    specs = [PhaseSpec(name=f"p{number}", **phase) for number, phase in enumerate(phases)]
+    feeding = None if replay is None else toy.replay_of(replay, folder / "recordings", specs, augment)
+    data = toy.phase_data(train=32, validation=16, augment=augment)
+    for number, spec in enumerate(specs):
+        stage = Stage(number=number, spec=spec, folder=folder / str(number), title=spec.name, seed=0)
+        model, _ = run_phase(model, stage, data, replay=feeding)
+    return model.state_dict()
+
+
+def arguments(**more):
+    return {"num_train_epochs": 3, "learning_rate": 1e-2, "dataloader_num_workers": 0, **more}
+
+
+TWO = (
+    {"unfreeze": "head", "arguments": arguments()},
+    {"unfreeze": {"blocks": 2}, "arguments": arguments(learning_rate=1e-3)},
+)
+
+
+@pytest.mark.parametrize(
+    "family", ["vit", "convnext", "resnet", "swin", "efficientnet", "mobilenet_v2", "timm_wrapper"]
+)
+@pytest.mark.parametrize("augment", [None, FLIPS], ids=["still", "flipped"])
+def test_the_weights_are_those_of_the_plain_run(family, augment, tmp_path):
+    """Two phases; as many views as epochs; dropout in what trains."""
+    plain = train(family, tmp_path / "plain", replay=None, phases=TWO, augment=augment)
+    replayed = train(family, tmp_path / "replayed", replay=EXACT, phases=TWO, augment=augment)
+    before = tiny.build(family).state_dict()
+    assert sum(not torch.equal(plain[name], before[name]) for name in before) > 4
+    for name in plain:
+        assert torch.equal(replayed[name], plain[name]), name
+
+
+@pytest.mark.parametrize("family", ["vit", "convnext"])
+def test_with_an_adapter(family, tmp_path):
+    phases = [{"adapter": AdapterSpec(on="all", blocks=2, lora_dropout=0.1, r=2), "arguments": arguments()}]
+    plain = train(family, tmp_path / "plain", replay=None, phases=phases)
+    replayed = train(family, tmp_path / "replayed", replay=EXACT, phases=phases)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
+def counted(monkeypatch):
+    """Images that are computed for recordings from now on."""
+    computed = []
+    inner = filling._pass
+
+    def count(begins, compute, examples, **options):
+        for rows, outputs in inner(begins, compute, examples, **options):
+            computed.append(len(rows))
+            yield rows, outputs
+
+    monkeypatch.setattr(filling, "_pass", count)
+    return computed
+
+
+def test_one_pass_serves_the_whole_recipe_and_later_runs(tmp_path, monkeypatch):
+    computed = counted(monkeypatch)
+    first = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
+    assert sum(computed) == 32 + 16  # training and validation images, once, for both phases
+    for number in range(2):
+        (tmp_path / "run" / str(number)).rename(tmp_path / f"before {number}")
+    again = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
+    assert sum(computed) == 32 + 16
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_as_many_passes_as_views(tmp_path, monkeypatch):
+    computed = counted(monkeypatch)
+    two_views = ReplaySpec(mode="force", engine="torch", views=2)
+    train("vit", tmp_path / "run", replay=two_views, phases=TWO, augment=FLIPS)
+    assert sum(computed) == 2 * 32 + 16  # three epochs take turns with two views
+
+
+def test_other_weights_are_not_replayed(tmp_path, monkeypatch):
+    """The second phase releases more than the first one left frozen."""
+    phases = (
+        {"unfreeze": {"blocks": 2}, "arguments": arguments()},
+        {"unfreeze": "head", "arguments": arguments()},
+    )
+    computed = counted(monkeypatch)
+    plain = train("vit", tmp_path / "plain", replay=None, phases=phases)
+    replayed = train("vit", tmp_path / "run", replay=EXACT, phases=phases)
+    assert sum(computed) == 2 * (32 + 16)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
+def test_a_file_cut_short_is_computed_again(tmp_path, monkeypatch, caplog):
+    computed = counted(monkeypatch)
+    first = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
+    files = (tmp_path / "run/recordings").rglob("*.safetensors")
+    damaged = max(files, key=lambda path: path.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-1000])
+    for number in range(2):
+        (tmp_path / "run" / str(number)).rename(tmp_path / f"before {number}")
+    again = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
+    assert sum(computed) == 48 + 32  # the training images, at one of two boundaries
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert "damaged (" in caplog.text
+    assert "computed again" in caplog.text
+
+
+def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
+    plain = train("vit", tmp_path / "plain", replay=None, phases=TWO)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("hfft.training.recordings._publish", full)
+    replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+    assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text
+
+
+def test_too_small_a_budget_ends_in_the_plain_run(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    plain = train("vit", tmp_path / "plain", replay=None, phases=TWO)
+    small = ReplaySpec(mode="force", engine="torch", budget="1kB")
+    replayed = train("vit", tmp_path / "run", replay=small, phases=TWO)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+    assert "don't fit into replay.budget 1kB" in caplog.text
+
+
+class Stop(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 6:
+            raise KeyboardInterrupt
+
+
+def test_a_stopped_phase_goes_on_from_its_recordings(tmp_path):
+    options = {"data": toy.phase_data(train=32, validation=16), "replay": EXACT, "arguments": arguments()}
+    whole, _ = toy.run(tiny.build("vit"), tmp_path / "whole/0", **options)
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(tiny.build("vit"), tmp_path / "parts/0", callbacks=[Stop()], **options)
+    parts, _ = toy.run(tiny.build("vit"), tmp_path / "parts/0", **options)
+    whole, parts = whole.state_dict(), parts.state_dict()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_mixup_is_not_replayed(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    data = toy.phase_data(train=16, augment=AugmentSpec(mixup=0.4))
+    toy.run(tiny.build("vit"), tmp_path / "0", data=data, replay=EXACT)
+    assert "mixup mixes the pixels of several images" in caplog.text
+
+
+def test_auto_leaves_cheap_parts_alone(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    toy.run(tiny.build("vit"), tmp_path / "0", replay=ReplaySpec(engine="torch"), unfreeze={"blocks": 4})
+    assert "what is frozen takes" in caplog.text
+    assert isinstance(toy.phase_data().train, Examples)
