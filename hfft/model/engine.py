@@ -14,7 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine that passed the check, not yet timed, and the seconds until its first outputs were there."""
+    """An engine that passed the check, not yet timed, and the seconds until it ran at full speed."""
 
     run: Run
     difference: float
@@ -201,11 +201,7 @@ def _prepare(job: _Job) -> tuple[dict[str, _Candidate], dict[str, str]]:
 
 
 def _build(name: str, job: _Job) -> _Candidate:
-    """Build a candidate and check it.
-
-    Raises:
-        _Refused: If it can't be built or run, or its outputs are not eager torch's.
-    """
+    """Build a candidate and check it; _Refused if it can't be built or run, or computes something else."""
     start = time.perf_counter()
     try:
         bare = _BUILDERS[name](job)
@@ -216,7 +212,8 @@ def _build(name: str, job: _Job) -> _Candidate:
                 outputs = bare(pixels)
             return tuple(output.to(dtype) for output, dtype in zip(outputs, dtypes, strict=True))
 
-        outputs = run(job.pixels)
+        run(job.pixels)
+        outputs = run(job.pixels)  # TorchScript optimizes itself in its second run
     except _Refused:
         raise
     except Exception as error:  # compilers and exporters raise whatever they stumble over
@@ -226,18 +223,13 @@ def _build(name: str, job: _Job) -> _Candidate:
 
 
 def _check(outputs: tuple[Tensor, ...], job: _Job) -> float:
-    """The largest relative difference from eager torch in the run's precision.
-
-    Raises:
-        _Refused: If an output has another shape, or is too far from eager float32.
-    """
+    """The largest relative difference from eager torch in the run's precision; _Refused if it is too large."""
     largest = 0.0
     for number, (output, eager, exact) in enumerate(zip(outputs, job.outputs, job.exact, strict=True)):
         if output.shape != eager.shape:
             raise _Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(eager.shape)}")
-        size = _distance(exact, torch.zeros_like(exact))
+        size, distance = _distance(exact, torch.zeros_like(exact)), _distance(output, exact)
         limit = max(_SPREAD * _distance(eager, exact), _ROUNDING * size)
-        distance = _distance(output, exact)
         if not distance <= limit:  # so that NaN is refused too
             raise _Refused(f"output {number} differs from torch by up to {distance:.2g}; {limit:.2g} is allowed")
         largest = max(largest, _distance(output, eager) / (size or 1.0))
@@ -250,16 +242,11 @@ def _distance(left: Tensor, right: Tensor) -> float:
 
 
 def _insist(job: _Job) -> Engine:
-    """Onnxruntime, not timed.
-
-    Raises:
-        ModelError: If it is refused.
-    """
+    """Onnxruntime, not timed; ModelError if it is refused."""
     try:
         candidate = _build("onnxruntime", job)
     except _Refused as reason:
-        message = f"replay.engine: onnxruntime can't be used: {reason}; `auto` takes the fastest engine that can"
-        raise ModelError(message) from reason
+        raise ModelError(f"replay.engine: onnxruntime can't be used: {reason}; auto takes one that can") from reason
     return Engine("onnxruntime", candidate.run, None, candidate.difference)
 
 
@@ -295,24 +282,21 @@ def _first_to_finish(known: _Rates, images: int) -> str:
 
 
 def _describe(known: _Rates, refused: Mapping[str, str]) -> str:
-    rates = [
-        f"{name} {rate['images_per_second']:.0f} (ready in {rate['setup']:.1f} s)" for name, rate in known.items()
-    ]
+    rates = [f"{name} {it['images_per_second']:.0f} (ready in {it['setup']:.1f} s)" for name, it in known.items()]
     return ", ".join([*rates, *(f"{name} refused: {reason}" for name, reason in refused.items())])
 
 
 def _reuse(known: _Rates, eager: Engine, job: _Job, images: int) -> Engine | None:
     """The engine that an earlier measurement favours; None if it fails now."""
     name = _first_to_finish(known, images)
-    rate = known[name]["images_per_second"]
     if name == _EAGER:
-        return Engine(_EAGER, eager.run, rate, 0.0)
+        return replace(eager, images_per_second=known[_EAGER]["images_per_second"])
     try:
         candidate = _build(name, job)
     except _Refused as reason:
         _LOG.info("frozen pass: %s, remembered as the fastest, is refused now and all are measured: %s", name, reason)
         return None
-    return Engine(name, candidate.run, rate, candidate.difference)
+    return Engine(name, candidate.run, known[name]["images_per_second"], candidate.difference)
 
 
 def _recall(memory: Path | None, place: str) -> _Rates | None:
@@ -368,10 +352,8 @@ def _processor(device: torch.device) -> str:
     """The name of what computes, as the system gives it."""
     if device.type != "cpu":
         return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        lines = []
+    file = Path("/proc/cpuinfo")  # Linux
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 

@@ -203,6 +203,22 @@ def test_other_ways_of_being_wrong(monkeypatch, report, spoil, reason):
     assert reason in report[0]
 
 
+def test_a_program_that_optimizes_itself_in_its_second_run_is_checked_and_timed_after_it(monkeypatch, report):
+    runs = []
+
+    def build(job):
+        def run(pixels):
+            runs.append(1)
+            return tuple(output * (1 if len(runs) == 1 else 2) for output in job.prefix(pixels))
+
+        return run
+
+    offer(monkeypatch, build)
+    choose(prefix())
+    assert "torch traced refused: output 0 differs" in report[0]
+    assert len(runs) == 2
+
+
 class Brightness(nn.Module):
     """Decides by the pixels in Python, which a trace keeps for ever."""
 
