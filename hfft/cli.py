@@ -141,7 +141,12 @@ def _print_plan(plan: Any, title: str) -> None:
         activations = f" + about {plan.activation_bytes / 2**20:,.0f} of activations for {plan.device_batch} images"
     print(f"  memory in float32: {plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW{activations}")
     rows = [
-        (group.part, len(group.names), f"{group.learning_rate:.3g}", f"{group.weight_decay:g}")
+        (
+            group.part,
+            len(group.names),
+            "auto" if group.learning_rate is None else f"{group.learning_rate:.3g}",
+            f"{group.weight_decay:g}",
+        )
         for group in plan.groups
     ]
     _print_table(("part", "tensors", "learning rate", "weight decay"), rows)

@@ -19,6 +19,7 @@ from hfft.data.batches import Collator, Examples
 from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RunError, TrainingError
+from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
@@ -238,6 +239,7 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         validation=None if validation is None else Examples(validation, evaluate_with),
         collate=Collator(augment.mixup, len(images.labels)),
         measure=trainer_metrics(),
+        metrics=METRICS,
         class_weights=class_weights(recipe, images),
     )
 

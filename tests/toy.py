@@ -15,6 +15,7 @@ from PIL import Image
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import _features
 from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.modules import trainer_metrics
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.training.phase_data import PhaseData, Stage
@@ -56,6 +57,7 @@ def phase_data(train: int = 24, validation: int = 12, augment: AugmentSpec | Non
         validation=Examples(rows(validation, seed=1), evaluation_transform(processor)) if validation else None,
         collate=Collator(augment.mixup, len(CLASSES)),
         measure=trainer_metrics(),
+        metrics=METRICS,
     )
 
 

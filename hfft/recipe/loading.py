@@ -257,14 +257,30 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")
     for phase in recipe.phases:
         problems += [f"phases.{phase.name}{problem}" for problem in _phase_contradictions(phase, recipe.data.splits)]
+        if phase.arguments.get("learning_rate") == AUTO:
+            problems += [
+                f"phases.{phase.name}.learning_rate: {problem}" for problem in _search_problems(phase, recipe)
+            ]
     return problems
+
+
+def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
+    """What keeps `learning_rate: auto` from being found."""
+    obstacles = {
+        "is for a phase that trains the head alone": phase.adapter is not None
+        or phase.gradual is not None
+        or phase.unfreeze != "head",
+        "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
+        "needs data.splits.validation": recipe.data.splits.validation is None,
+        "needs data.augment.mixup 0": recipe.data.augment.mixup > 0,
+        "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
+    }
+    return [f"'auto' {problem}" for problem, is_there in obstacles.items() if is_there]
 
 
 def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
     problems = []
     adapter, stopping = phase.adapter, phase.early_stopping
-    if phase.arguments.get("learning_rate") == AUTO and (adapter or phase.gradual or phase.unfreeze != "head"):
-        problems.append(".learning_rate: 'auto' is for a phase that trains the head alone")
     if adapter is not None and phase.unfreeze != "head":
         problems.append(": an adapter trains together with the head only; leave unfreeze out")
     if adapter is not None and phase.layer_decay != 1:

@@ -1,9 +1,11 @@
 """A phase in its place in a run, and what it trains and evaluates on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from hfft.data.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
@@ -18,6 +20,7 @@ class PhaseData:
         validation: Validation images, if there are any.
         collate: Examples to batches.
         measure: Trainer's compute_metrics.
+        metrics: What it computes, by name, each from probabilities (N, K) and labels (N,).
         class_weights: Factor of each class in the loss, (K,); None for 1.
     """
 
@@ -25,6 +28,7 @@ class PhaseData:
     validation: Examples | None
     collate: Collator
     measure: Callable[[Any], dict[str, float]]
+    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
     class_weights: tuple[float, ...] | None = None
 
 

@@ -30,6 +30,7 @@ from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
+from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
 from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress
@@ -37,6 +38,7 @@ from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
+from hfft.training.search import with_rate
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -79,7 +81,7 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
     Raises:
         RecipeError: If transformers refuses a value or a combination.
     """
-    asked = spec.arguments
+    asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
     has_accelerator = torch.accelerator.is_available()
     settings = {
@@ -170,9 +172,11 @@ def run_phase(
         _reload(model, folder, result)
         return model, result
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=data.validation is not None)
+    replayed = None if replay is None else replay.open(model, data, arguments, stage)
+    spec = with_rate(model, data, replayed, arguments, stage)
+    arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
-    replayed = None if replay is None else replay.open(model, data, arguments, stage)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
     for callback in (*callbacks, *_own_callbacks(spec, folder, title, len(data.train))):
         trainer.add_callback(callback)

@@ -12,6 +12,7 @@ from hfft.errors import ModelError, RecipeError
 from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
 from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
+from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
@@ -44,13 +45,13 @@ class Group:
     Attributes:
         part: The part they belong to.
         names: Their names.
-        learning_rate: Highest rate of the schedule.
+        learning_rate: Highest rate of the schedule; None while it is still to be found.
         weight_decay: As AdamW takes it.
     """
 
     part: str
     names: tuple[str, ...]
-    learning_rate: float
+    learning_rate: float | None
     weight_decay: float
 
 
@@ -222,7 +223,8 @@ def parameter_groups(
     depth = len(anatomy.blocks)
     for place, part in enumerate(anatomy.parts):
         below_head = max(depth + 1 - place, 0)  # norm and head: 0, last block: 1, ..., stem: depth + 1
-        rate = arguments["learning_rate"] * spec.layer_decay**below_head
+        asked = arguments["learning_rate"]
+        rate = None if asked == AUTO else asked * spec.layer_decay**below_head
         if part.name == "head" and spec.head_learning_rate is not None:
             rate = spec.head_learning_rate
         names = [name for name in part.tensors if name in parameters and parameters[name].requires_grad]

@@ -1,0 +1,86 @@
+"""`learning_rate: auto`: rate and weight decay of a head phase, chosen among many before it begins."""
+
+import dataclasses
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from transformers import TrainingArguments
+
+from hfft.errors import ModelError, TrainingError
+from hfft.files import read_json, write_json
+from hfft.recipe.arguments import AUTO
+from hfft.recipe.spec import PhaseSpec
+from hfft.training.activations import RecordedExamples, Replayed
+from hfft.training.losses import ImageLoss
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.probe import HeadInputs, search_head
+
+_LOG = get_logger(__name__)
+
+
+def with_rate(
+    model: Any, data: PhaseData, replayed: Replayed | None, arguments: TrainingArguments, stage: Stage
+) -> PhaseSpec:
+    """The phase with numbers in the place of `auto`, found once and kept in its folder (search.json).
+
+    Args:
+        model: As `prepare_phase` left it.
+        data: Of the phase.
+        replayed: What enters the head.
+        arguments: Of the phase.
+        stage: The phase.
+
+    Raises:
+        ModelError: If the head isn't one linear layer behind one vector per image.
+        RecipeError: If the phase has an optimizer or a schedule that can't be tried.
+        TrainingError: If what enters the head isn't recorded, or no rate works.
+    """
+    if stage.spec.arguments.get("learning_rate") != AUTO:
+        return stage.spec
+    note = stage.folder / "search.json"
+    if replayed is None:
+        raise TrainingError(f"{stage.title}: learning_rate: auto needs what enters the head recorded; give a number")
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        found = [read_json(note) if note.is_file() else _search(model, data, replayed, arguments, stage)]
+        write_json(note, found[0])
+    broadcast_object_list(found)
+    choice: Any = found[0]
+    rate, decay = choice["learning_rate"], choice["weight_decay"]
+    _LOG.info(f"{stage.title}: learning rate {rate:g} and weight decay {decay:g}, the best of {len(choice['table'])}")
+    chosen = {**stage.spec.arguments, "learning_rate": rate, "weight_decay": decay}
+    return dataclasses.replace(stage.spec, arguments=chosen)
+
+
+def _search(
+    model: Any, data: PhaseData, replayed: Replayed, arguments: TrainingArguments, stage: Stage
+) -> dict[str, Any]:
+    layer = model.get_submodule(replayed.cut.path)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_whole = {id(parameter) for parameter in trainable} == {id(parameter) for parameter in layer.parameters()}
+    if not is_whole or [tensor.ndim for tensor in replayed.train[0]["activations"]] != [1]:
+        raise ModelError(
+            f"phases.{stage.spec.name}.learning_rate: auto needs a head that is one linear layer with nothing "
+            f"random in front of it; here {len(trainable)} tensors train behind {replayed.cut.path}; give a number"
+        )
+    assert replayed.validation is not None
+    views = [_rows(replayed.train, view) for view in range(len(replayed.train.views))]
+    labels, validation_labels = (torch.tensor(part.labels) for part in (replayed.train, replayed.validation))
+    inputs = HeadInputs(views, labels, _rows(replayed.validation, 0), validation_labels)
+    choice = search_head(
+        layer,
+        inputs,
+        arguments=arguments,
+        loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
+        metrics=data.metrics,
+        patience=stage.spec.early_stopping,
+    )
+    return dataclasses.asdict(choice)
+
+
+def _rows(examples: RecordedExamples, view: int) -> torch.Tensor:
+    """What enters the head for all images of a view, (N, D) float32."""
+    return examples.views[view].rows(range(len(examples)))[0].float()
