@@ -33,6 +33,7 @@ from hfft.model.checkpoint import (
     sample_pixels,
     save_model,
     set_labels,
+    set_memory_format,
 )
 from hfft.planning import check_phases, class_weights, phases_here, precision_here, resolve_phases
 from hfft.recipe.loading import load_recipe
@@ -281,8 +282,7 @@ def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict
         found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
         raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
     model = classifier.model
-    if recipe.model.memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    set_memory_format(model, recipe.model.memory_format)
     batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     return {
         split: score(

@@ -39,10 +39,19 @@ def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedM
     processor = load_processor(spec, config)
     model = load_body(spec, config)
     _renew_head(model, spec.head)
-    if spec.memory_format == "channels_last":
-        model = model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    set_memory_format(model, spec.memory_format)
     _probe(model.eval(), processor, spec)
     return model, processor
+
+
+def set_memory_format(model: nn.Module, memory_format: str) -> None:
+    """Order the weights in memory: `channels_last`, `contiguous`, or for `auto` the first in convolutional networks.
+
+    A network with one convolution, as vision transformers have for their patches, gains nothing by it.
+    """
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    if memory_format == "channels_last" or (memory_format == "auto" and convolutions > 1):
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def load_body(spec: ModelSpec, config: Any) -> PreTrainedModel:

@@ -95,7 +95,7 @@ def choose_engine(
         prefix: In evaluation mode and frozen; pixels -> flat tuple of tensors with B rows each.
         pixels: Real images (B, C, H, W) float32, a full batch, on the prefix's device.
         asked: "torch": eager, the only one whose float32 outputs are bit-equal to the plain run's; nothing is
-            measured. "onnxruntime": that or an error. "auto": the fastest of all.
+            measured. "onnxruntime" or "torch traced": that or an error. "auto": the fastest of all.
         bfloat16: Whether torch runs under bfloat16 autocast.
         images: How many the pass will run over. Where eager torch needs some seconds only, nothing is measured.
         memory: JSON file of earlier measurements; None to forget.
@@ -103,7 +103,7 @@ def choose_engine(
             the shape of the batch are added here.
 
     Raises:
-        ModelError: If onnxruntime was asked for and is missing, can't run this prefix, or computes something else.
+        ModelError: If the one that was asked for is missing, can't run this prefix, or computes something else.
     """
     eager = Engine(_EAGER, _eager(prefix, bfloat16), None, 0.0)
     if asked == _EAGER:
@@ -111,8 +111,8 @@ def choose_engine(
     outputs = eager.run(pixels)
     exact = _eager(prefix, False)(pixels) if bfloat16 else outputs
     job = _Job(prefix, pixels, bfloat16, outputs, exact)
-    if asked == "onnxruntime":
-        return _insist(job)
+    if asked in _BUILDERS:
+        return _insist(asked, job)
     place = f"{key}, {_circumstances(job)}"
     if (known := _recall(memory, place)) and (engine := _reuse(known, eager, job, images)):
         return engine
@@ -241,13 +241,13 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).abs().max())
 
 
-def _insist(job: _Job) -> Engine:
-    """Onnxruntime, not timed; ModelError if it is refused."""
+def _insist(name: str, job: _Job) -> Engine:
+    """An engine by name, not timed; ModelError if it is refused."""
     try:
-        candidate = _build("onnxruntime", job)
+        candidate = _build(name, job)
     except _Refused as reason:
-        raise ModelError(f"replay.engine: onnxruntime can't be used: {reason}; auto takes one that can") from reason
-    return Engine("onnxruntime", candidate.run, None, candidate.difference)
+        raise ModelError(f"replay.engine: {name} can't be used: {reason}; auto takes one that can") from reason
+    return Engine(name, candidate.run, None, candidate.difference)
 
 
 def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
