@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Image
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader
@@ -41,6 +41,8 @@ LORA_LAYERS = {
     "convnext": ["pwconv1", "pwconv2", "downsampling_layer.1"],
 }
 WARM_UP, TRIED = 1, 3  # batches, where the fastest of several ways is looked for
+
+MANY = 10**9  # images, for which an engine's preparation is nothing
 
 Step = Callable[[torch.Tensor], torch.Tensor]
 
@@ -225,94 +227,84 @@ def with_hfft(recipe: Recipe) -> dict[str, Any]:
 def floor(recipe: Recipe) -> dict[str, Any]:
     """What the phases can't do without, each part measured alone on all cores, and added up.
 
-    - decode: one pass over the training and validation images with the training and evaluation transforms, through a
-      data loader with as many workers as hfft starts, one thread each.
-    - forward: one pass of those images, in memory, up to what the phase trains, in the fastest of float32 and bfloat16
-      weights, contiguous and channels_last, batches of 32.
+    - decode: one pass over the training images with the training transform (as many passes as `replay.views` says,
+      `auto` for one) and over the validation images with the evaluation transform, through a data loader with as many
+      workers as hfft starts, one thread each.
+    - forward: one pass of the same images, in memory, up to what the phase trains, with the fastest engine that hfft
+      knows in the faster of float32 and bfloat16, batches of 32. Choosing and preparing the engine is not counted.
     - steps: the phase's epochs of AdamW on what trains, from the kept float32 activations, in batches of the recipe's
       size and the faster of float32 and bfloat16 autocast, and a pass over those of the validation images per epoch.
     """
+    PartialState(cpu=True)  # hfft's log asks it which process this is
     images = load_data(recipe.data, recipe.seed)
     processor = AutoImageProcessor.from_pretrained(recipe.model.checkpoint)
-    examples = [
-        Examples(images.splits["train"], training_transform(processor, recipe.data.augment), seed=recipe.seed),
-        Examples(images.splits["validation"], evaluation_transform(processor)),
-    ]
-    loader = DataLoader(ConcatDataset(examples), EVAL_BATCH, num_workers=_workers(), collate_fn=Collator())
+    train = Examples(images.splits["train"], training_transform(processor, recipe.data.augment), seed=recipe.seed)
+    validation = Examples(images.splits["validation"], evaluation_transform(processor))
+    views = 1 if recipe.replay.views == "auto" else recipe.replay.views
+    loader = DataLoader(
+        ConcatDataset([*[train] * views, validation]), EVAL_BATCH, num_workers=_workers(), collate_fn=Collator()
+    )
     begun = time.perf_counter()
     batches = list(loader)
     decode = time.perf_counter() - begun
-    pixels = [batch["pixel_values"] for batch in batches]
     labels = torch.cat([batch["labels"] for batch in batches])
     model = AutoModelForImageClassification.from_pretrained(
         recipe.model.checkpoint, num_labels=len(images.labels), ignore_mismatched_sizes=True
     ).eval()
+    if recipe.model.memory_format != "contiguous":
+        model = model.to(memory_format=torch.channels_last)
     phases = {}
     for phase in recipe.phases:
         if phase.adapter is not None:  # reaches down to the first block: nothing comes before it
             continue
-        features, forward, way = _forward(model, tail(model, phase)[0], pixels)
-        steps, how = _steps(tail(model, phase), features, labels, phase, len(examples[0]))
+        parts = tail(model, phase)
+        features, forward, way = _forward(model, parts[0], [batch["pixel_values"] for batch in batches])
+        steps, how = _steps(parts, features, labels, phase, (len(train), len(validation)))
         phases[phase.name] = {
             "seconds": decode + forward + steps,
-            "images": phase.arguments["num_train_epochs"] * len(examples[0]),
+            "images": phase.arguments["num_train_epochs"] * len(train),
             "parts": {"decode": decode, "forward": forward, "steps": steps},
             "way": {"forward": way, "steps": how},
         }
-    return {"phases": phases, "train_images": len(examples[0]), "validation_images": len(examples[1])}
+    return {"phases": phases, "train_images": len(train), "validation_images": len(validation), "views": views}
 
 
-class _Reached(Exception):
-    """The forward pass has come to the module that it was to stop at."""
+def prefix_to(model: Any, stop: Step, pixels: torch.Tensor) -> nn.Module:
+    """The network in front of one of its modules."""
+    from hfft.model.cut import Prefix, cut_at  # as with finetune
+
+    path = next(name for name, module in model.named_modules() if module is stop)
+    return Prefix(model, [cut_at(model, path, pixels[:1])]).eval()
 
 
-def inputs_of(model: Any, module: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """What a module is given when the model sees these pixels; nothing behind it is computed."""
-    caught: list[torch.Tensor] = []
+def _forward(model: Any, stop: Step, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, float, str]:
+    from hfft.model.engine import choose_engine
 
-    def catch(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-        caught.append(arguments[0])
-        raise _Reached
-
-    handle = module.register_forward_pre_hook(catch)
-    try:
-        model(pixel_values=pixels)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return caught[0]
-
-
-def _forward(model: Any, stop: Any, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, float, str]:
-    ways = [*product((torch.float32, torch.bfloat16), (torch.contiguous_format, torch.channels_last))]
-
-    def run(way: tuple[Any, Any], some: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        dtype, layout = way
-        with torch.inference_mode():
-            return [inputs_of(model, stop, batch.to(dtype, memory_format=layout)) for batch in some]
-
-    def trial(way: tuple[Any, Any]) -> float:
-        model.to(dtype=way[0], memory_format=way[1])
-        run(way, pixels[:WARM_UP])
-        return _seconds(lambda: run(way, pixels[:TRIED]))
-
-    best = min(ways, key=trial)
-    model.to(dtype=best[0], memory_format=best[1])
+    prefix = prefix_to(model.requires_grad_(False), stop, pixels[0])
+    engines = {
+        dtype: choose_engine(
+            prefix, pixels[0], asked="auto", bfloat16=dtype == "bfloat16", images=MANY, memory=None, key=""
+        )
+        for dtype in ("float32", "bfloat16")
+    }
+    dtype, best = max(engines.items(), key=lambda found: found[1].images_per_second or 0)
+    size = len(pixels[0])
     found: list[torch.Tensor] = []
-    seconds = _seconds(lambda: found.extend(run(best, pixels)))
-    model.to(dtype=torch.float32)
-    return torch.cat(found).float(), seconds, f"{best[0]} {best[1]}".replace("torch.", "")
+    begun = time.perf_counter()
+    for batch in pixels:
+        filled = torch.cat([batch, batch.new_zeros(size - len(batch), *batch.shape[1:])])  # engines keep to one size
+        found.append(best.run(filled)[0][: len(batch)])
+    return torch.cat(found).float(), time.perf_counter() - begun, f"{best.name}, {dtype}"
 
 
 def _steps(
-    parts: Sequence[Step], features: torch.Tensor, labels: torch.Tensor, phase: PhaseSpec, train: int
+    parts: Sequence[Step], features: torch.Tensor, labels: torch.Tensor, phase: PhaseSpec, sizes: tuple[int, int]
 ) -> tuple[float, str]:
     released = [part for part in parts if isinstance(part, nn.Module)]
     weights = [weight for part in released for weight in part.requires_grad_(True).parameters()]
     optimizer = torch.optim.AdamW(weights, lr=1e-6)
-    features = features.clone()  # made in inference mode
     size = phase.arguments["per_device_train_batch_size"]
+    train, validation = sizes
 
     def logits(values: torch.Tensor, bf16: bool) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
@@ -330,7 +322,7 @@ def _steps(
         for _ in range(int(phase.arguments["num_train_epochs"])):
             epoch(bf16, train)
             with torch.no_grad():
-                for values in features[train:].split(EVAL_BATCH):
+                for values in features[-validation:].split(EVAL_BATCH):
                     logits(values, bf16)
 
     def trial(bf16: bool) -> float:

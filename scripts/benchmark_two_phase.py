@@ -19,8 +19,9 @@ gets one line per measurement; a table of medians over the seeds is printed, wit
 - a phase: seconds from its first line of code to its best weights, evaluations and checkpoints included; and the
   training images of all its epochs in that time.
 - last epoch: seconds of the last phase's last epoch, of its steps alone and with evaluation and checkpoint.
-- peak: largest memory of the process and its data loader workers, sampled four times per second; pages that they share
-  count once (PSS; RSS, which counts them in each, outside of Linux).
+- peak: largest memory of the process and its data loader workers; pages that they share count once (PSS; RSS, which
+  counts them in each, outside of Linux). As that takes 20 ms to find out, it is done only when RSS, which is looked at
+  four times per second, has grown by 2 %.
 """
 
 import argparse
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -64,6 +66,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {  # in the order of a round, with the ke
 }
 BASE = "plain-float32"
 PERIOD = 0.25  # seconds between two looks at the memory
+GROWTH = 1.02
 
 
 def _recipe(name: str, phase: dict[str, Any], memory_format: str) -> dict[str, Any]:
@@ -120,7 +123,7 @@ def shared_overrides(arguments: argparse.Namespace) -> list[str]:
     if arguments.images is not None:
         data = thin(data, folder / f"images-{arguments.images}", arguments.images)
     overrides = [f"model.checkpoint={checkpoint}", f"data.source={data}", f"output_dir={folder / 'runs'}"]
-    overrides.append(f"training.per_device_train_batch_size={arguments.batch}")
+    overrides += [f"training.per_device_train_batch_size={arguments.batch}", f"replay.views={arguments.views}"]
     for phase in recipe.phases:
         epochs = arguments.head_epochs if phase.name == "head" else arguments.epochs
         overrides.append(f"phases.{phase.name}.num_train_epochs={epochs}")
@@ -147,29 +150,41 @@ def rounds(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def measure(job: Job, log: Path) -> dict[str, Any]:
     """Run a job in a process of its own and watch it; returns what it measured, with its time and peak memory."""
     command = [sys.executable, str(ROOT / "scripts/benchmark_jobs.py"), json.dumps(asdict(job))]
-    begun, peak = time.perf_counter(), 0
+    begun, peak, largest = time.perf_counter(), 0, np.zeros(2)
     with log.open("w", encoding="utf-8") as stream, subprocess.Popen(command, stdout=stream, stderr=stream) as process:
         while process.poll() is None:
-            peak = max(peak, _memory(process.pid))
+            family = _family(process.pid)
+            resident = _sizes(family, "memory_info")
+            sizes = np.array([sum(resident[:1]), sum(resident)])
+            if (sizes > GROWTH * largest).any():
+                largest = np.maximum(sizes, largest)
+                peak = max(peak, sum(_sizes(family, "memory_full_info")))
             time.sleep(PERIOD)
     seconds = time.perf_counter() - begun
     if process.returncode != 0:
         raise SystemExit(f"{job.variant} failed, see {log}:\n{log.read_text(encoding='utf-8')[-2000:]}")
     measured = json.loads(Path(job.result).read_text(encoding="utf-8"))
-    return {"variant": job.variant, "seconds": seconds, "peak_bytes": peak, **measured}
+    said = [line for line in log.read_text(encoding="utf-8").splitlines() if line.startswith("INFO:hfft")]
+    return {"variant": job.variant, "seconds": seconds, "peak_bytes": peak, **measured, "log": said}
 
 
-def _memory(pid: int) -> int:
-    """Bytes of a process and its descendants."""
-    total = 0
+def _family(pid: int) -> list[psutil.Process]:
+    """A process and its descendants."""
     try:
-        parent = psutil.Process(pid)
-        for process in (parent, *parent.children(recursive=True)):
-            found = process.memory_full_info()
-            total += getattr(found, "pss", found.rss)
-    except psutil.NoSuchProcess:  # a worker or the job has just ended
-        pass
-    return total
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _sizes(family: Sequence[psutil.Process], method: str) -> list[int]:
+    """Bytes of each process that still runs."""
+    sizes = []
+    for process in family:
+        with suppress(psutil.NoSuchProcess):
+            found = getattr(process, method)()
+            sizes.append(getattr(found, "pss", found.rss))
+    return sizes
 
 
 def numbers(result: dict[str, Any]) -> dict[str, float]:
@@ -236,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--head-epochs", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2, help="of the other phase")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--views", default="auto", help="replay.views of the recipe; the floor decodes as many")
     parser.add_argument("--data", type=Path, default=ROOT / "data/elpv", help="folder of images in train/CLASS/ ...")
     parser.add_argument("--checkpoint", type=Path, help="instead of the workload's own")
     parser.add_argument("--output", type=Path, default=ROOT / "runs/benchmark", metavar="FOLDER")
@@ -250,20 +266,34 @@ def main() -> None:
     arguments.output = arguments.output.resolve()
     arguments.output.mkdir(parents=True, exist_ok=True)
     environment = describe_environment() | {"date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
-    results = []
+    results: list[dict[str, Any]] = []
     with (arguments.output / "results.jsonl").open("a", encoding="utf-8") as stream:
         print(json.dumps({"environment": environment}), file=stream, flush=True)
-        for result in rounds(arguments):
-            results.append(result)
-            print(json.dumps(result), file=stream, flush=True)
-            print(f"seed {result['seed']} {result['variant']}: {result['seconds']:.1f} s", file=sys.stderr, flush=True)
+        try:
+            for result in rounds(arguments):
+                results.append(result)
+                print(json.dumps(result), file=stream, flush=True)
+                seconds = f"{result['seconds']:.1f} s"
+                print(f"seed {result['seed']} {result['variant']}: {seconds}", file=sys.stderr, flush=True)
+        finally:  # what was measured is shown, whatever ended it
+            if results:
+                show(results, environment)
+
+
+def show(results: Sequence[dict[str, Any]], environment: dict[str, Any]) -> None:
+    """Print machine, command, table, comparisons, and what hfft said of replay in the first round."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    found = medians(results)
     print(f"{shlex.join(sys.argv)}\n{environment['date']}, commit {environment['git_commit']}")
     print(f"{environment['cores']} cores, {results[0]['threads']} threads, {environment['system']}, {versions}")
-    print(f"{results[0]['train_images']} training images; medians over {len(arguments.seeds)} seeds\n")
+    seeds = dict.fromkeys(result["seed"] for result in results)
+    print(f"{results[0]['train_images']} training images; seeds {', '.join(map(str, seeds))}\n")
+    found = medians(results)
     Console(width=250).print(table(found))
     print("\n".join(comparisons(found)))
+    for result in results:
+        for line in result["log"]:
+            if result["seed"] == results[0]["seed"] and ("replay" in line or "frozen pass" in line):
+                print(f"{result['variant']}: {line.split(':', 2)[2].removeprefix('[RANK 0] ')}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ SCRIPTS = Path(__file__).parents[2] / "scripts"
 sys.path.insert(0, str(SCRIPTS))
 import benchmark_jobs  # noqa: E402
 
-VARIANTS = ["floor", "plain-float32", "plain-bfloat16"]
+VARIANTS = ["floor", "plain-float32", "hfft", "hfft-again"]
 FAMILIES = [
     ("vit", {}, {"blocks": 2}),
     ("convnext", {"depths": [1, 1, 1, 3]}, {"blocks": 2}),
@@ -60,7 +60,7 @@ def test_the_floor_computes_the_logits_of_the_network(family, changes, blocks, d
     model = tiny.build(family, **changes)
     steps = benchmark_jobs.tail(model, PhaseSpec(name="p", unfreeze="head" if depth == "head" else blocks))
     with torch.no_grad():
-        values = benchmark_jobs.inputs_of(model, steps[0], pixels())
+        (values,) = benchmark_jobs.prefix_to(model, steps[0], pixels())(pixels())
         for step in steps:
             values = step(values)
         torch.testing.assert_close(values, model(pixel_values=pixels()).logits)
