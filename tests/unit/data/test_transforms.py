@@ -418,6 +418,15 @@ def test_a_crop_takes_the_share_that_was_asked_for(low, high):
     assert max(shares) - min(shares) > 0.01
 
 
+@pytest.mark.parametrize("name", ["vit", "timm, whole"])
+def test_a_crop_of_everything_is_resized_as_in_evaluation(name):
+    whole = TimmWrapperImageProcessor(pretrained_cfg={**TIMM_CONFIG, "crop_pct": 1.0}, architecture="resnet10t")
+    processor = {**PROCESSORS, "timm, whole": whole}[name]  # Pillow's bilinear differs from torchvision's
+    square = photo().crop((0, 0, 80, 80))
+    crop = training_transform(processor, AugmentSpec(crop=(1.0, 1.0)))
+    assert torch.equal(crop(square), evaluation_transform(processor)(square))
+
+
 QUARTERS = Image.fromarray(
     np.kron(np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [9, 9, 9]]]), np.ones((32, 32, 1))).astype(np.uint8)
 )

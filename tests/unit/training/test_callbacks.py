@@ -130,9 +130,10 @@ def test_speed_of_every_epoch(clock, lines, image, forward, expected, accumulate
     assert found == [expected] * 2
 
 
-def test_evaluating_logging_and_saving_do_not_count(clock, lines, monkeypatch):
+@pytest.mark.parametrize("save", ["steps", "no"])
+def test_evaluating_logging_and_saving_do_not_count(clock, lines, monkeypatch, save):
     monkeypatch.setattr(SlowToSave, "wait", staticmethod(clock))
-    arguments = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
+    arguments = {"save_strategy": save, "save_steps": 1, "eval_strategy": "steps", "eval_steps": 2}
     found = speeds(lines(clock, 0.01, 0.06, trainer_class=SlowToSave, others=[Slow(clock)], **arguments))
     assert len(found) == 4
     # 0.32 s in each epoch; Accelerate fetches a batch ahead, so the first line of an epoch waits for 6 of its images
