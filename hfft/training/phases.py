@@ -191,8 +191,19 @@ def run_phase(
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
-    # mixed precision wraps `forward`, once more in every phase, unless it is unwrapped
-    return trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False), result
+    return _released(trainer), result
+
+
+def _released(trainer: PhaseTrainer) -> Any:
+    """The model as it was before Accelerate prepared it.
+
+    Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
+    prepared model does (accelerate 1.15).
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    if hasattr(model, "_is_accelerate_prepared"):
+        del model._is_accelerate_prepared
+    return model
 
 
 def finished_phase(folder: Path) -> PhaseResult | None:

@@ -270,3 +270,18 @@ def test_a_phase_that_ends_before_its_first_evaluation_keeps_its_last_weights(ar
     assert result.best_step == 6
     assert torch.equal(model.classifier.weight, snapshots.by_step[6]["classifier.weight"])
     assert (tmp_path / result.checkpoint / "model.safetensors").is_file()
+
+
+def test_every_phase_computes_in_mixed_precision(tmp_path):
+    """Accelerate 1.15 prepares a model once; the second phase would be trained in float32."""
+    model, seen = tiny.build("vit"), []
+    block = model.vit.layers[3]
+    block.register_forward_pre_hook(lambda module, _: seen.append(torch.is_autocast_enabled("cpu")))
+    for number in range(2):
+        phase = {"unfreeze": {"blocks": 1}, "arguments": {"bf16": True, "num_train_epochs": 1}}
+        seen.clear()
+        model, _ = toy.run(model, tmp_path / str(number), **phase)
+        assert sum(seen) == 3 + 1  # training steps and the evaluation; preparations have none
+    seen.clear()
+    model(pixel_values=torch.zeros(1, 3, tiny.SIDE, tiny.SIDE))
+    assert seen == [False]
