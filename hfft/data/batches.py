@@ -1,13 +1,13 @@
 """Rows -> examples -> batches; every random decision is a function of seed, epoch and image."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from datasets import Dataset
 
-from hfft.data.transforms import Transform, decode_row
+from hfft.data.transforms import Decoded, decode_row
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it
@@ -20,12 +20,15 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
     a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
     """
 
-    def __init__(self, rows: Dataset, transform: Transform, *, seed: int | None = None) -> None:
+    def __init__(
+        self, rows: Dataset, transform: Callable[[Decoded], torch.Tensor], *, seed: int | None = None
+    ) -> None:
         """Wrap the rows.
 
         Args:
             rows: Columns `image` (not decoded), `label` and `file`.
-            transform: RGB image -> (C, H, W) tensor.
+            transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
+                smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
         """
         self.rows = rows
@@ -95,17 +98,24 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 
 class Collator:
-    """Examples -> a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) integers, or (B, K) shares after mixup."""
+    """Examples -> a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) integers, or (B, K) shares after mixup.
 
-    def __init__(self, mixup: float = 0.0, classes: int = 0) -> None:
+    Pixels stay 8-bit if they were, but for those that are mixed.
+    """
+
+    def __init__(
+        self, mixup: float = 0.0, classes: int = 0, floats: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         """Choose what happens to a batch.
 
         Args:
             mixup: Alpha of the Beta distribution that pairs of images are mixed with; 0 is off.
             classes: Number of classes K; needed for mixup.
+            floats: `Transform.floats` of the examples; needed for mixup of 8-bit pixels.
         """
         self.mixup = mixup
         self.classes = classes
+        self.floats = floats
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack the examples; with mixup on, mix training examples each with its mirror in the batch.
@@ -118,6 +128,8 @@ class Collator:
         keys = tuple(number for example in examples for number in example["key"] or ())
         if self.mixup == 0 or not keys:
             return {"pixel_values": pixels, "labels": labels}
+        if self.floats is not None:
+            pixels = self.floats(pixels)
         if labels[0] == IGNORED:
             return {"pixel_values": pixels, "labels": torch.full((1, self.classes), IGNORED, dtype=pixels.dtype)}
         share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))

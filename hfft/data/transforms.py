@@ -90,7 +90,10 @@ class Transform:
 
     def __call__(self, image: Decoded) -> torch.Tensor:
         """Both steps."""
-        pixels = self.pixels(image)
+        return self.floats(self.pixels(image))
+
+    def floats(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The second step, for an image or a batch; floats are left alone."""
         return pixels if self.scale is None else self.scale(pixels)
 
 

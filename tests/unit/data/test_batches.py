@@ -144,6 +144,34 @@ def test_mixup_mixes_each_image_with_its_mirror():
     assert torch.allclose(batch["pixel_values"], torch.tensor(mixed)[:, None, None, None].expand(4, 3, 2, 2))
 
 
+@pytest.fixture
+def bytewise(rows):
+    """Transform, and examples with 8-bit pixels and with floats, of the same random decisions."""
+    transform = training_transform(tiny.processor(), AUGMENT)
+    return transform, Examples(rows, transform.pixels, seed=5), Examples(rows, transform, seed=5)
+
+
+def test_eight_bits_become_the_same_floats_as_a_batch(bytewise):
+    transform, small, large = bytewise
+    batch = Collator()([small[0], small[6]])
+    assert batch["pixel_values"].dtype == torch.uint8
+    assert torch.equal(transform.floats(batch["pixel_values"]), Collator()([large[0], large[6]])["pixel_values"])
+
+
+@pytest.mark.parametrize("chosen", [[0, 6, 3], [FILLER, FILLER]], ids=["images", "fillers"])
+def test_eight_bits_are_mixed_as_floats(bytewise, chosen):
+    transform, small, large = bytewise
+    found = Collator(0.4, 2, transform.floats)([small[index] for index in chosen])
+    expected = Collator(0.4, 2)([large[index] for index in chosen])
+    assert all(torch.equal(found[key], expected[key]) for key in ("pixel_values", "labels"))
+
+
+def test_eight_bits_that_are_not_mixed_stay(bytewise, rows):
+    transform, _, _ = bytewise
+    examples = Examples(rows, transform.pixels)
+    assert Collator(0.4, 2, transform.floats)([examples[1]])["pixel_values"].dtype == torch.uint8
+
+
 def test_mixup_follows_the_keys_alone():
     def share(examples, alpha=0.4):
         return Collator(mixup=alpha, classes=3)(examples)["labels"][0, 0].item()

@@ -325,6 +325,7 @@ def test_processors_are_taken_apart(name):
     pixels = transform.pixels(photo())
     assert pixels.dtype == torch.uint8
     assert transform.scale is not None
+    assert torch.equal(transform.floats(pixels), transform(photo()))
     assert torch.equal(transform.scale(pixels), transform(photo()))
 
 
