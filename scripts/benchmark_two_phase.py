@@ -236,9 +236,7 @@ def comparisons(found: dict[str, dict[str, float]]) -> list[str]:
             lines.append(f"{phase}: hfft takes {seconds / found['floor'][name]:.2f} times the floor")
         if name in found.get("hfft-again", {}):
             again = found["hfft-again"][name]
-            lines.append(
-                f"{phase}: hfft-again takes {again / seconds:.1%} of hfft; filling the cache {seconds - again:.1f} s"
-            )
+            lines.append(f"{phase}: hfft-again takes {again / seconds:.1%} of hfft ({again - seconds:+.1f} s)")
     return lines
 
 
