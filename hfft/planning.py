@@ -56,7 +56,8 @@ def check_phases(
     """
     class_weights(recipe, images)
     plans = []
-    for phase in phases_here(recipe):
+    can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
+    for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", "accuracy")
         if str(metric).removeprefix("eval_") not in METRICS:
@@ -95,14 +96,9 @@ def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
     return dataclasses.replace(recipe, phases=phases)
 
 
-def precision_here(recipe: Recipe) -> str:
-    """The recipe's precision on this machine: `float32` or `bfloat16`."""
-    return ("bfloat16" if has_native_bfloat16() else "float32") if recipe.precision == "auto" else recipe.precision
-
-
-def phases_here(recipe: Recipe) -> tuple[PhaseSpec, ...]:
-    """The phases as this machine runs them: with bf16 where the precision says so and the phase says nothing."""
-    if precision_here(recipe) == "float32":
+def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
+    """The phases as they run in `float32` or `bfloat16`; one that sets bf16 or fp16 itself is left alone."""
+    if precision == "float32":
         return recipe.phases
     return tuple(
         phase

@@ -35,12 +35,13 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, class_weights, phases_here, precision_here, resolve_phases
+from hfft.planning import check_phases, class_weights, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
-from hfft.recipe.spec import DataSpec, Recipe
+from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import EVAL_BATCH, Stage, finished_phase, run_phase
-from hfft.training.replay import Replay
+from hfft.training.precision import fastest_precision
+from hfft.training.replay import ENGINES, Replay
 from hfft.training.shelf import Origin
 
 _LOG = get_logger(__name__)
@@ -129,10 +130,12 @@ def finetune(
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
         network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
-    open_folder(folder, recipe, images, audits, precision=precision_here(recipe), overwrite=overwrite)
-    replay = _replay(recipe, processor, audits)
+    precision = _precision(recipe, network, processor, None if overwrite else folder)
+    open_folder(folder, recipe, images, audits, precision=precision, overwrite=overwrite)
+    phases = phases_in(recipe, precision)
+    replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
-    for stage in _stages(recipe, folder):
+    for stage in _stages(phases, folder, recipe.seed):
         with _timed(seconds, stage.folder.name):
             network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             network = _plain(network, processor, recipe, stage.number, folder)
@@ -201,21 +204,34 @@ def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
     return config
 
 
-def _stages(recipe: Recipe, folder: Path) -> list[Stage]:
-    phases = phases_here(recipe)
+def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
+    """The recipe's precision, that of the run in the folder, or the faster one; the same in every process."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if folder is not None and (folder / "environment.json").is_file():
+        return read_json(folder / "environment.json")["precision"]
+    found: list[Any] = [None]
+    if PartialState().is_main_process:
+        replays = recipe.replay.mode != "off"
+        found = [fastest_precision(network, recipe.phases[-1], sample_pixels(processor), replays=replays)]
+    broadcast_object_list(found)
+    return found[0]
+
+
+def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]:
     return [
         Stage(
             number=number,
             spec=phase,
             folder=folder / f"{number}-{phase.name}",
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
-            seed=recipe.seed,
+            seed=seed,
         )
         for number, phase in enumerate(phases)
     ]
 
 
-def _replay(recipe: Recipe, processor: Any, audits: dict[str, Audit]) -> Replay | None:
+def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, audits: dict[str, Audit]) -> Replay | None:
     if recipe.replay.mode == "off":
         return None
     origin = Origin(
@@ -225,20 +241,24 @@ def _replay(recipe: Recipe, processor: Any, audits: dict[str, Audit]) -> Replay 
         seed=recipe.seed,
         versions=package_versions(),
     )
-    folder = Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
-    return Replay(recipe.replay, folder, phases_here(recipe), origin)
+    return Replay(recipe.replay, _replay_folder(recipe), phases, origin)
+
+
+def _replay_folder(recipe: Recipe) -> Path:
+    return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
     from hfft.evaluation.modules import trainer_metrics  # which needs a second that scoring can do without
 
     augment = recipe.data.augment
-    evaluate_with = evaluation_transform(processor)
+    train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
     validation = images.splits.get("validation")
     return PhaseData(
-        train=Examples(images.splits["train"], training_transform(processor, augment), seed=recipe.seed),
-        validation=None if validation is None else Examples(validation, evaluate_with),
-        collate=Collator(augment.mixup, len(images.labels)),
+        train=Examples(images.splits["train"], train_with.pixels, seed=recipe.seed),
+        validation=None if validation is None else Examples(validation, evaluate_with.pixels),
+        floats=train_with.floats,
+        collate=Collator(augment.mixup, len(images.labels), train_with.floats),
         measure=trainer_metrics(),
         metrics=METRICS,
         class_weights=class_weights(recipe, images),
@@ -292,6 +312,7 @@ def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict
             classes=images.labels,
             batch_size=batch_size,
             workers=min(cpus_per_process(), 8),
+            memory=None if recipe.replay.engine == "torch" else _replay_folder(recipe) / ENGINES,
         )
         for split in ("validation", "test")
         if split in images.splits

@@ -52,10 +52,12 @@ def rows(count: int, seed: int = 0) -> Dataset:
 def phase_data(train: int = 24, validation: int = 12, augment: AugmentSpec | None = None, seed: int = 0) -> PhaseData:
     processor = tiny.processor()
     augment = augment or AugmentSpec()
+    transform = training_transform(processor, augment)
     return PhaseData(
-        train=Examples(rows(train), training_transform(processor, augment), seed=seed),
-        validation=Examples(rows(validation, seed=1), evaluation_transform(processor)) if validation else None,
-        collate=Collator(augment.mixup, len(CLASSES)),
+        train=Examples(rows(train), transform.pixels, seed=seed),
+        validation=Examples(rows(validation, seed=1), evaluation_transform(processor).pixels) if validation else None,
+        floats=transform.floats,
+        collate=Collator(augment.mixup, len(CLASSES), transform.floats),
         measure=trainer_metrics(),
         metrics=METRICS,
     )

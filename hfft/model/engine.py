@@ -172,6 +172,7 @@ def _onnxruntime(job: _Job) -> Run:
         raise _Refused('it is not installed: pip install "hfft[fast]"') from error
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # data loader workers want the cores
     options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet(), _silent():
         file = str(Path(folder) / "prefix.onnx")

@@ -266,7 +266,7 @@ class Recipe:
         class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
             they have), or class name to number; null is 1 for all.
         precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
-            native bfloat16; a phase that sets bf16 or fp16 itself is left alone.
+            native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.

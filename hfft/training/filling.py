@@ -12,7 +12,7 @@ from hfft.data.batches import Examples
 from hfft.training.recordings import Recorder
 
 Compute = Callable[[torch.Tensor], Sequence[Sequence[torch.Tensor]]]
-"""Pixels (B, C, H, W) -> for each recorder the tensors of B rows that it writes; B is always the same."""
+"""Pixels of examples (B, C, H, W) -> for each recorder the tensors of B rows that it writes; B is always the same."""
 
 
 def fill(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hfft.data.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
@@ -16,8 +17,9 @@ class PhaseData:
     """What a phase trains and evaluates on.
 
     Attributes:
-        train: Training images.
+        train: Training images, as 8-bit pixels where the processor allows it.
         validation: Validation images, if there are any.
+        floats: Pixels of a batch to what the network takes.
         collate: Examples to batches.
         measure: Trainer's compute_metrics.
         metrics: What it computes, by name, each from probabilities (N, K) and labels (N,).
@@ -26,6 +28,7 @@ class PhaseData:
 
     train: Examples
     validation: Examples | None
+    floats: Callable[[torch.Tensor], torch.Tensor]
     collate: Collator
     measure: Callable[[Any], dict[str, float]]
     metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]

@@ -131,7 +131,13 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
         rows = Dataset.from_dict({"label": [0]})
         try:
             trainer = PhaseTrainer(
-                network, arguments, groups=[group], freeze=Freeze(network), loss=ImageLoss(), eval_dataset=rows
+                network,
+                arguments,
+                groups=[group],
+                freeze=Freeze(network),
+                loss=ImageLoss(),
+                floats=torch.Tensor.float,
+                eval_dataset=rows,
             )
             trainer.create_optimizer_and_scheduler(num_training_steps=100)
         except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
@@ -164,7 +170,7 @@ def run_phase(
     """
     spec, folder, title = stage.spec, stage.folder, stage.title
     set_seed(stage.seed)
-    pixels = data.train[0]["pixel_values"].unsqueeze(0).to(model.device)  # (1, C, H, W)
+    pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, spec, pixels)
     result = finished_phase(folder)
     if result is not None:
@@ -272,6 +278,7 @@ def _trainer(
         freeze=freeze,
         loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
         replayed=replayed,
+        floats=data.floats,
         train_dataset=source.train,
         eval_dataset=source.validation,
         data_collator=source.collate,

@@ -27,7 +27,9 @@ from hfft.training.shelf import Boundary, Job, Origin, Place, Shelf, on_main
 MOST_VIEWS = 4  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step that the frozen part must take
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
-_ENGINES = {"auto": ("onnxruntime", "torch traced", "torch")}  # whose recordings serve, where several do
+ENGINES = "engines.json"
+"""Where the speed of engines on this machine is noted, in the folder of the recordings."""
+_SERVING = {"auto": ("onnxruntime", "torch traced", "torch")}  # whose recordings serve, where several do
 
 _LOG = get_logger(__name__)
 
@@ -99,7 +101,7 @@ class Replay:
         own = Boundary(cut, self._views(number, job))
         places = [Place("train", view) for view in range(own.views)]
         places += [Place("validation")] if job.data.validation is not None else []
-        for engine in _ENGINES.get(asked, (asked,)):
+        for engine in _SERVING.get(asked, (asked,)):
             found = self._shelf.find(job, cut, places, engine)
             if found is not None:
                 _LOG.info(f"{job.title}: replays what enters {cut.path}, recorded before")
@@ -133,7 +135,7 @@ class Replay:
                 )
         prefix = Prefix(job.model, list(leaves)).eval()
         images = sum(len(job.splits[place.split]) for place in places)
-        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / "engines.json")
+        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / ENGINES)
         speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
         _LOG.info(
             f"{job.title}: replays what enters {own.cut.path}, as what is frozen takes {share:.0%} of a step; "

@@ -124,7 +124,8 @@ class Job:
         """The first training images, over again where there are fewer, (count, C, H, W), on the device."""
         examples = self.data.train
         images = [examples[number]["pixel_values"] for number in range(min(count, len(examples)))]
-        return torch.stack([images[number % len(images)] for number in range(count)]).to(self.arguments.device)
+        pixels = torch.stack([images[number % len(images)] for number in range(count)])
+        return self.data.floats(pixels.to(self.arguments.device))
 
 
 class Shelf:
@@ -213,7 +214,7 @@ class Shelf:
             }
 
             def compute(pixels: torch.Tensor) -> list[list[torch.Tensor]]:
-                outputs = dict(zip(leaves, divided(run(pixels), leaves), strict=True))
+                outputs = dict(zip(leaves, divided(run(job.data.floats(pixels)), leaves), strict=True))
                 return [[_kept(*pair) for pair in zip(outputs[cut], leaves[cut], strict=True)] for cut in missing]
 
             if missing:

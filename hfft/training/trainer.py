@@ -1,7 +1,7 @@
 """The one subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class PhaseTrainer(Trainer):
         groups: Sequence[Group],
         freeze: Freeze,
         loss: ImageLoss,
+        floats: Callable[[torch.Tensor], torch.Tensor],
         replayed: Replayed | None = None,
         **data: Any,
     ) -> None:
@@ -43,10 +44,12 @@ class PhaseTrainer(Trainer):
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
             loss: Of the logits.
+            floats: Pixels of a batch to what the model takes.
             replayed: What takes batches of activations, where the data sets hold those.
             **data: Data sets, collator, metrics and callbacks, as Trainer takes them.
         """
         self._groups = groups
+        self._floats = floats
         self._freeze = freeze
         self._replayed = replayed
         self._is_saving = False
@@ -70,6 +73,10 @@ class PhaseTrainer(Trainer):
             ]
             self.optimizer = kind(groups, **options)
         return self.optimizer
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        inputs = super()._prepare_inputs(inputs)
+        return {**inputs, "pixel_values": self._floats(inputs["pixel_values"])}
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Hold what is frozen, which the Trainer's `model.train()` has just released, then the usual loss."""

@@ -28,14 +28,14 @@ def test_every_image_once_and_in_order(scores):
 
 def test_batch_size_changes_nothing():
     model, examples = tiny.build("vit"), Examples(toy.rows(10), evaluation_transform(tiny.processor()))
-    one, many = (predict(model, examples, batch_size=size) for size in (1, 7))
+    one, many = (predict(model, examples, torch.Tensor.float, batch_size=size) for size in (1, 7))
     np.testing.assert_allclose(one, many, atol=1e-6)
 
 
 def test_the_model_is_scored_in_evaluation_mode():
     model, examples = tiny.build("vit"), Examples(toy.rows(6), evaluation_transform(tiny.processor()))
-    expected = predict(model, examples, batch_size=6)
-    assert np.array_equal(predict(model.train(), examples, batch_size=6), expected)
+    expected = predict(model, examples, torch.Tensor.float, batch_size=6)
+    assert np.array_equal(predict(model.train(), examples, torch.Tensor.float, batch_size=6), expected)
 
 
 def test_the_table_holds_what_was_predicted(scores):

@@ -1,0 +1,76 @@
+"""`precision: auto`: whether a phase trains faster in bfloat16 on this machine."""
+
+import copy
+import math
+import time
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+
+from hfft.machine import has_native_bfloat16
+from hfft.model.cut import Prefix, find_cut, placeholder_pixels
+from hfft.model.freezing import held_modules
+from hfft.recipe.spec import PhaseSpec
+from hfft.training.plan import prepare_phase
+
+_IMAGES = 4  # per step that is timed
+_STEPS = 3  # the first warms up
+_GAIN = 0.9  # bfloat16's time, at most, as a share of float32's
+
+_LOG = get_logger(__name__)
+
+
+def fastest_precision(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:
+    """`bfloat16` where the processor has it and trains faster in it, else `float32`.
+
+    An accelerator with native bfloat16 is taken at its word. A CPU is asked: some of its kernels are slower in
+    bfloat16, such as depthwise convolutions backwards (torch 2.14 with AVX512_BF16).
+
+    Args:
+        model: A plain classifier; not changed.
+        spec: The phase that a step is timed of.
+        pixels: An image as the network takes it, (1, C, H, W); its shape counts.
+        replays: Whether what is frozen may be computed once, so that the rest of a step is what counts.
+    """
+    if not has_native_bfloat16():
+        return "float32"
+    if torch.accelerator.is_available():
+        _LOG.info("precision: bfloat16, which this accelerator computes in")
+        return "bfloat16"
+    network = prepare_phase(copy.deepcopy(model), spec, pixels)
+    cut = find_cut(network, pixels, spec.batchnorm) if replays else None
+    seconds = {}
+    for name, enabled in (("float32", False), ("bfloat16", True)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            seconds[name] = _step(network, cut, pixels.expand(_IMAGES, *pixels.shape[1:]), spec.batchnorm)
+    best = "bfloat16" if seconds["bfloat16"] < _GAIN * seconds["float32"] else "float32"
+    _LOG.info(
+        f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {1000 * seconds['float32']:.0f} ms in "
+        f"float32, in {1000 * seconds['bfloat16']:.0f} ms in bfloat16"
+    )
+    return best
+
+
+def _step(network: Any, cut: Any, pixels: torch.Tensor, batchnorm: str) -> float:
+    """Seconds of a forward and backward pass, from the cut on if there is one."""
+    activations: tuple[torch.Tensor, ...] = ()
+    if cut is not None:
+        with torch.no_grad():
+            activations = Prefix(network.eval(), [cut]).eval()(pixels)
+    network.train()
+    for module in held_modules(network, batchnorm):
+        module.training = False
+    best = math.inf
+    with torch.random.fork_rng():
+        for _ in range(_STEPS):
+            begun = time.perf_counter()
+            if cut is None:
+                logits = network(pixel_values=pixels).logits
+            else:
+                with cut.bypassed():
+                    cut.feed(activations)
+                    logits = network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits
+            logits.float().logsumexp(1).sum().backward()
+            best = min(best, time.perf_counter() - begun)
+    return best
