@@ -49,13 +49,25 @@ def rows(count: int, seed: int = 0) -> Dataset:
     return Dataset.from_list(content, features=_features(CLASSES))
 
 
-def phase_data(train: int = 24, validation: int = 12, augment: AugmentSpec | None = None, seed: int = 0) -> PhaseData:
+def phase_data(
+    train: int = 24,
+    validation: int = 12,
+    augment: AugmentSpec | None = None,
+    seed: int = 0,
+    *,
+    eight_bit: bool = False,
+) -> PhaseData:
+    """Float pixels, as a plain Trainer takes them too; or 8-bit ones, as runs use them."""
     processor = tiny.processor()
     augment = augment or AugmentSpec()
     transform = training_transform(processor, augment)
+    evaluate = evaluation_transform(processor)
+    if eight_bit:
+        assert transform.scale is not None
+    train_with, evaluate_with = (part.pixels if eight_bit else part for part in (transform, evaluate))
     return PhaseData(
-        train=Examples(rows(train), transform.pixels, seed=seed),
-        validation=Examples(rows(validation, seed=1), evaluation_transform(processor).pixels) if validation else None,
+        train=Examples(rows(train), train_with, seed=seed),
+        validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
         collate=Collator(augment.mixup, len(CLASSES), transform.floats),
         measure=trainer_metrics(),

@@ -21,9 +21,9 @@ def images():
     return ImageData({"train": Dataset.from_list(rows, features=_features(("a", "b")))}, ("a", "b"))
 
 
-def opened(folder, *, fingerprint="f", overwrite=False, **changes):
+def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):
     audits = {"train": Audit(fingerprint=fingerprint, broken={})}
-    open_folder(folder, recipe(**changes), images(), audits, overwrite=overwrite)
+    open_folder(folder, recipe(**changes), images(), audits, precision=precision, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -84,3 +84,10 @@ def test_overwriting_removes_what_was_there(tmp_path):
     opened(tmp_path / "r", fingerprint="g", overwrite=True, seed=1)
     assert {path.name for path in (tmp_path / "r").iterdir()} == {"recipe.yaml", "environment.json", "data.json"}
     assert "seed: 1" in (tmp_path / "r" / "recipe.yaml").read_text()
+
+
+def test_a_run_does_not_go_on_in_another_precision(tmp_path):
+    opened(tmp_path / "r", precision="bfloat16")
+    opened(tmp_path / "r", precision="bfloat16")
+    with pytest.raises(RunError, match="began in bfloat16 and can't go on in float32"):
+        opened(tmp_path / "r", precision="float32")

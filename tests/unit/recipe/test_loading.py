@@ -60,13 +60,35 @@ def written(tmp_path, text):
 INVALID = [
     # keys
     ({"nmae": "x"}, "nmae: unknown key; did you mean 'name'?"),
-    ({"zzz": 1}, "zzz: unknown key; allowed: class_weights, data, model, name, output_dir, phases, seed, training"),
+    (
+        {"zzz": 1},
+        "zzz: unknown key; allowed: class_weights, data, model, name, output_dir, phases, precision, replay, seed, "
+        "training",
+    ),
     ({"name": ABSENT}, "name: this key is required"),
     ({"model": ABSENT}, "model: this key is required"),
     ({"data": ABSENT}, "data: this key is required"),
     ({"phases": ABSENT}, "phases: this key is required"),
     ({"model.checkpoint": ABSENT}, "model.checkpoint: this key is required"),
     ({"model.chekpoint": "y"}, "model.chekpoint: unknown key; did you mean 'checkpoint'?"),
+    ({"replay.view": 2}, "replay.view: unknown key; did you mean 'views'?"),
+    ({"replay.views": 0}, "replay.views: found 0; allowed: greater than 0 or 'auto'"),
+    ({"replay.budget": "much"}, "replay.budget: found 'much'; allowed: a number of bytes with its unit"),
+    ({"replay.engine": "tensorrt"}, "replay.engine: found 'tensorrt'; allowed: 'auto', 'torch' or 'onnxruntime'"),
+    ({"precision": "float16"}, "precision: found 'float16'; allowed: 'auto', 'float32' or 'bfloat16'"),
+    ({"phases.0.learning_rate": "fast"}, "phases.head.learning_rate: found 'fast'; allowed: a valid number"),
+    (
+        {"phases.0.learning_rate": "auto", "phases.0.unfreeze": {"blocks": 1}},
+        "phases.head.learning_rate: 'auto' is for a phase that trains the head alone",
+    ),
+    (
+        {"phases.0.learning_rate": "auto", "replay": {"mode": "off"}},
+        "phases.head.learning_rate: 'auto' needs a replay.mode other than 'off'",
+    ),
+    (
+        {"phases.0.learning_rate": "auto", "phases.0.head_learning_rate": 0.1},
+        "phases.head.learning_rate: 'auto' leaves nothing for head_learning_rate to say",
+    ),
     ({"data.splits.valid": 0.1}, "data.splits.valid: unknown key; did you mean 'validation'?"),
     ({"data.augment.cutmix": 1.0}, "data.augment.cutmix: unknown key; allowed: crop, flip, mixup, randaugment"),
     ({"phases.0.name": ABSENT}, "phases.0.name: this key is required"),

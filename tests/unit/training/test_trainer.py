@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.recipe.spec import AdapterSpec
+from hfft.recipe.spec import AdapterSpec, AugmentSpec
 from hfft.training.phases import newest_checkpoint
 
 
@@ -285,3 +285,14 @@ def test_every_phase_computes_in_mixed_precision(tmp_path):
     seen.clear()
     model(pixel_values=torch.zeros(1, 3, tiny.SIDE, tiny.SIDE))
     assert seen == [False]
+
+
+@pytest.mark.parametrize("augment", [AugmentSpec(), AugmentSpec(flip="both", mixup=0.4)], ids=["still", "mixed"])
+def test_pixels_of_8_bits_train_the_same(augment, tmp_path):
+    weights = []
+    for eight_bit in (False, True):
+        data = toy.phase_data(augment=augment, eight_bit=eight_bit)
+        assert (data.train[0]["pixel_values"].dtype == torch.uint8) == eight_bit
+        model, _ = toy.run(tiny.build("vit"), tmp_path / str(eight_bit), data=data, unfreeze="all")
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

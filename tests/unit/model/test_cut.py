@@ -1,0 +1,151 @@
+import pytest
+import tiny
+import torch
+
+from hfft.model.anatomy import dissect
+from hfft.model.cut import Prefix, cut_at, find_cut, placeholder_pixels
+from hfft.model.freezing import held_modules, set_trainable, trainable_names
+from hfft.model.trace import trace
+from hfft.recipe.spec import AdapterSpec, PhaseSpec
+from hfft.training.plan import prepare_phase
+
+ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
+
+
+def prepared(family, unfreeze, **changes):
+    model = tiny.build(family, **changes)
+    set_trainable(model, trainable_names(model, dissect(model), unfreeze))
+    return prepare_phase(model, PhaseSpec(name="p", unfreeze=unfreeze), ONE)
+
+
+def photos(count=3, seed=1):
+    return torch.randn(count, 3, tiny.SIDE, tiny.SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def step(model, pixels):
+    """Logits and gradients of one training step as a phase makes it, from the same random state each time."""
+    model.train()
+    for module in held_modules(model, "eval"):
+        module.training = False
+    torch.manual_seed(5)
+    logits = model(pixel_values=pixels).logits
+    trainable = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    return logits.detach(), dict(
+        zip(trainable, torch.autograd.grad(logits.square().sum(), list(trainable.values())), strict=True)
+    )
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("unfreeze", ["head", {"blocks": 1}], ids=str)
+def test_a_step_from_the_cut_is_the_step_from_the_pixels(family, unfreeze):
+    model = prepared(family, unfreeze)
+    pixels = photos()
+    cut = find_cut(model, ONE)
+    assert cut is not None
+    logits, gradients = step(model, pixels)
+    with torch.no_grad():
+        activations = Prefix(model.eval(), [cut]).eval()(pixels)
+    assert all(len(tensor) == 3 for tensor in activations)
+    with cut.bypassed():
+        cut.feed(activations)
+        replayed, others = step(model, placeholder_pixels(pixels.shape, pixels.device))
+    torch.testing.assert_close(replayed, logits, rtol=1e-5, atol=1e-7)
+    assert gradients.keys() == others.keys()
+    for name in gradients:
+        torch.testing.assert_close(others[name], gradients[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("family", "unfreeze", "path"),
+    [
+        ("vit", "head", "classifier"),
+        ("vit", {"blocks": 2}, "vit.layers.2"),
+        ("vit", {"parts": ("norm",)}, "vit.layernorm"),
+        ("convnext", {"stages": 1}, "convnext.encoder.stages.3.downsampling_layer.0"),
+        ("resnet", {"blocks": 1}, "resnet.encoder.stages.3.layers.0"),
+        ("mobilenet_v2", "head", "dropout"),  # between the encoder and the head, and at work in training
+        ("deit+teacher", "head", "deit.layernorm"),  # in front of both heads
+        ("swiftformer", "head", "norm"),
+    ],
+    ids=str,
+)
+def test_where_it_is(family, unfreeze, path):
+    cut = find_cut(prepared(family, unfreeze), ONE)
+    assert cut is not None
+    assert cut.path == path
+
+
+def test_where_an_adapter_begins():
+    model = prepare_phase(tiny.build("vit"), PhaseSpec(name="p", adapter=AdapterSpec(on="all", blocks=1, r=2)), ONE)
+    cut = find_cut(model, ONE)
+    assert cut is not None
+    assert cut.path == "vit.layers.3"
+    assert cut.fingerprint == cut_at(tiny.build("vit"), "vit.layers.3", ONE).fingerprint  # of the same frozen weights
+
+
+def test_nothing_is_in_front_of_the_stem():
+    cut = find_cut(prepared("vit", "all"), ONE)
+    assert cut is None or cut.depth <= 3  # the pixels themselves
+
+
+def test_the_model_is_left_as_it_was():
+    model = prepared("mobilenet_v2", {"blocks": 1})
+    model.train()
+    modes = [module.training for module in model.modules()]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert find_cut(model, ONE, batchnorm="train") is not None
+    assert [module.training for module in model.modules()] == modes
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not any("forward" in module.__dict__ for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_one_pass_for_several_cuts():
+    model = tiny.build("vit")
+    cuts = [cut_at(model, path, ONE) for path in ("vit.layers.1", "vit.layers.3", "classifier")]
+    with torch.no_grad():
+        together = Prefix(model, cuts).eval()(photos())
+        alone = [Prefix(model, [cut]).eval()(photos()) for cut in cuts]
+    assert len(together) == 3
+    assert all(torch.equal(one, more[0]) for one, more in zip(together, alone, strict=True))
+    assert [cut.depth for cut in cuts] == sorted(cut.depth for cut in cuts)
+
+
+def test_the_fingerprint_is_of_what_lies_in_front():
+    model = tiny.build("vit")
+    before = cut_at(model, "vit.layers.2", ONE).fingerprint
+    with torch.no_grad():
+        model.vit.layers[2].mlp.fc1.weight.add_(1)
+        model.classifier.weight.add_(1)
+    assert cut_at(model, "vit.layers.2", ONE).fingerprint == before
+    with torch.no_grad():
+        model.vit.embeddings.cls_token.add_(1)
+    assert cut_at(model, "vit.layers.2", ONE).fingerprint != before
+
+
+def test_channels_last_activations_come_back_as_they_were():
+    model = prepared("convnext", {"blocks": 1}).to(memory_format=torch.channels_last)
+    cut, seen = find_cut(model, ONE), []
+    assert cut is not None
+    with torch.no_grad():
+        (activations,) = Prefix(model.eval(), [cut]).eval()(photos())
+    assert activations.is_contiguous(memory_format=torch.channels_last)
+    with cut.bypassed(), cut.reached(lambda tensors: None):
+        model.get_submodule("convnext.encoder.stages.3.downsampling_layer.0").register_forward_hook(
+            lambda module, inputs, output: seen.append(output.is_contiguous(memory_format=torch.channels_last))
+        )
+        cut.feed([activations.contiguous()])  # as they are kept
+        model(pixel_values=ONE.expand(3, -1, -1, -1))
+    assert seen == [True]
+
+
+def test_trace_knows_order_and_shapes():
+    calls = trace(tiny.build("vit"), photos(2))
+    order = [path for path in calls if path in ("vit.embeddings", "vit.layers.0", "vit.layers.3", "classifier")]
+    assert order == ["vit.embeddings", "vit.layers.0", "vit.layers.3", "classifier"]
+    assert calls["vit.layers.0"].left < calls["vit.layers.1"].entered
+    shape = calls["classifier"].output
+    assert (shape.fixed, shape.growing, shape.is_per_image) == ((0, 2), (1, 0), True)
+    assert shape.placeholder(5, torch.device("cpu")).shape == (5, 2)

@@ -1,0 +1,34 @@
+import pytest
+import tiny
+import torch
+
+from hfft.recipe.spec import PhaseSpec
+from hfft.training import precision
+
+SPEC = PhaseSpec(name="p", unfreeze={"blocks": 1})
+ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [((1.0, 0.5), "bfloat16"), ((1.0, 0.95), "float32")], ids=str)
+def test_the_faster_one_by_a_margin(monkeypatch, seconds, expected):
+    times = iter(seconds)
+    asked = []
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_step", lambda *_: asked.append(torch.is_autocast_enabled("cpu")) or next(times))
+    assert precision.fastest_precision(tiny.build("vit"), SPEC, ONE, replays=True) == expected
+    assert asked == [False, True]
+
+
+def test_float32_without_native_bfloat16(monkeypatch):
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: False)
+    assert precision.fastest_precision(tiny.build("vit"), SPEC, ONE, replays=True) == "float32"
+
+
+@pytest.mark.parametrize("replays", [True, False])
+def test_the_model_is_not_changed(monkeypatch, replays):
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
+    model = tiny.build("mobilenet_v2")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert precision.fastest_precision(model, SPEC, ONE, replays=replays) in ("float32", "bfloat16")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not model.training
