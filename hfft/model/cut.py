@@ -43,6 +43,7 @@ class Cut:
         """
         self.path = path.removeprefix(PEFT_PREFIX)
         self._before = tuple(name for name, call in calls.items() if call.entered < calls[path].entered)
+        self.image_shape = tuple(pixels.shape[1:])
         self._model = model
         self._module = model.get_submodule(path)
         self._answers = {name: calls[name].output for name in _skippable(calls, calls[path].entered)}
@@ -150,26 +151,31 @@ class Cut:
 
 
 class Prefix(nn.Module):
-    """The network in front of some cuts: images -> what enters each of them."""
+    """The network in front of some cuts: images, or what enters an earlier cut -> what enters each of them."""
 
-    def __init__(self, model: nn.Module, cuts: Sequence[Cut]) -> None:
-        """Choose where it ends.
+    def __init__(self, model: nn.Module, cuts: Sequence[Cut], start: Cut | None = None) -> None:
+        """Choose where it ends and where it begins.
 
         Args:
             model: The classifier, in evaluation mode.
-            cuts: In forward order.
+            cuts: Where it ends, in forward order.
+            start: Where it begins; at the pixels when None.
         """
         super().__init__()
         self.model = model
         self._cuts = tuple(cuts)
+        self._start = start
 
     @property
     def end(self) -> str:
         """Path of the last cut."""
         return self._cuts[-1].path
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the activations of images, (B, C, H, W).
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the activations.
+
+        Args:
+            *inputs: Pixels (B, C, H, W), or the tensors that enter the start, (B, ...).
 
         Returns:
             The tensors that enter each cut, one cut after the other, each (B, ...).
@@ -181,7 +187,12 @@ class Prefix(nn.Module):
             if cut is self._cuts[-1]:
                 raise _Reached
 
+        pixels = inputs[0]
         with ExitStack() as undo:
+            if self._start is not None:
+                undo.enter_context(self._start.bypassed())
+                self._start.feed(inputs)
+                pixels = placeholder_pixels((len(pixels), *self._start.image_shape), pixels.device)
             for cut in self._cuts:
                 undo.enter_context(cut.reached(partial(note, cut)))
             with suppress(_Reached):

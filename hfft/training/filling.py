@@ -1,6 +1,7 @@
 """One pass over some images through the frozen part of a network, into recordings, shared by all processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -9,21 +10,28 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hfft.data.batches import Examples
+from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
 
-Compute = Callable[[torch.Tensor], Sequence[Sequence[torch.Tensor]]]
-"""Pixels of examples (B, C, H, W) -> for each recorder the tensors of B rows that it writes; B is always the same."""
+Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
+"""Pixels or activations of B examples -> for each recorder the tensors of B rows that it writes; B never changes."""
 
 
 def fill(
-    recorders: Sequence[Recorder], compute: Compute, examples: Examples, *, batch: int, workers: int, title: str
+    recorders: Sequence[Recorder],
+    compute: Compute,
+    examples: Examples | RecordedExamples,
+    *,
+    batch: int,
+    workers: int,
+    title: str,
 ) -> None:
     """Write what is missing of some recordings of the same images; to finish them is left to the caller.
 
     Args:
         recorders: Made with this batch size.
         compute: The frozen part.
-        examples: The images, in the order of the rows.
+        examples: The images, or what enters an earlier cut, in the order of the rows.
         batch: Images per forward pass; the last batch is filled up with copies of its last image.
         workers: Processes that read images.
         title: Shown beside the progress.
@@ -69,20 +77,30 @@ class _Writer:
 
 
 def _pass(
-    begins: Sequence[int], compute: Compute, examples: Examples, *, batch: int, workers: int, title: str
+    begins: Sequence[int],
+    compute: Compute,
+    examples: Examples | RecordedExamples,
+    *,
+    batch: int,
+    workers: int,
+    title: str,
 ) -> Iterator[tuple[range, Sequence[Sequence[torch.Tensor]]]]:
     """The rows of each batch, and what is computed from them."""
     spans = [range(begin, min(begin + batch, len(examples))) for begin in begins]
     batches = [list(span) for span in spans]
-    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_pixels, num_workers=workers)
+    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers)
     device, images = PartialState().device, sum(map(len, spans))
     hidden = None if PartialState().is_main_process else True  # None hides it where nobody watches a terminal
     with tqdm(total=images, desc=title, unit=" images", disable=hidden) as bar:
-        for span, pixels in zip(spans, loader, strict=True):
-            filled = torch.cat([pixels, pixels[-1:].expand(batch - len(pixels), *pixels.shape[1:])])
-            yield span, compute(filled.to(device))
+        for span, inputs in zip(spans, loader, strict=True):
+            yield span, compute([_filled(tensor, batch).to(device) for tensor in inputs])
             bar.update(len(span))
 
 
-def _pixels(examples: Sequence[dict[str, torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
+def _inputs(examples: Sequence[dict[str, Any]]) -> list[torch.Tensor]:
+    rows = [example.get("activations") or (example["pixel_values"],) for example in examples]
+    return [torch.stack(leaf) for leaf in zip(*rows, strict=True)]  # each (B, ...)
+
+
+def _filled(tensor: torch.Tensor, batch: int) -> torch.Tensor:
+    return torch.cat([tensor, tensor[-1:].expand(batch - len(tensor), *tensor.shape[1:])])

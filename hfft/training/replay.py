@@ -22,7 +22,7 @@ from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.recordings import Recording
-from hfft.training.shelf import Boundary, Job, Origin, Place, Shelf, on_main
+from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
 
 MOST_VIEWS = 4  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step that the frozen part must take
@@ -54,6 +54,7 @@ class Replay:
         self._shelf = Shelf(spec, folder, origin)
         self._phases = phases
         self._origin = origin
+        self._paths: list[str] = []  # of cuts whose recordings are there
 
     def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, stage: Stage) -> Replayed | None:
         """The data of a phase as activations, computed now where they aren't recorded.
@@ -105,9 +106,47 @@ class Replay:
             found = self._shelf.find(job, cut, places, engine)
             if found is not None:
                 _LOG.info(f"{job.title}: replays what enters {cut.path}, recorded before")
+                self._paths.append(cut.path)
                 return _replayed(job, cut, found, pixels), engine
-        found, engine = self._record(job, number, own, places, asked)
+        derived = self._derive(job, own, places, asked)
+        found, engine = derived or self._record(job, number, own, places, asked)
+        self._paths.append(cut.path)
         return _replayed(job, cut, found, pixels), engine
+
+    def _derive(
+        self, job: Job, own: Boundary, places: Sequence[Place], asked: str
+    ) -> tuple[dict[Place, Recording], str] | None:
+        """Compute what a phase needs from what enters the nearest earlier cut that this run has recorded, if any."""
+        if hasattr(job.model, "peft_config"):
+            return None
+        pixels = job.pixels(1)
+        cuts = [cut_at(job.model, path, pixels) for path in self._paths]
+        for cut in sorted(cuts, key=lambda cut: -cut.depth):
+            for engine in _SERVING.get(asked, (asked,)) if cut.depth < own.cut.depth else ():
+                found = self._shelf.find(job, cut, places, engine)
+                if found is not None:
+                    return self._continue(job, cut, own, found, engine), engine
+        return None
+
+    def _continue(
+        self, job: Job, start: Cut, own: Boundary, found: Mapping[Place, Recording], engine: str
+    ) -> dict[Place, Recording]:
+        batch = job.arguments.per_device_train_batch_size
+        run = partial(_run, job, Prefix(job.model, [own.cut], start).eval())
+        rows = next(recording.rows([0] * batch) for recording in found.values())
+        leaves = {own.cut: [self._shelf.leaf(tensor) for tensor in run(*(row.to(job.model.device) for row in rows))]}
+        needed = sum(map(len, found.values())) * sum(leaf.bytes for leaf in leaves[own.cut])
+        keep = [self._shelf.key(job, start, place, engine) for place in found]
+        if not self._shelf.has_room(needed, keep):
+            raise _Declined(f"{_bytes(needed)} of activations don't fit beside those that they are computed from")
+        _LOG.info(f"{job.title}: replays what enters {own.cut.path}, computed from what enters {start.path}")
+        computation = Computation(leaves, run, engine, batch)
+        for place, source in found.items():
+            self._shelf.fill(job, place, computation, [own.cut], source)
+        result = self._shelf.find(job, own.cut, list(found), engine)
+        if result is None:
+            raise OSError("what was recorded can't be read back")
+        return result
 
     def _record(
         self, job: Job, number: int, own: Boundary, places: Sequence[Place], asked: str
@@ -126,9 +165,11 @@ class Replay:
         sizes = {b.cut: sum(b.wants(place) * len(job.splits[place.split]) for place in places) for b in boundaries}
         leaves = {b.cut: [self._shelf.leaf(tensor) for tensor in rows[b.cut]] for b in boundaries}
         sizes = {cut: count * sum(leaf.bytes for leaf in leaves[cut]) for cut, count in sizes.items()}
-        if not self._shelf.has_room(sum(sizes.values())):
+        names = _SERVING.get(asked, (asked,))
+        keep = [self._shelf.key(job, cut, place, name) for cut in leaves for place in places for name in names]
+        if not self._shelf.has_room(sum(sizes.values()), keep):
             boundaries, leaves = [own], {own.cut: leaves[own.cut]}
-            if not self._shelf.has_room(sizes[own.cut]):
+            if not self._shelf.has_room(sizes[own.cut], keep):
                 raise _Declined(
                     f"{_bytes(sizes[own.cut])} of activations don't fit into replay.budget {self._spec.budget} or on "
                     "the disk"
@@ -141,13 +182,12 @@ class Replay:
             f"{job.title}: replays what enters {own.cut.path}, as what is frozen takes {share:.0%} of a step; "
             f"up to {_bytes(sum(sizes[cut] for cut in leaves))}{speed} with {engine.name}"
         )
+        computation = Computation(leaves, engine.run, engine.name, len(sample))
         begun = time.monotonic()
         recorded = 0
         for place in places:
             wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
-            recorded += self._shelf.fill(
-                job, place, leaves, engine.run, engine=engine.name, wanted=wanted, batch=len(sample)
-            )
+            recorded += self._shelf.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
         found = self._shelf.find(job, own.cut, places, engine.name)
@@ -240,9 +280,9 @@ def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, image
     return choose_engine(prefix, sample, asked=asked, **options)
 
 
-def _run(job: Job, prefix: Prefix, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _run(job: Job, prefix: Prefix, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     with torch.no_grad(), job.precision():
-        return prefix(pixels)
+        return prefix(*inputs)
 
 
 def _bytes(count: int) -> str:

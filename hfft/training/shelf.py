@@ -18,11 +18,12 @@ from hfft.data.batches import Examples
 from hfft.errors import TrainingError
 from hfft.model.cut import Cut
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.training.activations import RecordedExamples
 from hfft.training.filling import fill
 from hfft.training.phase_data import PhaseData
 from hfft.training.recordings import Leaf, Recorder, Recording, find_recording, locked, make_room
 
-Run = Callable[[torch.Tensor], tuple[torch.Tensor, ...]]
+Run = Callable[..., tuple[torch.Tensor, ...]]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a config says that changes nothing in front of the head; transformers sets the last two when it saves a model.
 _BESIDES = (
@@ -128,6 +129,23 @@ class Job:
         return self.data.floats(pixels.to(self.arguments.device))
 
 
+@dataclass(frozen=True)
+class Computation:
+    """What computes the activations at some cuts.
+
+    Attributes:
+        leaves: What enters each cut, in forward order.
+        run: Pixels of a batch, or the tensors of an earlier cut -> what enters the cuts, one after the other.
+        engine: Name of what runs.
+        batch: Images at once.
+    """
+
+    leaves: Mapping[Cut, Sequence[Leaf]]
+    run: Run
+    engine: str
+    batch: int
+
+
 class Shelf:
     """A folder of recordings, as one run uses it."""
 
@@ -145,7 +163,7 @@ class Shelf:
 
     def find(self, job: Job, cut: Cut, places: Sequence[Place], engine: str) -> dict[Place, Recording] | None:
         """The recordings of these images at a cut, if all are there and whole."""
-        keys = {place: self._key(job, cut, place, engine) for place in places}
+        keys = {place: self.key(job, cut, place, engine) for place in places}
 
         def look() -> dict[Place, Recording] | None:
             found: dict[Place, Recording] = {}
@@ -163,31 +181,26 @@ class Shelf:
         """How a tensor that enters a cut, (B, ...), is kept."""
         return Leaf(_DTYPES.get(self._spec.dtype, tensor.dtype), tuple(tensor.shape[1:]))
 
-    def has_room(self, needed: int) -> bool:
+    def has_room(self, needed: int, keep: Sequence[str] = ()) -> bool:
         """Whether so many bytes fit into the budget and on the disk, once recordings that are old have gone."""
-        return on_main(lambda: make_room(self.folder, needed, self._spec.budget_bytes))
+        return on_main(lambda: make_room(self.folder, needed, self._spec.budget_bytes, keep=keep))
 
     def fill(
         self,
         job: Job,
         place: Place,
-        leaves: Mapping[Cut, Sequence[Leaf]],
-        run: Run,
-        *,
-        engine: str,
+        computation: "Computation",
         wanted: Sequence[Cut],
-        batch: int,
+        source: Recording | None = None,
     ) -> int:
         """Record some images at some cuts in one pass.
 
         Args:
             job: The phase.
             place: The images.
-            leaves: What enters each cut that `run` goes through, in forward order.
-            run: Pixels of `batch` images -> what enters the cuts.
-            engine: Name of what runs.
-            wanted: The cuts that are to be recorded.
-            batch: Images at once.
+            computation: What computes the activations.
+            wanted: Those of its cuts that are to be recorded.
+            source: What enters an earlier cut, where the computation begins there and not at the pixels.
 
         Returns:
             Images that were computed for it; 0 where all had been recorded before.
@@ -195,9 +208,10 @@ class Shelf:
         Raises:
             OSError: In every process, if one of them couldn't write.
         """
+        leaves, batch, engine = computation.leaves, computation.batch, computation.engine
         examples = job.splits[place.split]
         examples.set_epoch(place.view)
-        keys = {cut: self._key(job, cut, place, engine) for cut in wanted}
+        keys = {cut: self.key(job, cut, place, engine) for cut in wanted}
         with self._alone(list(keys.values())):
             there = on_main(lambda: [find_recording(self.folder, key) is not None for key in keys.values()])
             missing = [cut for cut, is_there in zip(keys, there, strict=True) if not is_there]
@@ -213,14 +227,17 @@ class Shelf:
                 for cut in missing
             }
 
-            def compute(pixels: torch.Tensor) -> list[list[torch.Tensor]]:
-                outputs = dict(zip(leaves, divided(run(job.data.floats(pixels)), leaves), strict=True))
+            def compute(inputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+                if source is None:
+                    inputs = [job.data.floats(inputs[0])]
+                outputs = dict(zip(leaves, divided(computation.run(*inputs), leaves), strict=True))
                 return [[_kept(*pair) for pair in zip(outputs[cut], leaves[cut], strict=True)] for cut in missing]
 
             if missing:
-                workers = job.arguments.dataloader_num_workers
+                workers = job.arguments.dataloader_num_workers if source is None else 0
+                rows = examples if source is None else RecordedExamples([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
-                fill(list(recorders.values()), compute, examples, batch=batch, workers=workers, title=title)
+                fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
                 PartialState().wait_for_everyone()
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
         return len(examples) if missing else 0
@@ -235,7 +252,8 @@ class Shelf:
             PartialState().wait_for_everyone()
             yield
 
-    def _key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
+    def key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
+        """Name of a recording: a hash of all that its rows depend on."""
         config = {name: value for name, value in job.model.config.to_dict().items() if name not in _BESIDES}
         content = {
             "network": cut.fingerprint,

@@ -96,8 +96,9 @@ def test_as_many_passes_as_views(tmp_path, monkeypatch):
     assert sum(computed) == 2 * 32 + 16  # three epochs take turns with two views
 
 
-def test_other_weights_are_not_replayed(tmp_path, monkeypatch):
-    """The second phase releases more than the first one left frozen."""
+def test_what_changed_weights_compute_comes_from_the_nearest_recording(tmp_path, monkeypatch, caplog):
+    """The first phase trains two blocks in front of the second phase's head; what enters them stayed."""
+    caplog.set_level(logging.INFO)
     phases = (
         {"unfreeze": {"blocks": 2}, "arguments": arguments()},
         {"unfreeze": "head", "arguments": arguments()},
@@ -106,6 +107,7 @@ def test_other_weights_are_not_replayed(tmp_path, monkeypatch):
     plain = train("vit", tmp_path / "plain", replay=None, phases=phases)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=phases)
     assert sum(computed) == 2 * (32 + 16)
+    assert "replays what enters classifier, computed from what enters vit.layers.2" in caplog.text
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
