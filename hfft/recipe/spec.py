@@ -232,7 +232,7 @@ class ReplaySpec:
         mode: `auto` replays where that saves time and the disk allows it, `off` never, `force` wherever that is
             possible.
         views: Augmented versions of each training image that are kept; epochs take turns with them. As many as epochs
-            is what a run without replay sees. `auto` is as many as epochs, but 4 at most.
+            is what a run without replay sees. `auto` is as many as epochs, but 2 at most.
         budget: Most bytes that the folder may hold; the recordings used longest ago make room.
         folder: Where they are kept for later phases and runs; null is `.replay` in `output_dir`.
         engine: What computes the frozen part: `torch`, as training does; `onnxruntime` (extra `fast`); or the fastest

@@ -24,7 +24,7 @@ from hfft.training.plan import duration, prepare_phase
 from hfft.training.recordings import Recording
 from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
 
-MOST_VIEWS = 4  # of `views: auto`; docs/performance.md has the measurement
+MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step that the frozen part must take
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
 ENGINES = "engines.json"
