@@ -213,7 +213,10 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
     found: list[Any] = [None]
     if PartialState().is_main_process:
         replays = recipe.replay.mode != "off"
-        found = [fastest_precision(network, recipe.phases[-1], sample_pixels(processor), replays=replays)]
+        memory = _replay_folder(recipe) / "precision.json"
+        found = [
+            fastest_precision(network, recipe.phases[-1], sample_pixels(processor), replays=replays, memory=memory)
+        ]
     broadcast_object_list(found)
     return found[0]
 

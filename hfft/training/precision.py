@@ -3,11 +3,13 @@
 import copy
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 
+from hfft.files import read_json, write_json
 from hfft.machine import has_native_bfloat16
 from hfft.model.cut import Prefix, find_cut, placeholder_pixels
 from hfft.model.freezing import held_modules
@@ -21,7 +23,9 @@ _GAIN = 0.9  # bfloat16's time, at most, as a share of float32's
 _LOG = get_logger(__name__)
 
 
-def fastest_precision(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:
+def fastest_precision(
+    model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool, memory: Path | None = None
+) -> str:
     """`bfloat16` where the processor has it and trains faster in it, else `float32`.
 
     An accelerator with native bfloat16 is taken at its word. A CPU is asked: some of its kernels are slower in
@@ -32,12 +36,18 @@ def fastest_precision(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, repl
         spec: The phase that a step is timed of.
         pixels: An image as the network takes it, (1, C, H, W); its shape counts.
         replays: Whether what is frozen may be computed once, so that the rest of a step is what counts.
+        memory: JSON file of earlier answers, so that another run of a recipe gets the same one; None to forget.
     """
     if not has_native_bfloat16():
         return "float32"
     if torch.accelerator.is_available():
         _LOG.info("precision: bfloat16, which this accelerator computes in")
         return "bfloat16"
+    config, trains = model.config, spec.adapter or spec.unfreeze
+    place = f"{config.model_type} {config.name_or_path}, {trains}, replays {replays}, torch {torch.__version__}"
+    known = read_json(memory) if memory is not None and memory.is_file() else {}
+    if place in known:
+        return known[place]
     network = prepare_phase(copy.deepcopy(model), spec, pixels)
     cut = find_cut(network, pixels, spec.batchnorm) if replays else None
     seconds = {}
@@ -49,6 +59,9 @@ def fastest_precision(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, repl
         f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {1000 * seconds['float32']:.0f} ms in "
         f"float32, in {1000 * seconds['bfloat16']:.0f} ms in bfloat16"
     )
+    if memory is not None:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, {**known, place: best})
     return best
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
 from hfft.files import read_json, write_json
@@ -25,7 +26,7 @@ from hfft.training.recordings import Recording
 from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
-_WORTH = 0.2  # share of a training step that the frozen part must take
+_WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
 ENGINES = "engines.json"
 """Where the speed of engines on this machine is noted, in the folder of the recordings."""
@@ -235,30 +236,22 @@ def _measure(
 ) -> tuple[dict[Cut, float], dict[Cut, tuple[torch.Tensor, ...]]]:
     """For each cut, the share of a training step that is spent in front of it, and what enters it.
 
-    A backward pass is taken for twice the forward pass of what trains; what is frozen has none.
+    Counted in multiplications and not in seconds, so that every run of a recipe decides alike. A backward pass is
+    taken for twice the forward pass of what trains; what is frozen has none.
     """
     rows: dict[Cut, tuple[torch.Tensor, ...]] = {}
-    ends: dict[Cut, float] = {}
-    model, begun, end = job.model.eval(), 0.0, 0.0
+    before: dict[Cut, int] = {}
+    model = job.model.eval()
+    with torch.no_grad(), job.precision(), FlopCounterMode(display=False) as counter, ExitStack() as undo:
 
-    def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
-        rows[cut], ends[cut] = tensors, _now()
+        def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
+            rows[cut], before[cut] = tensors, counter.get_total_flops()
 
-    with torch.no_grad(), job.precision(), ExitStack() as undo:
         for cut in cuts:
             undo.enter_context(cut.reached(partial(note, cut)))
-        for _ in range(2):  # the first pass warms up
-            begun = _now()
-            model(pixel_values=pixels)
-            end = _now()
-    shares = [(ends[cut] - begun) / (ends[cut] - begun + 3 * (end - ends[cut])) for cut in cuts]
-    return dict(zip(cuts, on_main(lambda: shares), strict=True)), rows
-
-
-def _now() -> float:
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
-    return time.perf_counter()
+        model(pixel_values=pixels)
+        whole = counter.get_total_flops()
+    return {cut: before[cut] / max(before[cut] + 3 * (whole - before[cut]), 1) for cut in cuts}, rows
 
 
 def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, images: int, memory: Path) -> Engine:

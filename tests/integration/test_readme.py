@@ -11,6 +11,7 @@ import tiny
 import hfft
 from hfft.cli import main
 from hfft.model.anatomy import families
+from hfft.recipe.spec import ReplaySpec
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -64,8 +65,9 @@ def test_the_other_commands_name_scripts_that_exist_and_recipes_that_load():
 
 
 def test_the_recipe_in_the_readme_is_planned(workplace, tmp_path):
-    (block,) = blocks("yaml")
-    (tmp_path / "flowers.yaml").write_text(block)
+    recipe, replay = blocks("yaml")
+    (tmp_path / "flowers.yaml").write_text(recipe + replay)
+    assert hfft.load_recipe(tmp_path / "flowers.yaml").replay == ReplaySpec()  # they are called the defaults
     small = [f"model.checkpoint={tmp_path / 'vit'}", "phases.last-blocks.unfreeze={blocks: 2}"]
     tiny.save(tmp_path / "vit", "vit")
     assert main(["plan", "flowers.yaml", *small]) == 0

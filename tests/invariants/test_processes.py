@@ -20,6 +20,7 @@ name: NAME
 model: {checkpoint: FAMILY}
 data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
 training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 2}
+precision: float32
 phases:
   - {name: head, unfreeze: head}
   - {name: all, unfreeze: all}
@@ -80,6 +81,7 @@ def test_two_processes_end_with_the_weights_of_one(family, workplace):
     )
     np.testing.assert_allclose(tables[1]["probability"], tables[0]["probability"], atol=1e-5)
     assert done.stderr.count("trains head;") == 1  # the main process alone speaks
+    assert done.stderr.count("head: replays what enters") == 1  # of which each process computed a share
 
 
 PLAIN = """

@@ -32,3 +32,11 @@ def test_the_model_is_not_changed(monkeypatch, replays):
     assert precision.fastest_precision(model, SPEC, ONE, replays=replays) in ("float32", "bfloat16")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert not model.training
+
+
+def test_an_answer_is_remembered(monkeypatch, tmp_path):
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
+    times = iter((1.0, 0.5))
+    monkeypatch.setattr(precision, "_step", lambda *_: next(times))  # and no third and fourth
+    options = {"replays": True, "memory": tmp_path / "runs/precision.json"}
+    assert [precision.fastest_precision(tiny.build("vit"), SPEC, ONE, **options) for _ in range(2)] == ["bfloat16"] * 2
