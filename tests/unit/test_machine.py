@@ -1,6 +1,9 @@
 import os
 
-from hfft.machine import cpus_per_process, describe_environment
+import pytest
+import torch
+
+from hfft.machine import cpus_per_process, describe_environment, has_native_bfloat16, package_versions
 
 
 def test_the_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
@@ -20,3 +23,26 @@ def test_the_environment_holds_no_variable_of_the_shell(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert "hf_secret" not in str(describe_environment())
     assert os.environ["HF_TOKEN"] == "hf_secret"
+
+
+@pytest.mark.parametrize(("avx", "amx"), [(False, False), (True, False), (False, True)])
+def test_a_cpu_computes_in_bfloat16_with_avx512_or_amx(monkeypatch, avx, amx):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    assert has_native_bfloat16() == (avx or amx)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)], ids=str)
+def test_a_gpu_does_from_ampere_on(monkeypatch, capability, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert has_native_bfloat16() is expected
+
+
+def test_versions_of_packages_that_are_there(monkeypatch):
+    assert package_versions()["timm"]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else name)
+    assert "timm" not in package_versions()
+    assert package_versions()["pillow"]

@@ -3,7 +3,7 @@ import tiny
 
 from hfft.data.sources import load_data
 from hfft.errors import RecipeError
-from hfft.planning import class_weights, plan_recipe
+from hfft.planning import class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import load_recipe
 
 HEAD = {"name": "head", "learning_rate": 0.1}
@@ -57,3 +57,16 @@ def test_the_plan_estimates_memory(recipe):
     _, (head, blocks) = plan_recipe(recipe({"name": "blocks", "unfreeze": {"blocks": 2}}))
     assert 0 < head.activation_bytes < blocks.activation_bytes
     assert head.state_bytes < blocks.state_bytes
+
+
+def test_a_precision_is_that_of_phases_that_name_none(recipe):
+    asked = recipe({"name": "own", "fp16": True}, {"name": "full", "bf16": False})
+    assert phases_in(asked, "float32") == asked.phases
+    flags = [phase.arguments.get("bf16") for phase in phases_in(asked, "bfloat16")]
+    assert flags == [True, None, False]
+
+
+def test_a_rate_that_is_still_to_be_found_is_planned(recipe):
+    found = recipe(phases=[{**HEAD, "learning_rate": "auto"}])
+    (plan,) = plan_recipe(found)[1]
+    assert {group.learning_rate for group in plan.groups} == {None}

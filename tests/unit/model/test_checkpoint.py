@@ -9,7 +9,15 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 from hfft.errors import ModelError
 from hfft.model.anatomy import REFUSED, dissect
-from hfft.model.checkpoint import load_checkpoint, load_config, load_skeleton, reopen, restore_weights, save_model
+from hfft.model.checkpoint import (
+    load_checkpoint,
+    load_config,
+    load_skeleton,
+    reopen,
+    restore_weights,
+    save_model,
+    set_memory_format,
+)
 from hfft.recipe.spec import ModelSpec
 
 LABELS = ("ant", "bee", "cat")
@@ -188,3 +196,20 @@ def tiny_image():
     from PIL import Image
 
     return Image.effect_noise((60, 50), 80).convert("RGB")
+
+
+@pytest.mark.parametrize(
+    ("family", "asked", "expected"),
+    [
+        ("convnext", "auto", True),
+        ("vit", "auto", False),
+        ("vit", "channels_last", True),
+        ("resnet", "contiguous", False),
+    ],
+)
+def test_convolutional_networks_lie_channels_last(family, asked, expected):
+    model = tiny.build(family)
+    set_memory_format(model, asked)
+    kernels = [value for value in model.parameters() if value.ndim == 4 and min(value.shape[1:]) > 1]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) == expected for kernel in kernels)
+    assert kernels
