@@ -10,120 +10,23 @@ import logging
 import os
 import shutil
 import time
-import uuid
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from errno import EIO
-from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
 
 from hfft.files import read_json, write_json
+from hfft.training.shards import FORMAT, Layout, Leaf, checksum, publish, say
 
-_FORMAT = 1
 _MANIFEST = "manifest.json"
 _SUFFIX = ".recording"
 _FILE_BYTES = 64 * 2**20  # a file is held in memory twice while it is written
 _FILE_ROWS = 1024
-_CHUNK_BYTES = 2**20
 _MARGIN_BYTES = 2**30  # of disk, left to everybody else
-_LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One tensor of a row.
-
-    Attributes:
-        dtype: Any that safetensors knows; float32, bfloat16 and float16 among them.
-        shape: Of one row, without the batch dimension.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        """Bytes per row."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """Which rows lie in which file of a recording, and what a whole file looks like."""
-
-    path: Path
-    key: str
-    rows: int
-    file_rows: int
-    leaves: tuple[Leaf, ...]
-
-    @property
-    def spans(self) -> list[range]:
-        return [range(start, min(start + self.file_rows, self.rows)) for start in range(0, self.rows, self.file_rows)]
-
-    def file(self, span: range) -> Path:
-        return self.path / f"{span.start:09d}.safetensors"
-
-    def open(self, span: range) -> tuple[Tensor, ...]:
-        """Map a file, one (R, ...) tensor per leaf, unread; OSError if it isn't there or isn't what it should be."""
-        try:
-            with safe_open(self.file(span), "pt") as file:  # which maps and does not read (0.8)
-                metadata = file.metadata() or {}
-                tensors = tuple(file.get_tensor(str(number)) for number in range(len(file.keys())))
-        except SafetensorError as error:
-            raise _damage(self.file(span), str(error)) from error
-        if {name: metadata.get(name) for name in ("format", "key", "rows")} != self._identity(span):
-            raise _damage(self.file(span), "it belongs to another recording")
-        if [Leaf(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] != self.blocks(span):
-            raise _damage(self.file(span), "its tensors have other shapes or dtypes")
-        return tensors
-
-    def missing(self, spans: Sequence[range]) -> list[range]:
-        """Those whose file isn't whole; a damaged one is named in the log and removed."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            results = pool.map(self._is_whole, spans)
-            hidden = not PartialState().is_main_process
-            whole = list(tqdm(results, "checking recordings", len(spans), delay=3, unit=" files", disable=hidden))
-        return [span for span, is_whole in zip(spans, whole, strict=True) if not is_whole]
-
-    def blocks(self, span: range) -> list[Leaf]:
-        """Dtype and shape, (R, ...), of the tensors in a file."""
-        return [Leaf(leaf.dtype, (len(span), *leaf.shape)) for leaf in self.leaves]
-
-    def encode(self, span: range, tensors: Sequence[Tensor]) -> bytes:
-        """The content of a file."""
-        named = {str(number): tensor for number, tensor in enumerate(tensors)}
-        return save(named, {**self._identity(span), "crc32": _checksum(map(_raw, tensors))})
-
-    def _identity(self, span: range) -> dict[str, str]:
-        return {"format": str(_FORMAT), "key": self.key, "rows": f"{span.start}-{span.stop}"}
-
-    def _is_whole(self, span: range) -> bool:
-        try:
-            self.open(span)
-            stored, computed = _checksums(self.file(span))
-            if stored != computed:
-                raise _damage(self.file(span), f"checksum {computed} instead of {stored}")
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            _say(logging.WARNING, f"{self.file(span)}: damaged ({error.strerror}); it is computed again")
-            self.file(span).unlink(missing_ok=True)
-            return False
-        return True
 
 
 class Recording:
@@ -132,7 +35,7 @@ class Recording:
     The files are mapped and read when a row is, so that a recording may be larger than memory. Pickled it is its path.
     """
 
-    def __init__(self, layout: _Layout) -> None:
+    def __init__(self, layout: Layout) -> None:
         """Map the files; OSError if one of them isn't there or isn't what it should be."""
         self._layout = layout
         self._files = [layout.open(span) for span in layout.spans]
@@ -195,7 +98,7 @@ class Recorder:
         """
         row_bytes = max(sum(leaf.bytes for leaf in leaves), 1)
         file_rows = max(min(_FILE_ROWS, _FILE_BYTES // row_bytes) // batch, 1) * batch
-        self._layout = _Layout(_path(folder, key), key, rows, file_rows, tuple(leaves))
+        self._layout = Layout(_path(folder, key), key, rows, file_rows, tuple(leaves))
         self._about = json.loads(json.dumps(about))  # as it will be read
         self.spans = self._layout.spans
 
@@ -219,7 +122,7 @@ class Recorder:
         if span not in self.spans or found != self._layout.blocks(span):
             raise ValueError(f"rows {span}: expected {self._layout.blocks(span)}, found {found}")
         self._layout.path.mkdir(parents=True, exist_ok=True)
-        _publish(self._layout.file(span), self._layout.encode(span, blocks))
+        publish(self._layout.file(span), self._layout.encode(span, blocks))
 
     def finish(self) -> Recording:
         """Write the manifest, which makes this a recording that can be found, and open it.
@@ -235,7 +138,7 @@ class Recorder:
             if path not in files:
                 path.unlink(missing_ok=True)
         leaves = [{"dtype": str(leaf.dtype).removeprefix("torch."), "shape": leaf.shape} for leaf in layout.leaves]
-        content = {"format": _FORMAT, "key": layout.key, "rows": layout.rows, "file_rows": layout.file_rows}
+        content = {"format": FORMAT, "key": layout.key, "rows": layout.rows, "file_rows": layout.file_rows}
         content |= {"bytes": recording.bytes, "leaves": leaves, "about": self._about}
         write_json(layout.path / _MANIFEST, {**content, "crc32": _manifest_checksum(content)})
         return recording
@@ -263,11 +166,11 @@ def find_recording(folder: Path, key: str) -> Recording | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        _say(logging.WARNING, f"{manifest}: damaged ({error}); the recording counts as unfinished")
+        say(logging.WARNING, f"{manifest}: damaged ({error}); the recording counts as unfinished")
         return None
     if missing := layout.missing(layout.spans):
         files = f"{len(missing)} of {len(layout.spans)} files"
-        _say(logging.WARNING, f"{layout.path}: {files} are missing or damaged; they are computed again")
+        say(logging.WARNING, f"{layout.path}: {files} are missing or damaged; they are computed again")
         manifest.unlink(missing_ok=True)
         return None
     os.utime(manifest)
@@ -286,7 +189,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         if not _hold(held, path):
-            _say(logging.INFO, f"{path}: waiting for another run that fills or checks it")
+            say(logging.INFO, f"{path}: waiting for another run that fills or checks it")
             held.enter_context(_lock(path))
         yield
 
@@ -366,77 +269,21 @@ def _remove(path: Path, size: int) -> None:
     (path / _MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an unfinished recording
     with suppress(FileNotFoundError):  # another run was faster
         shutil.rmtree(path)
-    _say(logging.INFO, f"{path}: removed to make room ({size / 1e9:.2f} GB, last used {used})")
+    say(logging.INFO, f"{path}: removed to make room ({size / 1e9:.2f} GB, last used {used})")
 
 
-def _read_manifest(path: Path, key: str) -> _Layout:
+def _read_manifest(path: Path, key: str) -> Layout:
     content = read_json(path)
     stored = content.pop("crc32", None)
-    if content.get("format") != _FORMAT:
-        raise ValueError(f"format {content.get('format')}, this version knows {_FORMAT}")
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format {content.get('format')}, this version knows {FORMAT}")
     if stored != _manifest_checksum(content):
         raise ValueError("wrong checksum")
     if content["key"] != key:
         raise ValueError(f"it belongs to {content['key']}")
     leaves = tuple(Leaf(getattr(torch, leaf["dtype"]), tuple(leaf["shape"])) for leaf in content["leaves"])
-    return _Layout(path.parent, key, content["rows"], content["file_rows"], leaves)
+    return Layout(path.parent, key, content["rows"], content["file_rows"], leaves)
 
 
 def _manifest_checksum(content: Mapping[str, Any]) -> str:
-    return _checksum([json.dumps(content, sort_keys=True).encode()])
-
-
-def _checksum(pieces: Iterable[Any]) -> str:
-    """CRC-32, the fastest of the standard library, for accidents and not against attacks."""
-    value = 0
-    for piece in pieces:
-        value = zlib.crc32(piece, value)
-    return f"{value:08x}"
-
-
-def _checksums(path: Path) -> tuple[str, str]:
-    """The checksum that a file carries, and that of its content, leaf by leaf.
-
-    It is read as a file and not through the map, where a disk error would end the process instead of raising OSError.
-    """
-    with path.open("rb", buffering=0) as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        stored = header.pop("__metadata__").get("crc32")
-        start = file.tell()
-        bounds = [header[str(number)]["data_offsets"] for number in range(len(header))]
-        return stored, _checksum(piece for begin, end in bounds for piece in _pieces(file, start + begin, start + end))
-
-
-def _pieces(file: RawIOBase, begin: int, end: int) -> Iterator[bytes]:
-    file.seek(begin)
-    while begin < end and (piece := file.read(min(_CHUNK_BYTES, end - begin))):
-        begin += len(piece)
-        yield piece
-
-
-def _raw(tensor: Tensor) -> Any:
-    """The bytes of a contiguous tensor, not copied."""
-    return tensor.reshape(-1).view(torch.uint8).numpy()
-
-
-def _publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; another process may write the same one at the same time."""
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-
-
-def _damage(path: Path, reason: str) -> OSError:
-    return OSError(EIO, reason, str(path))
-
-
-def _say(level: int, line: str) -> None:
-    PartialState()  # the logger asks it which process this is
-    _LOG.log(level, line)
+    return checksum([json.dumps(content, sort_keys=True).encode()])
