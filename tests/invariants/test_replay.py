@@ -16,7 +16,7 @@ from hfft.training import filling
 from hfft.training.phase_data import Stage
 from hfft.training.phases import run_phase
 
-EXACT = ReplaySpec(mode="force", engine="torch")
+EXACT = ReplaySpec(mode="force", engine="torch", views=3)  # as many as epochs
 FLIPS = AugmentSpec(flip="both")
 
 
