@@ -7,6 +7,7 @@ The second data set of the measurements in docs/performance.md. The digits are t
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -17,7 +18,7 @@ SIDE = 64
 
 def prepare_digits(folder: Path) -> None:
     """Write `folder/SPLIT/DIGIT/NNNN.png`, the same at every call."""
-    digits = load_digits()
+    digits: Any = load_digits()
     count = len(digits.target)
     for place, number in enumerate(np.random.default_rng(0).permutation(count)):
         split = "train" if place < 0.6 * count else "validation" if place < 0.75 * count else "test"
