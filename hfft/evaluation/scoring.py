@@ -19,6 +19,8 @@ from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
 from hfft.model.engine import Engine, choose_engine
 
+_MANY = 16  # batches; fewer don't repay the search for an engine
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -76,7 +78,8 @@ def score(
         classes: Class names.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        memory: Where the speed of engines is noted: with it, the fastest one that agrees with torch predicts.
+        memory: Where the speed of engines is noted: with it, the fastest one that agrees with torch predicts, if the
+            images are many.
 
     Returns:
         The same on every process.
@@ -117,6 +120,8 @@ def predict(
         workers: Processes that read images.
         memory: As for `score`.
     """
+    if len(examples) < _MANY * batch_size:
+        memory = None
     accelerator = Accelerator()
     loader = accelerator.prepare(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
     network = _Logits(model).to(accelerator.device).eval()

@@ -108,17 +108,18 @@ def choose_engine(
     eager = Engine(_EAGER, _eager(prefix, bfloat16), None, 0.0)
     if asked == _EAGER:
         return eager
+    place = f"{key}, {_circumstances(_Job(prefix, pixels, bfloat16, (), ()))}"
+    known = _recall(memory, place) if asked not in _BUILDERS else None
+    if asked not in _BUILDERS and not known and _is_short(eager.run, pixels, images):
+        _LOG.info("frozen pass: torch; %d images are too few to look for something faster", images)
+        return eager
     outputs = eager.run(pixels)
     exact = _eager(prefix, False)(pixels) if bfloat16 else outputs
     job = _Job(prefix, pixels, bfloat16, outputs, exact)
     if asked in _BUILDERS:
         return _insist(asked, job)
-    place = f"{key}, {_circumstances(job)}"
-    if (known := _recall(memory, place)) and (engine := _reuse(known, eager, job, images)):
+    if known and (engine := _reuse(known, eager, job, images)):
         return engine
-    if _is_short(eager.run, pixels, images):
-        _LOG.info("frozen pass: torch; %d images are too few to look for something faster", images)
-        return eager
     candidates, refused = _prepare(job)
     candidates = {_EAGER: _Candidate(eager.run, 0.0, 0.0), **candidates}
     known = _measure(candidates, pixels)
