@@ -25,7 +25,7 @@ def fill(
     batch: int,
     workers: int,
     title: str,
-) -> None:
+) -> int:
     """Write what is missing of some recordings of the same images; to finish them is left to the caller.
 
     Args:
@@ -35,6 +35,9 @@ def fill(
         batch: Images per forward pass; the last batch is filled up with copies of its last image.
         workers: Processes that read images.
         title: Shown beside the progress.
+
+    Returns:
+        Images that were computed, by all processes together.
 
     Raises:
         OSError: In every process, if one of them couldn't write.
@@ -47,15 +50,19 @@ def fill(
     ]
     begins = sorted({begin for writer in writers for span in writer.spans for begin in span[::batch]})
     problem: str | None = None
+    computed = 0
     try:
         for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
             for writer, tensors in zip(writers, outputs, strict=True):
                 writer.add(rows, tensors)
+            computed += len(rows)
     except OSError as error:
         problem = str(error)
-    problems = [found for found in gather_object([problem]) if found is not None]
+    shares = gather_object([(problem, computed)])
+    problems = [found for found, _ in shares if found is not None]
     if problems:
         raise OSError(problems[0])
+    return sum(count for _, count in shares)
 
 
 class _Writer:

@@ -233,14 +233,15 @@ class Shelf:
                 outputs = dict(zip(leaves, divided(computation.run(*inputs), leaves), strict=True))
                 return [[_kept(*pair) for pair in zip(outputs[cut], leaves[cut], strict=True)] for cut in missing]
 
+            computed = 0
             if missing:
                 workers = job.arguments.dataloader_num_workers if source is None else 0
                 rows = examples if source is None else RecordedExamples([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
-                fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
+                computed = fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
                 PartialState().wait_for_everyone()
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
-        return len(examples) if missing else 0
+        return computed
 
     @contextmanager
     def _alone(self, keys: Sequence[str]) -> Iterator[None]:
