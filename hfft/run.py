@@ -41,7 +41,7 @@ from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import EVAL_BATCH, Stage, finished_phase, run_phase
 from hfft.training.precision import fastest_precision
-from hfft.training.replay import ENGINES, Replay
+from hfft.training.replay import Replay, recorded_with
 from hfft.training.shelf import Origin
 
 _LOG = get_logger(__name__)
@@ -143,7 +143,7 @@ def finetune(
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
-        scores = _score_result(folder / result_name(recipe), images, recipe)
+        scores = _score_result(folder, images, recipe)
     if state.is_main_process:
         write_results(folder, recipe, scores, seconds)
     state.wait_for_everyone()
@@ -167,7 +167,8 @@ def evaluate(source: str | Path, *, data: str | None = None, split: str | None =
         rows = load_rows(DataSpec(source=data), classifier.classes, split)
     else:
         rows = _own_rows(Run(source), split or "test")
-    return score(classifier.model, rows, classifier.transform, classes=classifier.classes)
+    name = split or "test"
+    return score(classifier.model, {name: rows}, classifier.transform, classes=classifier.classes)[name]
 
 
 def _own_rows(run: Run, split: str) -> Dataset:
@@ -298,8 +299,9 @@ def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
     return str((before / (_MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
 
 
-def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
+def _score_result(folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
+    model_folder = folder / result_name(recipe)
     classifier = Classifier.from_pretrained(model_folder)
     if classifier.classes != images.labels:
         found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
@@ -307,19 +309,15 @@ def _score_result(model_folder: Path, images: ImageData, recipe: Recipe) -> dict
     model = classifier.model
     set_memory_format(model, recipe.model.memory_format)
     batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
-    return {
-        split: score(
-            model,
-            images.splits[split],
-            classifier.transform,
-            classes=images.labels,
-            batch_size=batch_size,
-            workers=min(cpus_per_process(), 8),
-            memory=None if recipe.replay.engine == "torch" else _replay_folder(recipe) / ENGINES,
-        )
-        for split in ("validation", "test")
-        if split in images.splits
-    }
+    return score(
+        model,
+        {split: images.splits[split] for split in ("validation", "test") if split in images.splits},
+        classifier.transform,
+        classes=images.labels,
+        batch_size=batch_size,
+        workers=min(cpus_per_process(), 8),
+        engine=recorded_with(folder / f"0-{recipe.phases[0].name}"),
+    )
 
 
 @contextmanager

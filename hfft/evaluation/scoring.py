@@ -1,25 +1,28 @@
-"""A model and a split -> predictions, metrics with intervals, and a table by class."""
+"""A model and splits -> predictions, metrics with intervals, and a table by class."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator, PartialState
-from datasets import Dataset
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
+from hfft.errors import ModelError
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
-from hfft.model.engine import Engine, choose_engine
+from hfft.model.engine import EAGER, Engine, choose_engine
 
-_MANY = 16  # batches; fewer don't repay the search for an engine
+_LOG = get_logger(__name__)
+_MANY = 16  # batches; fewer don't repay the preparation of an engine
 
 
 @dataclass(frozen=True)
@@ -61,35 +64,41 @@ class Scores:
 
 def score(
     model: Any,
-    rows: Dataset,
+    splits: Mapping[str, Dataset],
     transform: Transform,
     *,
     classes: Sequence[str],
     batch_size: int = 32,
     workers: int = 0,
-    memory: Path | None = None,
-) -> Scores:
-    """Predict every image of a split once, whatever the number of processes, and measure.
+    engine: str = EAGER,
+) -> dict[str, Scores]:
+    """Predict every image once, whatever the number of processes, and measure each split.
 
     Args:
         model: A classifier.
-        rows: Columns `image`, `label` and `file`.
+        splits: Rows by split name, with columns `image`, `label` and `file`.
         transform: The evaluation transform.
         classes: Class names.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        memory: Where the speed of engines is noted: with it, the fastest one that agrees with torch predicts, if the
-            images are many.
+        engine: What predicts, by name as in model/engine.py; eager torch where it can't, doesn't agree with torch, or
+            has too few images to repay its preparation.
 
     Returns:
-        The same on every process.
+        By split name, the same on every process.
 
     Raises:
         DataError: If an image can't be decoded.
     """
-    examples = Examples(rows, transform.pixels)
-    logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, memory=memory)
-    probabilities = softmax(logits)
+    if not splits:
+        return {}
+    examples = Examples(concatenate_datasets(list(splits.values())), transform.pixels)
+    logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, engine=engine)
+    shares = np.split(softmax(logits), list(accumulate(map(len, splits.values())))[:-1])
+    return {split: _scores(shares[number], rows, classes) for number, (split, rows) in enumerate(splits.items())}
+
+
+def _scores(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) -> Scores:
     labels = np.asarray(rows["label"])
     return Scores(
         classes=tuple(classes),
@@ -108,7 +117,7 @@ def predict(
     *,
     batch_size: int,
     workers: int = 0,
-    memory: Path | None = None,
+    engine: str = EAGER,
 ) -> np.ndarray:
     """Logits (N, K) of all examples, in their order, gathered from all processes.
 
@@ -118,22 +127,22 @@ def predict(
         floats: Pixels of a batch to what the model takes.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        memory: As for `score`.
+        engine: As for `score`.
     """
     if len(examples) < _MANY * batch_size:
-        memory = None
+        engine = EAGER
     accelerator = Accelerator()
     loader = accelerator.prepare(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
     network = _Logits(model).to(accelerator.device).eval()
-    engine: Engine | None = None
+    program: Engine | None = None
     logits: list[torch.Tensor] = []
     with torch.no_grad():
         for pixels in loader:
             batch = floats(pixels)
-            lacking = 0 if memory is None else batch_size - len(batch)  # other engines take one size only
+            lacking = 0 if engine == EAGER else batch_size - len(batch)  # other engines take one size only
             filled = torch.cat([batch, batch[-1:].expand(lacking, *batch.shape[1:])])
-            engine = engine or _engine(network, filled, len(examples), memory)
-            (found,) = engine.run(filled)
+            program = program or _program(network, filled, engine)
+            (found,) = program.run(filled)
             gathered: Any = accelerator.gather_for_metrics(found[: len(batch)].float())  # (B, K)
             logits.append(gathered.cpu())
     return torch.cat(logits).numpy()
@@ -150,12 +159,14 @@ class _Logits(nn.Module):
         return (self.model(pixel_values=pixels).logits,)  # (B, K)
 
 
-def _engine(network: _Logits, pixels: torch.Tensor, images: int, memory: Path | None) -> Engine:
-    """Torch without a memory, and where several processes would have to agree."""
-    config: Any = network.model.config
-    asked = "torch" if memory is None or PartialState().num_processes > 1 else "auto"
-    key = f"{config.model_type} to the logits of {config.num_labels} classes"
-    return choose_engine(network, pixels, asked=asked, bfloat16=False, images=images, memory=memory, key=key)
+def _program(network: _Logits, pixels: torch.Tensor, engine: str) -> Engine:
+    """The engine that was asked for, or eager torch."""
+    options: dict[str, Any] = {"bfloat16": False, "images": len(pixels), "memory": None, "key": ""}
+    try:
+        return choose_engine(network, pixels, asked=engine, **options)
+    except ModelError as reason:
+        _LOG.info(f"scoring: {EAGER}, as {reason}")
+        return choose_engine(network, pixels, asked=EAGER, **options)
 
 
 def _batch(examples: Sequence[dict[str, Any]]) -> torch.Tensor:

@@ -5,7 +5,6 @@ behind them, above all, run several times faster once the statistics are folded 
 """
 
 import importlib
-import math
 import os
 import platform
 import sys
@@ -13,12 +12,14 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
@@ -31,10 +32,13 @@ _LOG = get_logger(__name__)
 _Rates = Mapping[str, Mapping[str, float]]  # by engine: images_per_second, and setup in seconds
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
-_EAGER = "torch"
+EAGER = "torch"
+"""Name of the engine that is torch as it trains."""
 _ROUNDS = 3  # timed batches of each candidate; the fastest counts, as other work on the machine only slows down
+_GLANCE = 4  # images that tell about how long the pass will take
+_CHUNK = 4  # images at once on one core: what EfficientNet's layers make of them still fits into its cache
 _BEHIND = 1.5  # times the fastest candidate's seconds: one that is slower is timed no further
-_SHORT_BATCHES, _SHORT_SECONDS = 40, 15.0  # a measurement takes about a third of this: a shorter pass can't repay it
+_SHORT_BATCHES, _SHORT_SECONDS = 20, 8.0  # a measurement takes about a third of this: a shorter pass can't repay it
 _ROUNDING = 1e-4  # of an output's largest value; other orders of float32 sums were seen to differ by up to 1e-5
 _SPREAD = 3.0  # times bfloat16's own distance from float32; two bfloat16 programs differ by about one such distance
 
@@ -71,11 +75,19 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Candidate:
-    """An engine that passed the check, not yet timed, and the seconds until it ran at full speed."""
+    """An engine that passed the check.
+
+    Attributes:
+        run: The engine.
+        difference: As of the engine.
+        setup: Seconds until it ran at full speed.
+        batch: Seconds of one batch.
+    """
 
     run: Run
     difference: float
     setup: float
+    batch: float
 
 
 class _Refused(Exception):
@@ -105,15 +117,15 @@ def choose_engine(
     Raises:
         ModelError: If the one that was asked for is missing, can't run this prefix, or computes something else.
     """
-    eager = Engine(_EAGER, _eager(prefix, bfloat16), None, 0.0)
-    if asked == _EAGER:
+    eager = Engine(EAGER, _eager(prefix, bfloat16), None, 0.0)
+    if asked == EAGER:
         return eager
     place = f"{key}, {_circumstances(_Job(prefix, pixels, bfloat16, (), ()))}"
     known = _recall(memory, place) if asked not in _BUILDERS else None
     if asked not in _BUILDERS and not known and _is_short(eager.run, pixels, images):
         _LOG.info("frozen pass: torch; %d images are too few to look for something faster", images)
         return eager
-    outputs = eager.run(pixels)
+    outputs, seconds = _timed(eager.run, pixels)
     exact = _eager(prefix, False)(pixels) if bfloat16 else outputs
     job = _Job(prefix, pixels, bfloat16, outputs, exact)
     if asked in _BUILDERS:
@@ -121,7 +133,7 @@ def choose_engine(
     if known and (engine := _reuse(known, eager, job, images)):
         return engine
     candidates, refused = _prepare(job)
-    candidates = {_EAGER: _Candidate(eager.run, 0.0, 0.0), **candidates}
+    candidates = {EAGER: _Candidate(eager.run, 0.0, 0.0, seconds), **candidates}
     known = _measure(candidates, pixels)
     name = _first_to_finish(known, images)
     _LOG.info("frozen pass: %s; images/s: %s", name, _describe(known, refused))
@@ -159,8 +171,9 @@ def _traced(job: _Job) -> Run:
 
 
 def _onnxruntime(job: _Job) -> Run:
-    """Float32 on the CPU with as many threads as torch has.
+    """Float32 on the CPU with as many threads as torch has, each with a few images of its own.
 
+    They needn't wait for each other after every layer, nor for one whose core a data loader worker has taken.
     The exporter is the one on top of torch.jit.trace: the one on top of torch.export needs 3 to 5 times as long, and
     trips over a forward pass that ends in an exception (torch 2.14).
     """
@@ -172,18 +185,23 @@ def _onnxruntime(job: _Job) -> Run:
     except ImportError as error:
         raise _Refused('it is not installed: pip install "hfft[fast]"') from error
     options = runtime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    chunk = max(size for size in range(1, _CHUNK + 1) if len(job.pixels) % size == 0)
+    chunks, threads = len(job.pixels) // chunk, torch.get_num_threads()
+    options.intra_op_num_threads = max(threads // chunks, 1)
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # data loader workers want the cores
     options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
     with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet(), _silent():
         file = str(Path(folder) / "prefix.onnx")
-        gray = torch.zeros_like(job.pixels, memory_format=torch.contiguous_format)
+        gray = torch.zeros_like(job.pixels[:chunk], memory_format=torch.contiguous_format)
         torch.onnx.export(job.prefix, (gray,), file, input_names=["pixels"], dynamo=False)
         session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
+    pool = ThreadPoolExecutor(min(threads, chunks))
+
     def run(pixels: Tensor) -> tuple[Tensor, ...]:
-        outputs = session.run(None, {"pixels": pixels.contiguous().numpy()})
-        return tuple(torch.from_numpy(output) for output in outputs)
+        parts = pixels.contiguous().split(chunk)
+        done = pool.map(lambda part: session.run(None, {"pixels": part.numpy()}), parts)
+        return tuple(torch.from_numpy(np.concatenate(leaf)) for leaf in zip(*done, strict=True))
 
     return run
 
@@ -215,13 +233,13 @@ def _build(name: str, job: _Job) -> _Candidate:
             return tuple(output.to(dtype) for output, dtype in zip(outputs, dtypes, strict=True))
 
         run(job.pixels)
-        outputs = run(job.pixels)  # TorchScript optimizes itself in its second run
+        outputs, seconds = _timed(run, job.pixels)  # TorchScript optimizes itself in its second run
     except _Refused:
         raise
     except Exception as error:  # compilers and exporters raise whatever they stumble over
         raise _Refused(_reason(error)) from error
     setup = time.perf_counter() - start
-    return _Candidate(run, _check(outputs, job), setup)
+    return _Candidate(run, _check(outputs, job), setup, seconds)
 
 
 def _check(outputs: tuple[Tensor, ...], job: _Job) -> float:
@@ -254,12 +272,12 @@ def _insist(name: str, job: _Job) -> Engine:
 
 def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
     """Rate and preparation time by name: batches in turn, so that a busy moment of the machine hits all alike."""
-    best = dict.fromkeys(candidates, math.inf)
-    for _ in range(_ROUNDS):
+    best = {name: candidate.batch for name, candidate in candidates.items()}
+    for _ in range(_ROUNDS - 1):
         slow = _BEHIND * min(best.values())
         for name, candidate in candidates.items():
             if best[name] <= slow:
-                best[name] = min(best[name], _seconds(candidate.run, pixels))
+                best[name] = min(best[name], _timed(candidate.run, pixels)[1])
     return {
         name: {"images_per_second": len(pixels) / best[name], "setup": candidate.setup}
         for name, candidate in candidates.items()
@@ -267,16 +285,18 @@ def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
 
 
 def _is_short(eager: Run, pixels: Tensor, images: int) -> bool:
-    batch = _seconds(eager, pixels)
-    return batch * images / len(pixels) < _SHORT_BATCHES * batch + _SHORT_SECONDS
+    glance = pixels[:_GLANCE]
+    image = _timed(eager, glance)[1] / len(glance)
+    return image * images < _SHORT_BATCHES * image * len(pixels) + _SHORT_SECONDS
 
 
-def _seconds(run: Run, pixels: Tensor) -> float:
+def _timed(run: Run, pixels: Tensor) -> tuple[tuple[Tensor, ...], float]:
+    """What comes out, and the seconds it took."""
     start = time.perf_counter()
-    run(pixels)
+    outputs = run(pixels)
     if pixels.device.type != "cpu":
         torch.accelerator.synchronize()
-    return time.perf_counter() - start
+    return outputs, time.perf_counter() - start
 
 
 def _first_to_finish(known: _Rates, images: int) -> str:
@@ -291,8 +311,8 @@ def _describe(known: _Rates, refused: Mapping[str, str]) -> str:
 def _reuse(known: _Rates, eager: Engine, job: _Job, images: int) -> Engine | None:
     """The engine that an earlier measurement favours; None if it fails now."""
     name = _first_to_finish(known, images)
-    if name == _EAGER:
-        return replace(eager, images_per_second=known[_EAGER]["images_per_second"])
+    if name == EAGER:
+        return replace(eager, images_per_second=known[EAGER]["images_per_second"])
     try:
         candidate = _build(name, job)
     except _Refused as reason:
@@ -308,7 +328,7 @@ def _recall(memory: Path | None, place: str) -> _Rates | None:
         sensible = all(rate["images_per_second"] > 0 and rate["setup"] >= 0 for rate in known.values())
     except (AttributeError, KeyError, TypeError):
         return None
-    return known if sensible and _EAGER in known and set(known) <= {_EAGER, *_BUILDERS} else None
+    return known if sensible and EAGER in known and set(known) <= {EAGER, *_BUILDERS} else None
 
 
 def _remember(memory: Path | None, place: str, known: _Rates) -> None:

@@ -1,6 +1,7 @@
 """One pass over some images through the frozen part of a network, into recordings, shared by all processes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -98,10 +99,21 @@ def _pass(
     loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers)
     device, images = PartialState().device, sum(map(len, spans))
     hidden = None if PartialState().is_main_process else True  # None hides it where nobody watches a terminal
-    with tqdm(total=images, desc=title, unit=" images", disable=hidden) as bar:
+
+    def computed(inputs: Sequence[torch.Tensor]) -> Sequence[Sequence[torch.Tensor]]:
+        return compute([_filled(tensor, batch).to(device) for tensor in inputs])
+
+    with tqdm(total=images, desc=title, unit=" images", disable=hidden) as bar, ThreadPoolExecutor(1) as ahead:
+        waiting: list[tuple[range, Future[Any]]] = []  # one batch is computed while the one before is written
         for span, inputs in zip(spans, loader, strict=True):
-            yield span, compute([_filled(tensor, batch).to(device) for tensor in inputs])
-            bar.update(len(span))
+            waiting.append((span, ahead.submit(computed, inputs)))
+            if len(waiting) > 1:
+                done, outputs = waiting.pop(0)
+                yield done, outputs.result()
+                bar.update(len(done))
+        for done, outputs in waiting:
+            yield done, outputs.result()
+            bar.update(len(done))
 
 
 def _inputs(examples: Sequence[dict[str, Any]]) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from transformers import TrainingArguments
 
 from hfft.files import read_json, write_json
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
-from hfft.model.engine import Engine, choose_engine
+from hfft.model.engine import EAGER, Engine, choose_engine
 from hfft.recipe.spec import PhaseSpec, ReplaySpec
 from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
@@ -28,11 +28,21 @@ from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
-ENGINES = "engines.json"
-"""Where the speed of engines on this machine is noted, in the folder of the recordings."""
-_SERVING = {"auto": ("onnxruntime", "torch traced", "torch")}  # whose recordings serve, where several do
+_ENGINES = "engines.json"  # their speed on this machine, in the folder of the recordings
+_NOTE = "replay.json"  # in the phase's folder: its engine, or null
+_SERVING = {"auto": ("onnxruntime", "torch traced", EAGER)}  # whose recordings serve, where several do
 
 _LOG = get_logger(__name__)
+
+
+def recorded_with(folder: Path) -> str:
+    """Name of the engine that a phase's recordings were made with; eager torch where it isn't replayed.
+
+    Args:
+        folder: Of the phase.
+    """
+    note = folder / _NOTE
+    return (read_json(note)["engine"] if note.is_file() else None) or EAGER
 
 
 class _Declined(Exception):
@@ -71,7 +81,7 @@ class Replay:
         Returns:
             None where every step computes the whole network; the log says why.
         """
-        note, title = stage.folder / "replay.json", stage.title
+        note, title = stage.folder / _NOTE, stage.title
         engine = read_json(note)["engine"] if note.is_file() else self._spec.engine
         if engine is None:
             return None
@@ -153,11 +163,11 @@ class Replay:
         self, job: Job, number: int, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
-        is_exact = asked == "torch"
+        is_exact = asked == EAGER
         batch = job.arguments.per_device_train_batch_size
         sample = job.pixels(batch if is_exact else max(batch, _BATCH))
         boundaries = sorted([own, *self._later(job, number, own)], key=lambda boundary: boundary.cut.depth)
-        shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample)
+        shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]
         if self._spec.mode == "auto":
             if share < _WORTH:
@@ -177,7 +187,7 @@ class Replay:
                 )
         prefix = Prefix(job.model, list(leaves)).eval()
         images = sum(len(job.splits[place.split]) for place in places)
-        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / ENGINES)
+        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / _ENGINES)
         speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
         _LOG.info(
             f"{job.title}: replays what enters {own.cut.path}, as what is frozen takes {share:.0%} of a step; "
@@ -257,7 +267,7 @@ def _measure(
 def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, images: int, memory: Path) -> Engine:
     """The engine of the pass, the same in every process."""
     if job.autocast is torch.float16:
-        return Engine("torch", partial(_run, job, prefix), None, 0.0)
+        return Engine(EAGER, partial(_run, job, prefix), None, 0.0)
     config = job.model.config
     options = {
         "bfloat16": job.autocast is torch.bfloat16,

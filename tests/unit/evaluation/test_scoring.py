@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import tiny
@@ -7,13 +9,15 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from hfft.data.batches import Examples
 from hfft.data.transforms import evaluation_transform
+from hfft.evaluation import scoring
 from hfft.evaluation.scoring import predict, score
 
 
 @pytest.fixture(scope="module")
 def scores():
     model = tiny.build("convnext")
-    return score(model, toy.rows(23), evaluation_transform(tiny.processor()), classes=toy.CLASSES, batch_size=4)
+    splits = {"test": toy.rows(23)}
+    return score(model, splits, evaluation_transform(tiny.processor()), classes=toy.CLASSES, batch_size=4)["test"]
 
 
 def test_every_image_once_and_in_order(scores):
@@ -24,6 +28,38 @@ def test_every_image_once_and_in_order(scores):
     with torch.inference_mode():
         alone = torch.cat([model(examples[k]["pixel_values"][None]).logits for k in range(23)]).softmax(dim=1)
     np.testing.assert_allclose(scores.probabilities, alone.numpy(), atol=1e-6)
+
+
+def test_splits_are_told_apart(scores):
+    model, transform = tiny.build("convnext"), evaluation_transform(tiny.processor())
+    splits = {"validation": toy.rows(23).select(range(5)), "test": toy.rows(23).select(range(5, 23))}
+    found = score(model, splits, transform, classes=toy.CLASSES, batch_size=4)
+    assert [(name, len(part.files)) for name, part in found.items()] == [("validation", 5), ("test", 18)]
+    together = np.concatenate([part.probabilities for part in found.values()])
+    np.testing.assert_allclose(together, scores.probabilities, atol=1e-6)
+    assert sum((part.files for part in found.values()), ()) == scores.files
+    assert score(model, {}, transform, classes=toy.CLASSES) == {}
+
+
+@pytest.mark.parametrize("engine", ["torch traced", "onnxruntime"])
+def test_another_engine_predicts_the_same_and_the_last_batch_may_be_small(engine, monkeypatch):
+    model, examples = tiny.build("efficientnet"), Examples(toy.rows(23), evaluation_transform(tiny.processor()))
+    expected = predict(model, examples, torch.Tensor.float, batch_size=4)
+    made = []
+    choose = scoring.choose_engine
+    monkeypatch.setattr(scoring, "choose_engine", lambda *a, **k: made.append(choose(*a, **k)) or made[-1])
+    monkeypatch.setattr(scoring, "_MANY", 1)
+    found = predict(model, examples, torch.Tensor.float, batch_size=4, engine=engine)
+    assert [one.name for one in made] == [engine]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_an_engine_that_cannot_predict_leaves_it_to_torch(monkeypatch):
+    model, examples = tiny.build("vit"), Examples(toy.rows(8), evaluation_transform(tiny.processor()))
+    expected = predict(model, examples, torch.Tensor.float, batch_size=4)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setattr(scoring, "_MANY", 1)
+    assert np.array_equal(predict(model, examples, torch.Tensor.float, batch_size=4, engine="onnxruntime"), expected)
 
 
 def test_batch_size_changes_nothing():
