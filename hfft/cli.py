@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import Any
 
 from hfft._version import __version__
 from hfft.errors import DataError, HfftError
-from hfft.interruption import prompt_interruption
+from hfft.interruption import prompt_interruption, stop_signal
 from hfft.startup import quick_imports
 
-_INTERRUPTED = 130
+_BY_SIGNAL = 128  # plus its number, as shells have it
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process when None.
 
     Returns:
-        0, 1 for a failed run, 2 for a bad request, 130 after Ctrl-C.
+        0, 1 for a failed run, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = _parser().parse_args(argv)
     _show_log()
@@ -33,13 +34,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         with prompt_interruption():
             arguments.run(arguments)
     except HfftError as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted; a run continues with the same command, without --overwrite", file=sys.stderr)
-        return _INTERRUPTED
+        _say("interrupted; a run continues with the same command, without --overwrite")
+        return _BY_SIGNAL + (stop_signal() or signal.SIGINT)
+    if "RANK" in os.environ:
+        from hfft.liveness import leave
+
+        leave()
     return 0
+
+
+def _say(line: str) -> None:
+    """Print to stderr, in one of the processes of a launch."""
+    if "RANK" in os.environ:
+        from hfft.liveness import may_speak  # and torch with it
+
+        if not may_speak():
+            return
+    print(line, file=sys.stderr)
 
 
 class _PlainFormatter(logging.Formatter):
@@ -135,7 +149,11 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _print_plan(plan: Any, title: str) -> None:
     print(f"\n{title}: trains {plan.trains}")
     print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
-    print(f"  {plan.steps:,} steps of {plan.batch} images, {plan.epochs:g} epochs")
+    print(f"  {plan.steps:,} steps of {plan.batch_in_words}, {plan.epochs:g} epochs")
+    if plan.processes > 1:
+        least, most = plan.images // plan.processes, -(-plan.images // plan.processes)
+        share = f"{least} or {most}" if most > least else f"{least}"
+        print(f"  each process sees {share} of {plan.images:,} images per epoch")
     activations = ""
     if plan.activation_bytes is not None:
         activations = f" + about {plan.activation_bytes / 2**20:,.0f} of activations for {plan.device_batch} images"

@@ -59,7 +59,7 @@ def open_folder(
         "labels": list(images.labels),
         "splits": {split: describe_split(images, split, audits[split]) for split in images.splits},
     }
-    environment = {**describe_environment(), "precision": precision}
+    environment = {**describe_environment(), "precision": precision, "may_differ": _may_differ(recipe, state)}
     state.wait_for_everyone()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)
@@ -78,6 +78,26 @@ def open_folder(
 def describe_split(images: ImageData, split: str, audit: Audit) -> dict[str, Any]:
     """What data.json holds of a split."""
     return {"counts": images.counts(split), "fingerprint": audit.fingerprint}
+
+
+def _may_differ(recipe: Recipe, state: PartialState) -> list[str]:
+    """What can make another run with the same seed, on the same kind of machine, differ in the last bits."""
+    found = []
+    full = all(phase.arguments.get("full_determinism") for phase in recipe.phases)
+    if str(state.device) != "cpu" and not full:
+        found.append(
+            "kernels of the GPU that are chosen by their speed or add in no fixed order (convolutions, matrix "
+            "products, attention, the gradient of interpolation); training.full_determinism makes torch use others, "
+            "or refuse"
+        )
+    if recipe.replay.mode != "off" and recipe.replay.engine == "auto":
+        found.append(
+            "the engine that was fastest when the recordings were made, which replay.json of the phase names; "
+            "replay.engine=torch is the same everywhere"
+        )
+    if recipe.precision == "auto":
+        found.append("the precision that was faster here; precision=float32 is the same everywhere")
+    return found
 
 
 def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:

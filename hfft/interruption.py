@@ -1,19 +1,56 @@
-"""Ctrl-C: one KeyboardInterrupt, in the main process, soon."""
+"""Ctrl-C and SIGTERM: one KeyboardInterrupt, in the main process, soon; while a phase trains, after saving."""
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 _AT_ONCE, _LATER, _NEVER = 0.001, 1.0, 0.0  # seconds, as setitimer takes them
+_ECHO = 3.0  # seconds in which a launcher passes on what the terminal has sent already
 _HAS_ALARM = hasattr(signal, "SIGALRM")
+_ASKING = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class _Request:
+    """The signal that asked this process to stop, when, and whether that may wait."""
+
+    signal: int | None = None
+    since: float = 0.0
+    may_wait: bool = False
+
+
+_request = _Request()
+
+
+def stop_signal() -> int | None:
+    """The signal that asked this process to stop, if one did."""
+    return _request.signal
+
+
+@contextmanager
+def patient() -> Iterator[None]:
+    """Let the first signal wait inside; the work there looks at `stop_signal`, saves and raises KeyboardInterrupt.
+
+    A second one interrupts at once. What has waited to the end interrupts there. Without `prompt_interruption` around
+    it this changes nothing.
+    """
+    _request.may_wait = True
+    try:
+        yield
+    finally:
+        _request.may_wait = False
+    if _request.signal is not None:
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def prompt_interruption() -> Iterator[None]:
-    """Let Ctrl-C end this process, and this one only, with KeyboardInterrupt.
+    """Let Ctrl-C and SIGTERM end this process, and this one only, with KeyboardInterrupt.
 
     A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
     that is raised in a finalizer or a fork hook, and tells `sys.unraisablehook`: it is raised again at once, and every
@@ -21,17 +58,22 @@ def prompt_interruption() -> Iterator[None]:
     loader's, complain; that is kept silent to the end of the process.
     """
     asked = os.getpid()
-    numbers = (signal.SIGINT, signal.SIGALRM) if _HAS_ALARM else (signal.SIGINT,)
+    numbers = (*_ASKING, signal.SIGALRM) if _HAS_ALARM else _ASKING
     before = {number: signal.getsignal(number) for number in numbers}
     report = sys.unraisablehook
     is_interrupted = False
+    _request.signal = None
 
-    def interrupt(*_: object) -> None:
+    def interrupt(number: int, _: object) -> None:
         nonlocal is_interrupted
-        if os.getpid() == asked:
-            is_interrupted = True
-            _raise_again_in(_LATER)
-            raise KeyboardInterrupt
+        if os.getpid() != asked:
+            _end_worker(number)
+            return
+        if number in _ASKING and _waits(number):
+            return
+        is_interrupted = True
+        _raise_again_in(_LATER)
+        raise KeyboardInterrupt
 
     def note_dropped(dropped: Any) -> None:
         if not is_interrupted:
@@ -50,6 +92,23 @@ def prompt_interruption() -> Iterator[None]:
             sys.unraisablehook = report
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_worker(number: int) -> None:
+    """In a forked process: SIGTERM ends it, as if there were no handler; Ctrl-C is the main process's affair."""
+    if number == signal.SIGTERM:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+
+def _waits(number: int) -> bool:
+    """Note a request to stop; whether the work at hand may go on to a point where it can be continued."""
+    is_first, now = _request.signal is None, time.monotonic()
+    if is_first:
+        _request.signal, _request.since = number, now
+    if _request.may_wait and is_first and os.environ.get("RANK", "0") == "0":
+        os.write(2, b"stopping once this step is saved; again to stop at once\n")  # print may be at work below us
+    return _request.may_wait and (is_first or now - _request.since < _ECHO)
 
 
 def _raise_again_in(seconds: float) -> None:

@@ -24,6 +24,8 @@ from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
 from hfft.inference.classifier import Classifier
+from hfft.launch import check_launch
+from hfft.liveness import watched
 from hfft.machine import cpus_per_process, package_versions
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import (
@@ -38,6 +40,7 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, class_weights, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
+from hfft.training.failures import explained
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import EVAL_BATCH, Stage, finished_phase, run_phase
 from hfft.training.precision import fastest_precision
@@ -115,6 +118,20 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
     """
     state = PartialState(cpu=not torch.accelerator.is_available())
+    check_launch(state)
+    with watched(state):
+        return _finetune(recipe, data, model, callbacks, overwrite=overwrite)
+
+
+def _finetune(
+    recipe: Recipe,
+    data: DatasetDict | None,
+    model: PreTrainedModel | None,
+    callbacks: Sequence[TrainerCallback],
+    *,
+    overwrite: bool,
+) -> Run:
+    state = PartialState()
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
@@ -131,7 +148,8 @@ def finetune(
         set_seed(recipe.seed)
         network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
     precision = _precision(recipe, network, processor, None if overwrite else folder)
-    open_folder(folder, recipe, images, audits, precision=precision, overwrite=overwrite)
+    with explained("run folder"):
+        open_folder(folder, recipe, images, audits, precision=precision, overwrite=overwrite)
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
@@ -139,13 +157,14 @@ def finetune(
         with _timed(seconds, stage.folder.name):
             network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             network = _plain(network, processor, recipe, stage.number, folder)
-    with _timed(seconds, "evaluation"):
+    with _timed(seconds, "evaluation"), explained("result"):
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
         scores = _score_result(folder, images, recipe)
     if state.is_main_process:
-        write_results(folder, recipe, scores, seconds)
+        with explained("result"):
+            write_results(folder, recipe, scores, seconds)
     state.wait_for_everyone()
     return Run(folder)
 

@@ -35,8 +35,11 @@ OWNED = {
     "train_sampling_strategy": "images are shuffled by the recipe's seed",
     "push_to_hub": "push the finished model/ folder",
     "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
-    "auto_find_batch_size": "set per_device_train_batch_size; the plan and the schedule depend on it",
+    "logging_nan_inf_filter": "a loss that is no number ends the phase",
     "save_on_each_node": "checkpoints are saved once, in the run folder",
+    "fsdp": "hfft doesn't train under FSDP yet; use several processes (DDP), or an adapter",
+    "fsdp_config": "hfft doesn't train under FSDP yet; use several processes (DDP), or an adapter",
+    "deepspeed": "hfft doesn't train under DeepSpeed yet; use several processes (DDP), or an adapter",
     "local_rank": "start hfft with `accelerate launch`",
 }
 # What TrainingArguments lets pass, and what then fails in the middle of a run, or quietly does nothing.

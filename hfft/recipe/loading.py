@@ -290,8 +290,8 @@ def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
         problems += [f".adapter.{key}: the method {adapter.method!r} has none; leave it out" for key in unused]
     if phase.gradual is not None and (adapter is not None or phase.unfreeze != "head"):
         problems.append(": gradual says which blocks are released; leave unfreeze and adapter out")
-    if phase.batchnorm == "train" and not _releases_blocks(phase):
-        problems.append(".batchnorm: 'train' is for released blocks, and this phase releases none")
+    if phase.batchnorm != "eval" and not _releases_blocks(phase):
+        problems.append(f".batchnorm: {phase.batchnorm!r} is for released blocks, and this phase releases none")
     if stopping is not None and splits.validation is None:
         problems.append(".early_stopping: needs data.splits.validation")
     if stopping is not None and phase.arguments.get("eval_strategy") == "no":

@@ -208,7 +208,8 @@ class PhaseSpec:
         adapter: An adapter to train together with the head, instead of a deeper `unfreeze`.
         layer_decay: The learning rate is multiplied by this once per block from the head down, in (0, 1].
         head_learning_rate: Rate of the head, which is newer than the rest; null is `learning_rate`.
-        batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts.
+        batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts;
+            `sync` does so over the batches of all processes (GPUs only).
         early_stopping: Evaluations without improvement after which the phase ends; null is never.
         arguments: Fields of transformers.TrainingArguments: the recipe's `training`, then the phase's own.
     """
@@ -219,7 +220,7 @@ class PhaseSpec:
     adapter: AdapterSpec | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
-    batchnorm: Literal["eval", "train"] = "eval"
+    batchnorm: Literal["eval", "train", "sync"] = "eval"
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 

@@ -1,14 +1,16 @@
-"""What happens beside the training steps: the epoch told to the data, progress shown, history written."""
+"""What happens beside the training steps: the epoch told to the data, progress shown, history written, stops."""
 
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.logging import get_logger
 from transformers import ProgressCallback, TrainerCallback
 
 from hfft.files import write_text
+from hfft.interruption import stop_signal
 
 _LOG = get_logger(__name__)
 
@@ -32,6 +34,30 @@ class HistoryWriter(TrainerCallback):
         """Rewrite the file from the Trainer's own log, which a continued phase restores."""
         if state.is_world_process_zero:
             write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+
+class Stopper(TrainerCallback):
+    """Saves and ends where a signal has asked for it, in all processes after the same step."""
+
+    def __init__(self, title: str) -> None:
+        """Choose what the log calls the phase."""
+        self._title = title
+        self._stops = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save now, if any process was asked to stop; after an epoch's last step once that epoch was evaluated."""
+        asked = torch.tensor(float(stop_signal() is not None), device=args.device)
+        if args.world_size > 1:
+            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
+        self._stops = bool(asked)
+        is_last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
+        control.should_save = control.should_save or (self._stops and not is_last)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The checkpoint is whole."""
+        if self._stops:
+            _LOG.info(f"{self._title}: stopped after step {state.global_step}, which is saved")
+            raise KeyboardInterrupt
 
 
 class PhaseProgress(ProgressCallback):

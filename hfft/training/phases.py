@@ -5,14 +5,15 @@ import json
 import sys
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 from safetensors import SafetensorError, safe_open
@@ -28,12 +29,14 @@ from transformers import (
 
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
+from hfft.interruption import patient
 from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress
+from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, Stopper
+from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
@@ -103,14 +106,18 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
         "restore_callback_states_from_checkpoint": True,
         "remove_unused_columns": False,
         "label_names": ["labels"],
+        "logging_nan_inf_filter": False,  # such a loss ends the phase
+        "auto_find_batch_size": False,  # of the Trainer, whose schedule it changes
         "ddp_find_unused_parameters": asked.get("ddp_find_unused_parameters", False),
     }
     if strategy == "steps":
         settings["save_steps"] = settings["eval_steps"] = asked.get("eval_steps", settings["logging_steps"])
     try:
-        return TrainingArguments(**settings)
+        arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
+    return arguments
 
 
 def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
@@ -168,15 +175,35 @@ def run_phase(
         TrainingError: If a frozen tensor changed, memory or disk ran out, or the weights of a finished phase are
             damaged.
     """
-    spec, folder, title = stage.spec, stage.folder, stage.title
     set_seed(stage.seed)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
-    model = prepare_phase(model, spec, pixels)
-    result = finished_phase(folder)
+    model = prepare_phase(model, stage.spec, pixels)
+    if stage.spec.batchnorm == "sync":
+        model = _synchronised(model, stage.title)
+    result = finished_phase(stage.folder)
     if result is not None:
-        _LOG.info(f"{title}: was finished")
-        _reload(model, folder, result)
+        _LOG.info(f"{stage.title}: was finished")
+        _reload(model, stage.folder, result)
         return model, result
+    finds_batch = stage.spec.arguments.get("auto_find_batch_size") and PartialState().num_processes == 1
+    start = {name: value.cpu().clone() for name, value in model.state_dict().items()} if finds_batch else None
+    while True:
+        try:
+            return _finish(model, stage, data, replay, callbacks)
+        except TrainingError as error:
+            smaller = _with_half_the_batch(stage.spec)
+            if start is None or smaller is None or error.__cause__ is None or not is_out_of_memory(error.__cause__):
+                raise
+            _LOG.warning(f"{error}; tries that")
+        model.load_state_dict(start)
+        stage = dataclasses.replace(stage, spec=smaller)
+
+
+def _finish(
+    model: Any, stage: Stage, data: PhaseData, replay: Replay | None, callbacks: Sequence[TrainerCallback]
+) -> tuple[Any, PhaseResult]:
+    """Train a phase from its start or its newest whole checkpoint to its end."""
+    spec, folder, title = stage.spec, stage.folder, stage.title
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=data.validation is not None)
     replayed = None if replay is None else replay.open(model, data, arguments, stage)
     spec = with_rate(model, data, replayed, arguments, stage)
@@ -189,15 +216,39 @@ def run_phase(
     if trainer.is_world_process_zero():
         clear_partial(folder)
         write_json(folder / "plan.json", dataclasses.asdict(plan))
-    _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps")
+    _LOG.info(
+        f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps of "
+        f"{plan.batch_in_words}"
+    )
     begun = time.monotonic()
-    with _failures_explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed():
-        _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
+    try:
+        with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
+            _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
+    finally:
+        model = _released(trainer)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
-    return _released(trainer), result
+    return model, result
+
+
+def _synchronised(model: Any, title: str) -> Any:
+    """The model with BatchNorm layers that take their statistics over the batches of all processes."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return model
+    if str(state.device) == "cpu":
+        raise RecipeError(f"{title}: batchnorm: sync needs a GPU for each process, as torch has it for GPUs only")
+    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def _with_half_the_batch(spec: PhaseSpec) -> PhaseSpec | None:
+    """The phase with smaller forward passes and the same optimizer steps; None where one image is too many."""
+    smaller = smaller_batch(
+        spec.arguments.get("per_device_train_batch_size", 8), spec.arguments.get("gradient_accumulation_steps", 1)
+    )
+    return None if smaller is None else dataclasses.replace(spec, arguments={**spec.arguments, **smaller})
 
 
 def _released(trainer: PhaseTrainer) -> Any:
@@ -309,22 +360,8 @@ def _patience_used(state: TrainerState) -> int:
     return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
 
 
-@contextmanager
-def _failures_explained(title: str, arguments: TrainingArguments) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        batch = arguments.per_device_train_batch_size
-        raise TrainingError(
-            f"{title}: out of memory with per_device_train_batch_size {batch}; a smaller one with as many times more "
-            "gradient_accumulation_steps trains the same, and bf16 or activation_checkpointing need less"
-        ) from error
-    except OSError as error:
-        raise TrainingError(f"{title}: {error}; the same command continues from the last whole checkpoint") from error
-
-
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> list[TrainerCallback]:
-    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), PhaseProgress(title, images)]
+    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), PhaseProgress(title, images), Stopper(title)]
     return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
 
 

@@ -72,6 +72,7 @@ class Plan:
         epochs: Passes over the training images.
         state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
         activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
+        processes: That share the images.
     """
 
     phase: str
@@ -86,6 +87,17 @@ class Plan:
     epochs: float
     state_bytes: int
     activation_bytes: int | None = None
+    processes: int = 1
+
+    @property
+    def batch_in_words(self) -> str:
+        """For example `64 images (8 at once on each of 4 processes, 2 accumulated)`."""
+        accumulated = self.batch // (self.device_batch * self.processes)
+        if self.batch == self.device_batch:
+            return f"{self.batch} images"
+        place = f" on each of {self.processes} processes" if self.processes > 1 else ""
+        more = f", {accumulated} accumulated" if accumulated > 1 else ""
+        return f"{self.batch} images ({self.device_batch} at once{place}{more})"
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
@@ -185,6 +197,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         steps=steps,
         epochs=epochs,
         state_bytes=4 * total + 12 * trainable,
+        processes=processes,
     )
 
 
@@ -200,7 +213,7 @@ def duration(spec: PhaseSpec, images: int, processes: int = 1) -> tuple[int, flo
         RecipeError: If no batch is left.
     """
     arguments = {**_DEFAULTS, **spec.arguments}
-    batches = _batches(spec, images, arguments) / processes
+    batches = _batches(spec, images, arguments, processes) / processes
     batches = math.floor(batches) if arguments["dataloader_drop_last"] else math.ceil(batches)
     per_epoch = max(math.ceil(batches / arguments["gradient_accumulation_steps"]), 1)
     max_steps = arguments["max_steps"]
@@ -236,8 +249,10 @@ def parameter_groups(
     return tuple(groups)
 
 
-def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any]) -> int:
+def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any], processes: int) -> int:
     size = arguments["per_device_train_batch_size"]
+    if images < processes:
+        raise RecipeError(f"phases.{spec.name}: {images} training images are too few for {processes} processes")
     if not arguments["dataloader_drop_last"]:
         return math.ceil(images / size)
     if size > images:

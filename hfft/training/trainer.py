@@ -15,6 +15,7 @@ from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.training.activations import Replayed
+from hfft.training.failures import Diverged
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
 
@@ -78,6 +79,14 @@ class PhaseTrainer(Trainer):
         inputs = super()._prepare_inputs(inputs)
         return {**inputs, "pixel_values": self._floats(inputs["pixel_values"])}
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One batch; Diverged where its loss is no number, which the Trainer would leave out of its log."""
+        loss = super().training_step(*args, **kwargs)
+        if not loss.isfinite():
+            rate = self._get_learning_rate()
+            raise Diverged(f"the loss is {loss:g} at step {self.state.global_step + 1}, learning rate {rate:.3g}")
+        return loss
+
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """Hold what is frozen, which the Trainer's `model.train()` has just released, then the usual loss."""
         self._freeze.hold()
@@ -93,11 +102,21 @@ class PhaseTrainer(Trainer):
         multiple = self.args.per_device_train_batch_size * processes if uneven else 1
         return EpochOrder(examples, seed=self.args.seed, multiple=multiple)
 
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
+        """Every image: `dataloader_drop_last` is for training, and Trainer leaves a last batch out here too."""
+        drops, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drops
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save aside, then rename: a checkpoint folder that exists is whole."""
+        """Save aside, then rename: a checkpoint folder that exists is whole, and holds numbers."""
+        if not all(value.isfinite().all() for value in model.parameters() if value.requires_grad):
+            raise Diverged(f"weights are no numbers any more after step {self.state.global_step}")
         self._is_saving = True
         with quiet():
             super()._save_checkpoint(model, trial)

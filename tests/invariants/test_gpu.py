@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import toy
+from launches import ALONE, assert_same_result, launch, succeed, train, write_recipe
 
 from hfft.recipe.spec import AdapterSpec
 
@@ -36,3 +37,14 @@ def test_the_weights_are_those_of_a_cpu_within_tolerance(tmp_path):
     here, _ = toy.run(tiny.build("vit", **changes), tmp_path / "cpu", unfreeze="all", arguments=arguments)
     for name, value in here.state_dict().items():
         torch.testing.assert_close(there.state_dict()[name].cpu(), value, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("family", ["vit", "convnext", "dinov2"])
+@pytest.mark.parametrize("replay", ["auto", "off"])
+def test_two_devices_end_with_the_weights_of_one(family, replay, tmp_path, photos):
+    photos({"train/ant": 11, "train/bee": 10, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
+    write_recipe(tmp_path, family)
+    succeed([*launch("ddp.yaml", "--num_processes", 2), *train(family, "two", replay, 2)], tmp_path, gpus=True)
+    succeed([*ALONE, *train(family, "one", replay, 4)], tmp_path, gpus=True)
+    assert_same_result(tmp_path, family, "one", "two", tolerance=1e-4)

@@ -1,92 +1,64 @@
 """One process or two, same global batch: the same weights, and every evaluation image counted once."""
 
 import json
-import socket
 import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import tiny
-import torch
-from safetensors.torch import load_file
-
-ROOT = Path(__file__).parents[2]
-ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
-RECIPE = """
-name: NAME
-model: {checkpoint: FAMILY}
-data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
-training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 2}
-precision: float32
-phases:
-  - {name: head, unfreeze: head}
-  - {name: all, unfreeze: all}
-"""
-LORA = "  - {name: lora, adapter: {on: attention}}\n"
-
-
-def launch():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    return [*ACCELERATE, "--config_file", ROOT / "recipes/accelerate/cpu2.yaml", "--main_process_port", port]
-
-
-def run(command, folder):
-    done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+from launches import ACCELERATE, ALONE, ROOT, assert_same_result, launch, run, succeed, train, write_recipe
 
 
 @pytest.fixture
 def workplace(tmp_path, photos):
     # 21 and 9 images don't divide evenly between two processes: one has nothing to do in the last step
     photos({"train/ant": 11, "train/bee": 10, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
-    for family in ("vit", "dinov2", "resnet"):
-        dropout = {} if family == "resnet" else {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        tiny.save(tmp_path / family, family, **dropout)
-        recipe = RECIPE.replace("NAME", f"of_{family}").replace("FAMILY", family)
-        (tmp_path / f"{family}.yaml").write_text(recipe + (LORA if family == "dinov2" else ""))
+    for family in ("vit", "dinov2", "resnet", "convnext"):
+        write_recipe(tmp_path, family)
     return tmp_path
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("family", ["dinov2", "resnet"])
-def test_two_processes_end_with_the_weights_of_one(family, workplace):
+@pytest.mark.parametrize(
+    ("family", "replay", "batch", "accumulated"),
+    [("dinov2", "auto", 2, 1), ("resnet", "auto", 2, 1), ("convnext", "auto", 1, 2), ("vit", "off", 1, 2)],
+)
+def test_two_processes_end_with_the_weights_of_one(family, replay, batch, accumulated, workplace):
     """DINOv2 has a mask token that no image reaches, and ResNet a loss that ignores how many images there are."""
-    batch = "training.per_device_train_batch_size={}"
-    one = ["-m", "hfft", "train", f"{family}.yaml", "output_dir=one", batch.format(4)]
-    two = ["-m", "hfft", "train", f"{family}.yaml", "output_dir=two", batch.format(2)]
-    run([sys.executable, *one], workplace)
-    done = run([*launch(), *two], workplace)
-    runs = [workplace / name / f"of_{family}" for name in ("one", "two")]
-    environments = [json.loads((folder / "environment.json").read_text()) for folder in runs]
-    assert [environment["processes"] for environment in environments] == [1, 2]
-    phases = sorted(path.parent.name for path in runs[0].glob("*/result.json"))
+    done = succeed([*launch(), *train(family, "two", replay, batch, accumulated)], workplace)
+    succeed([*ALONE, *train(family, "one", replay, 4)], workplace)
+    phases = assert_same_result(workplace, family, "one", "two")
     assert len(phases) == (3 if family == "dinov2" else 2)
-    for name in [*(f"{phase}/*/*.safetensors" for phase in phases), "model/model.safetensors"]:
-        weights = [load_file(next(folder.glob(name))) for folder in runs]
-        assert weights[0].keys() == weights[1].keys()
-        for key in weights[0]:
-            torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-4, atol=1e-6)
-    tables = [pd.read_parquet(folder / "predictions.parquet") for folder in runs]
-    assert len(tables[1]) == 18
-    assert tables[1]["file"].is_unique
-    assert tables[0][["split", "file", "label", "prediction"]].equals(
-        tables[1][["split", "file", "label", "prediction"]]
-    )
-    np.testing.assert_allclose(tables[1]["probability"], tables[0]["probability"], atol=1e-5)
     assert done.stderr.count("trains head;") == 1  # the main process alone speaks
-    assert done.stderr.count("head: replays what enters") == 1  # of which each process computed a share
+    each = f"of 4 images ({batch} at once on each of 2 processes{', 2 accumulated' if accumulated > 1 else ''})"
+    assert done.stderr.count(each) == len(phases)
+    assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a share
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_machines_end_with_the_weights_of_one_process(workplace):
+    """Each is launched by itself, as on two computers; here the network between them is the loopback."""
+    succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
+    command = launch("two_machines.yaml")
+    machines = [
+        subprocess.Popen(
+            [*map(str, [*command, "--machine_rank", rank, *train("vit", "two", "auto", 2)])],
+            cwd=workplace,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [machine.communicate()[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    assert_same_result(workplace, "vit", "one", "two")
+    assert [text.count("trains head;") for text in errors] == [1, 0]
 
 
 PLAIN = """
 import sys
-import tiny, toy
+import tiny, torch, toy
 from transformers import Trainer, TrainingArguments
 
 class Frozen(Trainer):
@@ -106,6 +78,8 @@ trainer = Frozen(model, settings, train_dataset=data.train, data_collator=data.c
 trainer.train()
 if trainer.is_world_process_zero():
     print("update", (model.classifier[1].weight - before).norm().item())
+if torch.distributed.is_initialized():
+    torch.distributed.destroy_process_group()
 """
 
 
@@ -115,8 +89,8 @@ def test_plain_trainer_doubles_the_gradient_of_a_resnet_on_two_processes(tmp_pat
     """Trap C as it stands in the installed transformers: why models' own losses are not used."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     (tmp_path / "plain.py").write_text(PLAIN)
-    one = run([sys.executable, "plain.py", "8"], tmp_path)
-    two = run([*launch(), "plain.py", "4"], tmp_path)
+    one = succeed([*ALONE, "plain.py", "8"], tmp_path)
+    two = succeed([*launch(), "plain.py", "4"], tmp_path)
     updates = [float(done.stdout.partition("update ")[2].split()[0]) for done in (one, two)]
     assert updates[1] / updates[0] == pytest.approx(2, abs=0.01)
 
@@ -127,9 +101,9 @@ def test_the_script_under_accelerate_launch(workplace):
     """`scripts/train.py` on two processes, and on one through the same launcher."""
     script = ROOT / "scripts/train.py"
     quick = ["training.max_steps=1", "training.per_device_train_batch_size=4"]
-    run([*launch(), script, "vit.yaml", "name=two", *quick], workplace)
+    succeed([*launch(), script, "vit.yaml", "name=two", *quick], workplace)
     single = [*ACCELERATE, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--cpu"]
-    run([*single, "--dynamo_backend", "no", script, "vit.yaml", "name=one", *quick], workplace)
+    succeed([*single, "--dynamo_backend", "no", script, "vit.yaml", "name=one", *quick], workplace)
     for name, processes in (("one", 1), ("two", 2)):
         environment = json.loads((workplace / "runs" / name / "environment.json").read_text())
         assert environment["processes"] == processes
@@ -155,14 +129,17 @@ def test_the_cpu_flag_of_accelerate_silently_starts_one_process(workplace):
         "--dynamo_backend",
         "no",
     ]
-    assert run([*ACCELERATE, *flags, probe], workplace).stdout.split() == ["world", "1"]
-    assert sorted(run([*launch(), probe], workplace).stdout.split()) == ["2", "2", "world", "world"]
+    assert succeed([*ACCELERATE, *flags, probe], workplace).stdout.split() == ["world", "1"]
+    done = run([*ACCELERATE, *flags, "-m", "hfft", "train", "vit.yaml"], workplace)
+    assert done.returncode != 0
+    assert "error: accelerate launch was asked for 2 processes and 1 of them would train alone" in done.stderr
+    assert not (workplace / "runs").exists()
+    assert sorted(succeed([*launch(), probe], workplace).stdout.split()) == ["2", "2", "world", "world"]
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 def test_a_bad_recipe_is_reported_once_by_two_processes(workplace):
-    command = [*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"]
-    done = subprocess.run([*map(str, command)], cwd=workplace, capture_output=True, text=True, check=False)
+    done = run([*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"], workplace)
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'learning_rate'?") == 1

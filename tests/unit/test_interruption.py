@@ -1,4 +1,5 @@
 import gc
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -7,7 +8,8 @@ import time
 
 import pytest
 
-from hfft.interruption import prompt_interruption
+from hfft import interruption
+from hfft.interruption import patient, prompt_interruption, stop_signal
 
 HALF_MADE = """
 import gc, os, signal, time
@@ -90,3 +92,74 @@ def test_without_an_interruption_everything_is_as_before():
     with prompt_interruption():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+
+
+def interrupt(number=signal.SIGINT):
+    os.kill(os.getpid(), number)
+    time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_either_signal_interrupts_and_is_remembered(number):
+    def work():
+        with prompt_interruption():
+            interrupt(number)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert stop_signal() == number
+
+
+def test_the_first_signal_waits_for_patient_work_to_save(capfd):
+    done = []
+
+    def work():
+        with prompt_interruption(), patient():
+            interrupt()
+            done.append("step")
+            interrupt(signal.SIGTERM)  # a launcher passes the terminal's Ctrl-C on, soon
+            done.append("saved")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["step", "saved"]
+    assert stop_signal() == signal.SIGINT
+    assert capfd.readouterr().err == "stopping once this step is saved; again to stop at once\n"
+
+
+def test_a_second_signal_does_not_wait(monkeypatch):
+    done = []
+
+    def work():
+        with prompt_interruption(), patient():
+            interrupt()
+            done.append("step")
+            monkeypatch.setattr(interruption, "_ECHO", 0.0)
+            interrupt()
+            done.append("saved")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert done == ["step"]
+
+
+def test_patience_without_a_signal_changes_nothing():
+    with prompt_interruption():
+        with patient():
+            pass
+        assert stop_signal() is None
+
+
+def test_a_forked_worker_ends_by_sigterm_and_not_by_ctrl_c():
+    def child():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    with prompt_interruption():
+        worker = multiprocessing.get_context("fork").Process(target=child)
+        worker.start()
+        worker.join(5)
+    assert worker.exitcode == -signal.SIGTERM
+    assert stop_signal() is None

@@ -162,7 +162,7 @@ INVALID = [
     ),
     ({"phases.0.layer_decay": 0}, "phases.head.layer_decay: found 0; allowed: greater than 0"),
     ({"phases.0.layer_decay": 1.5}, "phases.head.layer_decay: found 1.5; allowed: less than or equal to 1"),
-    ({"phases.0.batchnorm": "off"}, "phases.head.batchnorm: found 'off'; allowed: 'eval' or 'train'"),
+    ({"phases.0.batchnorm": "off"}, "phases.head.batchnorm: found 'off'; allowed: 'eval', 'train' or 'sync'"),
     ({"phases.0.early_stopping": 0}, "phases.head.early_stopping: found 0; allowed: greater than 0"),
     (
         {"phases.0.adapter": {"method": "lokr"}},

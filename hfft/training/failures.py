@@ -1,0 +1,83 @@
+"""What goes wrong while a run computes and writes, in words that say what to do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from safetensors import SafetensorError
+from transformers import TrainingArguments
+
+from hfft.errors import TrainingError
+
+_CONTINUES = "the same command continues from the last whole checkpoint"
+_NO_MEMORY = "can't allocate memory"  # of torch on a CPU
+_NO_WORKER = "DataLoader worker"
+_NO_SPACE = ("failed writing file", "iostream error", "unexpected pos")  # of torch.save, which hides the cause
+
+
+class Diverged(Exception):
+    """Loss or weights that are no numbers any more; says where."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a forward or backward pass found too little memory, on a device or a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error))
+
+
+@contextmanager
+def explained(title: str, arguments: TrainingArguments | None = None) -> Iterator[None]:
+    """Raise a TrainingError that says what to do in the place of what torch or the system raise.
+
+    Args:
+        title: Of the phase, or what else is done.
+        arguments: Of the phase.
+    """
+    try:
+        yield
+    except Diverged as error:
+        raise TrainingError(
+            f"{title}: {error}; the checkpoints saved before are kept. A smaller learning_rate, warmup_steps or a "
+            "smaller max_grad_norm help, with --overwrite or another name"
+        ) from error
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
+        if _NO_WORKER in str(error):
+            raise TrainingError(
+                f"{title}: {str(error).splitlines()[0]} A process that reads images died, most often for lack of "
+                f"memory or of shared memory; fewer dataloader_num_workers need less, and {_CONTINUES}"
+            ) from error
+        if any(words in str(error) for words in _NO_SPACE):
+            raise TrainingError(f"{title}: weights can't be written; is the disk full? {_CONTINUES}") from error
+        raise
+
+
+def smaller_batch(batch: int, accumulated: int) -> dict[str, int] | None:
+    """Arguments for smaller forward passes and the same optimizer steps.
+
+    Args:
+        batch: Images per forward pass.
+        accumulated: Forward passes per step.
+
+    Returns:
+        None where there is nothing smaller.
+    """
+    if batch == 1:
+        return None
+    smaller = max(size for size in range(1, batch) if batch % size == 0)
+    return {
+        "per_device_train_batch_size": smaller,
+        "gradient_accumulation_steps": accumulated * batch // smaller,
+    }
+
+
+def _memory_advice(arguments: TrainingArguments | None) -> str:
+    if arguments is None:
+        return f"out of memory; a smaller per_device_eval_batch_size needs less, and {_CONTINUES}"
+    batch = arguments.per_device_train_batch_size
+    smaller = smaller_batch(batch, arguments.gradient_accumulation_steps)
+    words = [] if smaller is None else [" with ".join(f"{name}={value}" for name, value in smaller.items())]
+    words.append("bf16 or activation_checkpointing")
+    return f"out of memory with per_device_train_batch_size={batch}; less is needed by " + ", or ".join(words)

@@ -1,0 +1,131 @@
+"""Processes that are killed, hang, fail or are asked to stop: all end soon, one says why, and the run goes on."""
+
+import os
+import re
+import subprocess
+import time
+
+import pytest
+import tiny
+from launches import ALONE, launch, run, succeed
+from safetensors.torch import load_file
+
+RECIPE = """
+name: r
+model: {checkpoint: vit}
+data: {source: photos, augment: {flip: true}}
+training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 4}
+precision: float32
+replay: {mode: "off"}
+phases:
+  - {name: head, unfreeze: head}
+  - {name: all, unfreeze: all}
+"""
+TRAIN = ["-m", "hfft", "train", "r.yaml"]
+FAULTY = """
+import os, signal, sys
+from transformers import TrainerCallback
+import hfft.training.phases as phases
+from hfft.cli import main
+from hfft.errors import TrainingError
+
+fault, rank = sys.argv[1], os.environ.get("RANK", "0")
+
+class Fault(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        step = int(os.environ.get("FAULTY_STEP", "5"))
+        if args.output_dir.endswith("1-all") and state.global_step == step and rank == os.environ.get("FAULTY", rank):
+            if fault == "raise":
+                raise TrainingError("the disk of this process is gone")
+            os.kill(os.getpid(), getattr(signal, fault))
+
+own = phases._own_callbacks
+phases._own_callbacks = lambda *arguments: [Fault(), *own(*arguments)]
+sys.exit(main(["train", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, photos):
+    photos({"train/ant": 12, "train/bee": 12, "validation/ant": 4, "validation/bee": 4})
+    tiny.save(tmp_path / "vit", "vit")
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    return tmp_path
+
+
+def our_errors(done):
+    return re.findall("^error: .*$", done.stderr, re.MULTILINE)
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    ("fault", "faulty", "said"),
+    [
+        ("SIGKILL", "0", "another process of this launch has ended; the same command continues"),
+        ("SIGSTOP", "1", r"process 1 \(.* pid \d+\) has not answered for 21 s; the same command continues"),
+        ("raise", "1", "the disk of this process is gone"),
+    ],
+)
+def test_one_of_two_processes_fails(fault, faulty, said, workplace):
+    begun = time.monotonic()
+    done = run([*launch(), "faulty.py", fault, "r.yaml"], workplace, FAULTY=faulty)
+    seconds = time.monotonic() - begun
+    assert done.returncode == 1
+    assert len(our_errors(done)) == 1, done.stderr
+    assert re.search(f"^error: .*{said}", our_errors(done)[0])
+    assert (workplace / "runs/r/0-head/result.json").is_file()
+    assert not (workplace / "runs/r/metrics.json").exists()
+    assert seconds < 90  # of which some 20 are start and the first phase
+    again = succeed([*launch(), *TRAIN], workplace)
+    assert "phase 1/2 head: was finished" in again.stderr
+    assert "phase 2/2 all: continues from checkpoint-" in again.stderr
+
+
+@pytest.mark.parametrize(("fault", "code", "step"), [("SIGTERM", 143, 5), ("SIGINT", 130, 6), ("SIGINT", 130, 12)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_equal(fault, code, step, workplace):
+    """In the middle of an epoch, at the end of one, which is evaluated first, and after the last step."""
+    succeed([*ALONE, *TRAIN, "output_dir=whole"], workplace)
+    done = run([*ALONE, "faulty.py", fault, "r.yaml"], workplace, FAULTY_STEP=str(step))
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "stopping once this step is saved; again to stop at once" in done.stderr
+    assert f"phase 2/2 all: stopped after step {step}, which is saved" in done.stderr
+    assert done.stderr.splitlines()[-1] == "interrupted; a run continues with the same command, without --overwrite"
+    again = succeed([*ALONE, *TRAIN], workplace)
+    assert f"phase 2/2 all: continues from checkpoint-{step}" in again.stderr
+    weights = [load_file(workplace / name / "r/model/model.safetensors") for name in ("whole", "runs")]
+    assert all(weights[0][name].equal(weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_that_are_asked_to_stop_save_the_same_step(workplace):
+    """Only one of them gets the signal."""
+    done = run([*launch(), "faulty.py", "SIGTERM", "r.yaml"], workplace, FAULTY="1")
+    assert done.returncode == 1  # the launcher's
+    assert done.stderr.count("phase 2/2 all: stopped after step 5, which is saved") == 1
+    assert done.stderr.count("interrupted; a run continues with the same command") == 1
+    again = succeed([*launch(), *TRAIN], workplace)
+    assert "phase 2/2 all: continues from checkpoint-5" in again.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(workplace):
+    disk = workplace / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=250k", "none", disk]
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"can't mount a small file system: {mounted.stderr.decode().strip()}")
+    command = [*ALONE, *TRAIN, f"output_dir={disk}"]
+    try:
+        done = run(command, workplace)
+        assert done.returncode == 1, done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(our_errors(done)) == 1
+        subprocess.run(["mount", "-o", "remount,size=100m", disk], check=True)
+        succeed(command, workplace)
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,97 @@
+"""Runs of several real processes, and what their results must have in common."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tiny
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
+ALONE = [sys.executable]
+RECIPE = """
+name: NAME
+model: {checkpoint: FAMILY}
+data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
+training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 2}
+precision: float32
+phases:
+  - {name: head, unfreeze: head}
+  - {name: all, unfreeze: all}
+"""
+LORA = "  - {name: lora, adapter: {on: attention}}\n"
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def launch(config: str = "cpu2.yaml", *options: Any) -> list[Any]:
+    """The beginning of a command, by a configuration of recipes/accelerate."""
+    file = ROOT / "recipes/accelerate" / config
+    return [*ACCELERATE, "--config_file", file, "--main_process_port", free_port(), *options]
+
+
+def run(
+    command: Sequence[Any], folder: Path, *, gpus: bool = False, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; GPUs are hidden unless asked for."""
+    hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
+    env = {**os.environ, **hidden, **environment}
+    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False, env=env)
+
+
+def succeed(command: Sequence[Any], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    """`run`, with exit code 0."""
+    done = run(command, folder, **options)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def write_recipe(folder: Path, family: str) -> None:
+    """`family.yaml` and its checkpoint, without dropout, whose random numbers differ by process."""
+    is_vit = family in ("vit", "dinov2")
+    changes = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0} if is_vit else {}
+    tiny.save(folder / family, family, **changes)
+    recipe = RECIPE.replace("NAME", f"of_{family}").replace("FAMILY", family)
+    (folder / f"{family}.yaml").write_text(recipe + (LORA if family == "dinov2" else ""))
+
+
+def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1) -> list[str]:
+    """The end of a command."""
+    sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
+    overrides = [f"training.{name}={value}" for name, value in sizes.items()]
+    return ["-m", "hfft", "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
+
+
+def assert_same_result(workplace: Path, family: str, one: str, two: str, tolerance: float = 1e-6) -> list[str]:
+    """Weights after each phase and predictions of one process and of two; returns the phases' folders."""
+    runs = [workplace / name / f"of_{family}" for name in (one, two)]
+    environments = [json.loads((folder / "environment.json").read_text()) for folder in runs]
+    assert [environment["processes"] for environment in environments] == [1, 2]
+    phases = sorted(path.parent.name for path in runs[0].glob("*/result.json"))
+    for name in [*(f"{phase}/*/*.safetensors" for phase in phases), "model/model.safetensors"]:
+        weights = [load_file(next(folder.glob(name))) for folder in runs]
+        assert weights[0].keys() == weights[1].keys()
+        for key in weights[0]:
+            torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-4, atol=tolerance)
+    tables = [pd.read_parquet(folder / "predictions.parquet") for folder in runs]
+    assert len(tables[1]) == 18
+    assert tables[1]["file"].is_unique
+    columns = ["split", "file", "label", "prediction"]
+    assert tables[0][columns].equals(tables[1][columns])
+    np.testing.assert_allclose(tables[1]["probability"], tables[0]["probability"], atol=10 * tolerance)
+    return phases
