@@ -32,9 +32,9 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
         raise RunError(f"output_dir: no folder can be made in {parent}")
     if not folder.exists():
         return False
-    if not (folder / "recipe.yaml").is_file() and (not folder.is_dir() or any(folder.iterdir())):
+    if not (folder / "recipe.yaml").is_file() and not _is_empty(folder):
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
-    if overwrite or not any(folder.iterdir()):
+    if overwrite or _is_empty(folder):
         return False
     before, now = (folder / "recipe.yaml").read_text(encoding="utf-8"), dump_recipe(recipe)
     if before != now:
@@ -48,6 +48,11 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
             )
         )
     return (folder / "metrics.json").is_file()
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether nothing is there, but for what a run leaves that was killed while it wrote its first file."""
+    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {".recipe.yaml.partial"}
 
 
 def open_folder(

@@ -37,6 +37,14 @@ def test_a_folder_that_is_no_run_is_left_alone(overwrite, tmp_path):
         is_done(tmp_path / "file", recipe(), overwrite=overwrite)
 
 
+def test_a_run_that_was_killed_while_it_wrote_its_first_file_begins_again(tmp_path):
+    (tmp_path / ".recipe.yaml.partial").write_text("name: ")
+    assert not is_done(tmp_path, recipe())
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(RunError, match="exists and is no run folder"):
+        is_done(tmp_path, recipe())
+
+
 def test_an_empty_folder_is_taken(tmp_path):
     assert not is_done(tmp_path, recipe())
 
