@@ -7,7 +7,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hfft.interruption import prompt_interruption, stop_signal
 from hfft.startup import quick_imports
 
 _BY_SIGNAL = 128  # plus its number, as shells have it
+_UNBROKEN = 2**16  # columns of a table that no terminal shows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,20 +90,44 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
 
-    predict = verbs.add_parser("predict", help="label images")
+    _add_predict(verbs.add_parser("predict", help="label images"))
+    _add_evaluate(verbs.add_parser("evaluate", help="score a model on labelled images"))
+    return parser
+
+
+def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
-    predict.add_argument("images", nargs="+", help="image files or folders of them")
-    predict.add_argument("--top", type=_count, default=1, help="classes to show for each image")
-    predict.add_argument("--json", action="store_true", help="print one JSON object per line")
+    predict.add_argument(
+        "images", nargs="+", help="image files, folders of them, quoted globs, URLs, or - for a list on standard input"
+    )
+    predict.add_argument("--top", type=_count, help="classes to show for each image; 1 when left out")
+    form = predict.add_mutually_exclusive_group()
+    formats = ("table", "jsonl", "csv", "parquet")
+    form.add_argument("--format", choices=formats, help="CSV and Parquet hold all classes")
+    form.add_argument("--json", action="store_const", dest="format", const="jsonl", help="the same as --format jsonl")
+    predict.add_argument("--output", type=Path, metavar="FILE", help="write there; its ending tells the format")
+    predict.add_argument(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an image that can't be read"
+    )
+    predict.add_argument("--allow-url", action="store_true", help="fetch images from the web")
+    predict.add_argument("--batch-size", type=_count, default=32, help="images per forward pass")
+    predict.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
     predict.set_defaults(run=_predict)
 
-    evaluate = verbs.add_parser("evaluate", help="score a model on labelled images")
-    evaluate.add_argument("model", help="run folder, model folder or Hub id")
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+    evaluate.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
     evaluate.add_argument("--data", help="folder or Hub id of labelled images; a run's own data when left out")
     evaluate.add_argument("--split", help="split to score; test of a run's own data when left out")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
+    evaluate.add_argument("--output", type=Path, metavar="FILE.parquet", help="write the prediction for every image")
+    evaluate.add_argument("--batch-size", type=_count, default=32, help="images per forward pass and process")
+    evaluate.add_argument("--workers", type=_whole, help="processes that read images; one per core when left out")
     evaluate.set_defaults(run=_evaluate)
-    return parser
+
+
+def _whole(text: str) -> int:
+    return 0 if text == "0" else _count(text)
 
 
 def _count(text: str) -> int:
@@ -172,47 +198,89 @@ def _print_plan(plan: Any, title: str) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        files = [file for name in arguments.images for file in _image_files(Path(name))]
-        from hfft.inference.classifier import Classifier
+        from hfft.inference.images import find_images
 
-    predictions = Classifier.from_pretrained(arguments.model)(files, top=arguments.top)
-    if arguments.json:
-        for prediction in predictions:
-            print(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False))
-        return
+        found = find_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
+        from hfft.inference.classifier import Classifier
+        from hfft.inference.writing import Kept, choose_format, save_predictions, write_lines
+
+    output, form = arguments.output, choose_format(arguments.format, arguments.output)
+    holds_all = form in ("csv", "parquet")
+    if holds_all and arguments.top is not None:
+        raise DataError(f"--top {arguments.top}: {form} holds all classes; leave --top out")
+    classifier = Classifier.from_pretrained(arguments.model, device=arguments.device)
+    answers = classifier.predict(
+        found.images,
+        top=len(classifier.classes) if holds_all else arguments.top or 1,
+        batch_size=arguments.batch_size,
+        on_error=arguments.on_error,
+    )
+    kept = Kept(_with_bar(answers, found.count, beside_lines=output is None and form != "table"))
+    if output is not None:
+        save_predictions(kept, output, form, classifier.classes)
+    elif form == "table":
+        _print_predictions(kept)
+    else:
+        with _reader_may_leave():
+            write_lines(kept, sys.stdout, form, classifier.classes)
+    kept.raise_for_skipped()
+
+
+def _with_bar(answers: Iterator[Any], count: int | None, *, beside_lines: bool) -> Iterator[Any]:
+    """A progress bar on a terminal, after three seconds; not among lines that appear there as they come."""
+    from tqdm import tqdm
+
+    disable = True if beside_lines and sys.stdout.isatty() else None
+    yield from tqdm(answers, "predicting", count, unit=" images", delay=3, disable=disable)
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """End quietly when whoever reads the standard output has enough, as `head` does."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+
+
+def _print_predictions(predictions: Iterable[Any]) -> None:
     rows = [
         (p.file, ", ".join(f"{label} {probability:.4f}" for label, probability in p.top.items())) for p in predictions
     ]
     _print_table(("file", "label and probability"), rows)
 
 
-def _image_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        from hfft.data.folders import image_files
-
-        files = image_files(path)
-        if not files:
-            raise DataError(f"{path}: the folder holds no images")
-        return files
-    if not path.is_file():
-        raise DataError(f"{path}: no such file or folder")
-    return [path]
-
-
 def _evaluate(arguments: argparse.Namespace) -> None:
     with quick_imports():
+        from hfft.inference.writing import check_table_file, save_table
         from hfft.run import evaluate
 
-    scores = evaluate(arguments.model, data=arguments.data, split=arguments.split)
+    if arguments.output is not None:
+        check_table_file(arguments.output)
+    scores = evaluate(
+        arguments.model,
+        data=arguments.data,
+        split=arguments.split,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if arguments.output is not None:
+        save_table(scores.table(arguments.split or "test"), arguments.output)
     if arguments.json:
         print(json.dumps({"images": len(scores.labels), "metrics": scores.metrics, "by_class": scores.by_class}))
         return
     _print_metrics({f"{len(scores.labels)} images": scores.metrics})
-    rows = [
-        (name, f"{row['precision']:.4f}", f"{row['recall']:.4f}", f"{row['f1']:.4f}", row["images"])
-        for name, row in scores.by_class.items()
-    ]
+    rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
     _print_table(("class", "precision", "recall", "F1", "images"), rows)
+
+
+def _class_cells(row: dict[str, float]) -> tuple[str, ...]:
+    """Precision, recall, F1 and images; a class without images has no recall."""
+    recall = f"{row['recall']:.4f}" if row["images"] else "-"
+    return f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["images"])
 
 
 def _print_metrics(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -233,4 +301,6 @@ def _print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console = Console()
-    console.print(table, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:  # whoever reads it cuts lines as they like
+        console = Console(width=_UNBROKEN)
+    console.print(table)

@@ -169,25 +169,58 @@ def _finetune(
     return Run(folder)
 
 
-def evaluate(source: str | Path, *, data: str | None = None, split: str | None = None) -> Scores:
+def evaluate(
+    source: str | Path,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    batch_size: int = EVAL_BATCH,
+    workers: int | None = None,
+) -> Scores:
     """Score a finished run or any classifier on labelled images.
 
+    The images may lack classes that the model knows, which is logged: macro F1 takes such a class as 0, as it is the
+    mean over all classes of the model, and balanced accuracy leaves it out.
+
     Args:
-        source: Run folder, model folder or Hub id.
+        source: Run folder, model folder, adapter folder or Hub id.
         data: Folder or Hub id of labelled images; the run's own data when None.
         split: Which split; `test` of a run's own data, everything of new data when None.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images; one per core, but 8 at most, when None.
 
     Raises:
-        HfftError: If model, data or split can't be used, or the images aren't those that the run left out of its
-            training.
+        HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
+            aren't those that the run left out of its training.
     """
+    if data is None and not (Path(source) / "recipe.yaml").is_file():
+        raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source)
     if data is not None:
         rows = load_rows(DataSpec(source=data), classifier.classes, split)
     else:
         rows = _own_rows(Run(source), split or "test")
     name = split or "test"
-    return score(classifier.model, {name: rows}, classifier.transform, classes=classifier.classes)[name]
+    scores = score(
+        classifier.model,
+        {name: rows},
+        classifier.transform,
+        classes=classifier.classes,
+        batch_size=batch_size,
+        workers=min(cpus_per_process(), 8) if workers is None else workers,
+    )[name]
+    _tell_of_absent(scores)
+    return scores
+
+
+def _tell_of_absent(scores: Scores) -> None:
+    absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
+    if absent:
+        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        _LOG.info(
+            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({shown}): macro "
+            "F1 takes each of them as 0, balanced accuracy leaves them out"
+        )
 
 
 def _own_rows(run: Run, split: str) -> Dataset:

@@ -1,6 +1,7 @@
 """A model and splits -> predictions, metrics with intervals, and a table by class."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
-from hfft.errors import ModelError
+from hfft.errors import DataError, ModelError
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
 from hfft.model.engine import EAGER, Engine, choose_engine
@@ -136,7 +137,7 @@ def predict(
     network = _Logits(model).to(accelerator.device).eval()
     program: Engine | None = None
     logits: list[torch.Tensor] = []
-    with torch.no_grad():
+    with torch.no_grad(), _broken_images_named():
         for pixels in loader:
             batch = floats(pixels)
             lacking = 0 if engine == EAGER else batch_size - len(batch)  # other engines take one size only
@@ -146,6 +147,16 @@ def predict(
             gathered: Any = accelerator.gather_for_metrics(found[: len(batch)].float())  # (B, K)
             logits.append(gathered.cpu())
     return torch.cat(logits).numpy()
+
+
+@contextmanager
+def _broken_images_named() -> Iterator[None]:
+    """What a worker raised comes with its traceback in the message, of which the last line is the message."""
+    try:
+        yield
+    except DataError as error:
+        _, _, message = str(error).strip().rpartition(f"{DataError.__module__}.{DataError.__name__}: ")
+        raise DataError(message) from error
 
 
 class _Logits(nn.Module):

@@ -1,23 +1,25 @@
 """Images -> labels and probabilities, through the same pixels as the evaluation of the run."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast, overload
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers import PreTrainedModel
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from hfft.data.transforms import decode, evaluation_transform
+from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
-from hfft.model.checkpoint import labels_of, reopen
+from hfft.inference.opening import open_model, place
+from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
+from hfft.model.checkpoint import labels_of
 
-ImageLike = str | os.PathLike[str] | bytes | Image.Image
+BATCH = 32  # images per forward pass
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Prediction:
     """What a model says of one image.
 
     Attributes:
-        file: Path of the image, or its number in the call.
+        file: Path or URL of the image, or its number in the call.
         label: The most probable class.
         probability: Its probability.
         top: The most probable classes with their probabilities, best first.
@@ -48,64 +50,135 @@ class Classifier:
             processor: The processor it was evaluated with.
         """
         self.model = model.eval()
-        self.classes = labels_of(model.config)
+        self.classes = _distinct(labels_of(model.config))
         self.transform = evaluation_transform(processor)
 
     @classmethod
-    def from_pretrained(cls, source: str | os.PathLike[str]) -> "Classifier":
-        """Open a run folder, a model folder, an adapter folder or a Hub id; on the accelerator, if there is one.
-
-        Raises:
-            ModelError: If there is no such model.
-        """
-        where = model_source(source)
-        if (Path(where) / ADAPTER_CONFIG_NAME).is_file():
-            from hfft.model.adapters import open_adapter  # and PEFT, which other models don't need
-
-            model, processor = open_adapter(Path(where))
-        else:
-            model, processor = reopen(where)
-        if torch.accelerator.is_available():
-            model.to(torch.accelerator.current_accelerator())  # pyright: ignore[reportArgumentType]
-        return cls(model, processor)
-
-    def __call__(self, images: Iterable[ImageLike], *, top: int = 1, batch_size: int = 32) -> list[Prediction]:
-        """Classify images.
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | str | None = None,
+    ) -> "Classifier":
+        """Open a run folder, or a model or an adapter in a folder or on the Hub.
 
         Args:
-            images: Paths, encoded bytes or Pillow images.
+            source: Folder or Hub id.
+            revision: Branch, tag or commit on the Hub.
+            device: Where to compute; on the accelerator, if there is one, when None.
+            dtype: What to compute in, such as `bfloat16`; in float32, as the evaluation does, when None.
+
+        Raises:
+            ModelError: If there is no such model, device or type.
+        """
+        model, processor = open_model(model_source(source), revision=revision)
+        place(model, device, dtype)
+        return cls(model, processor)
+
+    @overload
+    def __call__(self, images: ImageLike, *, top: int = ..., batch_size: int = ...) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Iterable[ImageLike], *, top: int = ..., batch_size: int = ...) -> list[Prediction]: ...
+
+    def __call__(
+        self, images: ImageLike | Iterable[ImageLike], *, top: int = 1, batch_size: int = BATCH
+    ) -> Prediction | list[Prediction]:
+        """Classify an image, or several, as `predict` does.
+
+        Args:
+            images: As for `predict`.
             top: Classes to return for each image.
             batch_size: Images per forward pass.
+
+        Returns:
+            One prediction for one image, a list for several (for none, an empty one).
 
         Raises:
             DataError: If an image can't be read; names it.
         """
-        predictions: list[Prediction] = []
-        batch: list[tuple[str, torch.Tensor]] = []
-        for number, image in enumerate(images):
-            name = str(image) if isinstance(image, str | os.PathLike) else str(number)
-            batch.append((name, self._pixels(image, name)))
-            if len(batch) == batch_size:
-                predictions += self._predict(batch, top)
-                batch = []
-        return predictions + (self._predict(batch, top) if batch else [])
+        predictions = list(self.predict(images, top=top, batch_size=batch_size))
+        return predictions[0] if is_image(images) else predictions
 
-    def _pixels(self, image: ImageLike, name: str) -> torch.Tensor:
-        try:
-            return self.transform(decode(image))  # (C, H, W)
-        except DataError as error:
-            raise DataError(f"{name}: {error}") from error
+    @overload
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = ...,
+        batch_size: int = ...,
+        on_error: Literal["stop"] = ...,
+    ) -> Iterator[Prediction]: ...
 
-    def _predict(self, batch: Sequence[tuple[str, torch.Tensor]], top: int) -> list[Prediction]:
-        pixels = torch.stack([pixels for _, pixels in batch]).to(self.model.device)  # (B, C, H, W)
-        with torch.inference_mode():
-            logits = self.model(pixel_values=pixels).logits.float().cpu().numpy()  # (B, K)
-        return [self._prediction(name, row, top) for (name, _), row in zip(batch, softmax(logits), strict=True)]
+    @overload
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = ...,
+        batch_size: int = ...,
+        on_error: Literal["skip", "stop"],
+    ) -> Iterator[Prediction | Skipped]: ...
 
-    def _prediction(self, name: str, probabilities: np.ndarray, top: int) -> Prediction:
+    def predict(
+        self,
+        images: ImageLike | Iterable[ImageLike],
+        *,
+        top: int = 1,
+        batch_size: int = BATCH,
+        on_error: Literal["skip", "stop"] = "stop",
+    ) -> Iterator[Prediction | Skipped]:
+        """Classify a stream of images, in its order and as it comes: about three batches are in memory at a time.
+
+        Args:
+            images: One image or many: paths, encoded bytes, Pillow images, `RemoteImage`s, or numpy arrays and torch
+                tensors (H, W) or (H, W, C), uint8, uint16, or floating point from 0 to 1. Those that come from files
+                are turned as EXIF says. A Pillow image or an array may be closed or changed once it has been taken.
+            top: Classes to return for each image; all of them if they are fewer.
+            batch_size: Images per forward pass.
+            on_error: What happens at an image that can't be read: `stop` raises after the predictions for all images
+                before it; `skip` gives a `Skipped` in its place.
+
+        Raises:
+            DataError: If an image can't be read and `on_error` is `stop`; names it.
+            ValueError: If an argument is none of these.
+        """
+        if top < 1 or batch_size < 1:
+            raise ValueError(f"found top={top}, batch_size={batch_size}; allowed: whole numbers above 0")
+        if on_error not in ("skip", "stop"):
+            raise ValueError(f"found on_error={on_error!r}; allowed: 'skip', 'stop'")
+        several = cast("Iterable[ImageLike]", [images] if is_image(images) else images)
+        entries = read_ahead(several, self.transform.pixels, ahead=2 * batch_size)
+        return self._stream(entries, top, batch_size, stop=on_error == "stop")
+
+    def _stream(
+        self, entries: Iterator[Ready | Skipped], top: int, batch_size: int, *, stop: bool
+    ) -> Iterator[Prediction | Skipped]:
+        while batch := list(islice(entries, batch_size)):
+            rows = self._probabilities([entry for entry in batch if isinstance(entry, Ready)])
+            for entry in batch:
+                if isinstance(entry, Ready):
+                    yield self._prediction(entry.file, next(rows), top)
+                elif stop:
+                    raise DataError(f"{entry.file}: {entry.reason}")
+                else:
+                    yield entry
+
+    def _probabilities(self, batch: Sequence[Ready]) -> Iterator[np.ndarray]:
+        """(K,) for each image; images of one size together, as some processors keep the aspect ratio."""
+        for _, group in groupby(batch, lambda entry: entry.pixels.shape):
+            pixels = torch.stack([entry.pixels for entry in group]).to(self.model.device)  # (B, C, H, W)
+            with torch.inference_mode():
+                inputs = self.transform.floats(pixels).to(self.model.dtype)
+                logits = self.model(pixel_values=inputs).logits.float().cpu().numpy()  # (B, K)
+            yield from softmax(logits)
+
+    def _prediction(self, file: str, probabilities: np.ndarray, top: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top]
         best = {self.classes[k]: float(probabilities[k]) for k in order}
-        return Prediction(name, self.classes[order[0]], float(probabilities[order[0]]), best)
+        return Prediction(file, self.classes[order[0]], float(probabilities[order[0]]), best)
 
 
 def model_source(source: str | os.PathLike[str]) -> str:
@@ -121,3 +194,9 @@ def model_source(source: str | os.PathLike[str]) -> str:
         if (result / "config.json").is_file():
             return str(result)
     raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+
+
+def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
+    """The labels, those that occur twice with their number: ImageNet has two classes `crane`, a bird and a machine."""
+    counts = Counter(labels)
+    return tuple(f"{label} ({k})" if counts[label] > 1 else label for k, label in enumerate(labels))

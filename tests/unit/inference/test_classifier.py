@@ -5,9 +5,11 @@ import pytest
 import tiny
 import torch
 import toy
+from transformers import BitImageProcessor
 
 from hfft.errors import DataError, ModelError
-from hfft.inference.classifier import Classifier, model_source
+from hfft.inference.classifier import Classifier, Prediction, model_source
+from hfft.inference.reading import Skipped
 from hfft.model.checkpoint import save_model
 
 
@@ -64,3 +66,88 @@ def test_a_run_folder_stands_for_its_model(tmp_path, folder):
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match="this run is not finished"):
         model_source(tmp_path)
+
+
+def test_one_image_gives_one_prediction(folder, tmp_path):
+    image = toy.picture(0, np.random.default_rng(0))
+    image.save(tmp_path / "a.png")
+    classify = Classifier.from_pretrained(folder)
+    (listed,) = classify([image])
+    for single in (image, np.asarray(image), torch.from_numpy(np.asarray(image).copy())):
+        assert classify(single) == listed
+    assert classify(str(tmp_path / "a.png")).probability == listed.probability
+    assert classify(tmp_path / "a.png").file == str(tmp_path / "a.png")
+    assert len(classify(image, top=99).top) == 3
+
+
+def test_a_stream_is_pulled_a_little_ahead_and_no_further(folder):
+    pulled = 0
+
+    def images():
+        nonlocal pulled
+        for k in range(3000):
+            pulled += 1
+            yield np.full((8, 8), k % 256, np.uint8)
+
+    stream = Classifier.from_pretrained(folder).predict(images(), batch_size=8)
+    assert pulled == 0
+    for seen in range(1, 101):
+        next(stream)
+        assert pulled <= seen + 3 * 8  # a batch that was computed, two that wait
+    last = max(enumerate(stream, start=100))[1]
+    assert (pulled, last.file) == (3000, "2999")
+
+
+def test_an_error_comes_after_the_predictions_before_it(folder, tmp_path):
+    image = toy.picture(0, np.random.default_rng(0))
+    stream = Classifier.from_pretrained(folder).predict([image, image, tmp_path, image], batch_size=8)
+    assert [next(stream).file, next(stream).file] == ["0", "1"]
+    with pytest.raises(DataError, match=r"is a folder; give the image files in it"):
+        next(stream)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
+def test_what_is_skipped_keeps_its_place(batch_size, folder, tmp_path):
+    pictures = [toy.picture(k % 2, np.random.default_rng(k)) for k in range(6)]
+    classify = Classifier.from_pretrained(folder)
+    expected = {str(k): prediction.probability for k, prediction in enumerate(classify(pictures))}
+    images = [b"", pictures[1], None, tmp_path / "none.png", pictures[4], pictures[5]]
+    answers = list(classify.predict(images, batch_size=batch_size, on_error="skip"))
+    assert [type(answer) for answer in answers] == [Skipped, Prediction, Skipped, Skipped, Prediction, Prediction]
+    assert [answer.file for answer in answers] == ["0", "1", "2", str(tmp_path / "none.png"), "4", "5"]
+    assert answers[3].reason == "no such file"
+    for answer in answers:
+        if isinstance(answer, Prediction):
+            assert answer.probability == pytest.approx(expected[answer.file], abs=1e-6)
+
+
+def test_nothing_but_broken_images_are_streamed_too(folder):
+    stream = Classifier.from_pretrained(folder).predict((b"" for _ in range(3000)), batch_size=4, on_error="skip")
+    assert next(stream).file == "0"
+    assert sum(1 for _ in stream) == 2999
+
+
+@pytest.mark.parametrize("wrong", [{"top": 0}, {"batch_size": 0}, {"on_error": "ignore"}])
+def test_arguments_are_checked_at_once(wrong, folder):
+    with pytest.raises(ValueError, match="allowed: "):
+        Classifier.from_pretrained(folder).predict([], **wrong)
+
+
+def test_images_of_different_sizes_after_the_processor(folder):
+    """A network that takes any size, and a processor that keeps the aspect ratio."""
+    model = tiny.build("convnext", 2)
+    keeping = BitImageProcessor(size={"shortest_edge": 32}, do_center_crop=False)
+    classify = Classifier(model, keeping)
+    shapes = [(32, 32), (32, 48), (32, 48), (64, 32)]
+    pictures = [np.random.default_rng(k).integers(0, 256, (*shape, 3), np.uint8) for k, shape in enumerate(shapes)]
+    apart = [classify(picture).probability for picture in pictures]
+    assert [p.probability for p in classify(pictures)] == pytest.approx(apart, abs=1e-6)
+    assert len(set(apart)) == 4
+
+
+def test_labels_that_occur_twice_are_told_apart():
+    model = tiny.build("vit", 4)
+    model.config.id2label = {0: "crane", 1: "ant", 2: "crane", 3: "bee"}
+    classify = Classifier(model, tiny.processor())
+    assert classify.classes == ("crane (0)", "ant", "crane (2)", "bee")
+    assert sum(classify(np.zeros((8, 8), np.uint8), top=4).top.values()) == pytest.approx(1)

@@ -1,0 +1,121 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from hfft.errors import DataError
+from hfft.inference.images import find_images
+from hfft.inference.urls import RemoteImage
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    for file in ("a/2.png", "a/1.JPG", "a/deep/er/3.webp", "a/notes.txt", "a/.hidden/4.png", "b/5.png", "x[1].png"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).touch()
+    monkeypatch.chdir(tmp_path)
+
+
+def names(*words, **options):
+    found = find_images(words, **options)
+    images = [str(image) for image in found.images]
+    assert found.count in (None, len(images))
+    return images
+
+
+def test_a_file_is_taken_whatever_it_is_called():
+    assert names("a/notes.txt", "a/2.png") == ["a/notes.txt", "a/2.png"]
+
+
+def test_a_folder_stands_for_the_images_below_it():
+    assert names("a") == ["a/1.JPG", "a/2.png", "a/deep/er/3.webp"]
+
+
+@pytest.mark.parametrize(
+    ("glob", "files"),
+    [
+        ("a/*", ["a/1.JPG", "a/2.png"]),
+        ("*/*.png", ["a/2.png", "b/5.png"]),
+        ("a/**/*.*", ["a/1.JPG", "a/2.png", "a/deep/er/3.webp"]),
+        ("a/[12].*", ["a/1.JPG", "a/2.png"]),
+        ("a/?.png", ["a/2.png"]),
+    ],
+)
+def test_a_glob_stands_for_the_images_it_matches(glob, files):
+    assert names(glob) == files
+
+
+def test_a_file_whose_name_looks_like_a_glob_is_that_file():
+    assert names("x[1].png") == ["x[1].png"]
+
+
+def test_words_keep_their_order_and_an_image_comes_once():
+    assert names("b", "a/2.png", "a", "./b/../b/5.png") == ["b/5.png", "a/2.png", "a/1.JPG", "a/deep/er/3.webp"]
+    assert names("a/2.png", os.path.abspath("a/2.png")) == ["a/2.png"]
+    assert len(names("http://h/a.png", "http://h/b.png", "http://h/a.png", allow_url=True)) == 2
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        ("none.png", "none.png: no such file or folder"),
+        ("a/.hidden/deeper", "a/.hidden/deeper: no such file or folder"),
+        ("a/*.gif", r"a/\*.gif: no image file is called like that"),
+        ("a/*.txt", r"a/\*.txt: no image file is called like that"),
+        ("x" * 5000, "no such file or folder"),
+        ("http://h/a.png", "http://h/a.png: a URL is fetched with --allow-url only"),
+        ("HTTPS://me:secret@h/a.png", "^HTTPS://h/a.png: a URL is fetched with --allow-url only"),
+        ("ftp://h/a.png", "ftp://h/a.png: found a URL that begins with ftp; allowed: http, https"),
+        ("file:///etc/a.png", "found a URL that begins with file; allowed: http, https"),
+    ],
+)
+def test_a_word_that_stands_for_nothing(word, reason):
+    with pytest.raises(DataError, match=reason):
+        find_images(["a", word])
+
+
+def test_an_empty_folder():
+    Path("empty").mkdir()
+    with pytest.raises(DataError, match="empty: the folder holds no images"):
+        find_images(["empty"])
+
+
+def test_urls_when_they_are_allowed():
+    found = find_images(["https://h/a.png", "a/2.png"], allow_url=True)
+    assert list(found.images) == [RemoteImage("https://h/a.png"), Path("a/2.png")]
+    with pytest.raises(DataError, match="allowed: http, https"):
+        find_images(["ftp://h/a.png"], allow_url=True)
+
+
+def test_a_list_is_taken_literally_and_line_by_line():
+    taken = []
+
+    def lines():
+        for line in ("x[1].png\n", "\n", "a/none here.png\r\n", "b/5.png"):
+            taken.append(line)
+            yield line
+
+    found = find_images(["b", "-"], listed=lines())
+    assert found.count is None
+    images = iter(found.images)
+    assert (next(images), taken) == (Path("b/5.png"), [])
+    assert (next(images), len(taken)) == (Path("x[1].png"), 1)
+    assert list(images) == [Path("a/none here.png")]  # b/5.png was there before
+
+
+def test_lists_that_hold_nothing_or_a_url():
+    with pytest.raises(DataError, match="standard input: the list is empty"):
+        list(find_images(["-"], listed=["\n"]).images)
+    with pytest.raises(DataError, match="--allow-url only"):
+        list(find_images(["-"], listed=["http://h/a.png\n"]).images)
+    assert list(find_images(["-"], listed=["http://h/a.png\n"], allow_url=True).images) == [
+        RemoteImage("http://h/a.png")
+    ]
+
+
+def test_a_list_that_is_no_text(tmp_path):
+    (tmp_path / "list").write_bytes(b"a/2.png\n\xff\xfe.png\n")
+    with (tmp_path / "list").open(encoding="utf-8") as lines:
+        images = find_images(["-"], listed=lines).images
+        with pytest.raises(DataError, match="standard input: the list is not text"):
+            list(images)
