@@ -10,6 +10,7 @@ from hfft._version import __version__
 from hfft.errors import DataError, HfftError, ModelError, RecipeError, RunError, TrainingError
 
 if TYPE_CHECKING:
+    from hfft.folds import Folds, cross_validate
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
@@ -17,8 +18,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Classifier": "hfft.inference.classifier",
+    "Folds": "hfft.folds",
     "Recipe": "hfft.recipe.spec",
     "Run": "hfft.run",
+    "cross_validate": "hfft.folds",
     "evaluate": "hfft.run",
     "finetune": "hfft.run",
     "load_recipe": "hfft.recipe.loading",
@@ -27,6 +30,7 @@ _HOMES = {
 __all__ = [
     "Classifier",
     "DataError",
+    "Folds",
     "HfftError",
     "ModelError",
     "Recipe",
@@ -35,6 +39,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "__version__",
+    "cross_validate",
     "evaluate",
     "finetune",
     "load_recipe",

@@ -145,6 +145,9 @@ def _train(arguments: argparse.Namespace) -> None:
     from hfft.recipe.loading import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
+    if recipe.folds is not None:
+        _cross_validate(recipe, overwrite=arguments.overwrite)
+        return
     with quick_imports():
         from hfft.run import finetune
 
@@ -152,6 +155,20 @@ def _train(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         _print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
         print(f"model: {run.model_dir}")
+
+
+def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
+    with quick_imports():
+        from hfft.folds import cross_validate
+
+    found = cross_validate(recipe, overwrite=overwrite)
+    if os.environ.get("RANK", "0") == "0":
+        rows = [
+            (name.replace("_", " "), f"{v['value']:.4f}", f"{v['low']:.4f} to {v['high']:.4f}", f"{v['std']:.4f}")
+            for name, v in found.metrics["test"].items()
+        ]
+        _print_table((f"{len(found.runs)} folds", "all images", "95 % interval", "std over folds"), rows)
+        print(f"runs: {found.folder}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -168,6 +185,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
     print(f"{recipe.name}: {splits} images, {len(images.labels)} classes: {', '.join(images.labels[:12])}")
+    if images.columns:
+        print(f"columns: {images.columns}")
     for number, plan in enumerate(plans, start=1):
         _print_plan(plan, f"phase {number}/{len(plans)} {plan.phase}")
 

@@ -18,7 +18,7 @@ from hfft.data.audit import Audit, audit, refuse_broken
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.errors import ModelError, RunError, TrainingError
+from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
@@ -117,6 +117,8 @@ def finetune(
     Raises:
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
     """
+    if recipe.folds is not None:
+        raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state)
     with watched(state):

@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.data.batches import Collator, Examples
-from hfft.data.sources import _features
+from hfft.data.rows import row_features
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.modules import trainer_metrics
@@ -46,7 +46,7 @@ def rows(count: int, seed: int = 0) -> Dataset:
         {"image": {"bytes": png(picture(k % 2, rng)), "path": None}, "label": k % 2, "file": f"{k:03d}"}
         for k in range(count)
     ]
-    return Dataset.from_list(content, features=_features(CLASSES))
+    return Dataset.from_list(content, features=row_features(CLASSES))
 
 
 def phase_data(

@@ -11,6 +11,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 from tqdm import tqdm
 
+from hfft.data.content import read_content
 from hfft.data.transforms import decode, is_deep, open_image
 from hfft.errors import DataError
 
@@ -91,10 +92,7 @@ def _examine(row: Any) -> tuple[bytes, str | None, bool]:
     if row["image"] is None:
         return b"", "the row holds no image", False
     try:
-        content = row["image"]["bytes"]
-        if content is None:
-            with open(row["image"]["path"], "rb") as stream:
-                content = stream.read()
+        content = read_content(row["image"])
     except OSError as error:
         return b"", error.strerror or str(error), False
     digest = hashlib.blake2b(content, digest_size=16).digest()

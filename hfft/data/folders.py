@@ -1,6 +1,5 @@
 """A folder's files, and what their names tell: images, tables and splits; opens none of them."""
 
-import glob
 import os
 import re
 from collections import Counter, defaultdict
@@ -19,6 +18,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")  # as imagefolder of datasets has them
 # Endings of images that Pillow reads with a plugin at most.
 _UNREAD = frozenset(
     (".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raw", ".rw2", ".svg")
@@ -31,13 +31,6 @@ _LOG = get_logger(__name__)
 def image_files(folder: Path) -> list[Path]:
     """Files at any depth below a folder that are called like images; hidden files and folders are left out."""
     return sorted(filter(_is_image, _files(folder)))
-
-
-def parquet_files(folder: Path) -> list[Path]:
-    """Parquet files at any depth below a folder, hidden ones left out; none when the folder holds an image."""
-    if any(map(_is_image, _files(folder))):
-        return []
-    return sorted(path for path in _files(folder) if path.suffix.lower() == ".parquet")
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -66,19 +59,33 @@ def subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
 
 
-def parquet_splits(folder: Path, tables: Collection[Path]) -> dict[str, list[str]]:
-    """Splits that the names of Parquet files tell: by a word in a folder's name, else in the file's.
+def table_files(folder: Path, endings: Collection[str]) -> list[Path]:
+    """Files with these endings in a folder or below, hidden ones left out; none when the folder holds an image."""
+    if any(map(_is_image, _files(folder))):
+        return []
+    return sorted(path for path in _files(folder) if path.suffix.lower() in endings)
 
-    These are the rules of datasets 5.2 (data_files.py), in any case of letters, and for Parquet files alone.
+
+def metadata_files(folder: Path) -> list[Path]:
+    """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
+    known = [name for names in SPLIT_NAMES.values() for name in names]
+    places = [folder, *(path for path in subfolders(folder) if path.name.lower() in known)]
+    return [place / name for place in places for name in METADATA if (place / name).is_file()]
+
+
+def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
+    """Splits that the names of files tell: by a word in a folder's name, else in the file's.
+
+    These are the rules of datasets 5.2 (data_files.py), in any case of letters.
 
     Args:
         folder: Names above it tell nothing.
-        tables: Parquet files below it.
+        tables: Files below it: tables or shards.
 
     Returns:
-        Split name to glob patterns of one file each; all files are `train` when no name has a split's word.
+        Split name to files; all files are `train` when no name has a split's word.
     """
-    splits: dict[str, list[str]] = defaultdict(list)
+    splits: dict[str, list[Path]] = defaultdict(list)
     nameless = []
     for table in tables:
         path = table.relative_to(folder)
@@ -87,12 +94,12 @@ def parquet_splits(folder: Path, tables: Collection[Path]) -> dict[str, list[str
         if split is None:
             nameless.append(table)
         else:
-            splits[split].append(glob.escape(str(table)))
+            splits[split].append(table)
     if not splits:
-        return {"train": [glob.escape(str(table)) for table in nameless]}
+        return {"train": nameless}
     if nameless:
         shown = ", ".join(path.relative_to(folder).as_posix() for path in nameless[:3])
-        _warn(f"{folder}: left out {len(nameless)} of {len(tables)} Parquet files, whose names tell no split: {shown}")
+        _warn(f"{folder}: left out {len(nameless)} of {len(tables)} files, whose names tell no split: {shown}")
     return dict(splits)
 
 

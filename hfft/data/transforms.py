@@ -18,6 +18,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
 from transformers.image_processing_backends import TorchvisionBackend
 
+from hfft.data.content import read_content
 from hfft.errors import DataError, ModelError
 from hfft.recipe.spec import AugmentSpec
 
@@ -71,7 +72,7 @@ def decode_row(row: dict[str, Any]) -> Decoded:
         raise DataError(f"{row['file']}: the row holds no image")
     try:
         with _pillow_errors():
-            return _decode_fast(Path(image["path"]).read_bytes() if image["bytes"] is None else image["bytes"])
+            return _decode_fast(read_content(image))
     except DataError as error:
         raise DataError(f"{row['file']}: {error}") from error
 

@@ -252,6 +252,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
     ]
     if sum(fractions) >= 1:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
+    if recipe.folds is not None and recipe.data.splits.test != "auto":
+        problems.append("data.splits.test: folds are the test images; leave it out, or folds")
     for phase in recipe.phases[:-1]:
         if phase.adapter is not None and not phase.adapter.merge:
             problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")

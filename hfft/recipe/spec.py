@@ -51,7 +51,16 @@ def _check_split(value: Any) -> Any:
         return value
     if isinstance(value, float) and 0 < value < 1:
         return value
-    raise ValueError("allowed: the name of a split of the source, or a fraction between 0 and 1 carved from train")
+    if isinstance(value, Fold):
+        return value
+    if isinstance(value, dict) and set(value) == {"fold", "of"}:
+        fold, of = value["fold"], value["of"]
+        if type(fold) is int and type(of) is int and 0 <= fold < of and of > 1:
+            return Fold(fold=fold, of=of)
+    raise ValueError(
+        "allowed: the name of a split of the source, a fraction between 0 and 1 carved from train, or "
+        "{fold: I, of: N} with I from 0 to N - 1"
+    )
 
 
 def _check_crop(value: Any) -> Any:
@@ -69,10 +78,23 @@ def _check_size(value: str) -> str:
     return value
 
 
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class Fold:
+    """One of several parts of train, of equal size, that each image is in once.
+
+    Attributes:
+        fold: Which one, from 0.
+        of: How many there are.
+    """
+
+    fold: int
+    of: int
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
-Split = Annotated[str | float, BeforeValidator(_check_split)]
+Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
 Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -106,8 +128,8 @@ class SplitSpec:
 
     Attributes:
         train: Name of the source's split to train on.
-        validation: Name of a split, a fraction of train, or null for none.
-        test: Name of a split, a fraction of train, or null for none.
+        validation: Name of a split, a fraction of train, `{fold: I, of: N}`, or null for none.
+        test: Likewise.
     """
 
     train: str = "train"
@@ -138,11 +160,17 @@ class DataSpec:
     """The images.
 
     Attributes:
-        source: Folder of class folders (with or without split folders), folder of Parquet files, or Hub id.
+        source: Folder of class folders (with or without split folders), table of images or of their paths (CSV, TSV,
+            JSON lines, Parquet; a file or a folder of them), tar shards, what `save_to_disk` wrote, or Hub id.
         config: Configuration name of a Hub data set.
         revision: Branch, tag or commit of a Hub data set.
-        image_column: Column with the image; found by its type when null.
+        image_folder: Folder that paths in a table begin at; null is the table's own.
+        image_column: Column with the image or its path; found by its type, else by its name, when null.
         label_column: Column with the label; found by its type, else by its name, when null.
+        split_column: Column with the name of each row's split; null is `split`, where it holds such names.
+        group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
+            `parent_folder` is the folder they lie in.
+        max_per_class: Most training images of a class, for few-shot training; validation and test stay as they are.
         splits: Where train, validation and test come from.
         augment: Random changes of training images.
     """
@@ -150,8 +178,12 @@ class DataSpec:
     source: str
     config: str | None = None
     revision: str | None = None
+    image_folder: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    split_column: str | None = None
+    group_column: str | None = None
+    max_per_class: Annotated[int, Field(gt=0)] | None = None
     splits: SplitSpec = field(default_factory=SplitSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
 
@@ -269,6 +301,7 @@ class Recipe:
         precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
+        folds: Cross-validation: that many runs, each tested on another part of the training images; null for one run.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -281,5 +314,6 @@ class Recipe:
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     replay: ReplaySpec = field(default_factory=ReplaySpec)
+    folds: Annotated[int, Field(ge=2)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

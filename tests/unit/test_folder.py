@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset
 
 from hfft.data.audit import Audit
-from hfft.data.sources import ImageData, _features
+from hfft.data.rows import row_features
+from hfft.data.sources import ImageData
 from hfft.errors import RunError
 from hfft.folder import is_done, open_folder
 from hfft.recipe.loading import load_recipe
@@ -18,7 +19,7 @@ def recipe(**changes):
 
 def images():
     rows = [{"image": {"bytes": b"", "path": None}, "label": k, "file": str(k)} for k in (0, 1)]
-    return ImageData({"train": Dataset.from_list(rows, features=_features(("a", "b")))}, ("a", "b"))
+    return ImageData({"train": Dataset.from_list(rows, features=row_features(("a", "b")))}, ("a", "b"))
 
 
 def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):

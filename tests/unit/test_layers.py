@@ -22,6 +22,7 @@ LAYERS = (
     {"hub"},
     {"folder", "planning"},
     {"run"},
+    {"folds"},
     {"cli"},
 )
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}

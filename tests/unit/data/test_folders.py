@@ -1,4 +1,3 @@
-import glob
 import random
 from pathlib import Path
 
@@ -9,10 +8,10 @@ from PIL import Image as PillowImage
 from hfft.data.folders import (
     SPLIT_NAMES,
     image_files,
-    parquet_files,
-    parquet_splits,
     split_folders,
+    splits_of,
     subfolders,
+    table_files,
     warn_of_left_out,
 )
 
@@ -102,12 +101,12 @@ def test_parquet_files_of_a_folder_without_images(touch):
     folder = touch(
         "b.parquet", "deep/a.PARQUET", "notes.txt", "c.csv", ".d.parquet", ".cache/e.parquet", ".cache/1.png"
     )
-    assert names(folder, parquet_files(folder)) == ["b.parquet", "deep/a.PARQUET"]
+    assert names(folder, table_files(folder, (".parquet",))) == ["b.parquet", "deep/a.PARQUET"]
 
 
 @pytest.mark.parametrize("image", ["1.png", "deep/er/1.jpg"])
 def test_no_parquet_files_where_there_is_an_image(image, touch):
-    assert parquet_files(touch("a.parquet", image)) == []
+    assert table_files(touch("a.parquet", image), (".parquet",)) == []
 
 
 BY_NAME = {
@@ -126,8 +125,8 @@ BY_NAME = {
 
 
 def splits(folder):
-    found = parquet_splits(folder, parquet_files(folder))
-    return {split: names(folder, (Path(*glob.glob(file)) for file in files)) for split, files in found.items()}
+    found = splits_of(folder, table_files(folder, (".parquet",)))
+    return {split: names(folder, files) for split, files in found.items()}
 
 
 def by_datasets(folder):
@@ -160,7 +159,7 @@ def test_other_files_have_no_say_in_splits(touch):
 def test_parquet_files_whose_names_tell_no_split_where_others_do(touch, log):
     folder = touch("train.parquet", "test.parquet", "index.parquet", "more/a.parquet")
     assert splits(folder) == {"train": ["train.parquet"], "test": ["test.parquet"]}
-    left_out = "left out 2 of 4 Parquet files, whose names tell no split: index.parquet, more/a.parquet"
+    left_out = "left out 2 of 4 files, whose names tell no split: index.parquet, more/a.parquet"
     assert log() == [f"{folder}: {left_out}"]
 
 

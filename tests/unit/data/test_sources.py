@@ -222,7 +222,7 @@ def test_a_missing_folder(source, tmp_path, monkeypatch):
 
 def test_a_file_is_no_source(touch):
     file = touch("1.png") / "1.png"
-    with pytest.raises(DataError, match=r"is a file; allowed: a folder or a Hub id"):
+    with pytest.raises(DataError, match=r"is a .png file; allowed: a folder, a table \(.csv, .tsv"):
         load(file)
 
 
@@ -511,7 +511,8 @@ def test_columns_that_are_named():
     [
         ({"label_column": "lable"}, "data: label_column: found 'lable'; allowed: image, label"),
         ({"image_column": "img"}, "data: image_column: found 'img'; allowed: image, label"),
-        ({"image_column": "label"}, "image_column: the column 'label' holds"),
+        ({"image_column": "label"}, "data: label_column: none fits; name one of image, label"),
+        ({"image_column": "label", "label_column": "label"}, "data: image_column: the column 'label' holds"),
     ],
 )
 def test_columns_that_do_not_fit(fields, message):

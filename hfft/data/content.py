@@ -1,0 +1,35 @@
+"""The bytes of an image, wherever a row says they are: in the row, in a file, or in a part of a file."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+_PART = re.compile(r"(.*)\?(\d+)\+(\d+)")
+
+
+def part_of(file: Path, offset: int, size: int) -> str:
+    """The name of a part of a file, which `read_content` reads."""
+    return f"{file}?{offset}+{size}"
+
+
+def read_content(image: dict[str, Any]) -> bytes:
+    """Encoded bytes of an image.
+
+    Args:
+        image: `bytes`, or where they are None, the `path` of a file or, from `part_of`, of a part of one.
+
+    Raises:
+        OSError: If the file can't be read.
+    """
+    if image["bytes"] is not None:
+        return image["bytes"]
+    path = image["path"]
+    part = _PART.fullmatch(path)
+    if part is None or Path(path).exists():
+        return Path(path).read_bytes()
+    with open(part[1], "rb") as stream:
+        stream.seek(int(part[2]))
+        content = stream.read(int(part[3]))
+    if len(content) < int(part[3]):
+        raise OSError(f"{part[1]} ends in the middle of the image")
+    return content

@@ -1,0 +1,223 @@
+"""Tables of any columns -> rows as the rest of hfft takes them: an image not decoded, a class, a name."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Features, Image, Value
+
+from hfft.data.folders import SPLIT_NAMES
+from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_columns, split_by_column
+from hfft.errors import DataError
+from hfft.recipe.spec import DataSpec
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with any columns.
+
+    Attributes:
+        rows: The table.
+        base: Folder that paths in it begin at; None where images are in the table itself.
+        depth: Folders that the names of all its images begin with and that tell no class: that of the split.
+        names: Column with the names of images whose paths are none: parts of tar files.
+    """
+
+    rows: Dataset
+    base: Path | None = None
+    depth: int = 0
+    names: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a source holds.
+
+    Attributes:
+        splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none), `file`
+            and, where groups were asked for, `group`.
+        columns: Which columns of a table are used for what, in words; empty for folders.
+    """
+
+    splits: dict[str, Dataset]
+    columns: str = ""
+
+
+def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: Path | None = None) -> Found:
+    """Give tables our columns and one list of class names.
+
+    Args:
+        tables: By split name.
+        spec: For the columns that were asked for.
+        where: Names the source in errors.
+        root: Folder that files are named below; None where images are in the tables.
+
+    Raises:
+        DataError: If a column isn't there or holds something else.
+    """
+    if not tables:
+        raise DataError(f"{where}: holds no splits")
+    columns = choose_columns(next(iter(tables.values())).rows, spec, where, of_files=root is not None)
+    for split, table in tables.items():
+        if not set(columns.named()) <= set(table.rows.column_names):
+            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(table.rows.column_names)}")
+    tables = _by_split(tables, columns, where)
+    paths = {split: _paths(table, columns, where, root) for split, table in tables.items()}
+    files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
+    if columns.has_paths:
+        _check_listed_once(files, where)
+    texts = {split: _texts(table, columns, files[split], where) for split, table in tables.items()}
+    names = _class_names([table.rows for table in tables.values()], columns.label, texts)
+    splits = {}
+    for split, table in tables.items():
+        rows = _with_images(table.rows, columns, paths[split], where)
+        places = {name: place for place, name in enumerate(names)}
+        labels = [-1 if text is None else places[text] for text in texts[split]]
+        rows = rows.add_column("label", labels, feature=ClassLabel(names=names))
+        rows = rows.add_column("file", files[split], feature=Value("string"))
+        groups = _groups(table, columns, files[split], where)
+        splits[split] = rows if groups is None else rows.add_column("group", groups, feature=Value("string"))
+    return Found(splits, columns.described())
+
+
+def rows_of(paths: Sequence[str], labels: Sequence[int], files: Sequence[str], names: Sequence[str]) -> Dataset:
+    """Rows of images in files.
+
+    Args:
+        paths: Of each image.
+        labels: Index of each image's class.
+        files: Name of each image.
+        names: Class names.
+    """
+    images = [{"path": path, "bytes": None} for path in paths]
+    return Dataset.from_dict({"image": images, "label": labels, "file": files}, features=row_features(names))
+
+
+def row_features(names: Sequence[str]) -> Features:
+    """The types of the columns that every row has."""
+    return Features({"image": Image(decode=False), "label": ClassLabel(names=list(names)), "file": Value("string")})
+
+
+def parent_folders(files: Sequence[str], depth: int, where: str) -> list[str]:
+    """The folder that each file lies in, below `depth` folders; a file that lies in none is a group of its own.
+
+    Raises:
+        DataError: If that is so of every file.
+    """
+    folders = ["/".join(file.split("/")[depth:-1]) for file in files]
+    if not any(folders):
+        raise DataError(
+            f"{where}: data.group_column: {PARENT_FOLDER} needs folders within the class folders, one for each group; "
+            f"found images that lie directly in them"
+        )
+    return [folder or file for folder, file in zip(folders, files, strict=True)]
+
+
+def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[str, Table]:
+    """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
+    if len(tables) > 1:
+        return tables
+    ((split, table),) = tables.items()
+    if columns.split is not None:
+        parts = split_by_column(table.rows, columns.split, where)
+        return {name: replace(table, rows=rows) for name, rows in parts.items()}
+    if not columns.has_paths or table.names is not None or table.depth:
+        return tables
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    firsts = [str(value).replace("\\", "/").partition("/") for value in table.rows[columns.image][:]]
+    if not all(slash and first.lower() in known for first, slash, _ in firsts):
+        return {split: table}
+    places: dict[str, list[int]] = {}
+    for place, (first, _, _) in enumerate(firsts):
+        places.setdefault(first, []).append(place)
+    return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
+
+
+def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tuple[list[str], list[str]] | None:
+    """Absolute paths of a column of paths, and their names below `root`, or as they stand where they lie elsewhere."""
+    if not columns.has_paths or table.base is None or root is None:
+        return None
+    values = table.rows[columns.image][:]
+    if None in values:
+        raise DataError(f"{where}: the column {columns.image!r} names no image in row {values.index(None)}")
+    if table.names is not None:
+        return values, table.rows[table.names][:]
+    paths = [table.base / Path(value.replace("\\", "/")).expanduser() for value in values]
+    names = [
+        path.relative_to(root).as_posix() if path.is_relative_to(root) else value
+        for path, value in zip(paths, values, strict=True)
+    ]
+    return [str(path) for path in paths], names
+
+
+def _files(table: Table, split: str, paths: tuple[list[str], list[str]] | None) -> list[str]:
+    if paths is not None:
+        return paths[1]
+    width = len(str(max(len(table.rows) - 1, 1)))
+    return [f"{split}/{row:0{width}d}" for row in range(len(table.rows))]
+
+
+def _check_listed_once(files: Mapping[str, Sequence[str]], where: str) -> None:
+    """An image with two rows would count twice, or be in two splits."""
+    seen: dict[str, str] = {}
+    for split, names in files.items():
+        for name in names:
+            if name in seen:
+                places = split if seen[name] == split else f"{seen[name]} and {split}"
+                raise DataError(f"{where}: {name} has two rows ({places}); allowed: one row for each image")
+            seen[name] = split
+
+
+def _texts(table: Table, columns: Columns, files: Sequence[str], where: str) -> list[str | None]:
+    """The label of each row as text, whatever its type; None for a row without one."""
+    if columns.label == CLASS_FOLDER:
+        parts = [file.split("/")[table.depth :] for file in files]
+        if all(len(part) == 1 for part in parts):
+            raise DataError(f"{where}: label_column: none fits; name one of {', '.join(table.rows.column_names)}")
+        return [part[0] if len(part) > 1 else None for part in parts]
+    feature = table.rows.features[columns.label]
+    values = table.rows[columns.label][:]
+    if isinstance(feature, ClassLabel):
+        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    if isinstance(feature, Value):
+        return [None if value is None else str(value) for value in values]
+    raise DataError(
+        f"{where}: label_column: the column {columns.label!r} holds {feature}; allowed: one class per image"
+    )
+
+
+def _class_names(tables: Sequence[Dataset], label: str, texts: Mapping[str, Sequence[str | None]]) -> list[str]:
+    """Names that a table declares, in its order; then those that were found, in their natural order."""
+    found = {text for column in texts.values() for text in column if text is not None}
+    declared = (name for rows in tables for name in getattr(rows.features.get(label), "names", ()))
+    return list(dict.fromkeys([*declared, *sorted(found, key=_natural)]))
+
+
+def _natural(text: str) -> tuple[int, int, str]:
+    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+
+
+def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:
+    """The column `image` alone, not decoded."""
+    if paths is not None:
+        images = [{"path": path, "bytes": None} for path in paths[0]]
+        return Dataset.from_dict({"image": images}, features=Features({"image": Image(decode=False)}))
+    kept = rows.select_columns([columns.image])
+    kept = kept if columns.image == "image" else kept.rename_column(columns.image, "image")
+    try:
+        return kept.cast_column("image", Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
+        kind: Any = rows.features[columns.image]
+        raise DataError(f"{where}: image_column: the column {columns.image!r} holds {kind}, not images") from error
+
+
+def _groups(table: Table, columns: Columns, files: Sequence[str], where: str) -> list[str] | None:
+    if columns.group is None:
+        return None
+    if columns.group == PARENT_FOLDER and PARENT_FOLDER not in table.rows.column_names:
+        return parent_folders(files, table.depth + (columns.label == CLASS_FOLDER), where)
+    values = table.rows[columns.group][:]
+    if None in values:
+        raise DataError(f"{where}: group_column: {columns.group!r} holds nothing in row {values.index(None)}")
+    return [str(value) for value in values]

@@ -1,0 +1,212 @@
+"""Rows by the splits of a source -> train, validation and test: named, carved, or folds; stratified and seeded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+
+from hfft.data.folders import SPLIT_NAMES
+from hfft.errors import DataError
+from hfft.recipe.spec import Fold, SplitSpec
+
+CARVED = {"validation": 0.15, "test": 0.15}
+_GROUP = "group"  # column of a table of rows; needed for splitting alone
+
+
+def split_rows(
+    found: dict[str, Dataset], spec: SplitSpec, *, seed: int, where: str, max_per_class: int | None = None
+) -> dict[str, Dataset]:
+    """Choose the splits of a run.
+
+    What is carved from train is a function of its rows and the seed: fewer training images per class, or another
+    test split, leave validation as it is.
+
+    Args:
+        found: Rows by the source's own split names; those with a column `group` are never divided within a group.
+        spec: Where each split comes from.
+        seed: Decides which images a carved split takes.
+        where: Names the source in errors.
+        max_per_class: Most training images of a class, chosen at random; all when None.
+
+    Returns:
+        `train`, and `validation` and `test` where there are any, without the column `group`.
+
+    Raises:
+        DataError: If a split isn't there, or holds a row without a label.
+    """
+    own = existing_split(found, spec.train, where)
+    train = labelled(found[own], own, where)
+    used = {own: "train"}
+    splits: dict[str, Dataset] = {}
+    shares: dict[str, float | Fold] = {}
+    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
+        has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
+        if wanted == "auto":
+            wanted = name if has_own else CARVED[name]
+        if isinstance(wanted, float | Fold):
+            shares[name] = wanted
+        elif wanted is not None:
+            chosen = existing_split(found, str(wanted), where)
+            if chosen in used:
+                raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
+            used[chosen] = name
+            splits[name] = labelled(found[chosen], chosen, where)
+    _check_groups(train, splits, where)
+    splits.update(_carve(train, shares, seed, where))
+    if max_per_class is not None:
+        splits["train"] = splits["train"].select(_at_most(classes_of(splits["train"]), max_per_class, seed))
+    return {name: _without_group(splits[name]) for name in ("train", "validation", "test") if name in splits}
+
+
+def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
+    """The source's name of a split: the same, or another word for it.
+
+    Raises:
+        DataError: If there is none, or several.
+    """
+    aliases = SPLIT_NAMES.get(wanted, (wanted,))
+    fitting = [wanted] if wanted in found else [name for name in found if name.lower() in aliases]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise DataError(f"{where}: several splits could be {wanted!r}: {', '.join(fitting)}; name the one you mean")
+    raise DataError(f"{where}: there is no split {wanted!r}; found: {', '.join(found)}")
+
+
+def labelled(rows: Dataset, split: str, where: str) -> Dataset:
+    """The rows as they are.
+
+    Raises:
+        DataError: If any has no label.
+    """
+    missing = np.flatnonzero(classes_of(rows) < 0)
+    if len(missing):
+        first = rows[int(missing[0])]["file"]
+        raise DataError(
+            f"{where}: split {split!r}: no label in {len(missing)} of {len(rows)} rows, the first is row "
+            f"{missing[0]} ({first})"
+        )
+    return rows
+
+
+def classes_of(rows: Dataset) -> np.ndarray:
+    """What rows are stratified by, (N,): the label, -1 where there is none."""
+    return np.asarray(rows["label"], dtype=np.int64)
+
+
+def _without_group(rows: Dataset) -> Dataset:
+    return rows.remove_columns(_GROUP) if _GROUP in rows.column_names else rows
+
+
+def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> None:
+    """Splits that the source made must not divide groups either."""
+    if _GROUP not in train.column_names:
+        return
+    ours = set(train[_GROUP])
+    for name, rows in others.items():
+        common = sorted(ours & set(rows[_GROUP]))
+        if common:
+            raise DataError(
+                f"{where}: data.group_column: {len(common)} groups have images in train and in {name}, the first is "
+                f"{common[0]!r}; carve {name} from train instead (data.splits.{name}=0.15), or leave group_column out"
+            )
+
+
+def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
+    """Take shares out of train and leave the rest; order is kept within each part. Folds are taken first."""
+    labels = classes_of(train)
+    groups = np.asarray(train[_GROUP]) if _GROUP in train.column_names else None
+    rest = np.arange(len(train))
+    taken: dict[str, np.ndarray] = {}
+    for name, share in shares.items():
+        if isinstance(share, Fold):
+            parts = _folds(labels[rest], None if groups is None else groups[rest], share.of, seed)
+            taken[name] = rest[parts == share.fold]
+            rest = rest[parts != share.fold]
+    fractions = {name: share for name, share in shares.items() if isinstance(share, float)}
+    if groups is None:
+        parts = _carve_rows(labels[rest], fractions, seed)
+    else:
+        parts = _carve_groups(labels[rest], groups[rest], fractions, seed)
+    for name, places in parts.items():
+        taken[name] = rest[places]
+    if groups is not None and any(len(places) == 0 for places in taken.values()):
+        raise DataError(
+            f"{where}: data.group_column: {len(set(groups))} groups are too few, or too uneven, for the splits "
+            f"{', '.join(taken)}; ask for fewer splits or folds"
+        )
+    return {name: train.select(places) for name, places in taken.items()}
+
+
+def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+    """Places of the rows that each split takes, class by class; what is left is `train`."""
+    rng = np.random.default_rng(seed)
+    taken: dict[str, list[int]] = {name: [] for name in fractions}
+    kept: list[int] = []
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        start = 0
+        for name, fraction in fractions.items():
+            # At least one row of a class that can spare it, and never the last one.
+            count = min(max(round(fraction * len(rows)), 1), len(rows) - start - 1)
+            taken[name] += rows[start : start + count].tolist()
+            start += count
+        kept += rows[start:].tolist()
+    return {name: np.sort(np.asarray(rows, dtype=np.int64)) for name, rows in {"train": kept, **taken}.items()}
+
+
+def _carve_groups(
+    labels: np.ndarray, groups: np.ndarray, fractions: dict[str, float], seed: int
+) -> dict[str, np.ndarray]:
+    """As `_carve_rows`, but a group goes to one split; class shares are met as well as the groups allow."""
+    names = ["train", *fractions]
+    shares = np.asarray([1 - sum(fractions.values()), *fractions.values()])
+    parts = _assign_groups(labels, groups, shares, seed)
+    return {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> np.ndarray:
+    """Number of the fold of each row, (N,): classes are spread evenly over all folds, groups are kept in one."""
+    if groups is not None:
+        return _assign_groups(labels, groups, np.full(count, 1 / count), seed)
+    rng = np.random.default_rng(seed)
+    folds = np.empty(len(labels), dtype=np.int64)
+    start = 0  # where the class before ended, so that small classes don't all begin in the first fold
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        folds[rows] = (start + np.arange(len(rows))) % count
+        start += len(rows)
+    return folds
+
+
+def _assign_groups(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Number of the part of each row, (N,); whole groups, the largest first, go where their classes lack most.
+
+    Args:
+        labels: (N,).
+        groups: (N,).
+        shares: Of each part, (P,); they sum to 1.
+        seed: Breaks ties between groups of a size.
+    """
+    names, numbers = np.unique(groups, return_inverse=True)
+    classes, columns = np.unique(labels, return_inverse=True)
+    counts = np.zeros((len(names), len(classes)))
+    np.add.at(counts, (numbers, columns), 1)
+    totals = counts.sum(axis=0)  # (K,)
+    lacking = shares[:, None] * totals  # (P, K)
+    parts = np.empty(len(names), dtype=np.int64)
+    order = np.random.default_rng(seed).permutation(len(names))
+    for group in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
+        # How much less far from its target each part would be, in squared shares of the class.
+        gain = ((lacking**2 - (lacking - counts[group]) ** 2) / totals**2).sum(axis=1)  # (P,)
+        parts[group] = int(np.argmax(gain))
+        lacking[parts[group]] -= counts[group]
+    return parts[numbers]
+
+
+def _at_most(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Places of `most` rows of each class, in order; more of them for a larger `most`, never others."""
+    rng = np.random.default_rng(seed)
+    kept = [rng.permutation(np.flatnonzero(labels == label))[:most] for label in np.unique(labels)]
+    return np.sort(np.concatenate(kept))

@@ -1,0 +1,212 @@
+"""Tables of images: CSV, TSV and JSON lines as data sets, and which columns of any table are used for what."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PillowImage
+
+from hfft.data.folders import SPLIT_NAMES
+from hfft.errors import DataError
+from hfft.recipe.spec import DataSpec
+
+TEXT_TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}
+PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
+CLASS_FOLDER = "class_folder"  # stands for the first folder of paths, in a table that has no labels
+_IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
+_LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
+_SAMPLE = 200  # values that are looked at to see whether a column holds paths
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns that a table of images is used by.
+
+    Attributes:
+        image: Images, their bytes, or their paths.
+        label: Classes.
+        group: What is never divided between splits; None for no such column.
+        split: Name of each row's split; None where a table is one split.
+        has_paths: Whether `image` holds paths as text.
+    """
+
+    image: str
+    label: str
+    group: str | None
+    split: str | None
+    has_paths: bool
+
+    def named(self) -> list[str]:
+        """Columns that every table of a source must have."""
+        chosen = (self.image, self.label, self.group, self.split)
+        return [name for name in chosen if name is not None and name not in (CLASS_FOLDER, PARENT_FOLDER)]
+
+    def described(self) -> str:
+        """In words, for a plan."""
+        named = {"image": self.image, "label": self.label, "group": self.group, "split": self.split}
+        return ", ".join(f"{role} {name!r}" for role, name in named.items() if name is not None)
+
+
+def read_text_table(file: Path) -> Dataset:
+    """A table of text rows. In CSV every value is text, so that a class may be called `NA` or `007`; empty is nothing.
+
+    Raises:
+        DataError: If it can't be read; with the line, where there is one.
+    """
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise DataError(f"{file}: line {line} is no UTF-8 text; save the file in that encoding") from error
+    except OSError as error:
+        raise DataError(f"{file}: {error.strerror or error}") from error
+    if not text.strip():
+        raise DataError(f"{file}: the file is empty")
+    separator = TEXT_TABLES[file.suffix.lower()]
+    return _json_lines(text, file) if separator is None else _delimited(text, file, separator)
+
+
+def _delimited(text: str, file: Path, separator: str) -> Dataset:
+    header = text.lstrip().splitlines()[0]
+    if separator == "," and header.count(";") > header.count(","):
+        separator = ";"  # as spreadsheets write it in countries with decimal commas
+    try:
+        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
+        raise DataError(f"{file}: {str(error).removeprefix('Error tokenizing data. C error: ')}") from error
+    if len(table) == 0:
+        raise DataError(f"{file}: the file holds a header and no rows")
+    columns = {name.strip(): [value or None for value in table[name]] for name in table}
+    if len(columns) < len(table.columns):
+        raise DataError(f"{file}: two columns have the same name: {', '.join(table.columns)}")
+    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
+
+
+def _json_lines(text: str, file: Path) -> Dataset:
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{file}: line {number} is no JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{file}: line {number} holds {type(row).__name__}; allowed: an object per line")
+        rows.append(row)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    try:
+        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{file}: a column holds values of different types: {str(error).splitlines()[0]}") from error
+
+
+def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> Columns:
+    """Which columns hold images, labels, groups and splits: as asked, else by type, else by name.
+
+    Args:
+        table: Rows with any columns.
+        spec: For what was asked.
+        where: Names the source in errors.
+        of_files: Whether text may be paths.
+
+    Raises:
+        DataError: If a column isn't there, or none or several fit.
+    """
+    images = _columns_of(table, Image) or [name for name, kind in table.features.items() if _is_content(kind)]
+    if of_files and not images:
+        images = _path_columns(table)
+    image = _column(spec.image_column, images, table, f"{where}: image_column")
+    has_paths = of_files and table.features[image] == Value("string")
+    labelled = _columns_of(table, ClassLabel) or [name for name in _LABEL_NAMES if name in table.column_names]
+    labelled = [name for name in labelled if name != image]
+    if spec.label_column is None and not labelled and has_paths:
+        labelled = [CLASS_FOLDER]
+    return Columns(
+        image=image,
+        label=_column(spec.label_column, labelled, table, f"{where}: label_column"),
+        group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
+        split=_split_column(spec.split_column, table, f"{where}: split_column"),
+        has_paths=has_paths,
+    )
+
+
+def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str, Dataset]:
+    """Rows by the values of a column, as text; all of them as `train` without one.
+
+    Raises:
+        DataError: If a row has no value.
+    """
+    if column is None:
+        return {"train": table}
+    values = table[column][:]
+    if None in values:
+        raise DataError(f"{where}: split_column: the column {column!r} holds nothing in row {values.index(None)}")
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(values):
+        places.setdefault(str(value), []).append(place)
+    return {name: table.select(rows) for name, rows in places.items()}
+
+
+def _columns_of(table: Dataset, feature: type) -> list[str]:
+    return [name for name, kind in table.features.items() if isinstance(kind, feature)]
+
+
+def _is_content(kind: Any) -> bool:
+    """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
+    return kind in (Value("binary"), Value("large_binary")) or (
+        isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+    )
+
+
+def _path_columns(table: Dataset) -> list[str]:
+    """Text columns that are called like paths, else those whose first values are."""
+    texts = [name for name, kind in table.features.items() if kind == Value("string")]
+    named = [name for name in _IMAGE_NAMES if name in texts]
+    if named:
+        return named[:1]
+    sample = table.select(range(min(len(table), _SAMPLE)))
+    return [name for name in texts if _are_paths([value for value in sample[name] if value])]
+
+
+def _are_paths(values: Sequence[str]) -> bool:
+    known = PillowImage.registered_extensions()
+    return bool(values) and sum(Path(value).suffix.lower() in known for value in values) * 2 > len(values)
+
+
+def _column(asked: str | None, candidates: list[str], table: Dataset, where: str) -> str:
+    if asked is not None:
+        if asked not in table.column_names:
+            raise DataError(f"{where}: found {asked!r}; allowed: {', '.join(table.column_names)}")
+        return asked
+    if len(candidates) == 1:
+        return candidates[0]
+    found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
+    raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
+
+
+def _group_column(asked: str | None, table: Dataset, has_paths: bool, where: str) -> str | None:
+    if asked is None or asked in table.column_names:
+        return asked
+    if asked == PARENT_FOLDER and has_paths:
+        return asked
+    extra = [PARENT_FOLDER] if has_paths else []
+    raise DataError(f"{where}: found {asked!r}; allowed: {', '.join([*table.column_names, *extra])}")
+
+
+def _split_column(asked: str | None, table: Dataset, where: str) -> str | None:
+    """The one asked for; else one called `split`, where all of its values are names of splits."""
+    if asked is not None:
+        return _column(asked, [], table, where)
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    if "split" not in table.column_names or isinstance(table.features["split"], ClassLabel):
+        return None
+    values = set(table["split"][:])
+    return "split" if all(isinstance(value, str) and value.lower() in known for value in values) else None

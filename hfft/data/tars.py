@@ -1,0 +1,111 @@
+"""Shards of images in tar files, as WebDataset writes them, as tables: images stay in the shards, read where they lie.
+
+Files of a sample follow each other and share their name up to its first dot; what comes after the dot says what each
+of them holds (https://github.com/webdataset/webdataset#the-webdataset-format).
+"""
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from PIL import Image as PillowImage
+from tqdm import tqdm
+
+from hfft.data.content import part_of
+from hfft.errors import DataError
+
+_TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
+
+
+def tar_files(folder: Path) -> list[Path]:
+    """Tar files at any depth below a folder, in order of their names, hidden ones left out."""
+    found = (path for path in folder.rglob("*.tar") if not any(part[0] == "." for part in path.parts[1:]))
+    return sorted(path for path in found if path.is_file())
+
+
+def read_tars(files: list[Path], root: Path) -> Dataset:
+    """One row per sample: `image` with the place of its bytes, `file`, and a column per further member.
+
+    Args:
+        files: Tar files, not compressed.
+        root: Names of files are given below it.
+
+    Raises:
+        DataError: If a file is no tar file, is cut short, or a sample has no image or several.
+    """
+    with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda file: list(_samples(file, file.relative_to(root).as_posix())), files)
+        bar = tqdm(found, "reading shards", len(files), delay=3, unit=" shards")
+        rows = [row for shard in bar for row in shard]
+    if not rows:
+        raise DataError(f"{root}: the tar files hold no images")
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+
+
+def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
+    known = PillowImage.registered_extensions()
+    key, row = None, {}
+    for name, content in _members(file, shown, known):
+        folder, _, base = name.rpartition("/")
+        stem, _, ending = base.partition(".")
+        if (folder, stem) != key and row:
+            yield _checked(row, shown)
+        if (folder, stem) != key:
+            key, row = (folder, stem), {}
+        if isinstance(content, str):  # the place of an image
+            if "image" in row:
+                raise DataError(f"{shown}: the sample {stem} has several images, {row['file']} and {name}")
+            row |= {"image": content, "file": f"{shown}/{name}"}
+        elif ending.lower() == "json":
+            row |= _fields(content, f"{shown}: {name}")
+        else:
+            row[ending.lower()] = _text(content, f"{shown}: {name}")
+    if row:
+        yield _checked(row, shown)
+
+
+def _checked(row: dict[str, Any], shown: str) -> dict[str, Any]:
+    if "image" not in row:
+        raise DataError(f"{shown}: a sample has no image, only {', '.join(row)}; allowed: an image per sample")
+    return row
+
+
+def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[str, str | bytes]]:
+    """Name of each member of use, with the place of an image or the bytes of a small file."""
+    try:
+        with tarfile.open(file, "r:") as archive:
+            for member in archive:
+                base = member.name.rpartition("/")[2]
+                if not member.isfile() or base.startswith("."):
+                    continue
+                ending = base.partition(".")[2].lower()
+                if f".{ending.rpartition('.')[2]}" in known:
+                    yield member.name, part_of(file, member.offset_data, member.size)
+                elif ending in (*_TEXTS, "json"):
+                    stream = archive.extractfile(member)
+                    yield member.name, b"" if stream is None else stream.read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise DataError(f"{shown}: no tar file, or one that is cut short or compressed: {error}") from error
+
+
+def _text(content: bytes, where: str) -> str:
+    try:
+        return content.decode().strip()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is no UTF-8 text") from error
+
+
+def _fields(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{where} holds {type(found).__name__}; allowed: an object")
+    return {name: value for name, value in found.items() if name not in ("image", "file")}
