@@ -1,6 +1,8 @@
 """What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.losses import ImageLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
@@ -54,7 +57,7 @@ def check_phases(
         RecipeError: If transformers refuses an argument, or the metric is unknown.
         ModelError: If the network doesn't have what a phase asks for.
     """
-    class_weights(recipe, images)
+    loss_of(recipe, images)
     plans = []
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):
@@ -106,6 +109,20 @@ def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
         else dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
         for phase in recipe.phases
     )
+
+
+def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:
+    """Label smoothing to the loss that the recipe asks for.
+
+    Raises:
+        RecipeError: As `class_weights`.
+    """
+    spec = recipe.loss
+    gamma = (spec.gamma or 2.0) if spec.name == "focal" else 0.0
+    shifts = None
+    if spec.name == "logit_adjusted":
+        shifts = prior_shifts(list(images.counts("train").values()), spec.tau or 1.0)
+    return partial(ImageLoss, class_weights=class_weights(recipe, images), gamma=gamma, shifts=shifts)
 
 
 def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:

@@ -15,8 +15,9 @@ from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.audit import Audit, audit, refuse_broken
-from hfft.data.batches import Collator, Examples
+from hfft.data.batches import Collator, Examples, chances_of
 from hfft.data.sources import ImageData, load_data, load_rows
+from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.metrics import METRICS
@@ -37,7 +38,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, class_weights, phases_in, resolve_phases
+from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.training.failures import explained
@@ -311,15 +312,16 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
 
     augment = recipe.data.augment
     train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
-    validation = images.splits.get("validation")
+    train, validation = images.splits["train"], images.splits.get("validation")
     return PhaseData(
-        train=Examples(images.splits["train"], train_with.pixels, seed=recipe.seed),
+        train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
         validation=None if validation is None else Examples(validation, evaluate_with.pixels),
         floats=train_with.floats,
         collate=Collator(augment.mixup, len(images.labels), train_with.floats),
         measure=trainer_metrics(),
         metrics=METRICS,
-        class_weights=class_weights(recipe, images),
+        loss=loss_of(recipe, images),
+        chances=chances_of(train["label"][:], recipe.sampler),
     )
 
 

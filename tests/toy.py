@@ -56,8 +56,9 @@ def phase_data(
     seed: int = 0,
     *,
     eight_bit: bool = False,
+    targets: np.ndarray | None = None,
 ) -> PhaseData:
-    """Float pixels, as a plain Trainer takes them too; or 8-bit ones, as runs use them."""
+    """Float pixels, as a plain Trainer takes them too; or 8-bit ones, as runs use them; perhaps shares of classes."""
     processor = tiny.processor()
     augment = augment or AugmentSpec()
     transform = training_transform(processor, augment)
@@ -66,7 +67,7 @@ def phase_data(
         assert transform.scale is not None
     train_with, evaluate_with = (part.pixels if eight_bit else part for part in (transform, evaluate))
     return PhaseData(
-        train=Examples(rows(train), train_with, seed=seed),
+        train=Examples(rows(train), train_with, seed=seed, targets=targets),
         validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
         collate=Collator(augment.mixup, len(CLASSES), transform.floats),

@@ -21,7 +21,12 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, rows: Dataset, transform: Callable[[Decoded], torch.Tensor], *, seed: int | None = None
+        self,
+        rows: Dataset,
+        transform: Callable[[Decoded], torch.Tensor],
+        *,
+        seed: int | None = None,
+        targets: np.ndarray | None = None,
     ) -> None:
         """Wrap the rows.
 
@@ -30,7 +35,9 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
             transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
                 smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
+            targets: Shares of the classes in the place of the labels, (N, K) float32.
         """
+        self.labels: Any = rows["label"][:] if targets is None else targets
         self.rows = rows
         self.transform = transform
         self.seed = seed
@@ -55,16 +62,16 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         FILLER gives the first image, with a label that counts for nothing.
         """
         if index == FILLER:
-            return {**self[0], "label": IGNORED}
-        row = self.rows[int(index)]
-        image = decode_row(row)
+            return {**self[0], "label": ignored_like(self.labels[0])}
+        index = int(index)
+        image, label = decode_row(self.rows[index]), self.labels[index]
         if self.seed is None:
-            return {"pixel_values": self.transform(image), "label": row["label"], "key": None}
-        key = (self.seed, self.epoch, int(index))
+            return {"pixel_values": self.transform(image), "label": label, "key": None}
+        key = (self.seed, self.epoch, index)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_mix(key))
             pixels = self.transform(image)
-        return {"pixel_values": pixels, "label": row["label"], "key": key}
+        return {"pixel_values": pixels, "label": label, "key": key}
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):
@@ -74,14 +81,17 @@ class EpochOrder(torch.utils.data.Sampler[int]):
     Here it is filled with fillers, which `Collator` and the loss leave out.
     """
 
-    def __init__(self, examples: Examples, *, seed: int, multiple: int) -> None:
+    def __init__(self, examples: Examples, *, seed: int, multiple: int, chances: torch.Tensor | None = None) -> None:
         """Choose the order.
 
         Args:
             examples: What is ordered; they know the epoch.
             seed: Seeds the order, together with the epoch.
             multiple: The number of indices is filled up to a multiple of it.
+            chances: How often each image comes, (N,), in relation to others: as many as there are images are drawn,
+                some several times. Each once when None.
         """
+        self._chances = chances
         self._examples = examples
         self._seed = seed
         self._fillers = -len(examples) % multiple
@@ -93,7 +103,11 @@ class EpochOrder(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         """The indices of the examples' epoch."""
         generator = torch.Generator().manual_seed(self._seed + self._examples.epoch)
-        yield from torch.randperm(len(self._examples), generator=generator).tolist()
+        count = len(self._examples)
+        if self._chances is None:
+            yield from torch.randperm(count, generator=generator).tolist()
+        else:
+            yield from torch.multinomial(self._chances, count, replacement=True, generator=generator).tolist()
         yield from [FILLER] * self._fillers
 
 
@@ -122,22 +136,52 @@ class Collator:
 
         Fillers are left out, but for one where there is nothing else.
         """
-        examples = [example for example in examples if example["label"] != IGNORED] or examples[:1]
+        examples = without_fillers(examples)
         pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
-        labels = torch.tensor([example["label"] for example in examples])  # (B,)
+        labels = stack_labels(examples)  # (B,) or (B, K)
         keys = tuple(number for example in examples for number in example["key"] or ())
         if self.mixup == 0 or not keys:
             return {"pixel_values": pixels, "labels": labels}
         if self.floats is not None:
             pixels = self.floats(pixels)
-        if labels[0] == IGNORED:
+        if labels.flatten()[0] == IGNORED:
             return {"pixel_values": pixels, "labels": torch.full((1, self.classes), IGNORED, dtype=pixels.dtype)}
         share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))
-        targets = torch.nn.functional.one_hot(labels, self.classes).to(pixels.dtype)  # (B, K)
+        targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, self.classes)
+        targets = targets.to(pixels.dtype)  # (B, K)
         return {
             "pixel_values": share * pixels + (1 - share) * pixels.flip(0),
             "labels": share * targets + (1 - share) * targets.flip(0),
         }
+
+
+def ignored_like(label: Any) -> Any:
+    """A label of the same form that counts for nothing."""
+    return IGNORED if np.ndim(label) == 0 else np.full(np.shape(label), IGNORED, dtype=np.float32)
+
+
+def without_fillers(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """The examples that count; one filler where there is no other."""
+    return [example for example in examples if np.ravel(example["label"])[0] != IGNORED] or examples[:1]
+
+
+def stack_labels(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """Class indices (B,), or shares of the classes (B, K) float32."""
+    return torch.from_numpy(np.stack([example["label"] for example in examples]))
+
+
+def chances_of(labels: Sequence[int], sampler: str) -> torch.Tensor | None:
+    """How often images come in training, (N,), by their class: `balanced` as often from each class, `sqrt` half way.
+
+    Args:
+        labels: Class indices.
+        sampler: `shuffle` (each once, None), `balanced` or `sqrt`.
+    """
+    if sampler == "shuffle":
+        return None
+    counts = np.bincount(labels)
+    power = 1.0 if sampler == "balanced" else 0.5
+    return torch.from_numpy(counts[np.asarray(labels)].astype(np.float64) ** -power)
 
 
 def _mix(numbers: tuple[int, ...]) -> int:

@@ -5,10 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, Value
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_columns, split_by_column
+from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
@@ -67,15 +69,17 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
     if columns.has_paths:
         _check_listed_once(files, where)
-    texts = {split: _texts(table, columns, files[split], where) for split, table in tables.items()}
-    names = _class_names([table.rows for table in tables.values()], columns.label, texts)
+    names, labels, shares = _labels(tables, columns, files, where)
     splits = {}
     for split, table in tables.items():
         rows = _with_images(table.rows, columns, paths[split], where)
-        places = {name: place for place, name in enumerate(names)}
-        labels = [-1 if text is None else places[text] for text in texts[split]]
-        rows = rows.add_column("label", labels, feature=ClassLabel(names=names))
+        rows = rows.add_column("label", labels[split], feature=ClassLabel(names=names))
         rows = rows.add_column("file", files[split], feature=Value("string"))
+        if split in shares:
+            rows = rows.add_column(SHARES, list(shares[split]), feature=List(Value("float32"), length=len(names)))
+        if columns.weight is not None:
+            weights = read_weights(table.rows, columns.weight, files[split], where)
+            rows = rows.add_column(WEIGHT, weights.tolist(), feature=Value("float32"))
         groups = _groups(table, columns, files[split], where)
         splits[split] = rows if groups is None else rows.add_column("group", groups, feature=Value("string"))
     return Found(splits, columns.described())
@@ -169,22 +173,36 @@ def _check_listed_once(files: Mapping[str, Sequence[str]], where: str) -> None:
             seen[name] = split
 
 
-def _texts(table: Table, columns: Columns, files: Sequence[str], where: str) -> list[str | None]:
+def _labels(
+    tables: Mapping[str, Table], columns: Columns, files: Mapping[str, Sequence[str]], where: str
+) -> tuple[list[str], dict[str, list[int]], dict[str, np.ndarray]]:
+    """Class names, and by split the class of each row, -1 for none, and its shares where labels are soft."""
+    label, first = columns.label, next(iter(tables.values())).rows
+    if isinstance(label, tuple) or (label in first.column_names and holds_lists(first, label)):
+        shares = {split: read_shares(table.rows, label, files[split], where) for split, table in tables.items()}
+        width = next(iter(shares.values())).shape[1]
+        names = list(label) if isinstance(label, tuple) else [str(number) for number in range(width)]
+        return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
+    texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
+    names = _class_names([table.rows for table in tables.values()], label, texts)
+    places: dict[str | None, int] = {None: -1, **{name: place for place, name in enumerate(names)}}
+    return names, {split: [places[text] for text in column] for split, column in texts.items()}, {}
+
+
+def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[str | None]:
     """The label of each row as text, whatever its type; None for a row without one."""
-    if columns.label == CLASS_FOLDER:
+    if label == CLASS_FOLDER:
         parts = [file.split("/")[table.depth :] for file in files]
         if all(len(part) == 1 for part in parts):
             raise DataError(f"{where}: label_column: none fits; name one of {', '.join(table.rows.column_names)}")
         return [part[0] if len(part) > 1 else None for part in parts]
-    feature = table.rows.features[columns.label]
-    values = table.rows[columns.label][:]
+    feature = table.rows.features[label]
+    values = table.rows[label][:]
     if isinstance(feature, ClassLabel):
         return [feature.names[value] if value is not None and value >= 0 else None for value in values]
     if isinstance(feature, Value):
         return [None if value is None else str(value) for value in values]
-    raise DataError(
-        f"{where}: label_column: the column {columns.label!r} holds {feature}; allowed: one class per image"
-    )
+    raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
 
 
 def _class_names(tables: Sequence[Dataset], label: str, texts: Mapping[str, Sequence[str | None]]) -> list[str]:

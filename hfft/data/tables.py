@@ -31,26 +31,30 @@ class Columns:
 
     Attributes:
         image: Images, their bytes, or their paths.
-        label: Classes.
+        label: Classes; or one column for each class.
+        weight: Weight of each image; None for no such column.
         group: What is never divided between splits; None for no such column.
         split: Name of each row's split; None where a table is one split.
         has_paths: Whether `image` holds paths as text.
     """
 
     image: str
-    label: str
+    label: str | tuple[str, ...]
+    weight: str | None
     group: str | None
     split: str | None
     has_paths: bool
 
     def named(self) -> list[str]:
         """Columns that every table of a source must have."""
-        chosen = (self.image, self.label, self.group, self.split)
+        labels = (self.label,) if isinstance(self.label, str) else self.label
+        chosen = (self.image, *labels, self.weight, self.group, self.split)
         return [name for name in chosen if name is not None and name not in (CLASS_FOLDER, PARENT_FOLDER)]
 
     def described(self) -> str:
         """In words, for a plan."""
-        named = {"image": self.image, "label": self.label, "group": self.group, "split": self.split}
+        label = self.label if isinstance(self.label, str) else ", ".join(self.label)
+        named = {"image": self.image, "label": label, "weight": self.weight, "group": self.group, "split": self.split}
         return ", ".join(f"{role} {name!r}" for role, name in named.items() if name is not None)
 
 
@@ -131,7 +135,10 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         labelled = [CLASS_FOLDER]
     return Columns(
         image=image,
-        label=_column(spec.label_column, labelled, table, f"{where}: label_column"),
+        label=_label_columns(spec.label_column, labelled, table, f"{where}: label_column"),
+        weight=None
+        if spec.weight_column is None
+        else _column(spec.weight_column, [], table, f"{where}: weight_column"),
         group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
         split=_split_column(spec.split_column, table, f"{where}: split_column"),
         has_paths=has_paths,
@@ -190,6 +197,14 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
         return candidates[0]
     found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
     raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
+
+
+def _label_columns(
+    asked: str | tuple[str, ...] | None, candidates: list[str], table: Dataset, where: str
+) -> str | tuple[str, ...]:
+    if asked is None or isinstance(asked, str):
+        return _column(asked, candidates, table, where)
+    return tuple(_column(name, [], table, where) for name in asked)
 
 
 def _group_column(asked: str | None, table: Dataset, has_paths: bool, where: str) -> str | None:

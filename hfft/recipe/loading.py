@@ -19,6 +19,7 @@ from hfft.recipe.spec import (
     AugmentSpec,
     DataSpec,
     GradualSpec,
+    LossSpec,
     ModelSpec,
     PhaseSpec,
     Recipe,
@@ -35,6 +36,7 @@ _SECTIONS = {
     "model": ModelSpec,
     "data": DataSpec,
     "data.splits": SplitSpec,
+    "loss": LossSpec,
     "data.augment": AugmentSpec,
     "replay": ReplaySpec,
     "phases": PhaseSpec,
@@ -254,6 +256,9 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
     if recipe.folds is not None and recipe.data.splits.test != "auto":
         problems.append("data.splits.test: folds are the test images; leave it out, or folds")
+    for key, name in (("gamma", "focal"), ("tau", "logit_adjusted")):
+        if getattr(recipe.loss, key) is not None and recipe.loss.name != name:
+            problems.append(f"loss.{key}: the loss {recipe.loss.name!r} has none; leave it out")
     for phase in recipe.phases[:-1]:
         if phase.adapter is not None and not phase.adapter.merge:
             problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")
@@ -275,6 +280,7 @@ def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
         "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
         "needs data.splits.validation": recipe.data.splits.validation is None,
         "needs data.augment.mixup 0": recipe.data.augment.mixup > 0,
+        "needs sampler 'shuffle'": recipe.sampler != "shuffle",
         "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
     }
     return [f"'auto' {problem}" for problem, is_there in obstacles.items() if is_there]

@@ -166,7 +166,9 @@ class DataSpec:
         revision: Branch, tag or commit of a Hub data set.
         image_folder: Folder that paths in a table begin at; null is the table's own.
         image_column: Column with the image or its path; found by its type, else by its name, when null.
-        label_column: Column with the label; found by its type, else by its name, when null.
+        label_column: Column with the label, or with a list of shares of all classes; or a list of columns, one for
+            each class, with its share (soft labels, summing to 1). Found by its type, else by its name, when null.
+        weight_column: Column with the weight of each training image in the loss, on average 1; null weighs all alike.
         split_column: Column with the name of each row's split; null is `split`, where it holds such names.
         group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
             `parent_folder` is the folder they lie in.
@@ -180,12 +182,30 @@ class DataSpec:
     revision: str | None = None
     image_folder: str | None = None
     image_column: str | None = None
-    label_column: str | None = None
+    label_column: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    weight_column: str | None = None
     split_column: str | None = None
     group_column: str | None = None
     max_per_class: Annotated[int, Field(gt=0)] | None = None
     splits: SplitSpec = field(default_factory=SplitSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
+class LossSpec:
+    """What training makes small; the metrics are always those of the unchanged logits.
+
+    Attributes:
+        name: `cross_entropy`; `focal` counts images less that are predicted well already
+            (https://hf.co/papers/1708.02002); `logit_adjusted` makes up for rare classes
+            (https://hf.co/papers/2007.07314).
+        gamma: Of the focal loss; 0 would be cross entropy.
+        tau: Of the logit adjustment; 0 would be cross entropy.
+    """
+
+    name: Literal["cross_entropy", "focal", "logit_adjusted"] = "cross_entropy"
+    gamma: Annotated[float, Field(gt=0)] | None = None
+    tau: Annotated[float, Field(gt=0)] | None = None
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
@@ -298,6 +318,9 @@ class Recipe:
         training: Fields of transformers.TrainingArguments for all phases.
         class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
             they have), or class name to number; null is 1 for all.
+        loss: What training makes small.
+        sampler: How training images are drawn: `shuffle` takes each once per epoch; `balanced` as many as there are
+            images, from all classes alike, so that those of rare classes come several times; `sqrt` is half way.
         precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
@@ -312,6 +335,8 @@ class Recipe:
     phases: Annotated[tuple[PhaseSpec, ...], Field(min_length=1)]
     training: dict[str, Any] = field(default_factory=dict)
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(gt=0)]] | None = None
+    loss: LossSpec = field(default_factory=LossSpec)
+    sampler: Literal["shuffle", "balanced", "sqrt"] = "shuffle"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     replay: ReplaySpec = field(default_factory=ReplaySpec)
     folds: Annotated[int, Field(ge=2)] | None = None

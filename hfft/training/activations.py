@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from hfft.data.batches import FILLER, IGNORED
+from hfft.data.batches import FILLER, ignored_like, stack_labels, without_fillers
 from hfft.model.cut import Cut, placeholder_pixels
 from hfft.training.recordings import Recording
 
@@ -14,12 +14,12 @@ from hfft.training.recordings import Recording
 class RecordedExamples(Dataset[dict[str, Any]]):
     """The activations of a split in the place of its images; epochs take turns with the views."""
 
-    def __init__(self, views: Sequence[Recording], labels: Sequence[int]) -> None:
+    def __init__(self, views: Sequence[Recording], labels: Sequence[Any]) -> None:
         """Wrap the recordings.
 
         Args:
             views: One recording per view, with one row per image.
-            labels: Of the images.
+            labels: Of the images: class indices, or rows of shares.
         """
         self.epoch = 0
         self.labels = labels
@@ -36,7 +36,7 @@ class RecordedExamples(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The `activations` of one image and its `label`; FILLER is the first image, counting for nothing."""
         if index == FILLER:
-            return {**self[0], "label": IGNORED}
+            return {**self[0], "label": ignored_like(self.labels[0])}
         return {"activations": self.views[self.epoch % len(self.views)][index], "label": self.labels[index]}
 
 
@@ -60,16 +60,16 @@ class Replayed:
         self._shape = tuple(shape)
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Stack examples: `activations`, tensors (B, ...); `labels` (B,); and, for the Trainer, no pixels, (B, 0).
+        """Stack examples: `activations`, tensors (B, ...); `labels` (B,) or (B, K); and no pixels, (B, 0).
 
         Fillers are left out, but for one where there is nothing else.
         """
-        examples = [example for example in examples if example["label"] != IGNORED] or examples[:1]
+        examples = without_fillers(examples)
         leaves = zip(*(example["activations"] for example in examples), strict=True)
         return {
             "pixel_values": torch.empty(len(examples), 0),
             "activations": tuple(torch.stack(leaf) for leaf in leaves),
-            "labels": torch.tensor([example["label"] for example in examples]),
+            "labels": stack_labels(examples),
         }
 
     def feed(self, inputs: dict[str, Any]) -> dict[str, Any]:

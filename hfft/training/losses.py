@@ -1,5 +1,6 @@
 """The training loss, normalised by images: one big batch, accumulated ones and many processes give one gradient."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,14 +16,26 @@ class ImageLoss:
     are not used: many of them ignore that number (transformers issue 47688).
     """
 
-    def __init__(self, label_smoothing: float = 0.0, class_weights: Sequence[float] | None = None) -> None:
-        """Choose smoothing and weights.
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | None = None,
+        *,
+        gamma: float = 0.0,
+        shifts: Sequence[float] | None = None,
+    ) -> None:
+        """Choose smoothing, weights and form.
 
         Args:
             label_smoothing: Share of the target spread evenly over all classes.
             class_weights: Factor of each class, (K,). The weighted sum is divided by the number of images and not, as
                 PyTorch does, by the sum of their weights, which would differ from one micro-batch to the next.
+            gamma: Of the focal loss, which counts images less that are predicted well already
+                (https://hf.co/papers/1708.02002); 0 is cross entropy.
+            shifts: Added to the logits, (K,); from logit adjustment.
         """
+        self.gamma = gamma
+        self.shifts = None if shifts is None else torch.tensor(shifts)
         self.label_smoothing = label_smoothing
         self.class_weights = None if class_weights is None else torch.tensor(class_weights)
 
@@ -33,7 +46,8 @@ class ImageLoss:
 
         Args:
             outputs: With `logits`, (B, K).
-            labels: (B,) class indices, or (B, K) shares that sum to 1; -100 counts for nothing.
+            labels: (B,) class indices, or (B, K) shares of the classes, whose sum is the image's weight; -100 counts
+                for nothing.
             num_items_in_batch: Label entries of the whole optimizer step; None for the mean over this batch.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits  # (B, K)
@@ -41,10 +55,35 @@ class ImageLoss:
         if labels.is_floating_point():  # of -100 as a share, cross entropy knows nothing
             counted = labels[:, 0] >= 0
             logits, labels = logits[counted], labels[counted]
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
-        total = functional.cross_entropy(
-            logits.float(), labels, weight=weight, reduction="sum", label_smoothing=self.label_smoothing
-        )
+        logits = logits.float()
+        if self.shifts is not None:
+            logits = logits + self.shifts.to(logits.device)
+        total = self._sum(logits, labels)
         if num_items_in_batch is None:
             return total / len(labels)
         return total / (num_items_in_batch / entries_per_image)
+
+    def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum over images of logits (B, K) and labels (B,) or (B, K)."""
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        smoothing = self.label_smoothing
+        if not labels.is_floating_point() and self.gamma == 0:
+            return functional.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
+        if not labels.is_floating_point():
+            counted = labels >= 0
+            logits, labels = logits[counted], functional.one_hot(labels[counted], logits.shape[1]).to(logits.dtype)
+        if smoothing > 0:  # of an image's whole weight
+            labels = (1 - smoothing) * labels + smoothing / logits.shape[1] * labels.sum(dim=1, keepdim=True)
+        if self.gamma == 0:
+            return functional.cross_entropy(logits, labels, weight=weight, reduction="sum")
+        logs = functional.log_softmax(logits, dim=1)  # (B, K)
+        terms = labels * (1 - logs.exp()) ** self.gamma * -logs
+        return (terms if weight is None else terms * weight).sum()
+
+
+def prior_shifts(counts: Sequence[int], tau: float) -> tuple[float, ...]:
+    """What logit adjustment adds to the logits in training, (K,): tau times the log of each class's share.
+
+    Without it at prediction, rare classes are as likely as frequent ones. Source: https://hf.co/papers/2007.07314.
+    """
+    return tuple(tau * math.log(count / sum(counts)) for count in counts)

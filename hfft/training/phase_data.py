@@ -10,6 +10,7 @@ import torch
 
 from hfft.data.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
+from hfft.training.losses import ImageLoss
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ class PhaseData:
         collate: Examples to batches.
         measure: Trainer's compute_metrics.
         metrics: What it computes, by name, each from probabilities (N, K) and labels (N,).
-        class_weights: Factor of each class in the loss, (K,); None for 1.
+        loss: Label smoothing to the loss.
+        chances: How often each training image comes, (N,); each once per epoch when None.
     """
 
     train: Examples
@@ -32,7 +34,8 @@ class PhaseData:
     collate: Collator
     measure: Callable[[Any], dict[str, float]]
     metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
-    class_weights: tuple[float, ...] | None = None
+    loss: Callable[[float], ImageLoss] = ImageLoss
+    chances: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

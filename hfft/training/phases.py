@@ -133,6 +133,7 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
     """
     with TemporaryDirectory() as scratch:
         arguments = training_arguments(spec, Path(scratch), seed=seed, validate=validate)
+        arguments.label_smoothing_factor = 0.0  # which Trainer asks a network's config for
         network = torch.nn.Linear(1, 1)
         group = Group("head", ("weight", "bias"), arguments.learning_rate, arguments.weight_decay)
         rows = Dataset.from_dict({"label": [0]})
@@ -327,7 +328,7 @@ def _trainer(
         arguments,
         groups=groups,
         freeze=freeze,
-        loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
+        loss=data.loss(arguments.label_smoothing_factor),
         replayed=replayed,
         floats=data.floats,
         train_dataset=source.train,
@@ -336,6 +337,7 @@ def _trainer(
         compute_metrics=data.measure,
         preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
     )
+    trainer.chances = data.chances
     for replaced in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(replaced)
     return trainer

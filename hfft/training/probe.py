@@ -292,7 +292,8 @@ class Heads:
             logits += self.bias
         rows = logits.flatten(0, 1).requires_grad_()  # (B * G, K)
         # Heads share no parameter: the gradient of the sum of their losses holds the gradient of each.
-        loss({"logits": rows}, labels.repeat_interleave(len(self)), num_items_in_batch=len(labels)).backward()
+        targets = labels.repeat_interleave(len(self), dim=0)
+        loss({"logits": rows}, targets, num_items_in_batch=labels.numel()).backward()
         slopes = rows.grad
         assert slopes is not None
         torch.mm(slopes.view(len(labels), -1).T, inputs, out=self._gradients[0].flatten(0, 1))

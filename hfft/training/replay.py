@@ -234,10 +234,10 @@ class Replay:
 
 def _replayed(job: Job, cut: Cut, found: Mapping[Place, Recording], pixels: torch.Tensor) -> Replayed:
     views = [recording for place, recording in found.items() if place.split == "train"]
-    train = RecordedExamples(views, list(job.data.train.rows["label"]))
+    train = RecordedExamples(views, job.data.train.labels)
     validation = None
     if job.data.validation is not None:
-        validation = RecordedExamples([found[Place("validation")]], list(job.data.validation.rows["label"]))
+        validation = RecordedExamples([found[Place("validation")]], job.data.validation.labels)
     return Replayed(cut, train, validation, pixels.shape[1:])
 
 

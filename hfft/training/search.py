@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
@@ -14,7 +15,6 @@ from hfft.files import read_json, write_json
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import RecordedExamples, Replayed
-from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.probe import HeadInputs, search_head
 
@@ -68,13 +68,14 @@ def _search(
         )
     assert replayed.validation is not None
     views = [_rows(replayed.train, view) for view in range(len(replayed.train.views))]
-    labels, validation_labels = (torch.tensor(part.labels) for part in (replayed.train, replayed.validation))
+    parts = (replayed.train, replayed.validation)
+    labels, validation_labels = (torch.from_numpy(np.asarray(part.labels)) for part in parts)
     inputs = HeadInputs(views, labels, _rows(replayed.validation, 0), validation_labels)
     choice = search_head(
         layer,
         inputs,
         arguments=arguments,
-        loss=ImageLoss(arguments.label_smoothing_factor, data.class_weights),
+        loss=data.loss(arguments.label_smoothing_factor),
         metrics=data.metrics,
         patience=stage.spec.early_stopping,
     )

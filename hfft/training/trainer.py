@@ -23,7 +23,13 @@ _ASIDE = ".partial"
 
 
 class PhaseTrainer(Trainer):
-    """Trains one phase."""
+    """Trains one phase.
+
+    Attributes:
+        chances: How often each training image comes, (N,); each once per epoch when None.
+    """
+
+    chances: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -95,12 +101,12 @@ class PhaseTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
-        """Each image once per epoch, whatever the number of processes."""
+        """Each image once per epoch, or by its chances, whatever the number of processes."""
         examples: Any = self.train_dataset if train_dataset is None else train_dataset
         processes = self.args.world_size
         uneven = processes > 1 and not self.args.dataloader_drop_last
         multiple = self.args.per_device_train_batch_size * processes if uneven else 1
-        return EpochOrder(examples, seed=self.args.seed, multiple=multiple)
+        return EpochOrder(examples, seed=self.args.seed, multiple=multiple, chances=self.chances)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Every image: `dataloader_drop_last` is for training, and Trainer leaves a last batch out here too."""

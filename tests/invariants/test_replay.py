@@ -1,8 +1,11 @@
 """Replay changes the time, not the result."""
 
+import dataclasses
 import json
 import logging
+from functools import partial
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -12,6 +15,7 @@ from transformers import TrainerCallback
 from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.training import filling
+from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import Stage
 from hfft.training.phases import run_phase
 
@@ -19,12 +23,12 @@ EXACT = ReplaySpec(mode="force", engine="torch", views=3)  # as many as epochs
 FLIPS = AugmentSpec(flip="both")
 
 
-def train(family, folder, *, replay, phases, augment=None, **changes):
+def train(family, folder, *, replay, phases, augment=None, data=None, **changes):
     """Weights after some phases, one from the other."""
     model = tiny.build(family, **changes)
     specs = [PhaseSpec(name=f"p{number}", **phase) for number, phase in enumerate(phases)]
     feeding = None if replay is None else toy.replay_of(replay, folder / "recordings", specs, augment)
-    data = toy.phase_data(train=32, validation=16, augment=augment)
+    data = data or toy.phase_data(train=32, validation=16, augment=augment)
     for number, spec in enumerate(specs):
         stage = Stage(number=number, spec=spec, folder=folder / str(number), title=spec.name, seed=0)
         model, _ = run_phase(model, stage, data, replay=feeding)
@@ -61,6 +65,22 @@ def test_with_an_adapter(family, tmp_path):
     plain = train(family, tmp_path / "plain", replay=None, phases=phases)
     replayed = train(family, tmp_path / "replayed", replay=EXACT, phases=phases)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
+def test_with_weighted_shares_and_a_sampler(tmp_path):
+    """Focal loss on shares of classes with weights, images drawn by chance."""
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet((1, 1), 30) * rng.uniform(0.5, 2, (30, 1))
+    data = dataclasses.replace(
+        toy.phase_data(train=30, validation=16, augment=FLIPS, targets=shares.astype(np.float32)),
+        loss=partial(ImageLoss, gamma=2.0),
+        chances=torch.from_numpy(rng.uniform(0.1, 1, 30)),
+    )
+    plain = train("vit", tmp_path / "plain", replay=None, phases=TWO, augment=FLIPS, data=data)
+    replayed = train("vit", tmp_path / "replayed", replay=EXACT, phases=TWO, augment=FLIPS, data=data)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+    usual = train("vit", tmp_path / "usual", replay=EXACT, phases=TWO, augment=FLIPS)
+    assert not torch.equal(replayed["classifier.weight"], usual["classifier.weight"])
 
 
 def counted(monkeypatch):

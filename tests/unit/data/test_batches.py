@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import toy
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
-from hfft.data.batches import FILLER, IGNORED, Collator, EpochOrder, Examples
+from hfft.data.batches import FILLER, IGNORED, Collator, EpochOrder, Examples, chances_of
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import DataError
@@ -244,3 +245,30 @@ def test_a_batch_of_nothing_else_counts_for_nothing(make, mixup):
 
 def test_examples_can_be_listed(make):
     assert [example["label"] for example in make()] == [0] * 4 + [1] * 4
+
+
+# Sampling by class
+
+
+def test_chances_of_classes():
+    labels = [0, 0, 0, 0, 1]
+    assert chances_of(labels, "shuffle") is None
+    balanced, half = chances_of(labels, "balanced"), chances_of(labels, "sqrt")
+    assert balanced[:4].sum() == pytest.approx(float(balanced[4]))
+    assert half[:4].sum() == pytest.approx(2 * float(half[4]))
+
+
+def test_a_balanced_epoch_draws_classes_alike():
+    examples = Examples(toy.rows(20), lambda image: image, seed=0)
+    labels = [0] * 18 + [1] * 2
+    order = EpochOrder(examples, seed=0, multiple=8, chances=chances_of(labels, "balanced"))
+    drawn: list[int] = []
+    for epoch in range(100):
+        examples.set_epoch(epoch)
+        indices = list(order)
+        assert len(indices) == len(order) == 24
+        assert indices[20:] == [FILLER] * 4
+        drawn += indices[:20]
+    share = sum(labels[index] for index in drawn) / len(drawn)
+    assert share == pytest.approx(0.5, abs=0.05)  # 2,000 draws: 4.5 standard deviations
+    assert set(drawn) == set(range(20))

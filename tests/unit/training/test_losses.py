@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hfft.training.losses import ImageLoss
+from hfft.training.losses import ImageLoss, prior_shifts
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(8, 5, generator=GENERATOR)
@@ -62,3 +62,36 @@ def test_a_filler_counts_for_nothing(labels, smoothing):
     loss.backward()
     assert loss.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("labels", [HARD, SOFT], ids=["hard", "soft"])
+@pytest.mark.parametrize("sizes", [[8], [1] * 8, [5, 3]], ids=str)
+def test_focal_loss(labels, sizes):
+    shares = functional.one_hot(labels, 5) if labels.ndim == 1 else labels
+    probabilities = torch.softmax(LOGITS, dim=1)
+    expected = -(shares * (1 - probabilities) ** 2 * probabilities.log()).sum() / 8
+    total = sum(
+        ImageLoss(gamma=2.0)(outputs(logits), part, num_items_in_batch=torch.tensor(labels.numel()))
+        for logits, part in zip(LOGITS.split(sizes), labels.split(sizes), strict=True)
+    )
+    torch.testing.assert_close(total, expected)
+
+
+def test_the_focal_loss_of_a_filler():
+    loss = ImageLoss(gamma=2.0)(outputs(LOGITS[:2]), torch.tensor([-100, 3]), num_items_in_batch=torch.tensor(1))
+    torch.testing.assert_close(loss, ImageLoss(gamma=2.0)(outputs(LOGITS[1:2]), torch.tensor([3])))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_weights_of_images_are_sums_of_shares(smoothing):
+    weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0, 1.0, 0.25, 1.0])
+    each = functional.cross_entropy(LOGITS, HARD, label_smoothing=smoothing, reduction="none")
+    shares = functional.one_hot(HARD, 5) * weights[:, None]
+    torch.testing.assert_close(ImageLoss(smoothing)(outputs(LOGITS), shares), (weights * each).mean())
+
+
+def test_logit_adjustment():
+    counts = [10, 20, 30, 15, 25]
+    adjusted = LOGITS + 0.5 * torch.log(torch.tensor(counts) / 100)
+    loss = ImageLoss(shifts=prior_shifts(counts, 0.5))
+    torch.testing.assert_close(loss(outputs(LOGITS), HARD), functional.cross_entropy(adjusted, HARD))

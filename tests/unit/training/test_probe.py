@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from functools import partial
 
 import pytest
 import tiny
@@ -120,7 +121,7 @@ def test_the_phase_ends_with_the_head_that_won(arguments, tmp_path):
     """The phase as users run it, at the chosen rate and decay; the weights after each of its steps."""
     class_weights = arguments.get("class_weights")
     arguments = {name: value for name, value in arguments.items() if name != "class_weights"}
-    data = dataclasses.replace(toy.phase_data(), class_weights=class_weights)
+    data = dataclasses.replace(toy.phase_data(), loss=partial(ImageLoss, class_weights=class_weights))
     resolved, model = settings(tmp_path, **arguments), network()
     inputs, loss = head_inputs(model, data), ImageLoss(resolved.label_smoothing_factor, class_weights)
     metric = resolved.metric_for_best_model.removeprefix("eval_")
