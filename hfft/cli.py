@@ -92,6 +92,10 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_predict(verbs.add_parser("predict", help="label images"))
     _add_evaluate(verbs.add_parser("evaluate", help="score a model on labelled images"))
+
+    report = verbs.add_parser("report", help="render the model card and the figures of a finished run anew")
+    report.add_argument("folder", metavar="run", help="run folder")
+    report.set_defaults(run=_report)
     return parser
 
 
@@ -294,6 +298,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _print_metrics({f"{len(scores.labels)} images": scores.metrics})
     rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
     _print_table(("class", "precision", "recall", "F1", "images"), rows)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    with quick_imports():
+        from hfft.report.card import write_report
+
+    for path in write_report(arguments.folder):
+        print(path)
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:

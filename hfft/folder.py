@@ -3,21 +3,32 @@
 import difflib
 import os
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from hfft.data.audit import Audit
+from hfft.data.content import read_content
 from hfft.data.sources import ImageData
+from hfft.data.transforms import decode
 from hfft.errors import RunError
+from hfft.evaluation.calibration import calibration
+from hfft.evaluation.classes import confusion
 from hfft.evaluation.scoring import Scores
-from hfft.files import read_json, write_file, write_json, write_text
+from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.machine import describe_environment
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
-from hfft.report.card import write_card
+from hfft.report.facts import result_name
+
+_EXAMPLES = "examples"  # folder beside the model's weights
+_EXAMPLE_SIDE = 512  # pixels at most
 
 
 def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
@@ -55,8 +66,50 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and {path.name for path in folder.iterdir()} <= {".recipe.yaml.partial"}
 
 
+def describe_origin(recipe: Recipe, *, model_given: bool, data_given: bool) -> dict[str, Any]:
+    """Where checkpoint and images come from; of what is on this disk, the last name alone.
+
+    Later, and on other machines, nobody can tell a Hub id from a relative path.
+
+    Args:
+        recipe: Names both.
+        model_given: Whether a model object replaced the checkpoint's network.
+        data_given: Whether data in memory replaced the source.
+
+    Returns:
+        For `checkpoint` and `data`: `kind`, one of `hub`, `local` and `memory`; `name`; `revision` of a Hub id.
+    """
+    return {
+        "checkpoint": _origin(recipe.model.checkpoint, recipe.model.revision, given=model_given),
+        "data": _origin(recipe.data.source, recipe.data.revision, given=data_given),
+    }
+
+
+def _origin(name: str, revision: str | None, *, given: bool) -> dict[str, str | None]:
+    path = Path(name).expanduser()
+    is_path = path.exists() or not _may_be_hub_id(name)
+    kind = "memory" if given else "local" if is_path else "hub"
+    shown = path.resolve().name if is_path else name
+    return {"kind": kind, "name": shown, "revision": revision if kind == "hub" else None}
+
+
+def _may_be_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
 def open_folder(
-    folder: Path, recipe: Recipe, images: ImageData, audits: dict[str, Audit], *, precision: str, overwrite: bool
+    folder: Path,
+    recipe: Recipe,
+    images: ImageData,
+    audits: dict[str, Audit],
+    *,
+    origin: dict[str, Any],
+    precision: str,
+    overwrite: bool,
 ) -> None:
     """Make the run folder, or check that the one there was made from the same images, by as many processes."""
     state = PartialState()
@@ -64,7 +117,12 @@ def open_folder(
         "labels": list(images.labels),
         "splits": {split: describe_split(images, split, audits[split]) for split in images.splits},
     }
-    environment = {**describe_environment(), "precision": precision, "may_differ": _may_differ(recipe, state)}
+    environment = {
+        **describe_environment(),
+        "precision": precision,
+        "origin": origin,
+        "may_differ": _may_differ(recipe, state),
+    }
     state.wait_for_everyone()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)
@@ -82,7 +140,12 @@ def open_folder(
 
 def describe_split(images: ImageData, split: str, audit: Audit) -> dict[str, Any]:
     """What data.json holds of a split."""
-    return {"counts": images.counts(split), "fingerprint": audit.fingerprint}
+    return {
+        "images": len(images.splits[split]),
+        "counts": images.counts(split),
+        "carved": split in images.carved,
+        "fingerprint": audit.fingerprint,
+    }
 
 
 def _may_differ(recipe: Recipe, state: PartialState) -> list[str]:
@@ -117,19 +180,50 @@ def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None
 
 
-def result_name(recipe: Recipe) -> str:
-    """Name of the folder that a run ends with: `model`, or `adapter` where it stays apart."""
-    last = recipe.phases[-1].adapter
-    return "model" if last is None or last.merge else "adapter"
+def write_results(
+    folder: Path, recipe: Recipe, images: ImageData, scores: dict[str, Scores], seconds: dict[str, float]
+) -> None:
+    """Write predictions, card, figures and, as the mark of a finished run, metrics.json."""
+    from hfft.report.card import write_report  # and matplotlib, which nothing else needs
 
-
-def write_results(folder: Path, recipe: Recipe, scores: dict[str, Scores], seconds: dict[str, float]) -> None:
-    """Write card, predictions and, as the mark of a finished run, metrics.json."""
-    metrics: dict[str, Any] = {split: found.metrics for split, found in scores.items()}
-    by_class = {split: found.by_class for split, found in scores.items()}
-    write_card(folder / result_name(recipe), recipe, metrics=metrics, data=read_json(folder / "data.json"))
     if scores:
         table = pd.concat([found.table(split) for split, found in scores.items()], ignore_index=True)
         write_file(folder / "predictions.parquet", lambda aside: table.to_parquet(aside, index=False))
-    rounded = {stage: round(value, 3) for stage, value in seconds.items()}
-    write_json(folder / "metrics.json", {**metrics, "by_class": by_class, "seconds": rounded})
+    predicted = {split: found.probabilities.argmax(axis=1) for split, found in scores.items()}
+    rounded = {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()}
+    content = {
+        **{split: found.metrics for split, found in scores.items()},
+        "by_class": {split: found.by_class for split, found in scores.items()},
+        "confusion": {
+            split: confusion(predicted[split], found.labels, found.classes) for split, found in scores.items()
+        },
+        "calibration": {split: calibration(found.probabilities, found.labels) for split, found in scores.items()},
+        "examples": _write_examples(folder / result_name(recipe), images, recipe.widget or 0),
+        "seconds": rounded,
+    }
+    write_report(folder, metrics=content)
+    write_json(folder / "metrics.json", content)
+
+
+def _write_examples(folder: Path, images: ImageData, count: int) -> list[dict[str, str]]:
+    """Put some held-out images beside the model, of each class in turn; small, and without what cameras note."""
+    rows = images.splits.get("test", images.splits.get("validation"))
+    if rows is None or count == 0:
+        return []
+    labels = np.asarray(rows["label"])
+    by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
+    turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
+    chosen = [rows[row] for row in turns[:count]]
+
+    def write(aside: Path) -> None:
+        for number, row in enumerate(chosen):
+            image = decode(read_content(row["image"]))
+            image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+            image.info = {}  # comments of the file
+            image.save(aside / f"{number}.jpg", quality=90)
+
+    write_folder(folder / _EXAMPLES, write)
+    return [
+        {"file": f"{_EXAMPLES}/{number}.jpg", "label": images.labels[row["label"]]}
+        for number, row in enumerate(chosen)
+    ]

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,10 +50,24 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": cpus_per_process(),
         "device": str(state.device),
+        "hardware": _hardware(torch.device(str(state.device))),
         "processes": state.num_processes,
         "command": sys.argv,
         "git_commit": _git_commit(),
     }
+
+
+def _hardware(device: torch.device) -> str:
+    """What the device is called by its maker, or what kind of processor it is where nobody says."""
+    if device.type != "cpu":
+        backend = torch.get_device_module(device.type)
+        return str(backend.get_device_name(device)) if hasattr(backend, "get_device_name") else device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def _git_commit() -> str | None:

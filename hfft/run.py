@@ -23,7 +23,7 @@ from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
-from hfft.folder import describe_split, is_done, open_folder, result_name, write_results
+from hfft.folder import describe_origin, describe_split, is_done, open_folder, result_name, write_results
 from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch
 from hfft.liveness import watched
@@ -82,7 +82,10 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Content of metrics.json: split to metric to value and interval; `seconds` by stage."""
+        """Content of metrics.json: split to metric to value and interval, and what else was measured.
+
+        `by_class`, `confusion` and `calibration` are by split, `seconds` by stage; `examples` lie beside the model.
+        """
         if not self.is_finished:
             raise RunError(f"{self.folder}: this run is not finished; run its command again to continue it")
         return read_json(self.folder / "metrics.json")
@@ -152,7 +155,8 @@ def _finetune(
         network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
-        open_folder(folder, recipe, images, audits, precision=precision, overwrite=overwrite)
+        origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
+        open_folder(folder, recipe, images, audits, origin=origin, precision=precision, overwrite=overwrite)
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
@@ -167,7 +171,7 @@ def _finetune(
         scores = _score_result(folder, images, recipe)
     if state.is_main_process:
         with explained("result"):
-            write_results(folder, recipe, scores, seconds)
+            write_results(folder, recipe, images, scores, seconds)
     state.wait_for_everyone()
     return Run(folder)
 

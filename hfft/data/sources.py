@@ -23,7 +23,7 @@ from hfft.data.folders import (
     warn_of_left_out,
 )
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
-from hfft.data.splits import existing_split, labelled, split_rows
+from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
 from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
 from hfft.data.tars import read_tars, tar_files
 from hfft.errors import DataError
@@ -42,11 +42,13 @@ class ImageData:
             not decoded), `label` (index into `labels`) and `file` (path below the source, or row name).
         labels: Class names, in the order of the label indices.
         columns: Which columns of a table are used for what, in words; empty for folders.
+        carved: Splits that were taken out of train.
     """
 
     splits: Mapping[str, Dataset]
     labels: tuple[str, ...]
     columns: str = ""
+    carved: tuple[str, ...] = ()
 
     def counts(self, split: str) -> dict[str, int]:
         """Images per class of a split."""
@@ -69,7 +71,8 @@ def load_data(spec: DataSpec, seed: int, source: DatasetDict | None = None) -> I
     where = "data" if source is not None else spec.source
     splits = split_rows(found.splits, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     labels = tuple(splits["train"].features["label"].names)
-    data = ImageData(splits=splits, labels=labels, columns=found.columns)
+    carved = tuple(carved_shares(found.splits, spec.splits))
+    data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved)
     _check_classes(data, where)
     return data
 

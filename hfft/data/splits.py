@@ -39,24 +39,36 @@ def split_rows(
     train = labelled(found[own], own, where)
     used = {own: "train"}
     splits: dict[str, Dataset] = {}
-    shares: dict[str, float | Fold] = {}
+    shares = carved_shares(found, spec)
     for name, wanted in (("validation", spec.validation), ("test", spec.test)):
-        has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
-        if wanted == "auto":
-            wanted = name if has_own else CARVED[name]
-        if isinstance(wanted, float | Fold):
-            shares[name] = wanted
-        elif wanted is not None:
-            chosen = existing_split(found, str(wanted), where)
-            if chosen in used:
-                raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
-            used[chosen] = name
-            splits[name] = labelled(found[chosen], chosen, where)
+        if wanted is None or name in shares:
+            continue
+        chosen = existing_split(found, name if wanted == "auto" else str(wanted), where)
+        if chosen in used:
+            raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
+        used[chosen] = name
+        splits[name] = labelled(found[chosen], chosen, where)
     _check_groups(train, splits, where)
     splits.update(_carve(train, shares, seed, where))
     if max_per_class is not None:
         splits["train"] = splits["train"].select(_at_most(classes_of(splits["train"]), max_per_class, seed))
     return {name: _without_group(splits[name]) for name in ("train", "validation", "test") if name in splits}
+
+
+def carved_shares(found: Mapping[str, Any], spec: SplitSpec) -> dict[str, float | Fold]:
+    """The splits that are taken out of train, and how much of it; `auto` takes one only where the source has none.
+
+    Args:
+        found: By the source's own split names.
+        spec: Where each split comes from.
+    """
+    shares: dict[str, float | Fold] = {}
+    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
+        has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
+        share = CARVED[name] if wanted == "auto" and not has_own else wanted
+        if isinstance(share, float | Fold):
+            shares[name] = share
+    return shares
 
 
 def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, ModelError
+from hfft.evaluation.classes import class_scores
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
 from hfft.model.engine import EAGER, Engine, choose_engine
@@ -36,7 +37,7 @@ class Scores:
         labels: Class index of each image, (N,).
         probabilities: (N, K) float32.
         metrics: Metric name to value and the ends of its 95 % bootstrap interval.
-        by_class: Class name to precision, recall, F1 and number of images.
+        by_class: Class name to precision, recall and F1 with intervals, and images; see `class_scores`.
     """
 
     classes: tuple[str, ...]
@@ -107,7 +108,7 @@ def _scores(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) ->
         labels=labels,
         probabilities=probabilities,
         metrics=with_intervals(probabilities, labels),
-        by_class=_by_class(probabilities, labels, classes),
+        by_class=class_scores(probabilities.argmax(axis=1), labels, classes),
     )
 
 
@@ -182,18 +183,3 @@ def _program(network: _Logits, pixels: torch.Tensor, engine: str) -> Engine:
 
 def _batch(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
     return torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
-
-
-def _by_class(probabilities: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    predicted = probabilities.argmax(axis=1)
-    table = {}
-    for number, name in enumerate(classes):
-        hits = int(np.sum((predicted == number) & (labels == number)))
-        images, chosen = int(np.sum(labels == number)), int(np.sum(predicted == number))
-        table[name] = {
-            "precision": hits / max(chosen, 1),
-            "recall": hits / max(images, 1),
-            "f1": 2 * hits / max(images + chosen, 1),
-            "images": images,
-        }
-    return table

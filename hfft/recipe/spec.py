@@ -11,6 +11,7 @@ from pydantic.dataclasses import dataclass
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FIRST = re.compile(r"first [1-9]\d*")
+_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 UNFREEZE_COUNTS = ("blocks", "stages", "layers")
@@ -21,6 +22,12 @@ def _check_name(value: str) -> str:
     if not _NAME.fullmatch(value):
         raise ValueError("allowed are letters, digits, '-' and '_', starting with a letter or digit")
     return value
+
+
+def _check_license(value: str) -> str:
+    if not _LICENSE.fullmatch(value):
+        raise ValueError("allowed: an identifier as in SPDX and on the Hub, for example apache-2.0 or cc-by-4.0")
+    return value.lower()  # as the Hub has them
 
 
 def _check_unfreeze(value: Any) -> Any:
@@ -92,6 +99,7 @@ class Fold:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
+License = Annotated[str, AfterValidator(_check_license)]
 Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
@@ -325,6 +333,9 @@ class Recipe:
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
         folds: Cross-validation: that many runs, each tested on another part of the training images; null for one run.
+        license: Of the model, for its card: an identifier such as `apache-2.0`; null is unknown.
+        widget: Held-out images that are put beside the model as examples for the widget of its page; null is none, as
+            who gets the model gets them too.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -340,5 +351,7 @@ class Recipe:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     replay: ReplaySpec = field(default_factory=ReplaySpec)
     folds: Annotated[int, Field(ge=2)] | None = None
+    license: License | None = None
+    widget: Annotated[int, Field(gt=0, le=20)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

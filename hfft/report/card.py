@@ -1,118 +1,297 @@
-"""The model card: README.md of the model folder, rendered from the numbers of a run."""
+"""The model card: README.md of the model folder, rendered from the files of a run; and its figures."""
 
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard
 
-from hfft.files import write_text
-from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.errors import TrainingError
+from hfft.files import write_folder, write_text
+from hfft.recipe.loading import dump_recipe
+from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
+from hfft.report.figures import write_figures
+from hfft.report.markdown import escape, fence, folded, table
+from hfft.report.metadata import card_data
+from hfft.report.words import duration, how_trained, machine, shared_recipe, spoken
 
-_TEXT = """---
-{metadata}
----
+REPOSITORY = (
+    "this/folder"  # stands for the model in the lines to copy; whoever publishes the card puts the Hub id there
+)
+FIGURES = "figures"  # folder beside the card
+_LISTED = 12  # classes that a sentence names
+_UNFOLDED = 30  # rows of a table that is shown at once
+_CONFUSED = 10  # pairs
+_HUB = "https://huggingface.co"
 
-# {name}
-
-An image classifier for {classes}, fine-tuned from `{base}` with hfft.
-
-## Results
-
-| split | images | {metric_names} |
-|---|---|{rules}|
-{rows}
-
-In brackets: 95 % bootstrap intervals, images resampled within each class.
-
-## Classes
-
-| class | training images |
-|---|---|
-{counts}
-
-## Training
-
-{phases}
-
-## Use
-
-```python
-{use}
-```
-"""
-_USE_MODEL = """from transformers import pipeline
-
-classify = pipeline("image-classification", model="this/folder")
-classify("image.jpg")"""
-_USE_ADAPTER = """import hfft
-
-classify = hfft.Classifier.from_pretrained("this/folder")  # loads `{base}` too
-classify(["image.jpg"])"""
+_USE_MODEL = f"""\
+from transformers import pipeline
+classify = pipeline("image-classification", model="{REPOSITORY}")
+print(classify("image.jpg"))"""
+_USE_ADAPTER = f"""\
+import hfft
+classify = hfft.Classifier.from_pretrained("{REPOSITORY}")
+print(classify(["image.jpg"]))"""
 
 
-def write_card(folder: Path, recipe: Recipe, *, metrics: dict[str, Any], data: dict[str, Any]) -> None:
-    """Render the card of a finished run.
+def write_report(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
+    """Render figures and card of a finished run anew; nothing else in its folder changes.
 
     Args:
-        folder: The model or adapter folder.
-        recipe: What was asked for.
-        metrics: Content of metrics.json.
-        data: Content of data.json.
+        folder: Of the run.
+        metrics: Content of metrics.json, where the run is about to write it; read from there when None.
+
+    Returns:
+        What was written: the card and the figures.
+
+    Raises:
+        RunError: If it is no run folder, the run isn't finished, or its files can't be read.
+        TrainingError: If card or figures can't be written.
     """
-    splits = [split for split in ("test", "validation") if split in metrics]
-    names = list(metrics[splits[0]]) if splits else []
-    rows = [_row(split, metrics[split], sum(data["splits"][split]["counts"].values())) for split in splits]
-    counts = data["splits"]["train"]["counts"]
-    last = recipe.phases[-1].adapter
-    is_merged = last is None or last.merge
-    text = _TEXT.format(
-        metadata=_metadata(recipe, metrics[splits[0]] if splits else {}, splits[0] if splits else ""),
-        name=recipe.name,
-        base=recipe.model.checkpoint,
-        classes=_listed(list(counts)),
-        metric_names=" | ".join(name.replace("_", " ") for name in names),
-        rules="|".join("---" for _ in names),
-        rows="\n".join(rows),
-        counts="\n".join(f"| {label} | {count} |" for label, count in counts.items()),
-        use=(_USE_MODEL if is_merged else _USE_ADAPTER).format(base=recipe.model.checkpoint),
-        phases="\n".join(f"{number}. {_phase(phase)}" for number, phase in enumerate(recipe.phases, start=1)),
+    facts = read_facts(folder, metrics=metrics)
+    try:
+        figures = write_figures(facts)
+        return (write_card(facts, figures), *figures)
+    except OSError as error:
+        raise TrainingError(
+            f"{folder}: card and figures can't be written: {error}; once they can, the same command writes them"
+        ) from error
+
+
+def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
+    """Write README.md into the folder of the model or the adapter, and beside it the figures that it shows.
+
+    Args:
+        facts: Of the run.
+        figures: Files to choose from.
+
+    Returns:
+        The card.
+    """
+    wanted = ["learning_curves"]
+    if facts.judged is not None:
+        wanted += [f"confusion_{facts.judged.name}", f"reliability_{facts.judged.name}"]
+    shown = {path.stem: path for path in figures if path.suffix == ".png" and path.stem in wanted}
+
+    def copy(aside: Path) -> None:
+        for path in shown.values():
+            shutil.copyfile(path, aside / path.name)
+
+    write_folder(facts.result / FIGURES, copy)
+    card = facts.result / "README.md"
+    write_text(card, render_card(facts, {stem: f"{FIGURES}/{path.name}" for stem, path in shown.items()}))
+    return card
+
+
+def render_card(facts: RunFacts, figures: Mapping[str, str]) -> str:
+    """The card's text, with its metadata.
+
+    Args:
+        facts: Of the run.
+        figures: Name of a figure, such as `confusion_test`, to where it lies as seen from the card.
+    """
+    sections = {
+        f"# {escape(facts.recipe.name)}": _summary(facts),
+        "## What it is for": _purpose(facts),
+        "## How to use it": _use(facts),
+        "## Classes": _classes(facts),
+        "## Results": _results(facts, figures),
+        "## How it was trained": _training(facts, figures),
+        "## Limits": "\n".join(f"- {limit}" for limit in _limits(facts)),
+        "## Recipe": _recipe(facts),
+    }
+    text = "\n\n".join(f"{title}\n\n{body}" for title, body in sections.items() if body)
+    return str(ModelCard(f"---\n{card_data(facts).to_yaml().rstrip()}\n---\n\n{text}\n"))
+
+
+def _summary(facts: RunFacts) -> str:
+    kind = "An adapter that makes an image classifier" if facts.is_adapter else "An image classifier"
+    base = _source(facts.checkpoint, "")
+    text = (
+        f"{kind} for {len(facts.labels)} classes, fine-tuned from {base} on {_source(facts.data, 'datasets/')} with "
+        f"hfft {facts.environment['hfft']}."
     )
-    write_text(folder / "README.md", str(ModelCard(text)))
+    if facts.judged is not None:
+        accuracy = facts.judged.metrics["accuracy"]
+        text += f" Accuracy on {_counted(facts.judged)}: **{_number(accuracy)}**."
+    return text
 
 
-def _metadata(recipe: Recipe, metrics: dict[str, Any], split: str) -> str:
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type="imagefolder",
-            dataset_name=Path(recipe.data.source).name,
-            dataset_split=split,
-            metric_type=name,
-            metric_value=values["value"],
-        )
-        for name, values in metrics.items()
+def _purpose(facts: RunFacts) -> str:
+    return (
+        f"It says which one of these classes an image shows: {_listed(facts.labels)}. It is for images like those "
+        "that it was trained on: taken, cropped and labelled in the same way. On others, measure it first:\n\n"
+        + fence(f"hfft evaluate {REPOSITORY} --data folder_with_one_folder_per_class", "bash")
+    )
+
+
+def _use(facts: RunFacts) -> str:
+    lines = fence(_USE_ADAPTER if facts.is_adapter else _USE_MODEL, "python")
+    needs = ["hfft" if facts.is_adapter else "transformers", "torch", "torchvision", "pillow"]
+    needs += ["timm"] if facts.model_type == "timm_wrapper" else []
+    text = f"{lines}\n\nNeeds {', '.join(needs)}. Resizing and scaling of pixels are saved with the model."
+    examples = f"`examples/` holds {len(facts.examples)} of the images to try it on." if facts.examples else ""
+    return " ".join(part for part in (text, _adapter_note(facts), examples) if part)
+
+
+def _adapter_note(facts: RunFacts) -> str:
+    if not facts.is_adapter:
+        return ""
+    if facts.has_own_base:
+        return "It is added to weights of an earlier phase, which are in the run's folder only."
+    return f"The weights that it is added to, {_source(facts.checkpoint, '')}, are loaded too."
+
+
+def _classes(facts: RunFacts) -> str:
+    rows = [
+        [str(number), escape(label), *(f"{split.counts[label]:,}" for split in facts.splits.values())]
+        for number, label in enumerate(facts.labels)
     ]
-    data = ModelCardData(
-        model_name=recipe.name,
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["hfft", "image-classification"],
-        eval_results=results or None,
+    return _maybe_folded(table(["output", "class", *(f"{name} images" for name in facts.splits)], rows, left=2), rows)
+
+
+def _results(facts: RunFacts, figures: Mapping[str, str]) -> str:
+    split = facts.judged
+    if split is None:
+        return "No images were held out, so nobody knows how good it is."
+    measured = [part for part in (facts.splits.get("test"), facts.splits.get("validation")) if part is not None]
+    names = list(split.metrics)
+    rows = [[part.name, f"{part.images:,}", *(_number(part.metrics[name]) for name in names)] for part in measured]
+    parts = [
+        table(["split", "images", *map(spoken, names)], rows),
+        "In brackets: 95 % bootstrap intervals, images resampled within each class. They say how much the numbers "
+        "would move with other images of the same kind, and nothing of other seeds or other sources.",
+        f"By class, on {_counted(split)}, with Wilson's 95 % intervals:",
+        _by_class(split),
+        _confusions(split, figures),
+        _calibration(split, figures),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _by_class(split: SplitFacts) -> str:
+    rows = [[escape(label), f"{scores.images:,}", *_class_cells(scores)] for label, scores in split.by_class.items()]
+    return _maybe_folded(table(["class", "images", "precision", "recall", "F1"], rows), rows)
+
+
+def _class_cells(scores: ClassScores) -> list[str]:
+    """Precision, recall and F1; `-` where there is nothing that one could be a share of."""
+    return [
+        _number(scores.precision, 3) if scores.predicted else "-",
+        _number(scores.recall, 3) if scores.images else "-",
+        _number(scores.f1, 3) if scores.images or scores.predicted else "-",
+    ]
+
+
+def _confusions(split: SplitFacts, figures: Mapping[str, str]) -> str:
+    pairs = most_confused(split, _CONFUSED)
+    lines = [
+        f"- {count:,} of {split.counts[label]:,} images of {escape(label)} were taken for {escape(given)}"
+        for label, given, count in pairs
+    ]
+    name = f"confusion_{split.name}"
+    figure = f"![Confusion matrix of the {split.name} images]({figures[name]})" if name in figures else ""
+    if figure and not all(map(str.isascii, split.counts)):
+        figure += "\n\nA name that the figure's fonts could not show is there by its output, such as #0."
+    listed = "\n".join(["Most confused:", "", *lines]) if lines else "No image was taken for another class."
+    return "\n\n".join(part for part in (figure, listed) if part)
+
+
+def _calibration(split: SplitFacts, figures: Mapping[str, str]) -> str:
+    name = f"reliability_{split.name}"
+    figure = f"\n\n![Reliability diagram of the {split.name} images]({figures[name]})" if name in figures else ""
+    return (
+        f"Expected calibration error {split.calibration_error:.3f}: how far the probability of the predicted class is "
+        f"from the share that is right, on average.{figure}"
     )
-    return data.to_yaml()
 
 
-def _row(split: str, metrics: dict[str, Any], images: int) -> str:
-    cells = [f"{value['value']:.4f} ({value['low']:.4f} to {value['high']:.4f})" for value in metrics.values()]
-    return " | ".join([f"| {split}", str(images), *cells]) + " |"
+def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
+    phases = [
+        f"{number}. **{escape(phase.spec.name)}** ({duration(phase.result.seconds)}, "
+        f"{phase.result.images_per_second:,.0f} images/s). {escape(how_trained(phase))}"
+        for number, phase in enumerate(facts.phases, start=1)
+    ]
+    frozen = [phase for phase in facts.phases if phase.result.frozen["tensors"]]
+    held = (
+        "What was frozen in a phase was compared before and after, all bytes of it: none had changed."
+        if frozen
+        else ""
+    )
+    packages, used = facts.environment["packages"], ["torch", "transformers"]
+    used += ["peft"] if any(phase.spec.adapter for phase in facts.phases) else []
+    used += ["timm"] if facts.model_type == "timm_wrapper" else []
+    versions = ", ".join(f"{name} {packages[name]}" for name in used)
+    figure = f"![Learning curves]({figures['learning_curves']})" if "learning_curves" in figures else ""
+    where = (
+        f"Trained and measured in {duration(facts.seconds['total'])} on {escape(machine(facts.environment))}, in "
+        f"{facts.environment['precision']}, with {versions}; seed {facts.recipe.seed}. Times are those of the process "
+        "that finished a phase; of a run that was interrupted, they leave out what came before."
+    )
+    return "\n\n".join(part for part in ("\n".join(phases), held, where, figure) if part)
 
 
-def _phase(phase: PhaseSpec) -> str:
-    what = f"adapter {phase.adapter.method} on {phase.adapter.on}" if phase.adapter else f"unfreeze {phase.unfreeze}"
-    settings = ", ".join(f"{key} {value}" for key, value in phase.arguments.items())
-    return f"**{phase.name}**: {what}; {settings}"
+def _limits(facts: RunFacts) -> list[str]:
+    limits = [
+        "It answers every image with one of its classes, also one that shows none of them; a low probability is a "
+        "hint and no proof.",
+        "How it does on images from other sources, cameras or times was not measured.",
+    ]
+    if not facts.is_adapter:
+        limits.append(
+            "`pipeline()` clips images of 16 bits or floating-point values, which hfft scales: convert them."
+        )
+    split = facts.judged
+    if split is not None:
+        seen = {label: scores for label, scores in split.by_class.items() if scores.images}
+        weakest = min(seen, key=lambda label: seen[label].recall.value)
+        limits.append(
+            f"The class that it finds least often is {escape(weakest)}: recall {_number(seen[weakest].recall, 3)} on "
+            f"{seen[weakest].images:,} {split.name} images."
+        )
+    if split is not None and split.is_carved and facts.recipe.data.group_column is None:
+        limits.append(
+            f"The {split.name} images were taken out of the training images at random: if several show the same "
+            "thing, new things will be recognised less well than measured."
+        )
+    if "validation" in facts.splits:
+        limits.append("Weights were chosen by the validation images, whose numbers are therefore too good.")
+    if facts.recipe.license is None:
+        limits.append("Its licence is unknown; those of the checkpoint and of the images may restrict its use.")
+    return limits
 
 
-def _listed(names: list[str]) -> str:
-    shown = names if len(names) <= 12 else [*names[:11], f"{len(names) - 11} more classes"]
-    return ", ".join(shown[:-1]) + f" and {shown[-1]}"
+def _recipe(facts: RunFacts) -> str:
+    where = (
+        "hfft's own file; what was on a local disk is named by its last folder. `hfft train` with it repeats the run."
+    )
+    return f"{where}\n\n{fence(dump_recipe(shared_recipe(facts)), 'yaml')}"
+
+
+def _source(source: Source, kind: str) -> str:
+    """A checkpoint or data set in a sentence; `kind` is the beginning of its path on the Hub."""
+    if source.kind == "hub":
+        return f"[`{source.name}`]({_HUB}/{kind}{source.name})"
+    if source.kind == "local":
+        return f"`{source.name}`" if "`" not in source.name else escape(source.name)
+    return "images in memory" if kind else "a model in memory"
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [*map(escape, names[:_LISTED])]
+    if len(names) > _LISTED:
+        return f"{', '.join(shown)} and {len(names) - _LISTED:,} more (listed below)"
+    return f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def _counted(split: SplitFacts) -> str:
+    return f"{split.images:,} {split.name} images"
+
+
+def _number(measured: Measured, digits: int = 4) -> str:
+    return f"{measured.value:.{digits}f} ({measured.low:.{digits}f} to {measured.high:.{digits}f})"
+
+
+def _maybe_folded(body: str, rows: Sequence[Any]) -> str:
+    return body if len(rows) <= _UNFOLDED else folded(f"{len(rows):,} classes", body)

@@ -70,7 +70,17 @@ def test_a_run_from_start_to_use(workplace, capsys):
     assert "phase 3/3 lora: epoch 2 of 2" in shown.err
     run = hfft.Run("runs/bugs")
     assert {path.name for path in run.folder.iterdir()} == {
-        *("0-head", "1-last", "2-lora", "adapter", "data.json", "environment.json", "metrics.json", "model"),
+        *(
+            "0-head",
+            "1-last",
+            "2-lora",
+            "adapter",
+            "data.json",
+            "environment.json",
+            "figures",
+            "metrics.json",
+            "model",
+        ),
         *("predictions.parquet", "recipe.yaml"),
     }
     assert run.recipe == hfft.load_recipe("recipe.yaml")
@@ -226,7 +236,8 @@ def test_finetune_takes_data_a_model_and_callbacks_from_memory(workplace):
     recipe = hfft.load_recipe("recipe.yaml", ["training.max_steps=2", "data.splits.validation=null"])
     run = hfft.finetune(recipe, data=data, model=model, callbacks=[Count()])
     assert Count.steps == 6
-    assert set(run.metrics) == {"test", "by_class", "seconds"}
+    assert set(run.metrics) == {"test", "by_class", "confusion", "calibration", "examples", "seconds"}
+    assert "fine-tuned from a model in memory on images in memory" in (run.model_dir / "README.md").read_text()
     assert len(run.predictions) == 12
     assert hfft.Classifier.from_pretrained(run.model_dir).classes == ("ant", "bee", "cat")
 

@@ -7,7 +7,7 @@ from hfft.data.audit import Audit
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError
-from hfft.folder import is_done, open_folder
+from hfft.folder import describe_origin, is_done, open_folder
 from hfft.recipe.loading import load_recipe
 
 
@@ -24,7 +24,9 @@ def images():
 
 def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):
     audits = {"train": Audit(fingerprint=fingerprint, broken={})}
-    open_folder(folder, recipe(**changes), images(), audits, precision=precision, overwrite=overwrite)
+    asked = recipe(**changes)
+    origin = describe_origin(asked, model_given=False, data_given=False)
+    open_folder(folder, asked, images(), audits, origin=origin, precision=precision, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -100,3 +102,41 @@ def test_a_run_does_not_go_on_in_another_precision(tmp_path):
     opened(tmp_path / "r", precision="bfloat16")
     with pytest.raises(RunError, match="began in bfloat16 and can't go on in float32"):
         opened(tmp_path / "r", precision="float32")
+
+
+def origin(checkpoint, source, *, model_given=False, data_given=False, **data):
+    asked = recipe(model={"checkpoint": checkpoint}, data={"source": source, **data})
+    found = describe_origin(asked, model_given=model_given, data_given=data_given)
+    return [(part["kind"], part["name"], part["revision"]) for part in (found["checkpoint"], found["data"])]
+
+
+def test_what_is_on_the_hub_is_told_from_what_is_on_this_disk(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert origin("owner/base", "owner/photos", revision="v1") == [
+        ("hub", "owner/base", None),
+        ("hub", "owner/photos", "v1"),
+    ]
+    (tmp_path / "owner" / "base").mkdir(parents=True)
+    (tmp_path / "owner" / "photos").mkdir()
+    local = [("local", "base", None), ("local", "photos", None)]
+    assert origin("owner/base", "owner/photos", revision="v1") == local  # folders come first, as in loading
+    assert origin(f"{tmp_path}/owner/base/", "./owner/photos") == local
+    assert origin("a/b/c", "photos/*.tar") == [("local", "c", None), ("local", "*.tar", None)]
+
+
+def test_what_was_given_in_memory_is_neither():
+    assert origin("owner/base", "owner/photos", model_given=True, data_given=True) == [
+        ("memory", "owner/base", None),
+        ("memory", "owner/photos", None),
+    ]
+
+
+def test_a_run_keeps_where_it_came_from(tmp_path):
+    opened(tmp_path / "r")
+    kept = json.loads((tmp_path / "r" / "environment.json").read_text())["origin"]
+    assert kept == {
+        "checkpoint": {"kind": "hub", "name": "c", "revision": None},
+        "data": {"kind": "hub", "name": "d", "revision": None},
+    }
+    split = json.loads((tmp_path / "r" / "data.json").read_text())["splits"]["train"]
+    assert (split["images"], split["carved"]) == (2, False)

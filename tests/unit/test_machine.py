@@ -1,4 +1,5 @@
 import os
+import platform
 
 import pytest
 import torch
@@ -17,6 +18,13 @@ def test_the_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
 def test_a_machine_without_git_has_no_commit(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert describe_environment()["git_commit"] is None
+
+
+def test_the_hardware_has_a_name(monkeypatch, tmp_path):
+    assert describe_environment()["hardware"]
+    monkeypatch.setattr("hfft.machine.Path", lambda path: tmp_path / "none")
+    monkeypatch.setattr("platform.processor", lambda: "")
+    assert describe_environment()["hardware"] == platform.machine()
 
 
 def test_the_environment_holds_no_variable_of_the_shell(monkeypatch):

@@ -269,6 +269,17 @@ def test_carved_splits_are_disjoint_and_complete(uneven):
     assert set(parts) == {"train", "validation", "test"}
 
 
+def test_which_splits_were_carved_is_told(uneven, touch):
+    assert load(uneven, SplitSpec(validation=None)).carved == ("test",)
+    names = [
+        f"photos/{split}/{label}/{n}.png" for split in ("train", "test") for label in ("ant", "bee") for n in "12"
+    ]
+    folder = touch(*names) / "photos"
+    assert load(folder, SplitSpec(validation=0.5)).carved == ("validation",)
+    assert load(folder, SplitSpec(validation=None)).carved == ()
+    assert load(folder, SplitSpec()).carved == ("validation",)
+
+
 def test_carved_splits_are_stratified_and_a_rare_class_keeps_an_image(uneven):
     data = load(uneven, SplitSpec(validation=0.25, test=0.1))
     assert data.counts("validation") == {"ant": 10, "bee": 5, "cat": 2, "dog": 1, "elk": 0}

@@ -74,6 +74,10 @@ INVALID = [
     ({"replay.views": 0}, "replay.views: found 0; allowed: greater than 0 or 'auto'"),
     ({"replay.budget": "much"}, "replay.budget: found 'much'; allowed: a number of bytes with its unit"),
     ({"replay.engine": "tensorrt"}, "replay.engine: found 'tensorrt'; allowed: 'auto', 'torch' or 'onnxruntime'"),
+    ({"license": "CC BY 4.0"}, "license: found 'CC BY 4.0'; allowed: an identifier as in SPDX and on the Hub"),
+    ({"license": ""}, "license: found ''; allowed: an identifier as in SPDX and on the Hub"),
+    ({"widget": 0}, "widget: found 0; allowed: greater than 0"),
+    ({"widget": 1000}, "widget: found 1000; allowed: less than or equal to 20"),
     ({"precision": "float16"}, "precision: found 'float16'; allowed: 'auto', 'float32' or 'bfloat16'"),
     ({"phases.0.learning_rate": "fast"}, "phases.head.learning_rate: found 'fast'; allowed: a valid number"),
     (
@@ -375,6 +379,13 @@ def test_overrides_reach_sections_that_are_not_there_and_phases_by_name():
     head, rest = recipe.phases
     assert (head.arguments, head.unfreeze) == ({"weight_decay": 0.01}, "head")
     assert (rest.arguments, rest.unfreeze) == ({"weight_decay": 0.01, "learning_rate": 0.0005}, {"blocks": 2})
+
+
+def test_a_license_is_written_as_on_the_hub():
+    for text in ("Apache-2.0", "cc-by-nc-sa-4.0", "GPL-3.0+", "other"):
+        recipe = load_recipe(changed({"license": text}))
+        assert recipe.license == text.lower()
+    assert load_recipe(SMALL).license is None
 
 
 def test_the_last_of_two_overrides_counts():

@@ -1,56 +1,191 @@
+import re
 from dataclasses import replace
+from pathlib import Path
 
-from huggingface_hub import ModelCard
+import finished
+import pytest
+from markdown_it import MarkdownIt
 
+from hfft.errors import RunError, TrainingError
 from hfft.recipe.loading import load_recipe
-from hfft.recipe.spec import AdapterSpec
-from hfft.report.card import write_card
+from hfft.report.card import REPOSITORY, render_card, write_report
+from hfft.report.facts import Source, read_facts
 
-RECIPE = load_recipe(
-    {
-        "name": "cells",
-        "model": {"checkpoint": "owner/base"},
-        "data": {"source": "somewhere/photos"},
-        "phases": [{"name": "head", "num_train_epochs": 3}, {"name": "lora", "adapter": {"method": "lora"}}],
-    }
-)
-METRICS = {
-    "validation": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}},
-    "test": {"accuracy": {"value": 0.875, "low": 0.8125, "high": 0.9375}},
-    "seconds": {},
-}
-DATA = {
-    "splits": {
-        "train": {"counts": {"ant": 30, "bee": 10}},
-        "validation": {"counts": {"ant": 3, "bee": 1}},
-        "test": {"counts": {"ant": 6, "bee": 2}},
-    }
-}
+NASTY = ("a|b", "# `c`", "<b>d</b>", "*e*")
+PARSER = MarkdownIt("gfm-like", {"linkify": False})
 
 
-def test_the_card_shows_the_numbers_of_the_run(tmp_path):
-    write_card(tmp_path, RECIPE, metrics=METRICS, data=DATA)
-    card = ModelCard.load(tmp_path / "README.md")
-    assert card.data.pipeline_tag == "image-classification"
-    result = card.data.eval_results[0]
-    assert (result.metric_type, result.metric_value, result.dataset_split) == ("accuracy", 0.875, "test")
-    assert "| test | 8 | 0.8750 (0.8125 to 0.9375) |" in card.text
-    assert "| validation | 4 | 0.5000 (0.4000 to 0.6000) |" in card.text
-    assert "| ant | 30 |" in card.text
-    assert "for ant and bee, fine-tuned from `owner/base`" in card.text
-    assert "**lora**: adapter lora on attention" in card.text
-    assert "{" not in card.text.replace("{blocks", "")
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory):
+    return read_facts(finished.make_run(tmp_path_factory.mktemp("card") / "run"))
 
 
-def test_a_run_without_held_out_images_has_a_card_too(tmp_path):
-    data = {"splits": {"train": DATA["splits"]["train"]}}
-    write_card(tmp_path, RECIPE, metrics={"seconds": {}}, data=data)
-    assert "| bee | 10 |" in ModelCard.load(tmp_path / "README.md").text
+def body(facts, figures=()):
+    return render_card(facts, {name: f"figures/{name}.png" for name in figures}).split("\n---\n", 1)[1]
 
 
-def test_the_card_of_an_adapter_says_how_to_open_it(tmp_path):
-    phases = [*RECIPE.phases[:1], replace(RECIPE.phases[1], adapter=AdapterSpec(merge=False))]
-    write_card(tmp_path, replace(RECIPE, phases=tuple(phases)), metrics=METRICS, data=DATA)
-    text = ModelCard.load(tmp_path / "README.md").text
-    assert 'hfft.Classifier.from_pretrained("this/folder")  # loads `owner/base` too' in text
-    assert "pipeline(" not in text
+def section(text, title):
+    return re.search(rf"^## {title}\n\n(.*?)(?=\n## |\Z)", text, re.DOTALL | re.MULTILINE).group(1)
+
+
+def test_the_card_has_all_its_sections_and_none_is_empty(facts):
+    text = body(facts)
+    titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert titles == [
+        *("What it is for", "How to use it", "Classes", "Results", "How it was trained", "Limits", "Recipe"),
+    ]
+    assert all(section(text, title).strip() for title in titles)
+    assert "More information needed".lower() not in text.lower()
+    assert not re.search(r"\bNone\b|\bnan\b", text)
+
+
+def test_the_numbers_are_those_of_the_run(facts):
+    text, test = body(facts), facts.splits["test"]
+    accuracy = test.metrics["accuracy"]
+    shown = f"0.7500 ({accuracy.low:.4f} to {accuracy.high:.4f})"
+    assert f"Accuracy on 8 test images: **{shown}**" in text
+    assert f"| test | 8 | {shown} |" in text
+    assert "| 0 | ant | 8 | 4 | 4 |" in section(text, "Classes")
+    recall = test.by_class["bee"].recall
+    assert f"0.750 ({recall.low:.3f} to {recall.high:.3f})" in section(text, "Results")
+    assert "1 of 4 images of ant were taken for bee" in text
+    assert "Expected calibration error 0.150" in text  # 0.9 for the class that is right in 0.75 of the images
+
+
+def test_hub_ids_are_links_and_folders_are_names(facts):
+    text = body(facts)
+    assert "[`somewhere/base`](https://huggingface.co/somewhere/base)" in text
+    assert "[`somewhere/photos`](https://huggingface.co/datasets/somewhere/photos)" in text
+    text = body(replace(facts, checkpoint=Source("local", "vit", None), data=Source("memory", "x", None)))
+    assert "from `vit` on images in memory" in text
+    assert "huggingface.co" not in text
+
+
+def test_names_of_classes_are_shown_as_they_are(tmp_path):
+    text = body(read_facts(finished.make_run(tmp_path / "run", NASTY)), ["confusion_test"])
+    tokens = PARSER.parse(text)
+    assert not [token for token in tokens if token.type == "html_block"]
+    inline = [token for token in tokens if token.type == "inline"]
+    assert not [part for token in inline for part in token.children if part.type == "html_inline"]
+    shown = ["".join(part.content for part in token.children) for token in inline]
+    assert all(shown.count(name) == 2 for name in NASTY)  # a cell of the counts and one of the scores
+    assert "1 of 4 images of a|b were taken for # `c`" in shown
+    assert [token.content for token in tokens if token.type == "heading_open"] == [""] * 8  # none came from a name
+
+
+def test_figures_are_shown_where_they_are(facts):
+    assert "![" not in body(facts)
+    text = body(facts, ["confusion_test", "reliability_test", "learning_curves"])
+    assert re.findall(r"\]\((figures/\w+\.png)\)", text) == [
+        *("figures/confusion_test.png", "figures/reliability_test.png", "figures/learning_curves.png"),
+    ]
+
+
+def test_tables_of_many_classes_are_folded_and_the_most_confused_listed(tmp_path):
+    labels = tuple(f"class_{number}" for number in range(100))
+    text = body(read_facts(finished.make_run(tmp_path / "run", labels, counts={"train": 2, "test": 4})))
+    assert text.count("<summary>100 classes</summary>") == 2
+    assert "class_10, class_11 and 88 more (listed below)" in text
+    assert len(re.findall(r"^- 1 of 4 images of", text, re.MULTILINE)) == 10
+    assert text.count("class_57") == 2
+
+
+def test_a_run_without_held_out_images_says_what_is_not_known(tmp_path):
+    text = body(read_facts(finished.make_run(tmp_path / "run", counts={"train": 8})))
+    assert "No images were held out" in section(text, "Results")
+    assert "Accuracy" not in text
+
+
+def test_a_class_without_images_has_no_recall(facts):
+    test = facts.splits["test"]
+    absent = replace(test.by_class["bee"], images=0)
+    unseen = replace(test, by_class={**test.by_class, "bee": absent, "cat": replace(absent, predicted=0)})
+    text = body(replace(facts, splits={**facts.splits, "test": unseen}))
+    assert re.search(r"\| bee \| 0 \| 0\.750 \(.*?\) \| - \| 0\.750", text)
+    assert "| cat | 0 | - | - | - |" in text
+    assert "least often is ant" in text
+
+
+def test_limits_depend_on_the_run(facts):
+    limits = section(body(facts), "Limits")
+    assert "The test images were taken out of the training images at random" in limits
+    assert "licence is unknown" in limits
+    assert "`pipeline()` clips" in limits
+    grouped = replace(facts.recipe, data=replace(facts.recipe.data, group_column="patient"))
+    assert "at random" not in section(body(replace(facts, recipe=grouped)), "Limits")
+    own = replace(facts.splits["test"], is_carved=False)
+    licensed = replace(facts.recipe, license="mit")
+    changed = replace(facts, splits={"test": own}, recipe=licensed, adapter_base="somewhere/base")
+    limits = section(body(changed), "Limits")
+    assert not re.search("at random|licence|clips|validation", limits)
+
+
+def test_the_recipe_in_the_card_loads(facts):
+    block = re.search(r"```yaml\n(.*?)```", section(body(facts), "Recipe"), re.DOTALL).group(1)
+    path = facts.folder / "copied.yaml"
+    path.write_text(block)
+    assert load_recipe(path) == facts.recipe
+
+
+def test_an_adapter_is_opened_by_hfft_and_says_what_it_needs(facts):
+    use = section(body(replace(facts, adapter_base="somewhere/base")), "How to use it")
+    assert f'hfft.Classifier.from_pretrained("{REPOSITORY}")' in use
+    assert "[`somewhere/base`](https://huggingface.co/somewhere/base), are loaded too" in use
+    assert "in the run's folder only" in section(body(replace(facts, adapter_base="/x/merged")), "How to use it")
+
+
+def test_lines_to_copy_are_three(facts):
+    for made in (facts, replace(facts, adapter_base="somewhere/base")):
+        (block,) = re.findall(r"```python\n(.*?)\n```", body(made), re.DOTALL)
+        assert len(block.splitlines()) == 3
+        assert block.count(REPOSITORY) == 1
+
+
+def test_timm_models_need_timm(tmp_path, facts):
+    assert "timm" not in body(facts)
+    text = body(replace(facts, model_type="timm_wrapper"))
+    assert "Needs transformers, torch, torchvision, pillow, timm." in text
+    assert re.search(r"timm \d", section(text, "How it was trained"))
+
+
+def test_a_report_lies_in_the_run_and_beside_the_model(tmp_path):
+    run = finished.make_run(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    written = write_report(run)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert written[0] == run / "model/README.md"
+    names = ["confusion_test.png", "learning_curves.png", "reliability_test.png"]
+    assert sorted(path.name for path in (run / "model/figures").iterdir()) == names
+    text = written[0].read_text(encoding="utf-8")
+    for name in names:
+        assert f"(figures/{name})" in text
+        assert (run / "model/figures" / name).read_bytes() == (run / "figures" / name).read_bytes()
+
+
+def test_no_path_of_the_disk_is_in_the_card(tmp_path):
+    home = tmp_path / "alice"
+    (home / "photos").mkdir(parents=True)
+    (home / "vit").mkdir()
+    model, data = {"checkpoint": str(home / "vit")}, {"source": str(home / "photos")}
+    run = finished.make_run(home / "run", model=model, data=data, output_dir=str(home))
+    text = (run / "model/README.md").read_text(encoding="utf-8")
+    assert "alice" not in text
+    assert str(tmp_path) not in text
+    assert "fine-tuned from `vit` on `photos`" in text
+
+
+def test_a_report_that_cannot_be_written_is_an_error(tmp_path):
+    run = finished.make_run(tmp_path / "run")
+    (run / "model/README.md").unlink()
+    (run / "model/README.md").mkdir()  # as nothing can be renamed over
+    with pytest.raises(TrainingError, match="card and figures can't be written"):
+        write_report(run)
+
+
+def test_only_a_finished_run_has_a_report(tmp_path):
+    run = finished.make_run(tmp_path / "run")
+    (run / "metrics.json").unlink()
+    with pytest.raises(RunError, match="not finished"):
+        write_report(run)
+    with pytest.raises(RunError, match="is no run folder"):
+        write_report(Path("nowhere"))

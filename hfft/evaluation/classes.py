@@ -1,0 +1,75 @@
+"""What predictions say of each class: precision, recall and F1 with intervals, and which class is taken for which."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+
+
+def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each class, with the ends of their 95 % intervals.
+
+    The intervals are Wilson's for shares of images: of those of the class (recall), of those that were taken for it
+    (precision). F1 is 2 J / (1 + J), where J is the share of right ones among the images that are of the class or were
+    taken for it, and its interval is that of J. A resampling of the images would give a class of three images that
+    are all right an interval of width 0.
+    Sources: Wilson, JASA 22 (1927), 209-212; Hand et al., F*: an interpretable transformation of the F-measure,
+    https://arxiv.org/abs/2008.00103.
+
+    Args:
+        predicted: Class index that each image was given, (N,).
+        labels: Class index of each image, (N,).
+        classes: Class names.
+
+    Returns:
+        Class name to `precision`, `recall` and `f1`, each with `_low` and `_high`, and `images` of the class and
+        `predicted` images. Without images, or predictions, a share is 0 and its interval reaches from 0 to 1.
+    """
+    right = np.bincount(labels[predicted == labels], minlength=len(classes))
+    images, taken = np.bincount(labels, minlength=len(classes)), np.bincount(predicted, minlength=len(classes))
+    either = images + taken - right
+    table = {}
+    for number, name in enumerate(classes):
+        hits = int(right[number])
+        jaccard = wilson(hits, int(either[number]))
+        shares = {
+            "precision": wilson(hits, int(taken[number])),
+            "recall": wilson(hits, int(images[number])),
+            "f1": (2 * hits / max(int(images[number] + taken[number]), 1), *(2 * j / (1 + j) for j in jaccard[1:])),
+        }
+        named = {
+            f"{share}{ending}": value
+            for share, values in shares.items()
+            for ending, value in zip(("", "_low", "_high"), values, strict=True)
+        }
+        table[name] = {**named, "images": int(images[number]), "predicted": int(taken[number])}
+    return table
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float, float]:
+    """A share and the ends of its 95 % interval; 0, 0 and 1 where nothing was tried."""
+    if trials == 0:
+        return 0.0, 0.0, 1.0
+    share, z2 = hits / trials, _Z**2 / trials
+    middle = (share + z2 / 2) / (1 + z2)
+    half = _Z * (share * (1 - share) / trials + z2 / (4 * trials)) ** 0.5 / (1 + z2)
+    # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
+    low = 0.0 if hits == 0 else middle - half
+    high = 1.0 if hits == trials else middle + half
+    return share, low, high
+
+
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Class name to the class names that its images were given, and how many were; those that are 0 left out.
+
+    Args:
+        predicted: Class index that each image was given, (N,).
+        labels: Class index of each image, (N,).
+        classes: Class names.
+    """
+    pairs, counts = np.unique(np.stack([labels, predicted]), axis=1, return_counts=True)  # (2, P), (P,)
+    found: dict[str, dict[str, int]] = {name: {} for name in classes}
+    for (label, given), count in zip(pairs.T.tolist(), counts.tolist(), strict=True):
+        found[classes[int(label)]][classes[int(given)]] = count
+    return found

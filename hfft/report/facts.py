@@ -1,0 +1,294 @@
+"""The files of a finished run as frozen dataclasses: all that a card, a figure or a page says of it."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hfft.errors import RunError
+from hfft.files import read_json
+from hfft.recipe.loading import load_recipe
+from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.phases import PhaseResult
+from hfft.training.plan import Group, Plan
+
+HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
+_SHARES = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number and the ends of its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """How one class is recognised; see evaluation/classes.py.
+
+    Attributes:
+        precision: Share of right ones among the images taken for it; without meaning where there are none.
+        recall: Share of right ones among its images; without meaning where there are none.
+        f1: Of both.
+        images: Images of the class.
+        predicted: Images taken for it.
+    """
+
+    precision: Measured
+    recall: Measured
+    f1: Measured
+    images: int
+    predicted: int
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images whose predicted class has a probability in (low, high]; see evaluation/calibration.py."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """A split, and how the result does on it.
+
+    Attributes:
+        name: `train`, `validation` or `test`.
+        images: How many.
+        counts: By class.
+        is_carved: Whether it was taken out of the training images at random.
+        metrics: By name; empty for the training images.
+        by_class: By class; empty for the training images.
+        confusion: Class to predicted class to images; zeros are left out.
+        calibration_error: Expected calibration error; None for the training images.
+        bins: That it is computed from.
+    """
+
+    name: str
+    images: int
+    counts: Mapping[str, int]
+    is_carved: bool
+    metrics: Mapping[str, Measured]
+    by_class: Mapping[str, ClassScores]
+    confusion: Mapping[str, Mapping[str, int]]
+    calibration_error: float | None
+    bins: tuple[Bin, ...]
+
+
+@dataclass(frozen=True)
+class PhaseFacts:
+    """A phase: what was asked for, planned and reached.
+
+    Attributes:
+        spec: Of the recipe.
+        plan: What trained, at which rates, for how many steps.
+        result: How it ended.
+        history: The Trainer's log: one entry per logged step or evaluation, each with `step` and `epoch`.
+        engine: What computed the frozen part once, for replay; None where every step computed it.
+    """
+
+    spec: PhaseSpec
+    plan: Plan
+    result: PhaseResult
+    history: tuple[Mapping[str, float], ...]
+    engine: str | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the checkpoint or the images come from.
+
+    Attributes:
+        kind: `hub`, `local` or `memory`.
+        name: Hub id; of what is on somebody's disk, the last name of its path.
+        revision: Of a Hub id, where the recipe names one.
+    """
+
+    kind: str
+    name: str
+    revision: str | None
+
+    @property
+    def hub_id(self) -> str | None:
+        """What others can find on the Hub, if anything."""
+        return self.name if self.kind == "hub" else None
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out image beside the model: its path below the model's folder, and its class."""
+
+    file: str
+    label: str
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A finished run.
+
+    Attributes:
+        folder: The run folder.
+        result: Folder of the model or the adapter.
+        recipe: Resolved.
+        labels: Class names, in the order of the model's outputs.
+        splits: By name: train, then what else there is.
+        phases: In order.
+        checkpoint: What it was fine-tuned from.
+        data: What it was fine-tuned on.
+        environment: Content of environment.json.
+        seconds: By stage, of the process that finished the run.
+        model_type: Of the network, as transformers calls it.
+        adapter_base: What an adapter has to be added to; None for a plain model.
+        examples: Images for the widget.
+    """
+
+    folder: Path
+    result: Path
+    recipe: Recipe
+    labels: tuple[str, ...]
+    splits: Mapping[str, SplitFacts]
+    phases: tuple[PhaseFacts, ...]
+    checkpoint: Source
+    data: Source
+    environment: Mapping[str, Any]
+    seconds: Mapping[str, float]
+    model_type: str
+    adapter_base: str | None
+    examples: tuple[Example, ...]
+
+    @property
+    def judged(self) -> SplitFacts | None:
+        """The split to judge the model by: test, else validation, else none."""
+        return next((self.splits[name] for name in HELD_OUT if name in self.splits), None)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the result is an adapter folder."""
+        return self.adapter_base is not None
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether the adapter sits on weights that only this run has, and not on the checkpoint."""
+        if self.adapter_base is None:
+            return False
+        name = self.adapter_base if self.checkpoint.kind == "hub" else Path(self.adapter_base).name
+        return name != self.checkpoint.name
+
+
+def result_name(recipe: Recipe) -> str:
+    """Name of the folder that a run ends with: `model`, or `adapter` where it stays apart."""
+    last = recipe.phases[-1].adapter
+    return "model" if last is None or last.merge else "adapter"
+
+
+def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> RunFacts:
+    """Read a run folder.
+
+    Args:
+        folder: Of a run.
+        metrics: Content of metrics.json, where the run is about to write it; read from there when None.
+
+    Raises:
+        RunError: If it is no run folder, the run isn't finished, or its files aren't those that a run leaves.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.yaml").is_file():
+        raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
+    if metrics is None and not (folder / "metrics.json").is_file():
+        raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
+    recipe = load_recipe(folder / "recipe.yaml")
+    with _readable(folder):
+        measured = read_json(folder / "metrics.json") if metrics is None else metrics
+        data, environment = read_json(folder / "data.json"), read_json(folder / "environment.json")
+        result = folder / result_name(recipe)
+        is_adapter = result.name == "adapter"
+        return RunFacts(
+            folder=folder,
+            result=result,
+            recipe=recipe,
+            labels=tuple(data["labels"]),
+            splits={name: _split(name, part, measured) for name, part in data["splits"].items()},
+            phases=tuple(_phase(folder / f"{n}-{spec.name}", spec) for n, spec in enumerate(recipe.phases)),
+            checkpoint=Source(**environment["origin"]["checkpoint"]),
+            data=Source(**environment["origin"]["data"]),
+            environment=environment,
+            seconds=measured["seconds"],
+            model_type=read_json(result / "config.json")["model_type"],
+            adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
+            examples=tuple(Example(**example) for example in measured["examples"]),
+        )
+
+
+def most_confused(split: SplitFacts, limit: int) -> list[tuple[str, str, int]]:
+    """The pairs of class and other predicted class with the most images, and how many.
+
+    Args:
+        split: A measured split.
+        limit: Pairs at most.
+    """
+    pairs = [
+        (label, given, count)
+        for label, row in split.confusion.items()
+        for given, count in row.items()
+        if given != label
+    ]
+    return sorted(pairs, key=lambda pair: -pair[2])[:limit]
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise RunError(f"{folder}: the run's {Path(error.filename).relative_to(folder)} is missing") from error
+    except KeyError as error:
+        raise RunError(
+            f"{folder}: the run's files lack {error}: they were changed, or written by another version of hfft; "
+            "--overwrite runs the recipe again"
+        ) from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder}: the run's files can't be read: {str(error).splitlines()[0]}") from error
+
+
+def _split(name: str, part: Mapping[str, Any], measured: Mapping[str, Any]) -> SplitFacts:
+    is_measured = name in measured
+    calibration = measured["calibration"][name] if is_measured else {"expected_calibration_error": None, "bins": []}
+    return SplitFacts(
+        name=name,
+        images=part["images"],
+        counts=part["counts"],
+        is_carved=part["carved"],
+        metrics={metric: Measured(**values) for metric, values in measured[name].items()} if is_measured else {},
+        by_class={label: _class(row) for label, row in measured["by_class"][name].items()} if is_measured else {},
+        confusion=measured["confusion"][name] if is_measured else {},
+        calibration_error=calibration["expected_calibration_error"],
+        bins=tuple(Bin(**row) for row in calibration["bins"]),
+    )
+
+
+def _class(row: Mapping[str, Any]) -> ClassScores:
+    return ClassScores(
+        **{share: Measured(row[share], row[f"{share}_low"], row[f"{share}_high"]) for share in _SHARES},
+        images=row["images"],
+        predicted=row["predicted"],
+    )
+
+
+def _phase(folder: Path, spec: PhaseSpec) -> PhaseFacts:
+    plan, note, history = read_json(folder / "plan.json"), folder / "replay.json", folder / "history.jsonl"
+    return PhaseFacts(
+        spec=spec,
+        plan=Plan(**{**plan, "groups": tuple(Group(**group) for group in plan["groups"])}),
+        result=PhaseResult(**read_json(folder / "result.json")),
+        history=tuple(json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()),
+        engine=read_json(note)["engine"] if note.is_file() else None,
+    )

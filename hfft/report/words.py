@@ -1,0 +1,108 @@
+"""Phases, durations and machines in words, for cards and pages alike; plain text, not Markdown."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import Any
+
+from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.report.facts import PhaseFacts, RunFacts
+from hfft.training.plan import Group
+
+_MINUTE, _HOUR = 60, 3600
+
+
+def duration(seconds: float) -> str:
+    """For example `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
+    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+
+
+def rates(groups: tuple[Group, ...]) -> str:
+    """Learning rates of a phase: one, or the highest and the lowest with their parts."""
+    from_head = reversed(groups)
+    known = [(group.learning_rate, group.part) for group in from_head if group.learning_rate is not None]
+    if not known:
+        return "unknown"
+    (highest, top), (lowest, bottom) = max(known, key=lambda rate: rate[0]), min(known, key=lambda rate: rate[0])
+    return f"{highest:.3g}" if highest == lowest else f"{highest:.3g} ({top}) to {lowest:.3g} ({bottom})"
+
+
+def what_trains(spec: PhaseSpec, trains: str) -> str:
+    """What a phase trained, for example `blocks 8-11 of 12, norm, head`, and with which adapter."""
+    if spec.adapter is None:
+        return trains
+    settings = {"r": spec.adapter.r, "lora_alpha": spec.adapter.lora_alpha, "lora_dropout": spec.adapter.lora_dropout}
+    given = "".join(f", {name} {value:g}" for name, value in settings.items() if value is not None)
+    end = "then added to the weights" if spec.adapter.merge else "kept apart"
+    return f"{trains} ({spec.adapter.method} on {spec.adapter.on}{given}, {end})"
+
+
+def how_trained(phase: PhaseFacts) -> str:
+    """A phase in two or three sentences."""
+    arguments, plan, result = phase.spec.arguments, phase.plan, phase.result
+    schedule = arguments.get("lr_scheduler_type", "linear")
+    decay = max((group.weight_decay for group in plan.groups), default=0.0)
+    optimizer = arguments.get("optim", "AdamW")
+    epochs = max((entry["epoch"] for entry in phase.history if "epoch" in entry), default=plan.epochs)
+    passes = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    early = f" of {plan.steps:,} planned" if result.steps < plan.steps else ""
+    kept = ""
+    if result.metrics:
+        judge = str(arguments.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
+        value = f" ({result.metrics[judge]:.4f})" if judge in result.metrics else ""
+        kept = (
+            f" The weights of step {result.best_step:,} were kept, the best by {spoken(judge)} on validation{value}."
+        )
+    replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
+    return (
+        f"Trained {what_trains(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "
+        f"{result.steps:,}{early} steps of {plan.batch_in_words} ({passes}), {optimizer}, "
+        f"learning rate {rates(plan.groups)}, {schedule} schedule, weight decay {decay:g}.{kept}{replayed}"
+    )
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """For example `cpu (AMD EPYC, 2 cores)`; `2 processes on cuda (NVIDIA A100)`."""
+    device = str(environment["device"]).partition(":")[0]
+    cores = f", {environment['cores']} cores" if device == "cpu" else ""
+    count = environment["processes"]
+    several = f"{count} processes on " if count > 1 else ""
+    return f"{several}{device} ({environment['hardware']}{cores}{' each' if count > 1 and cores else ''})"
+
+
+def spoken(metric: str) -> str:
+    """A metric's name in a sentence."""
+    return metric.replace("_", " ").replace("f1", "F1")
+
+
+def shared_recipe(facts: RunFacts) -> Recipe:
+    """The recipe as others may see it: folders of somebody's disk by their last name, and not where runs are put."""
+    recipe, folder, images = facts.recipe, facts.recipe.replay.folder, facts.recipe.data.image_folder
+
+    def shared(arguments: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _last_name(value) if isinstance(value, str) else value for name, value in arguments.items()}
+
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, checkpoint=facts.checkpoint.name),
+        data=dataclasses.replace(
+            recipe.data, source=facts.data.name, image_folder=None if images is None else _last_name(images)
+        ),
+        replay=dataclasses.replace(recipe.replay, folder=None if folder is None else _last_name(folder)),
+        output_dir=Recipe.output_dir,  # the default
+        training=shared(recipe.training),
+        phases=tuple(dataclasses.replace(phase, arguments=shared(phase.arguments)) for phase in recipe.phases),
+    )
+
+
+def _last_name(text: str) -> str:
+    """A path's last part, if the text is an absolute path of any system."""
+    is_path = text.startswith(("~", "..")) or PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive
+    return PureWindowsPath(text).name if is_path else text

@@ -1,0 +1,149 @@
+"""The card of a real run: its lines work when copied, `hfft report` renders it anew, and nothing else changes."""
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import hfft
+from hfft.cli import main
+from hfft.report.card import REPOSITORY
+
+NASTY = "b|ee `x` <i> #"
+RECIPE = """
+name: bugs
+model: {checkpoint: vit}
+data: {source: photos}
+license: Apache-2.0
+widget: 3
+training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 1, disable_tqdm: true}
+precision: float32
+replay: {mode: "off"}
+phases:
+  - {name: head, learning_rate: 1.0e-2}
+  - {name: lora, adapter: {}, learning_rate: 1.0e-3}
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Two runs over the same photos: one ends in a model, the other in an adapter."""
+    home = tmp_path_factory.mktemp("report")
+    for split, count in (("train", 6), ("validation", 2), ("test", 3)):
+        for number, name in enumerate(("ant", NASTY, "猫")):
+            folder = home / "photos" / split / name
+            folder.mkdir(parents=True)
+            for k in range(count):
+                color = [40, 40, 40 + 10 * k]
+                color[number] = 200
+                exif = Image.Exif()
+                exif[0x010E] = "taken by alice"
+                Image.new("RGB", (1200, 40), tuple(color)).save(folder / f"{k}.jpg", exif=exif, comment=b"alice too")
+    tiny.save(home / "vit", "vit")
+    (home / "recipe.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        hfft.finetune(hfft.load_recipe("recipe.yaml"))
+        apart = ["name=apart", "phases.lora.adapter.merge=false"]
+        hfft.finetune(hfft.load_recipe("recipe.yaml", apart))
+    return home
+
+
+@pytest.fixture
+def runs(home, tmp_path):
+    return shutil.copytree(home / "runs", tmp_path / "runs")
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def card_of(folder):
+    return (folder / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("result", ["bugs/model", "apart/adapter"])
+def test_the_lines_of_the_card_work_when_copied(home, tmp_path, result):
+    (lines,) = re.findall(r"```python\n(.*?)```", card_of(home / "runs" / result), re.DOTALL)
+    assert len(lines.splitlines()) == 3
+    picture = next((home / "photos/test/ant").iterdir())
+    shutil.copy(picture, tmp_path / "image.jpg")
+    code = lines.replace(REPOSITORY, str(home / "runs" / result))
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    best = hfft.Classifier.from_pretrained(home / "runs" / result)([picture])[0]
+    (label,) = best.top
+    assert label in done.stdout
+    assert f"{best.top[label]:.3f}"[:4] in done.stdout
+
+
+def test_the_card_holds_the_numbers_of_the_run(home):
+    run = hfft.Run(home / "runs/bugs")
+    card = ModelCard.load(run.model_dir / "README.md")
+    found = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert found["accuracy"] == run.metrics["test"]["accuracy"]["value"]
+    assert found["f1"] == run.metrics["test"]["macro_f1"]["value"]
+    assert card.data.license == "apache-2.0"
+    assert card.data.base_model is None  # a folder of this disk
+    assert str(home) not in card.content
+    assert "(lora on attention, then added to the weights)" in card.text
+
+
+def test_the_stored_confusion_is_that_of_the_predictions(home):
+    run = hfft.Run(home / "runs/bugs")
+    for split, table in run.predictions.groupby("split"):
+        counts = table.groupby(["label", "prediction"]).size()
+        stored = run.metrics["confusion"][split]
+        assert {(a, b): n for a, row in stored.items() for b, n in row.items()} == counts.to_dict()
+
+
+def test_examples_are_small_and_tell_nothing_of_the_camera(home):
+    model = home / "runs/bugs/model"
+    widget = ModelCard.load(model / "README.md").data.to_dict()["widget"]
+    assert [entry["example_title"] for entry in widget] == ["ant", NASTY, "猫"]
+    for entry in widget:
+        content = (model / entry["src"]).read_bytes()
+        assert Image.open(io.BytesIO(content)).size == (512, 17)
+        assert b"alice" not in content
+
+
+@pytest.mark.parametrize("name", ["bugs", "apart"])
+def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
+    before = contents(runs / name)
+    result = runs / name / ("model" if name == "bugs" else "adapter")
+    (result / "README.md").write_text("spoiled")
+    shutil.rmtree(runs / name / "figures")
+    shutil.rmtree(result / "figures")
+    done = hfft_command("report", runs / name)
+    assert done.returncode == 0, done.stderr
+    assert contents(runs / name) == before
+    written = [Path(line) for line in done.stdout.splitlines()]
+    assert written[0] == result / "README.md"
+    assert sorted(written[1:]) == sorted((runs / name / "figures").iterdir())
+
+
+def test_report_follows_the_numbers_that_are_stored(runs, capsys):
+    path = runs / "bugs/metrics.json"
+    metrics = json.loads(path.read_text())
+    metrics["test"]["accuracy"]["value"] = 0.123456
+    path.write_text(json.dumps(metrics))
+    assert main(["report", str(runs / "bugs")]) == 0
+    assert "**0.1235 (" in card_of(runs / "bugs/model")
+
+
+def test_report_of_an_unfinished_run_or_none_is_a_bad_request(runs, capsys):
+    (runs / "bugs/metrics.json").unlink()
+    before = contents(runs)
+    assert main(["report", str(runs / "bugs")]) == 2
+    assert "this run is not finished; run its command again to continue it" in capsys.readouterr().err
+    assert main(["report", str(runs)]) == 2
+    assert "is no run folder" in capsys.readouterr().err
+    assert contents(runs) == before
