@@ -14,7 +14,7 @@ from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFact
 from hfft.report.figures import write_figures
 from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
-from hfft.report.words import duration, how_trained, machine, shared_recipe, spoken
+from hfft.report.words import duration, for_all_phases, how_trained, machine, shared_recipe, spoken
 
 REPOSITORY = (
     "this/folder"  # stands for the model in the lines to copy; whoever publishes the card puts the Hub id there
@@ -229,7 +229,7 @@ def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
         f"{facts.environment['precision']}, with {versions}; seed {facts.recipe.seed}. Times are those of the process "
         "that finished a phase; of a run that was interrupted, they leave out what came before."
     )
-    return "\n\n".join(part for part in ("\n".join(phases), held, where, figure) if part)
+    return "\n\n".join(part for part in ("\n".join(phases), for_all_phases(facts.recipe), held, where, figure) if part)
 
 
 def _limits(facts: RunFacts) -> list[str]:

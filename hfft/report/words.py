@@ -68,6 +68,31 @@ def how_trained(phase: PhaseFacts) -> str:
     )
 
 
+def for_all_phases(recipe: Recipe) -> str:
+    """What the training images went through, and how they were counted, in every phase; empty for nothing special."""
+    augment = recipe.data.augment
+    flip = "horizontal" if augment.flip is True else augment.flip
+    changes = {
+        f"random crops of {augment.crop[0]:g} to {augment.crop[1]:g} of the area"
+        if augment.crop
+        else "": augment.crop,
+        f"{'horizontal and vertical' if flip == 'both' else flip} flips": augment.flip,
+        f"RandAugment of magnitude {augment.randaugment}": augment.randaugment is not None,
+        f"mixup with alpha {augment.mixup:g}": augment.mixup,
+    }
+    weights = "balanced" if recipe.class_weights == "balanced" else "given by class"
+    others = {
+        f"class weights {weights}": recipe.class_weights,
+        f"{recipe.sampler} sampling": recipe.sampler != "shuffle",
+        f"{recipe.loss.name.replace('_', '-')} loss": recipe.loss.name != "cross_entropy",
+    }
+    used = [words for words, is_used in changes.items() if is_used]
+    counted = [words for words, is_used in others.items() if is_used]
+    sentences = [f"Training images were augmented: {', '.join(used)}."] if used else []
+    sentences += [f"In all phases: {', '.join(counted)}."] if counted else []
+    return " ".join(sentences)
+
+
 def machine(environment: Mapping[str, Any]) -> str:
     """For example `cpu (AMD EPYC, 2 cores)`; `2 processes on cuda (NVIDIA A100)`."""
     device = str(environment["device"]).partition(":")[0]

@@ -147,3 +147,13 @@ def test_report_of_an_unfinished_run_or_none_is_a_bad_request(runs, capsys):
     assert main(["report", str(runs)]) == 2
     assert "is no run folder" in capsys.readouterr().err
     assert contents(runs) == before
+
+
+def test_the_example_in_the_docs_is_such_a_card(home):
+    page = Path(__file__).parents[2] / "docs/example_card.md"
+    text, made = page.read_text(encoding="utf-8"), card_of(home / "runs/bugs/model")
+    titles = r"^## .*$"
+    assert re.findall(titles, text, re.MULTILINE) == re.findall(titles, made, re.MULTILINE)
+    figures = re.findall(r"\]\((example_card/.*?)\)", text)
+    assert len(figures) == 3
+    assert all((page.parent / figure).is_file() for figure in figures)

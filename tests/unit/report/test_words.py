@@ -3,10 +3,10 @@ from dataclasses import replace
 import finished
 import pytest
 
-from hfft.recipe.loading import dump_recipe
+from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
 from hfft.report.facts import read_facts
-from hfft.report.words import duration, how_trained, machine, rates, shared_recipe, what_trains
+from hfft.report.words import duration, for_all_phases, how_trained, machine, rates, shared_recipe, what_trains
 from hfft.training.plan import Group
 
 
@@ -79,6 +79,21 @@ def test_a_phase_that_stopped_early_or_had_nothing_to_be_judged_by(facts):
     assert "15 of 20 planned steps of 8" in how_trained(replace(phase, result=replace(phase.result, steps=15)))
     assert "kept" not in how_trained(replace(phase, result=replace(phase.result, metrics={})))
     assert how_trained(replace(phase, engine="onnxruntime")).endswith("computed once and replayed.")
+
+
+def test_augmentation_and_balance_are_told(facts):
+    assert for_all_phases(facts.recipe) == ""
+    content = {"name": "r", "model": {"checkpoint": "c"}, "phases": [{"name": "head"}], "class_weights": "balanced"}
+    augment = {"crop": [0.6, 1.0], "flip": "both", "randaugment": 5, "mixup": 0.2}
+    loaded = load_recipe({**content, "data": {"source": "d", "augment": augment}, "loss": {"name": "focal"}})
+    assert for_all_phases(loaded) == (
+        "Training images were augmented: random crops of 0.6 to 1 of the area, horizontal and vertical flips, "
+        "RandAugment of magnitude 5, mixup with alpha 0.2. In all phases: class weights balanced, focal loss."
+    )
+    flipped = load_recipe({**content, "data": {"source": "d", "augment": {"flip": True}}, "class_weights": None})
+    assert for_all_phases(flipped) == "Training images were augmented: horizontal flips."
+    sampled = load_recipe({**content, "data": {"source": "d"}, "class_weights": {"a": 2.0}, "sampler": "sqrt"})
+    assert for_all_phases(sampled) == "In all phases: class weights given by class, sqrt sampling."
 
 
 def test_the_shared_recipe_tells_nothing_of_the_disk(facts):
