@@ -92,6 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_predict(verbs.add_parser("predict", help="label images"))
     _add_evaluate(verbs.add_parser("evaluate", help="score a model on labelled images"))
+    _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
     return parser
 
 
@@ -126,6 +127,21 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("run_folder", metavar="run", help="run folder")
+    push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
+    push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
+    push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it isn't there; main when left out")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    push.add_argument("--message", metavar="TEXT", help="title of the commit")
+    push.add_argument(
+        "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
+    )
+    push.add_argument("--json", action="store_true", help="print JSON")
+    push.set_defaults(run=_push)
+
+
 def _whole(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
@@ -148,6 +164,10 @@ def _train(arguments: argparse.Namespace) -> None:
     if recipe.folds is not None:
         _cross_validate(recipe, overwrite=arguments.overwrite)
         return
+    if recipe.hub.repo_id is not None and os.environ.get("RANK", "0") == "0":
+        from hfft.hub.pushing import check_ahead
+
+        check_ahead(recipe, overwrite=arguments.overwrite)  # said before torch is imported
     with quick_imports():
         from hfft.run import finetune
 
@@ -294,6 +314,28 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     _print_metrics({f"{len(scores.labels)} images": scores.metrics})
     rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
     _print_table(("class", "precision", "recall", "F1", "images"), rows)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from hfft.hub.pushing import bad_spec, push_run
+    from hfft.recipe.spec import HubSpec
+
+    try:
+        spec = HubSpec(
+            repo_id=arguments.repo_id,
+            what=arguments.what,
+            private=not arguments.public,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.message,
+            base_model=arguments.base_model,
+        )
+    except ValidationError as error:
+        raise bad_spec(error) from error
+    pushed = push_run(Path(arguments.run_folder), spec)
+    print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:
