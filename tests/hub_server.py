@@ -70,6 +70,7 @@ class Hub:
         self.storage: dict[str, bytes] = {}
         self.failures: list[Failure] = []
         self.requests: list[str] = []
+        self.damaged = ""  # a path that downloads come out of with another content
         self.lock = threading.Lock()
         self.add_user("me", "hf_mine", orgs=("club",))
         self.add_user("other", "hf_others")
@@ -490,6 +491,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404, "EntryNotFound", f"{path} does not exist")
             return
         content = commit.files[path]
+        if path == self.world.damaged:
+            content = bytes([content[0] ^ 1]) + content[1:]
         headers = {"X-Repo-Commit": commit.oid, "ETag": f'"{_blob_oid(content)}"'}
         if _is_lfs(path, len(content)):
             headers |= {"X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}

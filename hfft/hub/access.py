@@ -1,5 +1,6 @@
 """May this be pushed: asked before anything is trained or sent, and quickly; imports no torch."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,13 @@ from typing import Any
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status, parse_ratelimit_headers
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
 from hfft._version import __version__
 from hfft.errors import HubError, PushError
@@ -88,6 +95,16 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
 
 
 @contextmanager
+def bars_on_terminals() -> Iterator[None]:
+    """Let huggingface_hub draw its progress bars on a terminal alone; in a log they are noise."""
+    if sys.stderr.isatty():
+        yield
+        return
+    with disable_progress_bars():
+        yield
+
+
+@contextmanager
 def explained(doing: str) -> Iterator[None]:
     """Raise an error that says what to do in the place of what huggingface_hub raises.
 
@@ -102,11 +119,13 @@ def explained(doing: str) -> Iterator[None]:
         raise
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         cause = _cause(error)
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error  # for example of a card's metadata
         if isinstance(cause, HfHubHTTPError):
             raise _of_answer(doing, cause) from error
         if isinstance(cause, httpx2.TransportError):
             raise PushError(f"{doing}: the connection was lost ({_words(cause)}); {_AGAIN}") from error
-        raise PushError(f"{doing}: {_words(cause)}; {_AGAIN}") from error
+        raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error
 
 
 def _cause(error: BaseException) -> BaseException:

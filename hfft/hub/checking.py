@@ -15,7 +15,7 @@ from PIL import Image
 from hfft.data.sources import load_data
 from hfft.data.transforms import Decoded, decode_row, evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
-from hfft.hub.access import explained
+from hfft.hub.access import bars_on_terminals, explained
 from hfft.hub.content import File, hash_file
 from hfft.inference.opening import open_model
 from hfft.recipe.spec import Recipe
@@ -54,7 +54,8 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
     """
     PartialState()  # loggers below ask it which process this is
     with TemporaryDirectory(prefix="hfft-") as cache:
-        with explained(f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"):
+        doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
+        with explained(doing), bars_on_terminals():
             snapshot = Path(snapshot_download(repo_id, revision=commit, cache_dir=cache, token=get_token()))
         _compare_files(snapshot, files, f"{repo_id} at {commit[:8]}")
         images, from_data = _images(recipe)
