@@ -97,7 +97,7 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
 @contextmanager
 def bars_on_terminals() -> Iterator[None]:
     """Let huggingface_hub draw its progress bars on a terminal alone; in a log they are noise."""
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
         yield
         return
     with disable_progress_bars():
