@@ -424,7 +424,8 @@ class _Handler(BaseHTTPRequestHandler):
         for entry in self._json()["objects"]:
             oid = entry["oid"]
             if oid not in self.world.storage:
-                upload, verify = f"{self.world.url}/storage/{oid}", f"{self.world.url}/storage-verify/{repo_id}"
+                upload = f"{self.world.url}/storage/{oid}?X-Signature=signed"
+                verify = f"{self.world.url}/storage-verify/{repo_id}"
                 entry = {**entry, "actions": {"upload": {"href": upload}, "verify": {"href": verify}}}
             objects.append(entry)
         self._reply({"transfer": "basic", "objects": objects})

@@ -1,9 +1,11 @@
 """May this be pushed: asked before anything is trained or sent, and quickly; imports no torch."""
 
+import logging
+import re
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +25,7 @@ from hfft.errors import HubError, PushError
 from hfft.recipe.spec import HubSpec
 
 _CONNECTING, _ANSWERING = 1.8, 10.0  # seconds
-_AGAIN = "nothing else was changed; the same push finishes the job"
+_AGAIN = "nothing here was changed; the same command finishes the job"
 _NO_TOKEN = "there is no token: `hf auth login`, or put one that may write into HF_TOKEN"
 
 
@@ -95,13 +97,24 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
 
 
 @contextmanager
-def bars_on_terminals() -> Iterator[None]:
-    """Let huggingface_hub draw its progress bars on a terminal alone; in a log they are noise."""
-    if sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False:
-        yield
-        return
-    with disable_progress_bars():
-        yield
+def tidy_client() -> Iterator[None]:
+    """Let huggingface_hub draw progress bars on a terminal alone, and tell of retries without signatures.
+
+    It logs whole addresses, and those of a large file storage grant access to whoever reads the log.
+    """
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(_without_query)
+    draws = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+    try:
+        with nullcontext() if draws else disable_progress_bars():
+            yield
+    finally:
+        logger.removeFilter(_without_query)
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), None
+    return True
 
 
 @contextmanager
@@ -143,7 +156,7 @@ def _of_answer(doing: str, error: HfHubHTTPError) -> HubError:
     if status == 401:
         return HubError(f"{answer}: it doesn't accept this token; `hf auth login --force`, or another HF_TOKEN")
     if status == 403:
-        return HubError(f"{answer}: no write access with this token; choose another repository or another token")
+        return HubError(f"{answer}: refused; a token with write access, or another repository, may do")
     if status == 404:
         return HubError(f"{answer}: no such repository or branch, or this token may not see it")
     if status in (409, 412):

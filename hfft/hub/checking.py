@@ -15,7 +15,7 @@ from PIL import Image
 from hfft.data.sources import load_data
 from hfft.data.transforms import Decoded, decode_row, evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
-from hfft.hub.access import bars_on_terminals, explained
+from hfft.hub.access import explained, tidy_client
 from hfft.hub.content import File, hash_file
 from hfft.inference.opening import open_model
 from hfft.recipe.spec import Recipe
@@ -55,7 +55,7 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
     PartialState()  # loggers below ask it which process this is
     with TemporaryDirectory(prefix="hfft-") as cache:
         doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
-        with explained(doing), bars_on_terminals():
+        with explained(doing), tidy_client():
             snapshot = Path(snapshot_download(repo_id, revision=commit, cache_dir=cache, token=get_token()))
         _compare_files(snapshot, files, f"{repo_id} at {commit[:8]}")
         images, from_data = _images(recipe)

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from hfft._version import __version__
 from hfft.errors import HubError
 from hfft.files import read_json, write_json
-from hfft.hub.access import Destination, bars_on_terminals, connection, explained, reach
+from hfft.hub.access import Destination, connection, explained, reach, tidy_client
 from hfft.hub.content import File, check_adapter, check_base, collect, finished_recipe, leftovers, parts, refuse_secret
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
@@ -156,7 +156,7 @@ def send(api: HfApi, destination: Destination, files: list[File], message: str, 
         PushError: If it failed.
     """
     refuse_secret(files, str(api.token))
-    with explained(f"{destination.repo_id}: uploading"), bars_on_terminals():
+    with explained(f"{destination.repo_id}: uploading"), tidy_client():
         there = api.model_info(destination.repo_id, revision=destination.revision)
         old = leftovers([sibling.rfilename for sibling in there.siblings or ()], files)
         if old:

@@ -195,6 +195,9 @@ def test_a_push_in_the_middle_of_which_the_hub_fails(workplace, child, hub):
         assert f"error: me/cells: uploading: {words}" in done.stderr
         assert "Traceback" not in done.stderr
         assert failure.hits == 6
+        assert "[Retry 5/5]" in done.stderr
+        assert f"requesting PUT {hub.url}/storage/" in done.stderr
+        assert "signed" not in done.stderr  # what grants access to the storage
         assert pushable.contents(run) == before
         hub.failures.clear()
     done = child(["-m", "hfft", "push", run, "me/cells"])

@@ -131,13 +131,13 @@ def test_a_network_that_swallows_everything(hub, monkeypatch):
             "whoami",
             {"status": 500},
             PushError,
-            r"cells: checking access: the Hub answered 500 \(no luck\); nothing else",
+            r"cells: checking access: the Hub answered 500 \(no luck\); nothing here",
         ),
         (
             "whoami",
             {"status": 429, "headers": {"Retry-After": "77"}},
             PushError,
-            r"answered 429 .*: too many requests, and it asks to come back in 77 s; .* the same push finishes the job",
+            r"answered 429 .*: too many requests, and it asks to come back in 77 s; .* the same command finishes",
         ),
         (
             "create",
@@ -149,7 +149,7 @@ def test_a_network_that_swallows_everything(hub, monkeypatch):
             "create",
             {"status": 403, "message": "quota"},
             HubError,
-            r"answered 403 \(quota\): no write access with this",
+            r"answered 403 \(quota\): refused; a token with write",
         ),
         ("create", {"cut": True}, PushError, "me/cells: checking access: the connection was lost"),
     ],
@@ -163,7 +163,7 @@ def test_answers_that_say_no(path, how, kind, words, hub):
 
 
 def test_what_wraps_an_answer_is_looked_through():
-    with pytest.raises(PushError, match=r"^sending: no reason given; nothing else was"), explained("sending"):
+    with pytest.raises(PushError, match=r"^sending: no reason given; nothing here was"), explained("sending"):
         raise RuntimeError("no reason given.")
     with pytest.raises(KeyError), explained("sending"):
         raise KeyError("a mistake of ours is none of the user's")

@@ -150,7 +150,7 @@ TROUBLE = {
     "500 while uploading": ("PUT", "/storage/", {"status": 500}, "uploading: the Hub answered 500 (no luck)", 1),
     "cut while uploading": ("PUT", "/storage/", {"cut": True}, "uploading: the connection was lost (", 1),
     "401 while uploading": ("POST", "/preupload/", {"status": 401}, "it doesn't accept this token; `hf auth login", 2),
-    "403 at the commit": ("POST", "/commit/", {"status": 403}, "no write access with this token", 2),
+    "403 at the commit": ("POST", "/commit/", {"status": 403}, "refused; a token with write access, or another", 2),
     "409 at the commit": ("POST", "/commit/", {"status": 409}, "something else is changing this repository", 1),
     "412 at the commit": ("POST", "/commit/", {"status": 412}, "something else is changing this repository", 1),
     "429 at the commit": (
@@ -162,7 +162,7 @@ TROUBLE = {
         *("too many requests, and it asks to come back in 3 s", 1),
     ),
     "answer of the commit lost": ("POST", "/commit/", {"cut": True, "also_do": True}, "the connection was lost (", 1),
-    "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing else was", 1),
+    "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing here was", 1),
     "500 while reading back": ("GET", "/resolve/.*/model", {"status": 500}, "the files were sent (commit ", 1),
     "cut while reading back": ("GET", "/tree/", {"cut": True}, "the files were sent (commit ", 1),
     "bad card": ("POST", "/validate-yaml", {"status": 400}, "uploading: Invalid metadata in README.md", 1),
@@ -193,7 +193,7 @@ def test_trouble_is_told_leaves_the_run_alone_and_a_second_push_succeeds(name, m
 def test_what_arrived_before_the_connection_was_lost_is_not_sent_again(merged, hub, no_waits):
     put_base(hub, merged)
     spec = HubSpec(repo_id="me/cells", what="both", base_model="me/vit")
-    adapter = next(oid for oid in [pushable.contents(merged)["adapter/adapter_model.safetensors"]])
+    adapter = pushable.contents(merged)["adapter/adapter_model.safetensors"]
     hub.fail("PUT", f"/storage/{adapter}", cut=True)
     with pytest.raises(PushError, match="the connection was lost"):
         push_run(merged, spec)
