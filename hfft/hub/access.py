@@ -24,7 +24,7 @@ from hfft._version import __version__
 from hfft.errors import HubError, PushError
 from hfft.recipe.spec import HubSpec
 
-_CONNECTING, _ANSWERING = 1.8, 10.0  # seconds
+_CONNECTING, _ANSWERING = 1.5, 10.0  # seconds
 _AGAIN = "nothing here was changed; the same command finishes the job"
 _NO_TOKEN = "there is no token: `hf auth login`, or put one that may write into HF_TOKEN"
 
@@ -230,7 +230,7 @@ def _whoami(api: HfApi) -> dict[str, Any]:
     errors: list[Exception] = []
 
     def note(event: str, _: Any) -> None:
-        if event.endswith("send_request_headers.started"):
+        if event == "connection.connect_tcp.complete" or event.endswith("send_request_headers.started"):
             reached.set()
 
     def ask() -> None:

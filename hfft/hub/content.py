@@ -219,7 +219,9 @@ def without_places(recipe: Recipe) -> Recipe:
     return dataclasses.replace(
         recipe,
         model=dataclasses.replace(recipe.model, checkpoint=_name(recipe.model.checkpoint)),
-        data=dataclasses.replace(recipe.data, source=_name(recipe.data.source)),
+        data=dataclasses.replace(
+            recipe.data, source=_name(recipe.data.source), image_folder=_name(recipe.data.image_folder)
+        ),
         replay=dataclasses.replace(recipe.replay, folder=_name(recipe.replay.folder)),
         output_dir=_name(recipe.output_dir),
     )

@@ -289,6 +289,8 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
         problems.append("hub_strategy: 'every_save' pushes models, and here the adapter alone is the result")
     if hub.hub_strategy == "every_save" and hub.create_pr:
         problems.append("hub_strategy: 'every_save' would open a pull request with each save")
+    if hub.repo_id is not None and recipe.folds is not None:
+        problems.append("repo_id: folds make several runs; push the one that you want with `hfft push`")
     if hub.repo_id is None and hub != HubSpec():
         problems.append("repo_id: the other keys of this section need one")
     return problems

@@ -123,11 +123,15 @@ def test_pickles_and_hidden_files_stay_here_and_are_named(make, caplog):
 
 
 def test_the_recipe_tells_nothing_of_this_disk(make, tmp_path):
-    folder, recipe = make(checkpoint=str(tmp_path / "checkpoints/vit"), replay={"folder": "~/recordings"})
+    folder, recipe = make(
+        checkpoint=str(tmp_path / "checkpoints/vit"),
+        replay={"folder": "~/recordings"},
+        data={"source": str(tmp_path / "table.csv"), "image_folder": "../secret/photos"},
+    )
     files = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells")}
     sent = load_recipe(load_yaml(files["recipe.yaml"]))
-    assert (sent.model.checkpoint, sent.data.source, sent.output_dir) == ("vit", "photos", "runs")
-    assert sent.replay.folder == "recordings"
+    assert (sent.model.checkpoint, sent.output_dir, sent.replay.folder) == ("vit", "runs", "recordings")
+    assert (sent.data.source, sent.data.image_folder) == ("table.csv", "photos")
     assert str(tmp_path).encode() not in files["recipe.yaml"]
     assert sent.phases == recipe.phases
 

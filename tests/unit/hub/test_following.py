@@ -129,9 +129,12 @@ def test_each_save_is_pushed_and_changes_nothing_of_the_training(train, hub, tmp
     assert weights(tmp_path / "runs/cells") == weights(tmp_path / "runs/end")
 
 
-def test_the_save_of_an_adapter_phase_is_a_plain_model(train, hub, tmp_path):
-    phases = [{"name": "lora", "adapter": {"on": "attention"}, "learning_rate": 1e-2}]
-    assert train({"repo_id": "cells", "hub_strategy": "every_save"}, phases=phases) == 0
+@pytest.mark.parametrize("replay", ["off", "force"])
+def test_the_save_of_an_adapter_phase_is_a_plain_model(replay, train, hub, tmp_path):
+    """With replay, the copy is made of a network whose front part answers from recordings."""
+    phases = [{"name": "lora", "adapter": {"on": "attention", "blocks": 2}, "learning_rate": 1e-2}]
+    section = {"repo_id": "cells", "hub_strategy": "every_save"}
+    assert train(section, phases=phases, replay={"mode": replay, "engine": "torch"}) == 0
     first, last = hub.repositories["me/cells"].branches["main"][1:]
     assert first.title == "Training in progress: 0-lora, step 2"
     ours, sent = load(last.files["model.safetensors"]), load(first.files["model.safetensors"])

@@ -90,6 +90,11 @@ def test_contradictions(hub, phases, words):
     assert words in problems(hub, *phases)
 
 
+def test_folds_are_several_runs():
+    with pytest.raises(RecipeError, match=r"hub\.repo_id: folds make several runs; push the one that you want"):
+        load_recipe({**content({"repo_id": "cells"}), "folds": 3})
+
+
 @pytest.mark.parametrize(
     ("name", "instead"),
     [("push_to_hub", "set hub.repo_id"), ("hub_model_id", "set hub.repo_id"), ("hub_private_repo", "set hub.private")],
