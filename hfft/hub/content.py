@@ -19,6 +19,7 @@ ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model
 _ADAPTER_CONFIG = "adapter_config.json"
 _CARD = "README.md"
 _PLACE = "this/folder"  # where a card's example has the name of the model
+_SHOWN = ("figures", "examples")  # folders beside a card that it shows
 _SENT = (".json", ".safetensors", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".jpeg", ".svg", ".webp")
 _SENT_NAMES = ("LICENSE", "NOTICE")
 # What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
@@ -161,8 +162,10 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File
         base = spec.base_model or recipe.model.checkpoint
         alone = folders.get(ADAPTER) == "."
         files[_CARD] = File(_CARD, fill_card(card.read_text("utf-8"), repo_id, base if alone else None).encode())
-    for path, source in _sendable(run / "figures").items():
-        files[f"figures/{path}"] = File(f"figures/{path}", source)
+    for folder in (run / "figures", *(card.parent / name for name in _SHOWN if card is not None)):
+        for path, source in _sendable(folder).items():
+            inside = f"{folder.name}/{path}"
+            files[inside] = File(inside, source)
     files["recipe.yaml"] = File("recipe.yaml", dump_recipe(without_places(recipe)).encode())
     files["metrics.json"] = File("metrics.json", run / "metrics.json")
     return [files[path] for path in sorted(files)]

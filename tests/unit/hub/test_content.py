@@ -112,6 +112,14 @@ def test_figures_and_example_images_go_along(make):
     assert found["examples/ant.jpg"] == folder / "model/examples/ant.jpg"
 
 
+def test_what_the_card_shows_goes_with_it(make):
+    """The card of a merged run lies beside its model, and goes with the adapter too."""
+    folder, recipe = make()
+    write(folder / "model", {"figures/confusion.png": "p", "examples/ant.jpg": "j"})
+    found = paths(collect(folder, recipe, HubSpec(what="adapter"), "me/cells"))
+    assert found == {*ADAPTER, *COMMON, "figures/confusion.png", "examples/ant.jpg"}
+
+
 def test_pickles_and_hidden_files_stay_here_and_are_named(make, caplog):
     folder, recipe = make()
     pickles = ("training_args.bin", "optimizer.pt", "rng_state.pth", "deep/more.pkl")
