@@ -198,7 +198,7 @@ def leftovers(there: Sequence[str], files: Sequence[File]) -> list[str]:
     for path in there:
         folder, _, name = path.rpartition("/")
         is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
-        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, "figures")):
+        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, *_SHOWN)):
             old.append(path)
     return old
 

@@ -210,6 +210,7 @@ def test_an_adapter_that_nobody_could_open_is_refused_before_training(make, tmp_
         ("processor_config.json", True),
         ("adapter/adapter_config.json", True),
         ("figures/old.png", True),
+        ("examples/old.jpg", True),
         ("model.safetensors", False),
         ("NOTES.md", False),
         ("onnx/model.onnx", False),
