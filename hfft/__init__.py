@@ -7,10 +7,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hfft._version import __version__
-from hfft.errors import DataError, HfftError, ModelError, RecipeError, RunError, TrainingError
+from hfft.errors import DataError, HfftError, HubError, ModelError, PushError, RecipeError, RunError, TrainingError
 
 if TYPE_CHECKING:
     from hfft.folds import Folds, cross_validate
+    from hfft.hub.pushing import push
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
@@ -25,6 +26,7 @@ _HOMES = {
     "evaluate": "hfft.run",
     "finetune": "hfft.run",
     "load_recipe": "hfft.recipe.loading",
+    "push": "hfft.hub.pushing",
 }
 
 __all__ = [
@@ -32,7 +34,9 @@ __all__ = [
     "DataError",
     "Folds",
     "HfftError",
+    "HubError",
     "ModelError",
+    "PushError",
     "Recipe",
     "RecipeError",
     "Run",
@@ -43,6 +47,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "load_recipe",
+    "push",
 ]
 
 

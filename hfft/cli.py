@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="render the model card and the figures of a finished run anew")
     report.add_argument("folder", metavar="run", help="run folder")
     report.set_defaults(run=_report)
+    _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
     return parser
 
 
@@ -130,6 +131,21 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.set_defaults(run=_evaluate)
 
 
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("run_folder", metavar="run", help="run folder")
+    push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
+    push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
+    push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it isn't there; main when left out")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    push.add_argument("--message", metavar="TEXT", help="title of the commit")
+    push.add_argument(
+        "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
+    )
+    push.add_argument("--json", action="store_true", help="print JSON")
+    push.set_defaults(run=_push)
+
+
 def _whole(text: str) -> int:
     return 0 if text == "0" else _count(text)
 
@@ -152,6 +168,10 @@ def _train(arguments: argparse.Namespace) -> None:
     if recipe.folds is not None:
         _cross_validate(recipe, overwrite=arguments.overwrite)
         return
+    if recipe.hub.repo_id is not None and os.environ.get("RANK", "0") == "0":
+        from hfft.hub.pushing import check_ahead
+
+        check_ahead(recipe, overwrite=arguments.overwrite)  # said before torch is imported
     with quick_imports():
         from hfft.run import finetune
 
@@ -306,6 +326,28 @@ def _report(arguments: argparse.Namespace) -> None:
 
     for path in write_report(arguments.folder):
         print(path)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from hfft.hub.pushing import bad_spec, push_run
+    from hfft.recipe.spec import HubSpec
+
+    try:
+        spec = HubSpec(
+            repo_id=arguments.repo_id,
+            what=arguments.what,
+            private=not arguments.public,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.message,
+            base_model=arguments.base_model,
+        )
+    except ValidationError as error:
+        raise bad_spec(error) from error
+    pushed = push_run(Path(arguments.run_folder), spec)
+    print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:

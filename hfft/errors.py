@@ -31,3 +31,13 @@ class TrainingError(RunError):
     """A run that started and failed, or broke one of its promises."""
 
     exit_code = 1
+
+
+class HubError(HfftError):
+    """Something that can't be pushed as asked: a bad name, no token, no access."""
+
+
+class PushError(HubError):
+    """A push that failed on its way; the run is as it was, and may be pushed again."""
+
+    exit_code = 1

@@ -1,5 +1,6 @@
 """The run folder on disk: opened for one recipe and one set of images, and filled with results."""
 
+import dataclasses
 import difflib
 import os
 import shutil
@@ -17,14 +18,14 @@ from hfft.data.audit import Audit
 from hfft.data.content import read_content
 from hfft.data.sources import ImageData
 from hfft.data.transforms import decode
-from hfft.errors import RunError
+from hfft.errors import RecipeError, RunError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import confusion
 from hfft.evaluation.scoring import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.machine import describe_environment
-from hfft.recipe.loading import dump_recipe
-from hfft.recipe.spec import Recipe
+from hfft.recipe.loading import dump_recipe, load_recipe
+from hfft.recipe.spec import HubSpec, Recipe
 from hfft.report.facts import result_name
 
 _EXAMPLES = "examples"  # folder beside the model's weights
@@ -47,7 +48,7 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
     if overwrite or _is_empty(folder):
         return False
-    before, now = (folder / "recipe.yaml").read_text(encoding="utf-8"), dump_recipe(recipe)
+    before, now = _without_hub(folder / "recipe.yaml"), dump_recipe(dataclasses.replace(recipe, hub=HubSpec()))
     if before != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", lineterm="", n=0)
         raise RunError(
@@ -59,6 +60,14 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
             )
         )
     return (folder / "metrics.json").is_file()
+
+
+def _without_hub(path: Path) -> str:
+    """A run's recipe but for where its result is pushed to, which makes it no other run."""
+    try:
+        return dump_recipe(dataclasses.replace(load_recipe(path), hub=HubSpec()))
+    except RecipeError:  # of another version of hfft
+        return path.read_text(encoding="utf-8")
 
 
 def _is_empty(folder: Path) -> bool:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -24,11 +24,12 @@ from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_origin, describe_split, is_done, open_folder, result_name, write_results
+from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
+from hfft.hub.pushing import Pushed, push
 from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch
 from hfft.liveness import watched
 from hfft.machine import cpus_per_process, package_versions
-from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import (
     load_checkpoint,
     load_config,
@@ -41,19 +42,19 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
+from hfft.training.adapted import plain_network
 from hfft.training.failures import explained
 from hfft.training.phase_data import PhaseData
-from hfft.training.phases import EVAL_BATCH, Stage, finished_phase, run_phase
+from hfft.training.phases import EVAL_BATCH, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
 from hfft.training.shelf import Origin
 
 _LOG = get_logger(__name__)
-_MERGED = "merged"  # below an adapter phase's folder, when another adapter comes after it
 
 
 class Run:
-    """A view of a run folder; reads, never writes."""
+    """A view of a run folder; changes nothing there but the note of what was pushed."""
 
     def __init__(self, folder: str | Path) -> None:
         """Open a run folder.
@@ -64,6 +65,10 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "recipe.yaml").is_file():
             raise RunError(f"{self.folder} is no run folder: it has no recipe.yaml")
+
+    def __fspath__(self) -> str:
+        """The folder, wherever a path is asked for."""
+        return str(self.folder)
 
     @property
     def recipe(self) -> Recipe:
@@ -99,6 +104,27 @@ class Run:
         """Folder of a phase, counted from 0."""
         return self.folder / f"{number}-{self.recipe.phases[number].name}"
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        what: Literal["model", "adapter", "both"] | None = None,
+        private: bool = True,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str | None = None,
+    ) -> Pushed:
+        """Push the run as `hfft.push` does."""
+        return push(
+            self,
+            repo_id,
+            what=what,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+
 
 def finetune(
     recipe: Recipe,
@@ -120,13 +146,17 @@ def finetune(
 
     Raises:
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
+        PushError: If the run was finished and then couldn't be pushed.
     """
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state)
+    pushers = save_pushers(recipe)
     with watched(state):
-        return _finetune(recipe, data, model, callbacks, overwrite=overwrite)
+        run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite)
+    push_result(run, recipe, after=pushers)  # the other processes need not wait for it
+    return run
 
 
 def _finetune(
@@ -138,6 +168,7 @@ def _finetune(
     overwrite: bool,
 ) -> Run:
     state = PartialState()
+    check_hub(recipe, overwrite=overwrite)
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
@@ -150,6 +181,7 @@ def _finetune(
         processor = load_processor(recipe.model, config)
         check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
         audits = _audit(images, recipe.data.source)
+        make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
         network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
@@ -163,7 +195,7 @@ def _finetune(
     for stage in _stages(phases, folder, recipe.seed):
         with _timed(seconds, stage.folder.name):
             network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
-            network = _plain(network, processor, recipe, stage.number, folder)
+            network = plain_network(network, processor, recipe, stage.number, folder)
     with _timed(seconds, "evaluation"), explained("result"):
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
@@ -327,36 +359,6 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         loss=loss_of(recipe, images),
         chances=chances_of(train["label"][:], recipe.sampler),
     )
-
-
-def _plain(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
-    """The network after a phase, with an adapter merged into it.
-
-    The adapter is saved when it is the last thing trained, and so is what the next one sits on.
-    """
-    if recipe.phases[number].adapter is None:
-        return network
-    is_main = PartialState().is_main_process
-    if number < len(recipe.phases) - 1:
-        network = merge(network)
-        if is_main and recipe.phases[number + 1].adapter is not None:
-            save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
-        return network
-    if is_main:
-        base, revision = _base(recipe, number, folder)
-        save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
-    return merge(network)
-
-
-def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
-    """What the adapter of a phase sits on, and its revision: the checkpoint, or weights that only this run has."""
-    if all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number]):
-        checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
-        return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
-    before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
-    result = finished_phase(before)
-    assert result is not None
-    return str((before / (_MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
 
 
 def _score_result(folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:

@@ -188,7 +188,7 @@ def model_source(source: str | os.PathLike[str]) -> str:
         ModelError: If the run has no model yet.
     """
     folder = Path(source)
-    if not (folder / "recipe.yaml").is_file():
+    if not (folder / "recipe.yaml").is_file() or (folder / "config.json").is_file():  # a pushed model has both
         return str(source)
     for result in (folder / "model", folder / "adapter"):
         if (result / "config.json").is_file():

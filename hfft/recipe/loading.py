@@ -19,6 +19,7 @@ from hfft.recipe.spec import (
     AugmentSpec,
     DataSpec,
     GradualSpec,
+    HubSpec,
     LossSpec,
     ModelSpec,
     PhaseSpec,
@@ -30,6 +31,7 @@ from hfft.recipe.spec import (
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
+_SECRETS = ("token", "hf_token", "hub_token", "access_token", "use_auth_token", "api_key", "password", "secret")
 _FIELDS = "the fields of transformers.TrainingArguments"
 _SECTIONS = {
     "": Recipe,
@@ -39,6 +41,7 @@ _SECTIONS = {
     "loss": LossSpec,
     "data.augment": AugmentSpec,
     "replay": ReplaySpec,
+    "hub": HubSpec,
     "phases": PhaseSpec,
     "phases.adapter": AdapterSpec,
     "phases.gradual": GradualSpec,
@@ -240,6 +243,8 @@ def _describe(problem: Any, keys: list[str]) -> str:
 
 
 def _unknown_key(path: str, key: str, known: Sequence[str], allowed: str) -> str:
+    if key.lower() in _SECRETS:
+        return f"{path}: a recipe never holds a secret: use `hf auth login` or HF_TOKEN, and remove this key"
     nearest = difflib.get_close_matches(key, known, n=1)
     return f"{path}: unknown key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {allowed}")
 
@@ -259,6 +264,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
     for key, name in (("gamma", "focal"), ("tau", "logit_adjusted")):
         if getattr(recipe.loss, key) is not None and recipe.loss.name != name:
             problems.append(f"loss.{key}: the loss {recipe.loss.name!r} has none; leave it out")
+    problems += [f"hub.{problem}" for problem in _hub_contradictions(recipe)]
     for phase in recipe.phases[:-1]:
         if phase.adapter is not None and not phase.adapter.merge:
             problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")
@@ -268,6 +274,25 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems += [
                 f"phases.{phase.name}.learning_rate: {problem}" for problem in _search_problems(phase, recipe)
             ]
+    return problems
+
+
+def _hub_contradictions(recipe: Recipe) -> list[str]:
+    hub, adapter = recipe.hub, recipe.phases[-1].adapter
+    problems = []
+    has_model = adapter is None or adapter.merge
+    if hub.what in ("adapter", "both") and adapter is None:
+        problems.append(f"what: {hub.what!r} needs an adapter in the last phase")
+    if hub.what in ("model", "both") and not has_model:
+        problems.append(f"what: {hub.what!r} needs adapter.merge true in the last phase, which makes a model")
+    if hub.hub_strategy == "every_save" and (hub.what == "adapter" or not has_model):
+        problems.append("hub_strategy: 'every_save' pushes models, and here the adapter alone is the result")
+    if hub.hub_strategy == "every_save" and hub.create_pr:
+        problems.append("hub_strategy: 'every_save' would open a pull request with each save")
+    if hub.repo_id is not None and recipe.folds is not None:
+        problems.append("repo_id: folds make several runs; push the one that you want with `hfft push`")
+    if hub.repo_id is None and hub != HubSpec():
+        problems.append("repo_id: the other keys of this section need one")
     return problems
 
 

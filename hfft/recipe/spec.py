@@ -12,6 +12,9 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FIRST = re.compile(r"first [1-9]\d*")
 _LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+_REPO_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"  # neither the Hub nor its client take others
+_REPO_ID = re.compile(rf"(?!.*(--|\.\.))(?!.*\.git$)(?:{_REPO_WORD}/)?{_REPO_WORD}")
+_REPO_LENGTH = 96  # characters of the name
 
 UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 UNFREEZE_COUNTS = ("blocks", "stages", "layers")
@@ -98,8 +101,18 @@ class Fold:
     of: int
 
 
+def _check_repo_id(value: str) -> str:
+    if not _REPO_ID.fullmatch(value) or len(value.rpartition("/")[2]) > _REPO_LENGTH:
+        raise ValueError(
+            "allowed: name or owner/name, of letters, digits, '-', '_' and '.', without '--' and '..', "
+            f"not beginning or ending with '-' or '.', the name of {_REPO_LENGTH} characters at most"
+        )
+    return value
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
 License = Annotated[str, AfterValidator(_check_license)]
+RepoId = Annotated[str, AfterValidator(_check_repo_id)]
 Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
@@ -315,6 +328,33 @@ class ReplaySpec:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class HubSpec:
+    """Where on the Hub the result goes. The token is never part of it: `hf auth login`, or HF_TOKEN.
+
+    Attributes:
+        repo_id: `owner/name`, or `name` for an own repository; null pushes nothing.
+        private: Who may see a new repository: its owner alone, or everybody. A repository that is there and public is
+            not pushed to with true.
+        what: `model`, `adapter`, or `both` (the adapter in the folder `adapter`); null is what the run ends with.
+        revision: Branch to push to, made if it isn't there; null is `main`.
+        create_pr: Opens a pull request instead of changing the branch.
+        commit_message: Title of the commit; one that names the run when null.
+        hub_strategy: `end` pushes the result, `every_save` also each checkpoint's model while it trains (as
+            transformers.TrainingArguments calls it).
+        base_model: Hub id of what the adapter sits on, where it was trained on a folder with the same weights.
+    """
+
+    repo_id: RepoId | None = None
+    private: bool = True
+    what: Literal["model", "adapter", "both"] | None = None
+    revision: str | None = None
+    create_pr: bool = False
+    commit_message: str | None = None
+    hub_strategy: Literal["end", "every_save"] = "end"
+    base_model: RepoId | None = None
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Recipe:
     """One experiment.
 
@@ -336,6 +376,7 @@ class Recipe:
         license: Of the model, for its card: an identifier such as `apache-2.0`; null is unknown.
         widget: Held-out images that are put beside the model as examples for the widget of its page; null is none, as
             who gets the model gets them too.
+        hub: Where the result is pushed to, if anywhere.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -353,5 +394,6 @@ class Recipe:
     folds: Annotated[int, Field(ge=2)] | None = None
     license: License | None = None
     widget: Annotated[int, Field(gt=0, le=20)] | None = None
+    hub: HubSpec = field(default_factory=HubSpec)
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

@@ -58,6 +58,18 @@ def test_a_folder_below_a_file_can_not_be_made(tmp_path):
         is_done(tmp_path / "runs" / "r", recipe())
 
 
+def test_where_a_result_is_pushed_to_makes_no_other_run(tmp_path):
+    opened(tmp_path / "r", hub={"repo_id": "me/cells"})
+    assert not is_done(tmp_path / "r", recipe())
+    assert not is_done(tmp_path / "r", recipe(hub={"repo_id": "me/others", "private": False}))
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        is_done(tmp_path / "r", recipe(hub={"repo_id": "me/cells"}, seed=1))
+    text = (tmp_path / "r" / "recipe.yaml").read_text()
+    (tmp_path / "r" / "recipe.yaml").write_text(text + "from_the_future: 1\n")
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        is_done(tmp_path / "r", recipe())
+
+
 def test_a_run_is_done_when_it_has_metrics_and_is_not_to_be_overwritten(tmp_path):
     opened(tmp_path / "r")
     assert not is_done(tmp_path / "r", recipe())

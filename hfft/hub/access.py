@@ -1,0 +1,268 @@
+"""May this be pushed: asked before anything is trained or sent, and quickly; imports no torch."""
+
+import logging
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
+
+from hfft._version import __version__
+from hfft.errors import HubError, PushError
+from hfft.recipe.spec import HubSpec
+
+_CONNECTING, _ANSWERING = 1.5, 10.0  # seconds
+_AGAIN = "nothing here was changed; the same command finishes the job"
+_NO_TOKEN = "there is no token: `hf auth login`, or put one that may write into HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A repository that exists, and that this user may write to.
+
+    Attributes:
+        repo_id: With its owner.
+        private: Who can see it: its owner alone.
+        revision: Branch to push to, or None for `main`.
+    """
+
+    repo_id: str
+    private: bool
+    revision: str | None
+
+
+def connection() -> HfApi:
+    """The Hub, with the user's token.
+
+    Raises:
+        HubError: If the Hub may not be asked, or there is no token.
+    """
+    if constants.HF_HUB_OFFLINE:
+        raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
+    token = get_token()
+    if token is None:
+        raise HubError(_NO_TOKEN)
+    return HfApi(token=token, library_name="hfft", library_version=__version__)
+
+
+def reach(spec: HubSpec, *, make: bool = True) -> Destination:
+    """Find or make the repository, and check that this user may push to it.
+
+    Args:
+        spec: With a repo_id.
+        make: Whether a repository or a branch that isn't there is made, which is the one way to know that it can be.
+
+    Raises:
+        HubError: If the user has no token or no access, or the repository isn't as the spec has it.
+        PushError: If the Hub isn't reached, which is known within two seconds, or fails.
+    """
+    api = connection()
+    with explained(f"{spec.repo_id}: checking access"):
+        user = _whoami(api)
+    repo_id = spec.repo_id if "/" in (spec.repo_id or "") else f"{user['name']}/{spec.repo_id}"
+    assert repo_id is not None
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise HubError(
+            f"{repo_id}: the token of {user['name']} may only read; make one that may write at "
+            f"{api.endpoint}/settings/tokens"
+        )
+    with explained(f"{repo_id}: checking access"), _refusal_explained(repo_id, user):
+        private = _is_private(api, repo_id)
+        if private is None:
+            private = spec.private
+            if spec.create_pr:
+                raise HubError(
+                    f"{repo_id}: there is no such repository to open a pull request on, or this token may not see it"
+                )
+            if make:
+                api.create_repo(repo_id, private=private, exist_ok=True)
+        else:
+            _check_repository(api, repo_id, spec, private=private)
+        if make and spec.revision is not None:
+            _find_or_make_branch(api, repo_id, spec)
+    return Destination(repo_id, private, spec.revision)
+
+
+@contextmanager
+def tidy_client() -> Iterator[None]:
+    """Let huggingface_hub draw progress bars on a terminal alone, and tell of retries without signatures.
+
+    It logs whole addresses, and those of a large file storage grant access to whoever reads the log.
+    """
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(_without_query)
+    draws = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+    try:
+        with nullcontext() if draws else disable_progress_bars():
+            yield
+    finally:
+        logger.removeFilter(_without_query)
+
+
+def _without_query(record: logging.LogRecord) -> bool:
+    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), None
+    return True
+
+
+@contextmanager
+def explained(doing: str) -> Iterator[None]:
+    """Raise an error that says what to do in the place of what huggingface_hub raises.
+
+    Addresses are left out of the text, as those of a large file storage hold signatures.
+
+    Args:
+        doing: What is done, for the beginning of the message.
+    """
+    try:
+        yield
+    except HubError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        cause = _cause(error)
+        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
+            raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error  # for example of a card's metadata
+        if isinstance(cause, HfHubHTTPError):
+            raise _of_answer(doing, cause) from error
+        if isinstance(cause, httpx2.TransportError):
+            raise PushError(f"{doing}: the connection was lost ({_words(cause)}); {_AGAIN}") from error
+        raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a request ended with; huggingface_hub wraps that of a large file into a RuntimeError, others more."""
+    causes: list[BaseException] = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) is not None and below not in causes:
+        causes.append(below)
+    return next((one for one in causes if isinstance(one, HfHubHTTPError | httpx2.TransportError)), error)
+
+
+def _of_answer(doing: str, error: HfHubHTTPError) -> HubError:
+    response = error.response
+    status, said = response.status_code, (error.server_message or response.reason_phrase).splitlines()
+    answer = f"{doing}: the Hub answered {status}" + (f" ({said[0].rstrip('.')})" if said else "")
+    if status == 401:
+        return HubError(f"{answer}: it doesn't accept this token; `hf auth login --force`, or another HF_TOKEN")
+    if status == 403:
+        return HubError(f"{answer}: refused; a token with write access, or another repository, may do")
+    if status == 404:
+        return HubError(f"{answer}: no such repository or branch, or this token may not see it")
+    if status in (409, 412):
+        return PushError(f"{answer}: something else is changing this repository; {_AGAIN}")
+    if status == 429:
+        limit = parse_ratelimit_headers(response.headers)
+        wait = response.headers.get("Retry-After") or (None if limit is None else limit.reset_in_seconds)
+        pause = f"in {wait} s" if wait else "later"
+        return PushError(f"{answer}: too many requests, and it asks to come back {pause}; {_AGAIN}")
+    return PushError(f"{answer}; {_AGAIN}")
+
+
+def _words(error: BaseException) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+@contextmanager
+def _refusal_explained(repo_id: str, user: dict[str, Any]) -> Iterator[None]:
+    """Say who may write where, in the place of a plain 403."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        if error.response.status_code != 403:
+            raise
+        owner, name = repo_id.split("/")
+        owners = [user["name"], *(org["name"] for org in user.get("orgs", []))]
+        if owner in owners:
+            raise
+        raise HubError(
+            f"{repo_id}: {user['name']} has no write access there; this token's names are {', '.join(owners)}: push "
+            f"to {user['name']}/{name}, or open a pull request (--create-pr, hub.create_pr)"
+        ) from error
+
+
+def _is_private(api: HfApi, repo_id: str) -> bool | None:
+    """Of a repository; None where there is none that this user may see."""
+    try:
+        return bool(api.repo_info(repo_id, timeout=_ANSWERING).private)
+    except RepositoryNotFoundError:
+        return None
+
+
+def _check_repository(api: HfApi, repo_id: str, spec: HubSpec, *, private: bool) -> None:
+    if not spec.create_pr:
+        api.auth_check(repo_id, write=True)
+    if spec.private and not private:
+        raise HubError(
+            f"{repo_id} is there and public, and a push is private unless told otherwise; --public "
+            "(hub.private=false) pushes there all the same"
+        )
+
+
+def _find_or_make_branch(api: HfApi, repo_id: str, spec: HubSpec) -> None:
+    assert spec.revision is not None
+    try:
+        api.repo_info(repo_id, revision=spec.revision, timeout=_ANSWERING)
+    except RevisionNotFoundError:
+        if spec.create_pr:
+            raise HubError(f"{repo_id}: there is no branch {spec.revision} to open a pull request on") from None
+        api.create_branch(repo_id, branch=spec.revision, exist_ok=True)
+
+
+def _whoami(api: HfApi) -> dict[str, Any]:
+    """The user of the token; the first request, which also finds out soon whether the Hub is reached at all.
+
+    From a thread, as neither the look-up of the name nor the connection to one address after the other heeds a limit.
+    """
+    reached = threading.Event()
+    answers: list[httpx2.Response] = []
+    errors: list[Exception] = []
+
+    def note(event: str, _: Any) -> None:
+        if event == "connection.connect_tcp.complete" or event.endswith("send_request_headers.started"):
+            reached.set()
+
+    def ask() -> None:
+        try:
+            answer = get_session().get(
+                f"{api.endpoint}/api/whoami-v2",
+                headers=build_hf_headers(token=api.token, library_name="hfft", library_version=__version__),
+                timeout=_ANSWERING,
+                extensions={"trace": note},
+            )
+            answers.append(answer)
+        except Exception as error:  # handed over to the caller's thread
+            errors.append(error)
+        reached.set()
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    if reached.wait(_CONNECTING):
+        asking.join(_ANSWERING)
+    if errors and isinstance(errors[0], httpx2.TransportError):
+        raise _unreachable(api, _words(errors[0])) from errors[0]
+    if errors:
+        raise errors[0]
+    if not answers:
+        seconds = _ANSWERING if reached.is_set() else _CONNECTING
+        raise _unreachable(api, f"no answer for {seconds:g} s")
+    hf_raise_for_status(answers[0])
+    return answers[0].json()
+
+
+def _unreachable(api: HfApi, reason: str) -> PushError:
+    return PushError(
+        f"the Hub can't be reached ({api.endpoint}: {reason}); without a network a recipe trains with "
+        "hub.repo_id=null, and `hfft push` sends the run later"
+    )

@@ -1,0 +1,113 @@
+"""What was pushed, downloaded into an empty cache and compared with the run: every file's hash, and logits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from huggingface_hub import get_token, snapshot_download
+from PIL import Image
+
+from hfft.data.sources import load_data
+from hfft.data.transforms import Decoded, decode_row, evaluation_transform
+from hfft.errors import DataError, ModelError, PushError
+from hfft.hub.access import explained, tidy_client
+from hfft.hub.content import File, hash_file
+from hfft.inference.opening import open_model
+from hfft.recipe.spec import Recipe
+
+_IMAGES = 4
+_TOLERANCE = 1e-5  # of logits, relative to the largest where that is above 1
+
+
+@dataclass(frozen=True)
+class Check:
+    """How the comparison went; a difference is an error.
+
+    Attributes:
+        images: How many images went through both models.
+        from_data: Whether these were the run's own, or noise, where its data is gone.
+        largest_difference: Of the logits.
+    """
+
+    images: int
+    from_data: bool
+    largest_difference: float
+
+
+def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping[Path, str], recipe: Recipe) -> Check:
+    """Download a commit and compare it with what was pushed.
+
+    Args:
+        repo_id: The repository.
+        commit: Its 40 digits.
+        files: What was pushed.
+        folders: Model and adapter folders of the run -> their folders in the repository.
+        recipe: Of the run; names the images.
+
+    Raises:
+        PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
+    """
+    PartialState()  # loggers below ask it which process this is
+    with TemporaryDirectory(prefix="hfft-") as cache:
+        doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
+        with explained(doing), tidy_client():
+            snapshot = Path(snapshot_download(repo_id, revision=commit, cache_dir=cache, token=get_token()))
+        _compare_files(snapshot, files, f"{repo_id} at {commit[:8]}")
+        images, from_data = _images(recipe)
+        differences = [
+            _compare_logits(ours, snapshot / place, images, f"{repo_id} at {commit[:8]}")
+            for ours, place in folders.items()
+        ]
+    return Check(len(images), from_data, max(differences))
+
+
+def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:
+    for file in files:
+        path = snapshot / file.path
+        if not path.is_file():
+            raise PushError(f"{where}: {file.path} was sent and isn't there; push again")
+        if hash_file(path) != file.sha256():
+            raise PushError(f"{where}: {file.path} isn't what was sent; push again")
+
+
+def _compare_logits(ours: Path, theirs: Path, images: Sequence[Decoded], where: str) -> float:
+    expected = _logits(ours, images)
+    try:
+        found = _logits(theirs, images)
+    except ModelError as error:
+        raise PushError(
+            f"{where}: what was pushed can't be opened: {str(error).replace(str(theirs), where)}"
+        ) from error
+    if found.shape != expected.shape:
+        raise PushError(f"{where}: the model there has {found.shape[1]} classes, and {ours} {expected.shape[1]}")
+    difference = float((found - expected).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise PushError(
+            f"{where}: its logits differ from those of {ours} by {difference:.2g}; is the adapter's base another one?"
+        )
+    return difference
+
+
+def _logits(folder: Path, images: Sequence[Decoded]) -> torch.Tensor:
+    """(N, K) float32, image by image as sizes may differ, through the folder's own processor."""
+    model, processor = open_model(str(folder))
+    transform = evaluation_transform(processor)
+    with torch.inference_mode():
+        return torch.cat([model(pixel_values=transform(image).unsqueeze(0)).logits.float() for image in images])
+
+
+def _images(recipe: Recipe) -> tuple[list[Decoded], bool]:
+    """A few held-out images of the run, and True; noise, and False, where its data is gone."""
+    try:
+        splits = load_data(recipe.data, recipe.seed).splits
+        rows: Dataset = next(splits[name] for name in ("validation", "test", "train") if name in splits)
+        places = np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int)
+        return [decode_row(rows[int(place)]) for place in places], True
+    except DataError:
+        noise = np.random.default_rng(0).integers(0, 256, (_IMAGES, 256, 256, 3), dtype=np.uint8)
+        return [Image.fromarray(pixels) for pixels in noise], False

@@ -1,0 +1,264 @@
+"""Which files of a run go to the Hub, and as what; reads the run folder and changes nothing there."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path, PurePath
+
+from hfft.errors import HubError
+from hfft.files import read_json
+from hfft.recipe.loading import dump_recipe, load_recipe
+from hfft.recipe.spec import HubSpec, Recipe
+
+ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
+_ADAPTER_CONFIG = "adapter_config.json"
+_CARD = "README.md"
+_PLACE = "this/folder"  # where a card's example has the name of the model
+_SHOWN = ("figures", "examples")  # folders beside a card that it shows
+_SENT = (".json", ".safetensors", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".jpeg", ".svg", ".webp")
+_SENT_NAMES = ("LICENSE", "NOTICE")
+# What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
+_OPENED = ("*.safetensors", "*.bin", "*.index.json", _ADAPTER_CONFIG, "*processor_config.json")
+_EXAMPLE = re.compile(r"```python\n(?:(?!```).)*pipeline\((?:(?!```).)*this/folder(?:(?!```).)*```", re.DOTALL)
+_ADAPTER_EXAMPLE = """```python
+import hfft
+
+classify = hfft.Classifier.from_pretrained("this/folder")  # loads `{base}` too
+classify(["image.jpg"])
+```"""
+_BLOCK = 2**20
+
+_LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a commit.
+
+    Attributes:
+        path: Where it goes in the repository.
+        source: Where it is, or its content.
+    """
+
+    path: str
+    source: Path | bytes
+
+    def sha256(self) -> str:
+        """Hash of the content, in hexadecimal digits."""
+        if isinstance(self.source, bytes):
+            return hashlib.sha256(self.source).hexdigest()
+        return hash_file(self.source)
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def finished_recipe(run: Path) -> Recipe:
+    """The recipe of a run that may be pushed.
+
+    Raises:
+        HubError: If there is no run in the folder, or it isn't finished.
+    """
+    if not (run / "recipe.yaml").is_file() or not (run / "environment.json").is_file():
+        raise HubError(f"{run} is no run folder; allowed: a folder that `hfft train` made, such as runs/NAME")
+    if not (run / "metrics.json").is_file():
+        raise HubError(f"{run}: this run is not finished; run its `hfft train` command again to continue it")
+    return load_recipe(run / "recipe.yaml")
+
+
+def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
+    """Folders of the run that are pushed -> their folders in the repository; `.` is its root.
+
+    Args:
+        recipe: Of the run.
+        what: As HubSpec has it.
+
+    Raises:
+        HubError: If the run doesn't have that.
+    """
+    adapter = recipe.phases[-1].adapter
+    there = ["model"] if adapter is None else ["model", ADAPTER] if adapter.merge else [ADAPTER]
+    asked = there[:1] if what is None else ["model", ADAPTER] if what == "both" else [what]
+    missing = [name for name in asked if name not in there]
+    if missing:
+        raise HubError(
+            f"what: found {what}, but this run ends with {' and '.join(there)} and no {missing[0]}; allowed: "
+            f"{', '.join(there if len(there) == 1 else [*there, 'both'])}"
+        )
+    return {name: "." if len(asked) == 1 else {"model": ".", ADAPTER: ADAPTER}[name] for name in asked}
+
+
+def check_base(recipe: Recipe, spec: HubSpec) -> None:
+    """Refuse, before anything is trained, to push an adapter that nobody else could open.
+
+    Raises:
+        HubError: If it sits on weights that are on this disk alone.
+    """
+    if ADAPTER not in parts(recipe, spec.what) or spec.base_model is not None:
+        return
+    checkpoint = recipe.model.checkpoint
+    if Path(checkpoint).is_dir():
+        raise _no_base(f"the folder {checkpoint}")
+    if any(phase.adapter is not None or phase.unfreeze != "head" for phase in recipe.phases[:-1]):
+        raise _no_base("the weights that the phases before it trained")
+
+
+def check_adapter(run: Path, folders: Mapping[str, str], spec: HubSpec) -> None:
+    """The same for a run that has ended.
+
+    Args:
+        run: Its folder.
+        folders: From `parts`.
+        spec: What is asked for.
+
+    Raises:
+        HubError: If the adapter sits on weights that are on this disk alone.
+    """
+    if ADAPTER in folders:
+        _with_base(run / ADAPTER / _ADAPTER_CONFIG, spec.base_model)
+
+
+def _no_base(sits_on: str) -> HubError:
+    return HubError(
+        f"the adapter sits on {sits_on}, which nobody else can open: push the model (--what model, hub.what), or push "
+        "those weights first and name them (--base-model, hub.base_model)"
+    )
+
+
+def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File]:
+    """The files of the commit.
+
+    Args:
+        run: A finished run's folder.
+        recipe: Its recipe.
+        spec: What is asked for.
+        repo_id: For the card's example.
+
+    Raises:
+        HubError: If the run doesn't have what is asked for, or its adapter's base is on this disk alone.
+    """
+    folders = parts(recipe, spec.what)
+    files: dict[str, File] = {}
+    for name, place in folders.items():
+        for path, source in _sendable(run / name).items():
+            inside = (PurePath(place) / path).as_posix()
+            files[inside] = File(inside, source)
+    if ADAPTER in folders:
+        config = (PurePath(folders[ADAPTER]) / _ADAPTER_CONFIG).as_posix()
+        files[config] = File(config, _with_base(run / ADAPTER / _ADAPTER_CONFIG, spec.base_model))
+    card = next((run / name / _CARD for name in ("model", ADAPTER) if (run / name / _CARD).is_file()), None)
+    if card is not None:
+        base = spec.base_model or recipe.model.checkpoint
+        alone = folders.get(ADAPTER) == "."
+        files[_CARD] = File(_CARD, fill_card(card.read_text("utf-8"), repo_id, base if alone else None).encode())
+    for folder in (run / "figures", *(card.parent / name for name in _SHOWN if card is not None)):
+        for path, source in _sendable(folder).items():
+            inside = f"{folder.name}/{path}"
+            files[inside] = File(inside, source)
+    files["recipe.yaml"] = File("recipe.yaml", dump_recipe(without_places(recipe)).encode())
+    files["metrics.json"] = File("metrics.json", run / "metrics.json")
+    return [files[path] for path in sorted(files)]
+
+
+def refuse_secret(files: Sequence[File], secret: str) -> None:
+    """Refuse to send a file that holds the user's token, which could only have got there by mistake.
+
+    Raises:
+        HubError: Names the file.
+    """
+    for file in files:
+        if PurePath(file.path).suffix in (".json", ".md", ".yaml", ".txt", ".py", ".svg"):
+            content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+            if secret.encode() in content:
+                raise HubError(
+                    f"{file.path} holds the token that you push with; remove it from the recipe or the file"
+                )
+
+
+def leftovers(there: Sequence[str], files: Sequence[File]) -> list[str]:
+    """Files of an earlier push that would be opened with the new ones: other shards, another kind of result, figures.
+
+    Args:
+        there: Paths in the repository.
+        files: What is pushed.
+    """
+    sent = {file.path for file in files}
+    old = []
+    for path in there:
+        folder, _, name = path.rpartition("/")
+        is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
+        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, *_SHOWN)):
+            old.append(path)
+    return old
+
+
+def fill_card(text: str, repo_id: str, base: str | None = None) -> str:
+    """The card with the repository's name in its example.
+
+    Args:
+        text: Of the run's own card.
+        repo_id: The repository.
+        base: What the adapter sits on, where the repository holds an adapter alone: transformers' `pipeline` takes
+            the number of classes from there, and hfft's Classifier doesn't.
+    """
+    if base is not None:
+        text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base), text)
+    return text.replace(_PLACE, repo_id)
+
+
+def without_places(recipe: Recipe) -> Recipe:
+    """The recipe with the last name alone of what lies anywhere on this disk: the rest is nobody's business."""
+    return dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, checkpoint=_name(recipe.model.checkpoint)),
+        data=dataclasses.replace(
+            recipe.data, source=_name(recipe.data.source), image_folder=_name(recipe.data.image_folder)
+        ),
+        replay=dataclasses.replace(recipe.replay, folder=_name(recipe.replay.folder)),
+        output_dir=_name(recipe.output_dir),
+    )
+
+
+def _name(place: str | None) -> str | None:
+    is_elsewhere = place is not None and (place.startswith("~") or Path(place).is_absolute() or ".." in place)
+    return Path(place).name or "." if is_elsewhere and place is not None else place
+
+
+def _sendable(folder: Path) -> dict[str, Path]:
+    """Files below a folder that may be sent; pickles, and what isn't known, are left out and named."""
+    if not folder.is_dir():
+        return {}
+    found, left_out = {}, []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
+            continue
+        if path.suffix.lower() in _SENT or path.name in _SENT_NAMES:
+            found[inside.as_posix()] = path
+        else:
+            left_out.append(inside.as_posix())
+    if left_out:
+        _LOG.info(f"{folder}: left out, as only safetensors, text and images are pushed: {', '.join(left_out)}")
+    return found
+
+
+def _with_base(config: Path, base_model: str | None) -> bytes:
+    """The adapter's config, with a base that others can open."""
+    content = read_json(config)
+    base = str(content["base_model_name_or_path"])
+    if base_model is not None:
+        content |= {"base_model_name_or_path": base_model, "revision": None}
+    elif Path(base).is_absolute() or Path(base).is_dir():
+        raise _no_base(base)
+    return json.dumps(content, indent=2).encode()

@@ -1,0 +1,165 @@
+"""The Hub beside a training: checked before it, sent each save while it goes on, and the result at its end."""
+
+import copy
+import os
+import shutil
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from accelerate.utils import broadcast_object_list
+from transformers import TrainerCallback
+
+from hfft.errors import HubError
+from hfft.hub.access import connection, reach
+from hfft.hub.content import File
+from hfft.hub.pushing import check_ahead, push_run, send, wants_push
+from hfft.model.adapters import merge
+from hfft.model.checkpoint import load_processor, quiet
+from hfft.recipe.spec import Recipe
+
+_LOG = get_logger(__name__)
+
+
+def check_hub(recipe: Recipe, *, overwrite: bool = False) -> None:
+    """In all processes, before anything else: whether the result will find its place on the Hub.
+
+    Args:
+        recipe: With or without a repository in its `hub` section.
+        overwrite: Whether the run is made anew, so that what was pushed before is another one.
+
+    Raises:
+        HubError: If it won't.
+        PushError: If the Hub isn't reached.
+    """
+    _in_main_process(lambda: check_ahead(recipe, overwrite=overwrite))
+
+
+def make_repository(recipe: Recipe) -> None:
+    """In all processes, once the rest of the recipe is known to be right: make what isn't there on the Hub.
+
+    Raises:
+        HubError: If this user may not.
+        PushError: If it fails.
+    """
+    if recipe.hub.repo_id is not None:
+        _in_main_process(lambda: reach(recipe.hub))
+
+
+def _in_main_process(do: Callable[[], Any]) -> None:
+    """Do it in one process; its HubError is raised in all."""
+    found: list[HubError | None] = [None]
+    if PartialState().is_main_process:
+        try:
+            do()
+        except HubError as error:
+            found = [error]
+    broadcast_object_list(found)
+    if found[0] is not None:
+        raise found[0]
+
+
+def save_pushers(recipe: Recipe) -> list["SavePusher"]:
+    """What sends the saves of a training, if the recipe asks for it."""
+    asks = recipe.hub.repo_id is not None and recipe.hub.hub_strategy == "every_save"
+    return [SavePusher(recipe)] if asks else []
+
+
+def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence["SavePusher"] = ()) -> None:
+    """Push a run that has ended, if its recipe says so and that wasn't done; in one process alone.
+
+    Args:
+        run: Its folder.
+        recipe: That was run.
+        after: What is still being sent must arrive first.
+
+    Raises:
+        HubError: If it can't be pushed as asked; names what is safe, and how to go on.
+        PushError: If the push failed.
+    """
+    if not wants_push(recipe) or not PartialState().is_main_process:
+        return
+    for pusher in after:
+        pusher.wait()
+    try:
+        pushed = push_run(Path(run), recipe.hub)
+    except HubError as error:
+        again = f"the run is finished and whole: {os.fspath(run)}; the same command, or `hfft push`, pushes it"
+        raise type(error)(f"{error}\n{again}") from error
+    _LOG.info(pushed.in_words)
+
+
+class SavePusher(TrainerCallback):
+    """Sends the model of each checkpoint, from a thread, and where the last one is still under way, skips one.
+
+    The repository's root then holds what a run would end with if it ended there: config, weights, processor. A failure
+    is told and ends nothing, since the result is pushed again at the end.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        """Choose where to send to.
+
+        Args:
+            recipe: Its hub section's repository exists when the first save comes.
+        """
+        self._recipe = recipe
+        self._sending: threading.Thread | None = None
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Take the weights aside, as the folder may be removed by a later save, and send them."""
+        if not state.is_world_process_zero or (self._sending is not None and self._sending.is_alive()):
+            return
+        phase, step = Path(args.output_dir).name, state.global_step
+        aside = TemporaryDirectory(prefix="hfft-")
+        try:
+            processor = load_processor(self._recipe.model, model.config)
+            _take_aside(Path(args.output_dir) / f"checkpoint-{step}", Path(aside.name), model, processor)
+        except (OSError, torch.OutOfMemoryError) as error:
+            _LOG.warning(f"{phase}, step {step}: not pushed, as it can't be put aside: {error}")
+            aside.cleanup()
+            return
+        title = f"Training in progress: {phase}, step {step}"
+        self._sending = threading.Thread(target=self._send, args=(aside, title), daemon=True)
+        self._sending.start()
+
+    def wait(self) -> None:
+        """Let what is under way arrive."""
+        if self._sending is not None:
+            self._sending.join()
+
+    def _send(self, aside: "TemporaryDirectory[str]", title: str) -> None:
+        with aside as folder:
+            files = [File(path.name, path) for path in sorted(Path(folder).iterdir())]
+            try:
+                send(connection(), reach(self._recipe.hub), files, title, create_pr=False)
+            except HubError as error:
+                _LOG.warning(f"{title}: not pushed, and training goes on: {error}")
+
+
+def _take_aside(checkpoint: Path, aside: Path, model: Any, processor: Any) -> None:
+    """Put a plain model into a folder: a checkpoint's, by links, or an adapted one, merged in a copy on the CPU."""
+    if hasattr(model, "peft_config"):
+        with quiet():
+            merge(_copy_on_cpu(model)).save_pretrained(aside)
+    else:
+        for path in [*checkpoint.glob("*.safetensors"), *checkpoint.glob("*.index.json"), checkpoint / "config.json"]:
+            try:
+                os.link(path, aside / path.name)
+            except OSError:  # another file system
+                shutil.copyfile(path, aside / path.name)
+    with quiet():
+        processor.save_pretrained(aside)
+
+
+def _copy_on_cpu(model: Any) -> Any:
+    """A copy of the model whose tensors are on the CPU; the device, which may be full, holds no second one."""
+    tensors = [*model.parameters(), *model.buffers()]
+    known = {id(tensor): tensor.detach().cpu().clone() for tensor in tensors}
+    for tensor in model.parameters():
+        known[id(tensor)] = torch.nn.Parameter(known[id(tensor)], requires_grad=False)
+    return copy.deepcopy(model, known)

@@ -1,0 +1,210 @@
+"""A finished run -> one commit on the Hub, read back and compared; imports torch for the comparison alone."""
+
+import dataclasses
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from pydantic import ValidationError
+
+from hfft._version import __version__
+from hfft.errors import HubError
+from hfft.files import read_json, write_json
+from hfft.hub.access import Destination, connection, explained, reach, tidy_client
+from hfft.hub.content import File, check_adapter, check_base, collect, finished_recipe, leftovers, parts, refuse_secret
+from hfft.recipe.spec import HubSpec, Recipe
+from hfft.startup import quick_imports
+
+_LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
+_RECORD = "hub.json"  # in the run folder: what was pushed where
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """A push that was read back, and found equal.
+
+    Attributes:
+        repo_id: With its owner.
+        url: Of the repository's page, or of the pull request.
+        commit: Its 40 digits.
+        private: Who can see it: its owner alone.
+        files: How many were compared by their hash.
+        images: How many the logits were compared on.
+        from_data: Whether these were the run's own images, or noise, where its data is gone.
+        largest_difference: Of the logits.
+    """
+
+    repo_id: str
+    url: str
+    commit: str
+    private: bool
+    files: int
+    images: int
+    from_data: bool
+    largest_difference: float
+
+    @property
+    def in_words(self) -> str:
+        """One line: where it is, and what was compared."""
+        kind = "private" if self.private else "public"
+        images = (
+            f"{self.images} images of the run" if self.from_data else f"{self.images} images of noise (no data here)"
+        )
+        return (
+            f"pushed to {self.url} ({kind}, commit {self.commit[:8]}); read back: {self.files} files equal, logits of "
+            f"{images} within {self.largest_difference:.1g}"
+        )
+
+
+def push(
+    run: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    what: Literal["model", "adapter", "both"] | None = None,
+    private: bool = True,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str | None = None,
+) -> Pushed:
+    """Push a finished run in one commit, download it into an empty cache, and compare hashes and logits.
+
+    Args:
+        run: Its folder.
+        repo_id: `owner/name`, or `name` for an own repository; made if it isn't there.
+        what: `model`, `adapter` or `both`; what the run ends with when None.
+        private: Who may see a new repository: its owner alone, or everybody. A repository that is there and public is
+            not pushed to with true.
+        revision: Branch, made if it isn't there; `main` when None.
+        create_pr: Opens a pull request instead of changing the branch.
+        commit_message: Title of the commit; one that names the run when None.
+
+    Raises:
+        HubError: If it can't be pushed as asked.
+        PushError: If the push failed; the run is as it was, and the same push finishes the job.
+    """
+    try:
+        spec = HubSpec(
+            repo_id=repo_id,
+            what=what,
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+        )
+    except ValidationError as error:
+        raise bad_spec(error) from error
+    return push_run(Path(run), spec)
+
+
+def bad_spec(error: ValidationError) -> HubError:
+    """What is wrong with a HubSpec that isn't from a recipe."""
+    lines = []
+    for problem in error.errors():
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+        allowed = message if message.startswith("allowed") else f"allowed: {message}"
+        lines.append(f"{'.'.join(str(key) for key in problem['loc'])}: found {problem['input']!r}; {allowed}")
+    return HubError("\n".join(lines))
+
+
+def push_run(run: Path, spec: HubSpec) -> Pushed:
+    """Push a finished run as a recipe's `hub` section has it.
+
+    Args:
+        run: Its folder; gets or updates hub.json when all is done.
+        spec: With a repo_id.
+
+    Raises:
+        HubError: If it can't be pushed as asked.
+        PushError: If the push failed.
+    """
+    recipe = finished_recipe(run)
+    folders = parts(recipe, spec.what)
+    check_adapter(run, folders, spec)
+    destination = reach(spec)
+    api = connection()
+    files = collect(run, recipe, spec, destination.repo_id)
+    message = spec.commit_message or f"{recipe.name}: image classifier, fine-tuned with hfft {__version__}"
+    done = send(api, destination, files, message, create_pr=spec.create_pr)
+    with quick_imports():
+        from hfft.hub.checking import read_back
+
+    check = read_back(destination.repo_id, done.oid, files, {run / name: folders[name] for name in folders}, recipe)
+    pushed = Pushed(
+        repo_id=destination.repo_id,
+        url=done.pr_url or f"{api.endpoint}/{destination.repo_id}",
+        commit=done.oid,
+        private=destination.private,
+        files=len(files),
+        images=check.images,
+        from_data=check.from_data,
+        largest_difference=check.largest_difference,
+    )
+    _record(run, spec, pushed, files)
+    return pushed
+
+
+def send(api: HfApi, destination: Destination, files: list[File], message: str, *, create_pr: bool) -> CommitInfo:
+    """Make one commit of the files, and of the removal of what an earlier push left.
+
+    Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
+
+    Raises:
+        HubError: If this user may not write there, or a file holds the token.
+        PushError: If it failed.
+    """
+    refuse_secret(files, str(api.token))
+    with explained(f"{destination.repo_id}: uploading"), tidy_client():
+        there = api.model_info(destination.repo_id, revision=destination.revision)
+        old = leftovers([sibling.rfilename for sibling in there.siblings or ()], files)
+        if old:
+            _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
+        return api.create_commit(
+            destination.repo_id,
+            [
+                *(CommitOperationAdd(file.path, file.source) for file in files),
+                *(CommitOperationDelete(path, is_folder=False) for path in old),
+            ],
+            commit_message=message,
+            revision=destination.revision,
+            create_pr=create_pr,
+            parent_commit=there.sha,
+        )
+
+
+def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
+    """Before anything is trained: whether the recipe's result will find its place on the Hub; makes nothing there.
+
+    Args:
+        recipe: With or without a repository in its `hub` section.
+        overwrite: Whether the run is made anew, so that what was pushed before is another one.
+
+    Raises:
+        HubError: If it won't.
+        PushError: If the Hub isn't reached, which is known within two seconds.
+    """
+    if wants_push(recipe) or (overwrite and recipe.hub.repo_id is not None):
+        check_base(recipe, recipe.hub)
+        reach(recipe.hub, make=False)
+
+
+def wants_push(recipe: Recipe) -> bool:
+    """Whether the recipe's result goes to the Hub and isn't there yet."""
+    if recipe.hub.repo_id is None:
+        return False
+    record = Path(recipe.output_dir) / recipe.name / _RECORD
+    return not record.is_file() or _asked(recipe.hub) not in [entry["asked"] for entry in read_json(record)]
+
+
+def _record(run: Path, spec: HubSpec, pushed: Pushed, files: list[File]) -> None:
+    """Note in the run folder what is where; a later push of the same replaces the note."""
+    path = run / _RECORD
+    before = [entry for entry in (read_json(path) if path.is_file() else []) if entry["asked"] != _asked(spec)]
+    hashes = {file.path: file.sha256() for file in files}
+    write_json(path, [*before, {"asked": _asked(spec), **dataclasses.asdict(pushed), "sha256": hashes}])
+
+
+def _asked(spec: HubSpec) -> dict[str, Any]:
+    return {"repo_id": spec.repo_id, "what": spec.what, "revision": spec.revision, "create_pr": spec.create_pr}

@@ -1,0 +1,151 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hub_server
+import pushable
+import pytest
+import tiny
+from safetensors.numpy import load
+
+import hfft
+from hfft.cli import main
+from hfft.inference.opening import open_model
+
+FILES = {"README.md", "config.json", "metrics.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server.running() as running:
+        hub_server.connect(running, monkeypatch, tmp_path / "home")
+        yield running
+
+
+@pytest.fixture
+def train(tmp_path):
+    """`train({"repo_id": "cells"})`: the command line on a small recipe with that hub section; its exit code."""
+    pushable.make_photos(tmp_path / "photos")
+    tiny.save(tmp_path / "vit", "vit", classes=10)
+
+    def run(section, *words, **changes):
+        (tmp_path / "recipe.yaml").write_text(json.dumps(pushable.recipe(tmp_path, hub=section, **changes)))
+        return main(["train", str(tmp_path / "recipe.yaml"), *words])
+
+    return run
+
+
+def weights(run):
+    return (Path(run) / "model" / "model.safetensors").read_bytes()
+
+
+def test_a_run_is_pushed_when_it_ends_and_not_twice(train, hub, tmp_path, capsys, monkeypatch):
+    assert train({"repo_id": "cells"}) == 0
+    assert f"pushed to {hub.url}/me/cells (private, commit " in capsys.readouterr().err
+    assert set(hub.files("me/cells")) == FILES
+    assert len(hub.titles("me/cells")) == 2
+    assert hfft.Run(tmp_path / "runs/cells").recipe.hub.repo_id == "cells"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert train({"repo_id": "cells"}) == 0  # all is done, and nobody needs to be asked
+    assert "is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "words", "code"),
+    [
+        ({"repo_id": "other/cells"}, "other/cells: me has no write access there", 2),
+        ({"repo_id": "me/public"}, "me/public is there and public", 2),
+        ({"repo_id": "cells", "what": "adapter"}, "the adapter sits on the folder ", 2),
+        ({"repo_id": "cells", "token": "hf_mine"}, "hub.token: a recipe never holds a secret: use `hf auth login`", 2),
+    ],
+)
+def test_what_can_not_be_pushed_is_not_trained(section, words, code, train, hub, tmp_path, capsys):
+    hub.add_repository("me/public")
+    assert train(section) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert "hf_mine" not in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_wrong_recipe_makes_no_repository(train, hub, capsys, tmp_path):
+    assert train({"repo_id": "cells"}, "data.source=/nowhere") == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert hub.repositories == {}
+
+
+def test_no_network_is_said_before_torch_is_imported(train, hub, tmp_path, capsys):
+    train({"repo_id": "cells"}, "data.source=/nowhere")  # writes the recipe
+    code = (
+        "import sys; from hfft.cli import main; found = main(sys.argv[1:]); "
+        "print('torch' in sys.modules); sys.exit(found)"
+    )
+    environment = {**os.environ, **hub.environment(tmp_path / "home"), "HF_ENDPOINT": "http://127.0.0.1:9"}
+    words = [sys.executable, "-c", code, "train", str(tmp_path / "recipe.yaml")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "False\n")
+    assert "error: the Hub can't be reached (http://127.0.0.1:9: " in done.stderr
+    assert "without a network a recipe trains with hub.repo_id=null" in done.stderr
+
+
+def test_a_push_that_fails_after_training_is_finished_by_the_same_command(train, hub, tmp_path, capsys):
+    hub.fail("POST", "/commit/", status=500)
+    assert train({"repo_id": "cells"}) == 1
+    said = capsys.readouterr().err
+    run = tmp_path / "runs/cells"
+    assert "me/cells: uploading: the Hub answered 500 (no luck)" in said
+    assert f"the run is finished and whole: {run}; the same command, or `hfft push`, pushes it" in said
+    before = pushable.contents(run)
+    assert "metrics.json" in before
+    hub.failures.clear()
+    assert train({"repo_id": "cells"}) == 0
+    assert "is finished" in capsys.readouterr().err
+    assert set(hub.files("me/cells")) == FILES
+    assert pushable.contents(run) == before
+
+
+def test_a_run_made_anew_is_pushed_anew(train, hub):
+    assert train({"repo_id": "cells"}) == 0
+    assert train({"repo_id": "cells"}, "seed=1", "--overwrite") == 0
+    assert len(hub.titles("me/cells")) == 3
+
+
+def test_each_save_is_pushed_and_changes_nothing_of_the_training(train, hub, tmp_path):
+    """The first phase's save is sent; in the second one, an adapter is merged in a copy."""
+    assert train({"repo_id": "end"}, "name=end") == 0
+    assert train({"repo_id": "saves", "hub_strategy": "every_save"}) == 0
+    log = hub.repositories["me/saves"].branches["main"]
+    assert [commit.title for commit in log[1:]] == [
+        "Training in progress: 0-head, step 2",
+        *(["Training in progress: 1-lora, step 2"] if len(log) == 4 else []),  # unless the first was still on its way
+        log[-1].title,
+    ]
+    assert "fine-tuned with hfft" in log[-1].title
+    assert set(log[1].files) - {".gitattributes"} == FILES - {"README.md", "metrics.json", "recipe.yaml"}
+    model, _ = open_model("me/saves", revision=log[1].oid)
+    assert list(model.config.id2label.values()) == list(pushable.CLASSES)
+    assert weights(tmp_path / "runs/cells") == weights(tmp_path / "runs/end")
+
+
+@pytest.mark.parametrize("replay", ["off", "force"])
+def test_the_save_of_an_adapter_phase_is_a_plain_model(replay, train, hub, tmp_path):
+    """With replay, the copy is made of a network whose front part answers from recordings."""
+    phases = [{"name": "lora", "adapter": {"on": "attention", "blocks": 2}, "learning_rate": 1e-2}]
+    section = {"repo_id": "cells", "hub_strategy": "every_save"}
+    assert train(section, phases=phases, replay={"mode": replay, "engine": "torch"}) == 0
+    first, last = hub.repositories["me/cells"].branches["main"][1:]
+    assert first.title == "Training in progress: 0-lora, step 2"
+    ours, sent = load(last.files["model.safetensors"]), load(first.files["model.safetensors"])
+    assert set(ours) == set(sent)
+    assert all(abs(ours[name] - sent[name]).max() < 1e-6 for name in ours)
+    assert "adapter_config.json" not in first.files
+
+
+def test_a_save_that_can_not_be_sent_ends_nothing(train, hub, capsys):
+    failure = hub.fail("POST", "/commit/", status=503, times=1)
+    assert train({"repo_id": "cells", "hub_strategy": "every_save"}) == 0
+    said = capsys.readouterr().err
+    assert failure.hits > 0
+    assert "Training in progress: 0-head, step 2: not pushed, and training goes on: me/cells: uploading" in said

@@ -1,0 +1,235 @@
+import json
+import logging
+import shutil
+from types import SimpleNamespace
+
+import hub_server
+import numpy as np
+import pushable
+import pytest
+import torch
+from huggingface_hub.utils import _http
+
+import hfft
+from hfft.cli import main
+from hfft.errors import HubError, PushError
+from hfft.hub.pushing import push_run
+from hfft.inference.opening import open_model
+from hfft.recipe.spec import HubSpec
+
+ALWAYS = {"README.md", "metrics.json", "recipe.yaml"}
+MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
+ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "config.json", "preprocessor_config.json"}
+
+
+@pytest.fixture(scope="module")
+def merged(tmp_path_factory):
+    """A finished run with a model and an adapter, whose checkpoint is a folder."""
+    return pushable.make_run(tmp_path_factory.mktemp("merged"))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with hub_server.running() as running:
+        hub_server.connect(running, monkeypatch, tmp_path / "home")
+        yield running
+
+
+@pytest.fixture
+def no_waits(monkeypatch):
+    """huggingface_hub tries again at once, where it would wait 23 s in all; gives what it would have waited."""
+    waited = []
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=waited.append))
+    return waited
+
+
+def put_base(hub, run):
+    """The checkpoint of the run as a repository."""
+    folder = run.parent.parent / "vit"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    hub.add_repository("me/vit", private=True, **files)
+
+
+def test_a_push_is_one_commit_that_was_read_back(merged, hub):
+    before = pushable.contents(merged)
+    pushed = hfft.push(merged, "cells", commit_message="The first")
+    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS}
+    assert hub.titles("me/cells") == ["initial commit", "The first"]
+    assert hub.repositories["me/cells"].private
+    assert (pushed.repo_id, pushed.url, pushed.private) == ("me/cells", f"{hub.url}/me/cells", True)
+    assert pushed.commit == hub.repositories["me/cells"].branches["main"][-1].oid
+    assert (pushed.files, pushed.images, pushed.from_data, pushed.largest_difference) == (6, 4, True, 0.0)
+    assert len(hub.asked(r"^GET .*/resolve/.*/model\.safetensors")) == 1
+    assert b'model="me/cells"' in hub.files("me/cells")["README.md"]
+    assert pushable.contents(merged) == before
+    record = json.loads((merged / "hub.json").read_text())
+    assert [(entry["repo_id"], entry["commit"]) for entry in record] == [("me/cells", pushed.commit)]
+    assert "hf_mine" not in (merged / "hub.json").read_text()
+
+
+def test_what_is_the_same_is_not_sent_again(merged, hub):
+    first = hfft.push(merged, "me/again")
+    hub.requests.clear()
+    second = hfft.Run(merged).push_to_hub("me/again")
+    assert second == first
+    assert len(hub.titles("me/again")) == 2
+    assert hub.asked("^PUT") == hub.asked("/commit/") == []
+    assert len(hub.asked(r"^GET .*/resolve/.*/model\.safetensors")) == 1  # and yet it was read back
+
+
+def test_a_branch_and_a_pull_request(merged, hub):
+    hfft.push(merged, "me/cells", revision="v2")
+    assert hub.titles("me/cells") == ["initial commit"]
+    assert set(hub.files("me/cells", "v2")) == {*MODEL, *ALWAYS}
+    hub.add_repository("other/cells")
+    pushed = hfft.push(merged, "other/cells", private=False, create_pr=True, commit_message="A model")
+    assert hub.titles("other/cells") == ["initial commit"]
+    assert set(hub.files("other/cells", "refs/pr/1")) == {*MODEL, *ALWAYS}
+    assert pushed.url == f"{hub.url}/other/cells/discussions/1"
+    assert not pushed.private
+
+
+def test_model_and_adapter_together_and_each_alone(merged, hub):
+    put_base(hub, merged)
+    expected = {"model": MODEL, "adapter": ADAPTER, "both": {*MODEL, *(f"adapter/{name}" for name in ADAPTER)}}
+    for what, names in expected.items():
+        pushed = push_run(merged, HubSpec(repo_id=f"me/{what}", what=what, base_model="me/vit"))
+        assert set(hub.files(f"me/{what}")) == {*names, *ALWAYS}
+        assert pushed.largest_difference < 1e-5
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        ours = open_model(str(merged / "model"))[0](pixel_values=images).logits
+        for name in ("me/model", "me/adapter", "me/both"):
+            torch.testing.assert_close(open_model(name)[0](pixel_values=images).logits, ours, rtol=0, atol=1e-5)
+
+
+def test_a_base_with_other_weights_is_found_out(merged, hub):
+    put_base(hub, merged)
+    files = hub.repositories["me/vit"].branches["main"][-1].files
+    weights = bytearray(files["model.safetensors"])
+    header = 8 + int.from_bytes(weights[:8], "little")
+    weights[header:] = np.random.default_rng(0).normal(size=(len(weights) - header) // 4).astype("<f4").tobytes()
+    files["model.safetensors"] = bytes(weights)
+    with pytest.raises(
+        PushError, match=r"its logits differ from those of .*adapter by .*; is the adapter's base another"
+    ):
+        push_run(merged, HubSpec(repo_id="me/lora", what="adapter", base_model="me/vit"))
+
+
+def test_files_of_an_earlier_push_that_would_be_opened_go_and_others_stay(merged, hub, caplog):
+    old = {"adapter_config.json": b"{}", "model-00001-of-00002.safetensors": b"w", "NOTES.md": b"mine"}
+    hub.add_repository("me/cells", private=True, **old)
+    with caplog.at_level(logging.INFO, "hfft"):
+        hfft.push(merged, "me/cells")
+    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS, "NOTES.md"}
+    assert "removes what an earlier push left: adapter_config.json, model-00001-of-00002.safetensors" in caplog.text
+    assert len(hub.titles("me/cells")) == 2
+
+
+@pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
+def test_a_file_that_comes_back_otherwise(damaged, merged, hub):
+    hub.damaged = damaged
+    with pytest.raises(PushError, match=rf"me/cells at [0-9a-f]{{8}}: {damaged} isn't what was sent; push again"):
+        hfft.push(merged, "me/cells")
+    hub.damaged = ""
+    hfft.push(merged, "me/cells")
+
+
+def test_without_its_data_a_run_is_compared_on_noise(merged, hub, tmp_path):
+    run = tmp_path / "cells"
+    shutil.copytree(merged, run)
+    recipe = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(recipe.replace("photos", "photos-that-are-gone"))
+    pushed = hfft.push(run, "me/cells")
+    assert (pushed.from_data, pushed.images, pushed.largest_difference) == (False, 4, 0.0)
+    assert "4 images of noise (no data here)" in pushed.in_words
+
+
+# Where the Hub fails -> words of the message, and the exit code.
+TROUBLE = {
+    "500 while uploading": ("PUT", "/storage/", {"status": 500}, "uploading: the Hub answered 500 (no luck)", 1),
+    "cut while uploading": ("PUT", "/storage/", {"cut": True}, "uploading: the connection was lost (", 1),
+    "401 while uploading": ("POST", "/preupload/", {"status": 401}, "it doesn't accept this token; `hf auth login", 2),
+    "403 at the commit": ("POST", "/commit/", {"status": 403}, "refused; a token with write access, or another", 2),
+    "409 at the commit": ("POST", "/commit/", {"status": 409}, "something else is changing this repository", 1),
+    "412 at the commit": ("POST", "/commit/", {"status": 412}, "something else is changing this repository", 1),
+    "429 at the commit": (
+        *("POST", "/commit/", {"status": 429, "headers": {"Retry-After": "3"}}),
+        *("too many requests, and it asks to come back in 3 s", 1),
+    ),
+    "429 while uploading": (
+        *("POST", "/preupload/", {"status": 429, "headers": {"Retry-After": "3"}}),
+        *("too many requests, and it asks to come back in 3 s", 1),
+    ),
+    "answer of the commit lost": ("POST", "/commit/", {"cut": True, "also_do": True}, "the connection was lost (", 1),
+    "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing here was", 1),
+    "500 while reading back": ("GET", "/resolve/.*/model", {"status": 500}, "the files were sent (commit ", 1),
+    "cut while reading back": ("GET", "/tree/", {"cut": True}, "the files were sent (commit ", 1),
+    "bad card": ("POST", "/validate-yaml", {"status": 400}, "uploading: Invalid metadata in README.md", 1),
+}
+
+
+@pytest.mark.parametrize("name", TROUBLE)
+def test_trouble_is_told_leaves_the_run_alone_and_a_second_push_succeeds(name, merged, hub, no_waits, capsys):
+    method, path, how, words, code = TROUBLE[name]
+    before = pushable.contents(merged)
+    failure = hub.fail(method, path, **how)
+    assert main(["push", str(merged), "me/cells"]) == code
+    said = capsys.readouterr().err
+    assert failure.hits > 0
+    assert f"error: me/cells: {words}" in said or words in said.partition("error: me/cells: ")[2]
+    assert "Traceback" not in said
+    assert "hf_mine" not in said
+    assert pushable.contents(merged) == before
+    if "429 while" in name:
+        assert no_waits == [4.0] * 5  # huggingface_hub heeds Retry-After, and gives up
+    hub.failures.clear()
+    assert main(["push", str(merged), "me/cells"]) == 0
+    assert "read back: 6 files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
+    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS}
+    assert len(hub.titles("me/cells")) == 2  # one commit of ours, whatever happened before
+
+
+def test_what_arrived_before_the_connection_was_lost_is_not_sent_again(merged, hub, no_waits):
+    put_base(hub, merged)
+    spec = HubSpec(repo_id="me/cells", what="both", base_model="me/vit")
+    adapter = pushable.contents(merged)["adapter/adapter_model.safetensors"]
+    hub.fail("PUT", f"/storage/{adapter}", cut=True)
+    with pytest.raises(PushError, match="the connection was lost"):
+        push_run(merged, spec)
+    hub.failures.clear()
+    hub.requests.clear()
+    push_run(merged, spec)
+    assert hub.asked("^PUT") == [f"PUT /storage/{adapter}"]
+
+
+def test_a_short_trouble_is_not_even_noticed(merged, hub, no_waits):
+    hub.fail("PUT", "/storage/", status=500, times=2)
+    hub.fail("PUT", "/storage/", cut=True, times=1)
+    hfft.push(merged, "me/cells")
+    assert no_waits == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere", "me/cells"], "nowhere is no run folder"),
+        (["RUN", "me/cells/more"], "repo_id: found 'me/cells/more'; allowed: name or owner/name, of letters"),
+        (["RUN", "me/cells", "--what", "adapter"], "the adapter sits on "),
+        (["RUN", "other/cells"], "other/cells: me has no write access there"),
+    ],
+)
+def test_bad_requests(arguments, words, merged, hub, capsys):
+    assert main(["push", *(str(merged) if word == "RUN" else word for word in arguments)]) == 2
+    assert f"error: {words}" in capsys.readouterr().err
+
+
+def test_a_repository_in_a_folder_is_a_model_and_no_run(merged, hub, tmp_path):
+    """As after `hf download`: recipe.yaml lies beside the weights there."""
+    hfft.push(merged, "me/cells")
+    for name, content in hub.files("me/cells").items():
+        (tmp_path / "cells").mkdir(exist_ok=True)
+        (tmp_path / "cells" / name).write_bytes(content)
+    assert hfft.Classifier.from_pretrained(tmp_path / "cells").classes == pushable.CLASSES
+    with pytest.raises(HubError, match="is no run folder"):
+        hfft.push(tmp_path / "cells", "me/other")
