@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     report = verbs.add_parser("report", help="render the model card and the figures of a finished run anew")
     report.add_argument("folder", metavar="run", help="run folder")
     report.set_defaults(run=_report)
+    _add_export(verbs.add_parser("export", help="write a model as ONNX, checked against torch"))
     return parser
 
 
@@ -128,6 +129,18 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--batch-size", type=_count, default=32, help="images per forward pass and process")
     evaluate.add_argument("--workers", type=_whole, help="processes that read images; one per core when left out")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    export.add_argument("--to", choices=("onnx",), default="onnx", help="the format")
+    export.add_argument("--output", type=Path, metavar="FOLDER", help="write there; into onnx in the model's folder")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    export.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
+    )
+    export.add_argument("--most", type=_count, default=1000, help="images to compare on, at most; evenly spread")
+    export.set_defaults(run=_export)
 
 
 def _whole(text: str) -> int:
@@ -306,6 +319,23 @@ def _report(arguments: argparse.Namespace) -> None:
 
     for path in write_report(arguments.folder):
         print(path)
+def _export(arguments: argparse.Namespace) -> None:
+    with quick_imports():
+        from hfft.inference.export import export_onnx
+
+    export = export_onnx(
+        arguments.model,
+        output=arguments.output,
+        images=arguments.images,
+        most=arguments.most,
+        overwrite=arguments.overwrite,
+    )
+    parity = export.parity
+    sizes = ", ".join(map(str, parity.batch_sizes))
+    print(f"compared with torch on {parity.images:,} {parity.what}, in batches of {sizes}:")
+    print(f"  logits differ by at most {parity.largest_difference:.2g} ({parity.tolerance:g} is allowed)")
+    print(f"  the same class on top for {parity.same_top1:,} of {parity.images:,}")
+    print(f"exported: {export.folder}")
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:
