@@ -97,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="run", help="run folder")
     report.set_defaults(run=_report)
     _add_export(verbs.add_parser("export", help="write a model as ONNX, checked against torch"))
+    _add_demo(verbs.add_parser("demo", help="show a page that labels the images dropped on it"))
     return parser
 
 
@@ -141,6 +142,16 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     )
     export.add_argument("--most", type=_count, default=1000, help="images to compare on, at most; evenly spread")
     export.set_defaults(run=_export)
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    demo.add_argument("--port", type=_count, help="the first free one from 7860 on when left out")
+    demo.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
+    demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
+    demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
+    demo.set_defaults(run=_demo)
 
 
 def _whole(text: str) -> int:
@@ -336,6 +347,31 @@ def _export(arguments: argparse.Namespace) -> None:
     print(f"  logits differ by at most {parity.largest_difference:.2g} ({parity.tolerance:g} is allowed)")
     print(f"  the same class on top for {parity.same_top1:,} of {parity.images:,}")
     print(f"exported: {export.folder}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.space is not None:
+        with quick_imports():
+            from hfft.inference.space import write_space
+
+        write_space(arguments.model, arguments.space, overwrite=arguments.overwrite)
+        print(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
+        print("  hf repos create OWNER/NAME --type space --sdk gradio")
+        print(f"  hf upload OWNER/NAME {arguments.space} --type space")
+        return
+    with quick_imports():
+        from hfft.inference.demo import serve_demo
+
+    try:
+        serve_demo(
+            arguments.model,
+            host=arguments.host,
+            port=arguments.port,
+            device=arguments.device,
+            tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
+        )
+    except KeyboardInterrupt:
+        _say("stopped")
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:

@@ -44,8 +44,8 @@ _FILES = (
 _CARD = """# {name}
 
 `model.onnx`, exported by hfft {version}: from `pixel_values`, (batch, {shape}) float32, to `logits`,
-(batch, {classes}) float32, for any number of images. Its metadata holds `labels`, in the order of the logits, and what the images need:
-{preprocessing}.
+(batch, {classes}) float32, for any number of images. Its metadata holds `labels`, in the order of the logits, and what
+the images need: {preprocessing}.
 
 Beside torch, on {images} {what}: logits differ by at most {difference:.1e}, and the same class is on top for {same}.
 
@@ -138,8 +138,8 @@ def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     except HfftError as error:
         raise DataError(f"{error}; give other images to check the export on with --images FOLDER") from error
     split = next(name for name in ("test", "validation", "train") if name in splits)
-    rows = splits[split].select(_spread(len(splits[split]), most))
-    return _Sample(f"{split} images of the run", [row["image"]["bytes"] or row["image"]["path"] for row in rows])
+    files = splits[split].select(_spread(len(splits[split]), most))["image"]
+    return _Sample(f"{split} images of the run", [file["bytes"] or file["path"] for file in files])
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -229,4 +229,4 @@ def _session(file: Path) -> Callable[[np.ndarray], np.ndarray]:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no base class of its own
         raise ParityError(f"onnxruntime can't open what was exported: {error}; nothing written") from error
-    return lambda pixels: session.run([OUTPUT], {INPUT: pixels})[0]
+    return lambda pixels: np.asarray(session.run([OUTPUT], {INPUT: pixels})[0])

@@ -28,7 +28,7 @@ class Model:
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
         """Label to probability for each image, the most probable first."""
         pixels = np.stack([prepare(open_picture(file), self.how) for file in files])  # (B, 3, H, W)
-        (logits,) = self.session.run(["logits"], {"pixel_values": pixels})  # (B, K)
+        logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels})[0])  # (B, K)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
         return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]

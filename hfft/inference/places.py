@@ -38,4 +38,5 @@ def name_of(source: str) -> str:
     if not Path(source).is_dir():
         return source.rpartition("/")[2]
     folder = Path(source).resolve()
-    return folder.parent.name if (folder.parent / "recipe.yaml").is_file() else folder.name
+    is_result = folder.name in ("model", "adapter") and (folder.parent / "recipe.yaml").is_file()
+    return folder.parent.name if is_result else folder.name

@@ -53,7 +53,7 @@ def _shapes(processor: Any, height: int, width: int) -> Iterator[dict[str, Any]]
     for size in [step.size for step in steps if type(step).__name__ == "Resize"]:
         yield {"resize": size if isinstance(size, int) else list(size), **rest, "crop_rounding": "even"}
     if isinstance(processor, TorchvisionBackend):
-        size, ratio = processor.size, getattr(processor, "crop_pct", None)
+        size, ratio = getattr(processor, "size", None), getattr(processor, "crop_pct", None)
         edges = [size.shortest_edge] if size and size.shortest_edge else []
         edges += [int(edge / ratio) for edge in edges if ratio] + [int(_LEVIT * edge) for edge in edges]
         exact = [[size.height, size.width]] if size and size.height and size.width else []
