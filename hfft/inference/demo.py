@@ -68,7 +68,7 @@ def serve_demo(
 
 
 def _bypass_proxy(host: str) -> None:
-    """gradio asks its own server whether it is there, and a proxy would not know it."""
+    """Gradio asks its own server whether it is there, and a proxy would not know it."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL, "localhost", host)))
 

@@ -103,7 +103,7 @@ def make_page(label: Callable[[str | None], Answer], title: str) -> gradio.Block
         def label_upload(upload: dict[str, Any] | None) -> Answer:
             return label(None if upload is None else upload["path"] or "")
 
-        # Without gradio's own reading of the file, which would clip 16 bits and answer a broken image with a traceback.
+        # Gradio's own reading of the file would answer a broken image with a traceback.
         image.change(label_upload, image, [labels, seen], api_name="label", preprocess=False)
     return page
 
@@ -127,5 +127,5 @@ def launch(page: gradio.Blocks, **options: Any) -> str:
 
 def run_space(source: str, title: str) -> None:
     """Open a model of transformers, in a folder or on the Hub, and serve its page until the process ends."""
-    model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True).eval()
+    model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
     launch(make_page(make_labeler(model, AutoImageProcessor.from_pretrained(source)), title))
