@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from hfft._version import __version__
 from hfft.data.sources import load_data
+from hfft.data.transforms import Transform, decode_row
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.files import write_folder, write_json, write_text
 from hfft.inference.classifier import Classifier
@@ -27,6 +28,7 @@ from hfft.inference.writing import WritingError
 from hfft.model.checkpoint import quiet
 from hfft.recipe.loading import load_recipe
 
+_Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000
 _GENERATED = 32
 _AHEAD = 32  # images decoded before they are needed
@@ -74,10 +76,17 @@ class Export:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Images to check with."""
+    """Images to check with.
+
+    Attributes:
+        what: What they are.
+        count: How many.
+        read: Goes through them: name and (C, H, W) float32 of each.
+    """
 
     what: str
-    images: list[ImageLike]
+    count: int
+    read: Callable[[Transform], Iterator[_Entry]]
 
 
 def export_onnx(
@@ -126,20 +135,34 @@ def _folder(source: str, output: Path | None) -> Path:
 
 
 def _sample(source: str, folder: Path | None, most: int) -> _Sample:
-    """Images by their paths or encoded, without reading them."""
+    """Images to check with; none is read yet."""
     if folder is not None:
         found = list(find_images([str(folder)]).images)
-        return _Sample(f"images of {folder.name}", [found[k] for k in _spread(len(found), most)])
+        return _of_images(f"images of {folder.name}", [found[k] for k in _spread(len(found), most)])
     if not (Path(source) / "recipe.yaml").is_file():
-        return _Sample("generated images", _generate(min(_GENERATED, most)))
+        return _of_images("generated images", _generate(min(_GENERATED, most)))
     try:
         recipe = load_recipe(Path(source) / "recipe.yaml")
         splits = load_data(recipe.data, recipe.seed).splits
     except HfftError as error:
         raise DataError(f"{error}; give other images to check the export on with --images FOLDER") from error
     split = next(name for name in ("test", "validation", "train") if name in splits)
-    files = splits[split].select(_spread(len(splits[split]), most))["image"]
-    return _Sample(f"{split} images of the run", [file["bytes"] or file["path"] for file in files])
+    rows: Any = splits[split].select(_spread(len(splits[split]), most))
+    return _Sample(
+        f"{split} images of the run",
+        len(rows),
+        lambda transform: ((row["file"], transform(decode_row(row))) for row in rows),
+    )
+
+
+def _of_images(what: str, images: Sequence[ImageLike]) -> _Sample:
+    def read(transform: Transform) -> Iterator[_Entry]:
+        for entry in read_ahead(images, transform, ahead=_AHEAD):
+            if not isinstance(entry, Ready):
+                raise DataError(f"{entry.file}: {entry.reason}")
+            yield entry.file, entry.pixels
+
+    return _Sample(what, len(images), read)
 
 
 def _spread(count: int, most: int) -> list[int]:
@@ -158,8 +181,9 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
 
     model: Any = classifier.model
     processor: Any = classifier.processor
-    pixels = _pixels(classifier, sample.images)
-    first = next(pixels)
+    read = sample.read(classifier.transform)
+    entries = iter(tqdm(read, "comparing", sample.count, unit=" images", delay=3, disable=None))
+    first = next(entries)
     shape = tuple(first[1].shape)
     how = describe_preprocessing(processor, classifier.transform)
     metadata = {
@@ -173,7 +197,7 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
     parity = compare(
         _session(folder / "model.onnx"),
         lambda batch: model(pixel_values=batch).logits,
-        _of_one_shape(chain([first], pixels), shape),
+        _of_one_shape(chain([first], entries), shape),
         sample.what,
     )
     with quiet():
@@ -199,19 +223,8 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
     return parity
 
 
-def _pixels(classifier: Classifier, images: list[ImageLike]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Name and (C, H, W) float32 of each image."""
-    ready = read_ahead(images, classifier.transform.pixels, ahead=_AHEAD)
-    for entry in tqdm(ready, "comparing", len(images), unit=" images", delay=3, disable=None):
-        if not isinstance(entry, Ready):
-            raise DataError(f"{entry.file}: {entry.reason}")
-        yield entry.file, classifier.transform.floats(entry.pixels)
-
-
-def _of_one_shape(
-    images: Iterable[tuple[str, torch.Tensor]], shape: tuple[int, ...]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, pixels in images:
+def _of_one_shape(entries: Iterable[_Entry], shape: tuple[int, ...]) -> Iterator[_Entry]:
+    for name, pixels in entries:
         if tuple(pixels.shape) != shape:
             raise ModelError(
                 f"the image processor makes {tuple(pixels.shape)} of {name} and {shape} of another image; an export "

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from hfft.errors import ModelError
+from hfft.inference import graph
 from hfft.inference.graph import write_graph
 from hfft.inference.parity import ParityError, compare
 
@@ -75,6 +76,16 @@ def test_weights_in_several_layouts_of_memory(tmp_path):
     model = tiny.build("resnet", 3).to(memory_format=torch.channels_last)
     write_graph(model, SHAPE, tmp_path / "model.onnx", {})
     check(model, tmp_path / "model.onnx")
+
+
+def test_large_weights_lie_beside_the_file_and_move_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "_ONE_FILE", 1000)
+    model = tiny.build("vit", 3)
+    (tmp_path / "aside").mkdir()
+    write_graph(model, SHAPE, tmp_path / "aside/model.onnx", {})
+    assert sorted(os.listdir(tmp_path / "aside")) == ["model.onnx", "model.onnx.data"]
+    (tmp_path / "aside").rename(tmp_path / "there")
+    check(model, tmp_path / "there/model.onnx")
 
 
 def test_a_network_that_decides_by_pixels_is_refused_in_one_line(tmp_path, capfd):
