@@ -1,6 +1,7 @@
 """`hfft demo`: a page on this machine that labels the images dropped on it."""
 
 import os
+import socket
 import tempfile
 import threading
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from hfft.inference.extras import require
 from hfft.inference.places import name_of
 
 LOCAL = "127.0.0.1"
+_LAST_PORT = 65535
 
 
 class DemoError(HfftError):
@@ -46,6 +48,7 @@ def serve_demo(
         DemoError: If the address or the port can't be had.
     """
     require("demo", "gradio")
+    _check_address(host, port)
     classifier = Classifier.from_pretrained(source, device=device)
     with tempfile.TemporaryDirectory(prefix="hfft-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
@@ -62,7 +65,7 @@ def serve_demo(
                 quiet=True,
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise DemoError(f"the page can't be served at {host}, port {port or 'any'}: {_reason(error)}") from error
+            raise DemoError(_trouble(host, port, error)) from error
         tell(address)
         threading.Event().wait()
 
@@ -81,5 +84,20 @@ def _read(file: str) -> Image.Image:
         raise ValueError(str(error)) from error
 
 
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _check_address(host: str, port: int | None) -> None:
+    """Find out before any work whether the page can be there; gradio would try a thousand ports of a wrong host."""
+    if port is not None and port > _LAST_PORT:  # which the system would take modulo 65536
+        raise DemoError(_trouble(host, port, ValueError(f"the last port is {_LAST_PORT}")))
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a page that ended a moment ago doesn't count
+            trial.bind(place)
+    except OSError as error:
+        raise DemoError(_trouble(host, port, error)) from error
+
+
+def _trouble(host: str, port: int | None, error: Exception) -> str:
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    where = host if port is None else f"{host}, port {port}"
+    return f"the page can't be served at {where}: {reason}; --host and --port choose another place"

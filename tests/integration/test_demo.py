@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -262,15 +261,20 @@ def test_the_page_is_for_this_machine_alone_and_leaves_nothing(home, tmp_path):
     assert os.listdir(folder) == []
 
 
-def test_a_port_that_is_taken_is_said(home):
+def test_a_port_that_is_taken_is_said(home, capsys):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
-        done = subprocess.run(demo("bugs", "--port", port), capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"error: the page can't be served at 127.0.0.1, port {port}: ")
-    assert "Traceback" not in done.stderr
+        assert main(["demo", "bugs", "--port", str(port)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: the page can't be served at 127.0.0.1, port {port}: Address already in use; ")
+
+
+@pytest.mark.parametrize("wrong", [["--port", "70000"], ["--host", "300.1.1.1"], ["--host", "203.0.113.7"]])
+def test_a_place_that_is_none_is_said(wrong, home, capsys):
+    assert main(["demo", "bugs", *wrong]) == 1
+    assert capsys.readouterr().err.startswith("error: the page can't be served at ")
 
 
 @pytest.mark.parametrize("more", [[], ["--space", "space"]])
