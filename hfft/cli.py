@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", metavar="run", help="run folder")
     report.set_defaults(run=_report)
     _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
+    _add_export(verbs.add_parser("export", help="write a model as ONNX, checked against torch"))
+    _add_demo(verbs.add_parser("demo", help="show a page that labels the images dropped on it"))
     return parser
 
 
@@ -144,6 +146,28 @@ def _add_push(push: argparse.ArgumentParser) -> None:
     )
     push.add_argument("--json", action="store_true", help="print JSON")
     push.set_defaults(run=_push)
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    export.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    export.add_argument("--to", choices=("onnx",), default="onnx", help="the format")
+    export.add_argument("--output", type=Path, metavar="FOLDER", help="write there; into onnx in the model's folder")
+    export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
+    export.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
+    )
+    export.add_argument("--most", type=_count, default=1000, help="images to compare on, at most; evenly spread")
+    export.set_defaults(run=_export)
+
+
+def _add_demo(demo: argparse.ArgumentParser) -> None:
+    demo.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    demo.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
+    demo.add_argument("--port", type=_count, help="the first free one from 7860 on when left out")
+    demo.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
+    demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
+    demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
+    demo.set_defaults(run=_demo)
 
 
 def _whole(text: str) -> int:
@@ -326,6 +350,50 @@ def _report(arguments: argparse.Namespace) -> None:
 
     for path in write_report(arguments.folder):
         print(path)
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    with quick_imports():
+        from hfft.inference.export import export_onnx
+
+    export = export_onnx(
+        arguments.model,
+        output=arguments.output,
+        images=arguments.images,
+        most=arguments.most,
+        overwrite=arguments.overwrite,
+    )
+    parity = export.parity
+    sizes = ", ".join(map(str, parity.batch_sizes))
+    print(f"compared with torch on {parity.images:,} {parity.what}, in batches of {sizes}:")
+    print(f"  logits differ by at most {parity.largest_difference:.2g} ({parity.tolerance:g} is allowed)")
+    print(f"  the same class on top for {parity.same_top1:,} of {parity.images:,}")
+    print(f"exported: {export.folder}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    if arguments.space is not None:
+        with quick_imports():
+            from hfft.inference.space import write_space
+
+        write_space(arguments.model, arguments.space, overwrite=arguments.overwrite)
+        print(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
+        print("  hf repos create OWNER/NAME --type space --sdk gradio")
+        print(f"  hf upload OWNER/NAME {arguments.space} --type space")
+        return
+    with quick_imports():
+        from hfft.inference.demo import serve_demo
+
+    try:
+        serve_demo(
+            arguments.model,
+            host=arguments.host,
+            port=arguments.port,
+            device=arguments.device,
+            tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
+        )
+    except KeyboardInterrupt:
+        _say("stopped")
 
 
 def _push(arguments: argparse.Namespace) -> None:

@@ -23,6 +23,10 @@ class ModelError(HfftError):
     """A checkpoint that can't be loaded, or whose architecture can't do what was asked."""
 
 
+class MissingPackageError(HfftError):
+    """An optional package that was asked for in effect, and is not installed."""
+
+
 class RunError(HfftError):
     """A run folder that can't be opened, continued or overwritten."""
 

@@ -51,6 +51,7 @@ class Classifier:
         """
         self.model = model.eval()
         self.classes = _distinct(labels_of(model.config))
+        self.processor = processor
         self.transform = evaluation_transform(processor)
 
     @classmethod

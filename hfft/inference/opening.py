@@ -43,6 +43,16 @@ def open_model(source: str, *, revision: str | None = None) -> tuple[PreTrainedM
         raise ModelError(str(error).replace(str(folder), source)) from error
 
 
+def holds_adapter(source: str, *, revision: str | None = None) -> bool:
+    """Whether a folder or Hub id holds an adapter, and no plain model.
+
+    Raises:
+        ModelError: If there is no such repository.
+    """
+    folder = Path(source) if Path(source).is_dir() else _download(source, revision)
+    return (folder / ADAPTER_CONFIG_NAME).is_file()
+
+
 def place(model: PreTrainedModel, device: torch.device | str | int | None, dtype: torch.dtype | str | None) -> None:
     """Move a model.
 

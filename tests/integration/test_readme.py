@@ -46,7 +46,7 @@ def test_the_readme_is_short():
 
 def test_every_command_line_of_hfft_runs(workplace, capsys):
     lines = [shlex.split(line)[1:] for line in commands() if line.startswith("hfft ")]
-    assert len(lines) == 8
+    assert len(lines) == 10
     for line in lines:
         assert main(line) == 0, (line, capsys.readouterr().err)
 

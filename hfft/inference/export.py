@@ -1,0 +1,245 @@
+"""`hfft export`: a trained model -> a folder with model.onnx, checked against torch on real images."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hfft._version import __version__
+from hfft.data.sources import load_data
+from hfft.data.transforms import Transform, decode_row
+from hfft.errors import DataError, HfftError, ModelError
+from hfft.files import write_folder, write_json, write_text
+from hfft.inference.classifier import Classifier
+from hfft.inference.extras import require
+from hfft.inference.graph import INPUT, OUTPUT, write_graph
+from hfft.inference.images import find_images
+from hfft.inference.parity import Parity, ParityError, compare
+from hfft.inference.places import check_folder, name_of
+from hfft.inference.reading import ImageLike, Ready, read_ahead
+from hfft.inference.writing import WritingError
+from hfft.model.checkpoint import quiet
+from hfft.recipe.loading import load_recipe
+
+_Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
+MOST_IMAGES = 1000
+_GENERATED = 32
+_AHEAD = 32  # images decoded before they are needed
+_FOLDER = "onnx"  # in a run or model folder; where transformers.js looks for it
+_FILES = (
+    "model.onnx",
+    "model.onnx.data",
+    "config.json",
+    "preprocessor_config.json",
+    "parity.json",
+    "predict.py",
+    "README.md",
+    "__pycache__",  # of predict.py
+)
+_CARD = """# {name}
+
+`model.onnx`, exported by hfft {version}: from `pixel_values`, (batch, {shape}) float32, to `logits`,
+(batch, {classes}) float32, for any number of images. Its metadata holds `labels`, in the order of the logits, and what
+the images need: {preprocessing}.
+
+Beside torch, on {images} {what}: logits differ by at most {difference:.1e}, and the same class is on top for {same}.
+
+{use}
+"""
+_USE = """```bash
+python predict.py image.jpg   # with onnxruntime, numpy and Pillow alone
+```"""
+_USE_PROCESSOR = (
+    """Images have to be prepared by the image processor, `AutoImageProcessor.from_pretrained("this/folder")`."""
+)
+
+
+@dataclass(frozen=True)
+class Export:
+    """What was written.
+
+    Attributes:
+        folder: Holds model.onnx.
+        parity: How far it agrees with torch.
+    """
+
+    folder: Path
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Images to check with.
+
+    Attributes:
+        what: What they are.
+        count: How many.
+        read: Goes through them: name and (C, H, W) float32 of each.
+    """
+
+    what: str
+    count: int
+    read: Callable[[Transform], Iterator[_Entry]]
+
+
+def export_onnx(
+    source: str,
+    *,
+    output: Path | None = None,
+    images: Path | None = None,
+    most: int = MOST_IMAGES,
+    overwrite: bool = False,
+) -> Export:
+    """Export a model to ONNX, compare it with torch in onnxruntime, and only then put it in its place.
+
+    Args:
+        source: Run folder, model folder, adapter folder or Hub id.
+        output: Folder to write; `onnx` in the source's folder when None.
+        images: Folder of images to compare on. When None: the run's test images, or validation or training images
+            where it has none; for a model without a run, generated images.
+        most: Compare on so many images at most, evenly spread.
+        overwrite: Whether an earlier export is replaced.
+
+    Raises:
+        MissingPackageError: If a package of the extra `onnx` is missing.
+        DataError: If the folder can't be written, or there are no such images.
+        ModelError: If there is no such model, or its network can't be exported.
+        ParityError: If what was exported computes something else. Nothing is written.
+    """
+    require("onnx", "onnx", "onnxscript", "onnxruntime")
+    folder = _folder(source, output)
+    check_folder(folder, "--output", _FILES, overwrite=overwrite)
+    sample = _sample(source, images, most)
+    classifier = Classifier.from_pretrained(source, device="cpu")
+    done: list[Parity] = []
+    try:
+        write_folder(folder, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))
+    except OSError as error:
+        raise WritingError(f"--output {folder}: can't be written: {error.strerror or error}") from error
+    return Export(folder, done[0])
+
+
+def _folder(source: str, output: Path | None) -> Path:
+    if output is not None:
+        return output
+    if not Path(source).is_dir():
+        raise DataError(f"{source} is no folder here, in which to put the export; say where with --output FOLDER")
+    return Path(source) / _FOLDER
+
+
+def _sample(source: str, folder: Path | None, most: int) -> _Sample:
+    """Images to check with; none is read yet."""
+    if folder is not None:
+        found = list(find_images([str(folder)]).images)
+        return _of_images(f"images of {folder.name}", [found[k] for k in _spread(len(found), most)])
+    if not (Path(source) / "recipe.yaml").is_file():
+        return _of_images("generated images", _generate(min(_GENERATED, most)))
+    try:
+        recipe = load_recipe(Path(source) / "recipe.yaml")
+        splits = load_data(recipe.data, recipe.seed).splits
+    except HfftError as error:
+        raise DataError(f"{error}; give other images to check the export on with --images FOLDER") from error
+    split = next(name for name in ("test", "validation", "train") if name in splits)
+    rows: Any = splits[split].select(_spread(len(splits[split]), most))
+    return _Sample(
+        f"{split} images of the run",
+        len(rows),
+        lambda transform: ((row["file"], transform(decode_row(row))) for row in rows),
+    )
+
+
+def _of_images(what: str, images: Sequence[ImageLike]) -> _Sample:
+    def read(transform: Transform) -> Iterator[_Entry]:
+        for entry in read_ahead(images, transform, ahead=_AHEAD):
+            if not isinstance(entry, Ready):
+                raise DataError(f"{entry.file}: {entry.reason}")
+            yield entry.file, entry.pixels
+
+    return _Sample(what, len(images), read)
+
+
+def _spread(count: int, most: int) -> list[int]:
+    return np.linspace(0, count - 1, min(count, most)).round().astype(int).tolist()
+
+
+def _generate(count: int) -> list[ImageLike]:
+    """Coarse noise, from which photos differ less than from fine noise."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(20, 0).repeat(20, 1) for _ in range(count)]
+
+
+def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> Parity:
+    from hfft.inference import onnx_predict  # onnxruntime may be missing
+    from hfft.inference.preprocessing import describe_preprocessing
+
+    model: Any = classifier.model
+    processor: Any = classifier.processor
+    read = sample.read(classifier.transform)
+    entries = iter(tqdm(read, "comparing", sample.count, unit=" images", delay=3, disable=None))
+    first = next(entries)
+    shape = tuple(first[1].shape)
+    how = describe_preprocessing(processor, classifier.transform)
+    metadata = {
+        "name": name,
+        "labels": json.dumps(classifier.classes, ensure_ascii=False),
+        "processor": json.dumps(processor.to_dict(), ensure_ascii=False),
+        **({} if how is None else {"preprocessing": json.dumps(how)}),
+        "hfft_version": __version__,
+    }
+    write_graph(model, shape, folder / "model.onnx", metadata)
+    parity = compare(
+        _session(folder / "model.onnx"),
+        lambda batch: model(pixel_values=batch).logits,
+        _of_one_shape(chain([first], entries), shape),
+        sample.what,
+    )
+    with quiet():
+        model.config.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    write_json(folder / "parity.json", asdict(parity))
+    if how is not None:
+        shutil.copyfile(onnx_predict.__file__, folder / "predict.py")
+    text = _CARD.format(
+        name=name,
+        version=__version__,
+        shape=", ".join(map(str, shape)),
+        classes=len(classifier.classes),
+        preprocessing="`processor`, the settings of the image processor"
+        + ("" if how is None else ", and `preprocessing`, the same as resize, crop, mean and std"),
+        images=parity.images,
+        what=parity.what,
+        difference=parity.largest_difference,
+        same=parity.same_top1,
+        use=_USE_PROCESSOR if how is None else _USE,
+    )
+    write_text(folder / "README.md", text)
+    return parity
+
+
+def _of_one_shape(entries: Iterable[_Entry], shape: tuple[int, ...]) -> Iterator[_Entry]:
+    for name, pixels in entries:
+        if tuple(pixels.shape) != shape:
+            raise ModelError(
+                f"the image processor makes {tuple(pixels.shape)} of {name} and {shape} of another image; an export "
+                "needs one that makes all images equally large"
+            )
+        yield name, pixels
+
+
+def _session(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no base class of its own
+        raise ParityError(f"onnxruntime can't open what was exported: {error}; nothing written") from error
+    return lambda pixels: np.asarray(session.run([OUTPUT], {INPUT: pixels})[0])

@@ -1,0 +1,105 @@
+"""Networks of many families as ONNX, run by onnxruntime."""
+
+import json
+import os
+from types import SimpleNamespace
+
+import onnx
+import onnxruntime
+import pytest
+import tiny
+import torch
+from torch import nn
+
+from hfft.errors import ModelError
+from hfft.inference import graph
+from hfft.inference.graph import write_graph
+from hfft.inference.parity import ParityError, compare
+
+SHAPE = (3, tiny.SIDE, tiny.SIDE)
+FAMILIES = ("vit", "convnext", "resnet", "swin", "dinov2", "mobilenet_v2", "efficientnet", "timm_wrapper")
+
+
+class Network(nn.Module):
+    """A network with a forward pass of its own."""
+
+    def __init__(self, forward):
+        super().__init__()
+        self.compute = forward
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.compute(pixel_values))
+
+
+def noise(count):
+    return ((f"image {k}", torch.randn(SHAPE, generator=torch.Generator().manual_seed(k))) for k in range(count))
+
+
+def check(model, file):
+    session = onnxruntime.InferenceSession(file)
+    return compare(
+        lambda pixels: session.run(["logits"], {"pixel_values": pixels})[0],
+        lambda pixels: model(pixel_values=pixels).logits,
+        noise(24),
+        "noise",
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_network_of_each_kind_computes_the_same_for_any_number_of_images(family, tmp_path):
+    model = tiny.build(family, 3)
+    with torch.no_grad():  # logits of tiny networks are tiny, and would agree with anything
+        scale = 1 / max(float(model(pixel_values=torch.stack([pixels for _, pixels in noise(4)])).logits.std()), 1e-30)
+    larger = Network(lambda pixels: model(pixel_values=pixels).logits * scale)
+    larger.inner = model
+    write_graph(larger.eval(), SHAPE, tmp_path / "model.onnx", {})
+    assert check(larger, tmp_path / "model.onnx").images == 24
+
+
+def test_the_file_holds_the_metadata_and_the_names_and_nothing_of_this_machine(tmp_path, capfd):
+    metadata = {"labels": json.dumps(["Ameise", "Biene", "蜂"], ensure_ascii=False)}
+    write_graph(tiny.build("vit", 3), SHAPE, tmp_path / "model.onnx", metadata)
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == ["model.onnx"]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    assert session.get_modelmeta().custom_metadata_map == metadata
+    (put,), (out,) = session.get_inputs(), session.get_outputs()
+    assert (put.name, put.type, put.shape) == ("pixel_values", "tensor(float)", ["batch", *SHAPE])
+    assert (out.name, out.type, out.shape) == ("logits", "tensor(float)", ["batch", 3])
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+    content = (tmp_path / "model.onnx").read_bytes()
+    for path in (os.path.dirname(tiny.__file__), os.path.dirname(torch.__file__), os.path.expanduser("~") + "/"):
+        assert path.encode() not in content
+
+
+def test_weights_in_several_layouts_of_memory(tmp_path):
+    model = tiny.build("resnet", 3).to(memory_format=torch.channels_last)
+    write_graph(model, SHAPE, tmp_path / "model.onnx", {})
+    check(model, tmp_path / "model.onnx")
+
+
+def test_large_weights_lie_beside_the_file_and_move_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(graph, "_ONE_FILE", 1000)
+    model = tiny.build("vit", 3)
+    (tmp_path / "aside").mkdir()
+    write_graph(model, SHAPE, tmp_path / "aside/model.onnx", {})
+    assert sorted(os.listdir(tmp_path / "aside")) == ["model.onnx", "model.onnx.data"]
+    (tmp_path / "aside").rename(tmp_path / "there")
+    check(model, tmp_path / "there/model.onnx")
+
+
+def test_a_network_that_decides_by_pixels_is_refused_in_one_line(tmp_path, capfd):
+    network = Network(lambda pixels: pixels.mean((2, 3)) * (2 if pixels.sum() > 0 else 1))
+    with pytest.raises(ModelError, match=r"torch.onnx can't export this Network network: .*data-dependent") as caught:
+        write_graph(network, SHAPE, tmp_path / "model.onnx", {})
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_batch_that_the_exporter_takes_for_a_constant_is_found(tmp_path):
+    network = Network(lambda pixels: pixels.mean((2, 3)).reshape(2, 3))
+    write_graph(network, SHAPE, tmp_path / "model.onnx", {})  # which the exporter finds nothing wrong with
+    network.compute = lambda pixels: pixels.mean((2, 3))
+    with pytest.raises(ParityError, match="a batch of 1 images"):
+        check(network, tmp_path / "model.onnx")
