@@ -13,6 +13,11 @@ import toy
 import hfft
 
 CLASSES = ("amber", "blue")
+FIGURES = {
+    f"figures/{name}.{ending}"
+    for name in ("learning_curves", "confusion_validation", "confusion_test", "reliability_test")
+    for ending in ("png", "svg")
+}
 SPLITS = {"train": 12, "validation": 6, "test": 6}
 
 

@@ -44,7 +44,7 @@ def weights(run):
 def test_a_run_is_pushed_when_it_ends_and_not_twice(train, hub, tmp_path, capsys, monkeypatch):
     assert train({"repo_id": "cells"}) == 0
     assert f"pushed to {hub.url}/me/cells (private, commit " in capsys.readouterr().err
-    assert set(hub.files("me/cells")) == FILES
+    assert set(hub.files("me/cells")) == FILES | pushable.FIGURES
     assert len(hub.titles("me/cells")) == 2
     assert hfft.Run(tmp_path / "runs/cells").recipe.hub.repo_id == "cells"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -102,7 +102,7 @@ def test_a_push_that_fails_after_training_is_finished_by_the_same_command(train,
     hub.failures.clear()
     assert train({"repo_id": "cells"}) == 0
     assert "is finished" in capsys.readouterr().err
-    assert set(hub.files("me/cells")) == FILES
+    assert set(hub.files("me/cells")) == FILES | pushable.FIGURES
     assert pushable.contents(run) == before
 
 

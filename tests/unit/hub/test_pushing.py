@@ -17,7 +17,7 @@ from hfft.hub.pushing import push_run
 from hfft.inference.opening import open_model
 from hfft.recipe.spec import HubSpec
 
-ALWAYS = {"README.md", "metrics.json", "recipe.yaml"}
+ALWAYS = {"README.md", "metrics.json", "recipe.yaml", *pushable.FIGURES}
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "config.json", "preprocessor_config.json"}
 
@@ -58,7 +58,7 @@ def test_a_push_is_one_commit_that_was_read_back(merged, hub):
     assert hub.repositories["me/cells"].private
     assert (pushed.repo_id, pushed.url, pushed.private) == ("me/cells", f"{hub.url}/me/cells", True)
     assert pushed.commit == hub.repositories["me/cells"].branches["main"][-1].oid
-    assert (pushed.files, pushed.images, pushed.from_data, pushed.largest_difference) == (6, 4, True, 0.0)
+    assert (pushed.files, pushed.images, pushed.from_data, pushed.largest_difference) == (14, 4, True, 0.0)
     assert len(hub.asked(r"^GET .*/resolve/.*/model\.safetensors")) == 1
     assert b'model="me/cells"' in hub.files("me/cells")["README.md"]
     assert pushable.contents(merged) == before
@@ -185,7 +185,7 @@ def test_trouble_is_told_leaves_the_run_alone_and_a_second_push_succeeds(name, m
         assert no_waits == [4.0] * 5  # huggingface_hub heeds Retry-After, and gives up
     hub.failures.clear()
     assert main(["push", str(merged), "me/cells"]) == 0
-    assert "read back: 6 files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
+    assert "read back: 14 files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
     assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS}
     assert len(hub.titles("me/cells")) == 2  # one commit of ours, whatever happened before
 
@@ -207,7 +207,7 @@ def test_a_short_trouble_is_not_even_noticed(merged, hub, no_waits):
     hub.fail("PUT", "/storage/", status=500, times=2)
     hub.fail("PUT", "/storage/", cut=True, times=1)
     hfft.push(merged, "me/cells")
-    assert no_waits == [1, 2, 4]
+    assert len(no_waits) == 3  # files are sent side by side; which of them had to wait is chance
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_repository_in_a_folder_is_a_model_and_no_run(merged, hub, tmp_path):
     """As after `hf download`: recipe.yaml lies beside the weights there."""
     hfft.push(merged, "me/cells")
     for name, content in hub.files("me/cells").items():
-        (tmp_path / "cells").mkdir(exist_ok=True)
+        (tmp_path / "cells" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "cells" / name).write_bytes(content)
     assert hfft.Classifier.from_pretrained(tmp_path / "cells").classes == pushable.CLASSES
     with pytest.raises(HubError, match="is no run folder"):
