@@ -363,12 +363,7 @@ def _export(arguments: argparse.Namespace) -> None:
         most=arguments.most,
         overwrite=arguments.overwrite,
     )
-    parity = export.parity
-    sizes = ", ".join(map(str, parity.batch_sizes))
-    print(f"compared with torch on {parity.images:,} {parity.what}, in batches of {sizes}:")
-    print(f"  logits differ by at most {parity.largest_difference:.2g} ({parity.tolerance:g} is allowed)")
-    print(f"  the same class on top for {parity.same_top1:,} of {parity.images:,}")
-    print(f"exported: {export.folder}")
+    print(f"{export.parity.in_words}\nexported: {export.folder}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:

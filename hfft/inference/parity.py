@@ -40,6 +40,17 @@ class Parity:
     same_top1: int
     batch_sizes: tuple[int, ...]
 
+    @property
+    def in_words(self) -> str:
+        """Three lines for the screen."""
+        sizes = ", ".join(map(str, self.batch_sizes))
+        lines = (
+            f"compared with torch on {self.images:,} {self.what}, in batches of {sizes}:",
+            f"  logits differ by at most {self.largest_difference:.2g} ({self.tolerance:g} is allowed)",
+            f"  the same class on top for {self.same_top1:,} of {self.images:,}",
+        )
+        return "\n".join(lines)
+
 
 def compare(
     run: Callable[[np.ndarray], np.ndarray],
