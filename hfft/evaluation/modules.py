@@ -8,27 +8,30 @@ import numpy as np
 from datasets import Features, Sequence, Value
 
 from hfft.errors import TrainingError
+from hfft.evaluation.details import DETAILS, TABLES
 from hfft.evaluation.metrics import METRICS, softmax
+
+MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**METRICS, **DETAILS, **TABLES}
 
 
 class ProbabilityMetric(evaluate.Metric):
-    """One of METRICS as an `evaluate` module: predictions are rows of probabilities, references class indices."""
+    """One of MODULES as an `evaluate` module: predictions are rows of probabilities, references class indices."""
 
     def __init__(self, name: str) -> None:
-        """Choose the metric, a key of METRICS; what is added to the module stays in memory."""
+        """Choose the metric, a key of MODULES; what is added to the module stays in memory."""
         self._metric = name
         super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
-            description=METRICS[self._metric].__doc__ or "",
+            description=MODULES[self._metric].__doc__ or "",
             citation="",
             inputs_description="predictions: (N, K) probabilities; references: (N,) class indices",
             features=Features({"predictions": Sequence(Value("float32")), "references": Value("int64")}),
         )
 
-    def _compute(self, predictions: Any, references: Any) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {self._metric: METRICS[self._metric](np.asarray(predictions), np.asarray(references))}
+    def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return {self._metric: MODULES[self._metric](np.asarray(predictions), np.asarray(references))}
 
 
 def trainer_metrics() -> Callable[[Any], dict[str, float]]:

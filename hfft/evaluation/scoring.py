@@ -19,6 +19,7 @@ from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.classes import class_scores
+from hfft.evaluation.details import details
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
 from hfft.model.engine import EAGER, Engine, choose_engine
@@ -38,6 +39,7 @@ class Scores:
         probabilities: (N, K) float32.
         metrics: Metric name to value and the ends of its 95 % bootstrap interval.
         by_class: Class name to precision, recall and F1 with intervals, and images; see `class_scores`.
+        details: More metrics, without intervals.
     """
 
     classes: tuple[str, ...]
@@ -46,6 +48,7 @@ class Scores:
     probabilities: np.ndarray
     metrics: dict[str, dict[str, float]]
     by_class: dict[str, dict[str, float]]
+    details: dict[str, float]
 
     def table(self, split: str) -> pd.DataFrame:
         """One row per image, as in predictions.parquet."""
@@ -109,6 +112,7 @@ def _scores(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) ->
         probabilities=probabilities,
         metrics=with_intervals(probabilities, labels),
         by_class=class_scores(probabilities.argmax(axis=1), labels, classes),
+        details=details(probabilities, labels),
     )
 
 
