@@ -190,9 +190,14 @@ def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def write_results(
-    folder: Path, recipe: Recipe, images: ImageData, scores: dict[str, Scores], seconds: dict[str, float]
+    folder: Path,
+    recipe: Recipe,
+    images: ImageData,
+    scores: dict[str, Scores],
+    seconds: dict[str, float],
+    more: dict[str, Any],
 ) -> None:
-    """Write predictions, card, figures and, as the mark of a finished run, metrics.json."""
+    """Write predictions, card, figures and, as the mark of a finished run, metrics.json with what is given besides."""
     from hfft.report.card import write_report  # and matplotlib, which nothing else needs
 
     if scores:
@@ -206,8 +211,10 @@ def write_results(
         "confusion": {
             split: confusion(predicted[split], found.labels, found.classes) for split, found in scores.items()
         },
+        "details": {split: found.details for split, found in scores.items()},
         "calibration": {split: calibration(found.probabilities, found.labels) for split, found in scores.items()},
         "examples": _write_examples(folder / result_name(recipe), images, recipe.widget or 0),
+        **more,
         "seconds": rounded,
     }
     write_report(folder, metrics=content)

@@ -1,5 +1,6 @@
 """The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -42,10 +43,11 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
-from hfft.training.adapted import plain_network
+from hfft.training.adapted import plain_network, restore_kept
 from hfft.training.failures import explained
+from hfft.training.keeping import choose_kept
 from hfft.training.phase_data import PhaseData
-from hfft.training.phases import EVAL_BATCH, Stage, run_phase
+from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
 from hfft.training.shelf import Origin
@@ -192,18 +194,23 @@ def _finetune(
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
+    results: list[PhaseResult] = []
     for stage in _stages(phases, folder, recipe.seed):
         with _timed(seconds, stage.folder.name):
-            network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
-            network = plain_network(network, processor, recipe, stage.number, folder)
+            network, result = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
+            results.append(result)
+            network = plain_network(network, processor, recipe, results, folder)
+    kept = choose_kept(recipe, results)
+    _LOG.info(kept.reason)
     with _timed(seconds, "evaluation"), explained("result"):
+        restore_kept(network, recipe, results, kept, folder)
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
         scores = _score_result(folder, images, recipe)
     if state.is_main_process:
         with explained("result"):
-            write_results(folder, recipe, images, scores, seconds)
+            write_results(folder, recipe, images, scores, seconds, {"kept": dataclasses.asdict(kept)})
     state.wait_for_everyone()
     return Run(folder)
 

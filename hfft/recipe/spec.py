@@ -377,6 +377,8 @@ class Recipe:
         widget: Held-out images that are put beside the model as examples for the widget of its page; null is none, as
             who gets the model gets them too.
         hub: Where the result is pushed to, if anywhere.
+        keep: `best` ends with the model of the phase that is best on the validation images, by the later phase's
+            `metric_for_best_model`; `last` with that of the last phase, as runs without validation images do.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -395,5 +397,6 @@ class Recipe:
     license: License | None = None
     widget: Annotated[int, Field(gt=0, le=20)] | None = None
     hub: HubSpec = field(default_factory=HubSpec)
+    keep: Literal["best", "last"] = "best"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

@@ -1,5 +1,7 @@
-"""What is left of a phase's adapter: a plain network for the next phase, and a folder where it was the last one."""
+"""What is left of the phases: a plain network for the next one, an adapter folder, and the model that is kept."""
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,37 +9,61 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from hfft.model.adapters import merge, save_adapter
-from hfft.model.checkpoint import save_model
+from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.spec import Recipe
-from hfft.training.phases import finished_phase
+from hfft.training.keeping import Kept, choose_kept
+from hfft.training.phases import PhaseResult, finished_phase
 
-_MERGED = "merged"  # below an adapter phase's folder, when another adapter comes after it
+_MERGED = "merged"  # below an adapter phase's folder, where another phase comes after it
 
 
-def plain_network(network: Any, processor: Any, recipe: Recipe, number: int, folder: Path) -> PreTrainedModel:
+def plain_network(
+    network: Any, processor: Any, recipe: Recipe, results: Sequence[PhaseResult], folder: Path
+) -> PreTrainedModel:
     """The network after a phase, with an adapter merged into it.
 
-    The adapter is saved when it is the last thing trained, and so is what the next one sits on.
+    The adapter is saved if it is the best so far; the merged network, in the phase's folder, where another phase
+    follows: the run may end with it, or another adapter sits on it.
 
     Args:
         network: As the phase left it.
         processor: Its image processor.
-        recipe: With the phases.
-        number: Of the phase, from 0.
-        folder: The run's folder.
+        recipe: Of the run.
+        results: Of this phase and those before it.
+        folder: Of the run.
     """
+    number = len(results) - 1
     if recipe.phases[number].adapter is None:
         return network
-    is_main = PartialState().is_main_process
-    if number < len(recipe.phases) - 1:
-        network = merge(network)
-        if is_main and recipe.phases[number + 1].adapter is not None:
-            save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
-        return network
-    if is_main:
+    is_last, is_main = number == len(recipe.phases) - 1, PartialState().is_main_process
+    may_be_kept = is_last or (recipe.keep == "best" and results[number].metrics)
+    if is_main and may_be_kept and choose_kept(recipe, results).number == number:
         base, revision = _base(recipe, number, folder)
         save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
-    return merge(network)
+    network = merge(network)
+    if is_main and not is_last:
+        save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
+    return network
+
+
+def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], kept: Kept, folder: Path) -> None:
+    """Put the weights of the phase that is kept into a network, and remove the adapter folder of another one.
+
+    Args:
+        network: Plain; of the last phase.
+        recipe: Of the run.
+        results: Of all phases.
+        kept: From `choose_kept`.
+        folder: Of the run.
+    """
+    state = PartialState()
+    state.wait_for_everyone()  # the main process has written what is read here
+    phase = recipe.phases[kept.number]
+    if kept.number < len(results) - 1:
+        result = results[kept.number].checkpoint if phase.adapter is None else _MERGED
+        restore_weights(network, folder / f"{kept.number}-{phase.name}" / result)
+    if state.is_main_process and phase.adapter is None:
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
 
 
 def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:

@@ -27,6 +27,7 @@ model: {checkpoint: vit}
 data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 2, disable_tqdm: true}
 precision: float32
+keep: last
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}
   - {name: last, unfreeze: {blocks: 2}, learning_rate: 1.0e-3}
