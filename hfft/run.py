@@ -21,6 +21,7 @@ from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
+from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
@@ -195,7 +196,8 @@ def _finetune(
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
     results: list[PhaseResult] = []
-    for stage in _stages(phases, folder, recipe.seed):
+    stages = _stages(phases, folder, recipe.seed)
+    for stage in stages:
         with _timed(seconds, stage.folder.name):
             network, result = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             results.append(result)
@@ -207,10 +209,13 @@ def _finetune(
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
-        scores = _score_result(folder, images, recipe)
+        load = (lambda: load_checkpoint(recipe.model, images.labels)[0]) if model is None else None
+        trained = Trained(stages, results, kept, phase_data, replay, load)
+        scores, baselines = _score_result(folder, images, recipe, trained)
     if state.is_main_process:
         with explained("result"):
-            write_results(folder, recipe, images, scores, seconds, {"kept": dataclasses.asdict(kept)})
+            more = {"kept": dataclasses.asdict(kept), "baselines": baselines}
+            write_results(folder, recipe, images, scores, seconds, more)
     state.wait_for_everyone()
     return Run(folder)
 
@@ -368,7 +373,9 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
     )
 
 
-def _score_result(folder: Path, images: ImageData, recipe: Recipe) -> dict[str, Scores]:
+def _score_result(
+    folder: Path, images: ImageData, recipe: Recipe, trained: Trained
+) -> tuple[dict[str, Scores], dict[str, Any]]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
     model_folder = folder / result_name(recipe)
     classifier = Classifier.from_pretrained(model_folder)
@@ -377,16 +384,14 @@ def _score_result(folder: Path, images: ImageData, recipe: Recipe) -> dict[str, 
         raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
     model = classifier.model
     set_memory_format(model, recipe.model.memory_format)
-    batch_size = recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH)
-    return score(
-        model,
-        {split: images.splits[split] for split in ("validation", "test") if split in images.splits},
+    way = Way(
         classifier.transform,
-        classes=images.labels,
-        batch_size=batch_size,
+        batch_size=recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=min(cpus_per_process(), 8),
-        engine=recorded_with(folder / f"0-{recipe.phases[0].name}"),
+        engine=recorded_with(trained.stages[0].folder),
     )
+    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
+    return score_beside(model, splits, way, trained, classes=images.labels)
 
 
 @contextmanager

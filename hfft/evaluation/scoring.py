@@ -1,7 +1,7 @@
 """A model and splits -> predictions, metrics with intervals, and a table by class."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -22,6 +22,7 @@ from hfft.evaluation.classes import class_scores
 from hfft.evaluation.details import details
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.metrics import softmax
+from hfft.model.cut import Cut
 from hfft.model.engine import EAGER, Engine, choose_engine
 
 _LOG = get_logger(__name__)
@@ -99,11 +100,18 @@ def score(
         return {}
     examples = Examples(concatenate_datasets(list(splits.values())), transform.pixels)
     logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, engine=engine)
-    shares = np.split(softmax(logits), list(accumulate(map(len, splits.values())))[:-1])
-    return {split: _scores(shares[number], rows, classes) for number, (split, rows) in enumerate(splits.items())}
+    shares = divided(softmax(logits), splits)
+    return {split: measured(shares[split], rows, classes) for split, rows in splits.items()}
 
 
-def _scores(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) -> Scores:
+def divided(values: np.ndarray, splits: Mapping[str, Dataset]) -> dict[str, np.ndarray]:
+    """Values (N, ...) of all images, one split after the other, by split."""
+    parts = np.split(values, list(accumulate(map(len, splits.values())))[:-1])
+    return dict(zip(splits, parts, strict=True))
+
+
+def measured(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) -> Scores:
+    """What probabilities (N, K) for the images of a split are worth."""
     labels = np.asarray(rows["label"])
     return Scores(
         classes=tuple(classes),
@@ -135,23 +143,52 @@ def predict(
         workers: Processes that read images.
         engine: As for `score`.
     """
+    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "engine": engine}
+    return compute(Logits(model), examples, floats, **options)[0]
+
+
+def compute(
+    network: nn.Module,
+    examples: Examples,
+    floats: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    engine: str = EAGER,
+    then: Callable[..., Sequence[torch.Tensor]] | None = None,
+) -> list[np.ndarray]:
+    """What a network makes of all examples, in their order, gathered from all processes.
+
+    Args:
+        network: Pixels (B, C, H, W) -> a flat tuple of tensors (B, ...).
+        examples: Images.
+        floats: Pixels of a batch to what the network takes.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images.
+        engine: As for `score`.
+        then: Makes the tensors that are returned from the network's, in eager torch.
+
+    Returns:
+        For each tensor an array, (N, ...) float32.
+    """
     if len(examples) < _MANY * batch_size:
         engine = EAGER
     accelerator = Accelerator()
     loader = accelerator.prepare(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
-    network = _Logits(model).to(accelerator.device).eval()
+    network = network.to(accelerator.device).eval()
     program: Engine | None = None
-    logits: list[torch.Tensor] = []
+    batches: list[list[torch.Tensor]] = []
     with torch.no_grad(), _broken_images_named():
         for pixels in loader:
             batch = floats(pixels)
             lacking = 0 if engine == EAGER else batch_size - len(batch)  # other engines take one size only
             filled = torch.cat([batch, batch[-1:].expand(lacking, *batch.shape[1:])])
             program = program or _program(network, filled, engine)
-            (found,) = program.run(filled)
-            gathered: Any = accelerator.gather_for_metrics(found[: len(batch)].float())  # (B, K)
-            logits.append(gathered.cpu())
-    return torch.cat(logits).numpy()
+            found: Sequence[torch.Tensor] = [tensor[: len(batch)] for tensor in program.run(filled)]
+            found = found if then is None else then(*found)
+            gathered: Any = accelerator.gather_for_metrics([tensor.float().contiguous() for tensor in found])
+            batches.append([tensor.cpu() for tensor in gathered])  # each (B, ...)
+    return [torch.cat(tensors).numpy() for tensors in zip(*batches, strict=True)]
 
 
 @contextmanager
@@ -164,18 +201,24 @@ def _broken_images_named() -> Iterator[None]:
         raise DataError(message) from error
 
 
-class _Logits(nn.Module):
-    """A classifier whose output is a flat tuple, as engines take it."""
+class Logits(nn.Module):
+    """A classifier with a flat tuple as output, as engines take it: logits, and what enters a cut, if one is given."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, cut: Cut | None = None) -> None:
+        """Wrap the classifier."""
         super().__init__()
         self.model = model
+        self._cut = cut
 
-    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor]:
-        return (self.model(pixel_values=pixels).logits,)  # (B, K)
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Logits (B, K), and the tensors that enter the cut, (B, ...)."""
+        found: list[tuple[torch.Tensor, ...]] = []
+        with nullcontext() if self._cut is None else self._cut.reached(found.append):
+            logits = self.model(pixel_values=pixels).logits  # (B, K)
+        return (logits, *(tensor for tensors in found for tensor in tensors))
 
 
-def _program(network: _Logits, pixels: torch.Tensor, engine: str) -> Engine:
+def _program(network: nn.Module, pixels: torch.Tensor, engine: str) -> Engine:
     """The engine that was asked for, or eager torch."""
     options: dict[str, Any] = {"bfloat16": False, "images": len(pixels), "memory": None, "key": ""}
     try:

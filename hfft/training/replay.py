@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,36 @@ def recorded_with(folder: Path) -> str:
     Args:
         folder: Of the phase.
     """
+    return _noted(folder) or EAGER
+
+
+def is_replayed(folder: Path) -> bool:
+    """Whether a phase is fed from recordings.
+
+    Args:
+        folder: Of the phase.
+    """
+    return _noted(folder) is not None
+
+
+def _noted(folder: Path) -> str | None:
     note = folder / _NOTE
-    return (read_json(note)["engine"] if note.is_file() else None) or EAGER
+    return read_json(note)["engine"] if note.is_file() else None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What enters a cut, of each training image once.
+
+    Attributes:
+        cut: Where.
+        rows: Recording.
+        is_augmented: Whether the images were changed at random.
+    """
+
+    cut: Cut
+    rows: Recording
+    is_augmented: bool
 
 
 class _Declined(Exception):
@@ -102,6 +131,31 @@ class Replay:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, {"engine": engine})
         return replayed
+
+    def recorded(
+        self, model: Any, cut: Cut, data: PhaseData, arguments: TrainingArguments, folder: Path
+    ) -> Recorded | None:
+        """What is there of a phase's first view of the training images; nothing is computed.
+
+        Args:
+            model: With the weights that the phase began with, on the device.
+            cut: Of that model, in front of what the phase trains.
+            data: Of the phase.
+            arguments: Of the phase.
+            folder: Of the phase.
+
+        Returns:
+            None where nothing is recorded.
+        """
+        engine, job, place = _noted(folder), Job(model, data, arguments, "baselines"), Place("train")
+        if engine is None:
+            return None
+        try:
+            found = self._shelf.find(job, cut, [place], engine)
+        except OSError as error:
+            _LOG.info(f"baselines: recordings can't be read: {error}")
+            return None
+        return None if found is None else Recorded(cut, found[place], is_augmented=self._origin.is_random)
 
     def _open(self, job: Job, number: int, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:

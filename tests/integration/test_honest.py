@@ -7,10 +7,12 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForImageClassification, TrainerCallback
 
 import hfft
 from hfft.cli import main
+from hfft.data.transforms import decode, evaluation_transform
+from hfft.training.replay import Replay
 
 RECIPE = """
 name: bugs
@@ -90,7 +92,7 @@ def test_a_stopped_run_keeps_the_same(workplace):
     parts = hfft.finetune(recipe)
     assert equal(*(weights(run.folder, "model/*.safetensors") for run in (whole, parts)))
     assert whole.predictions.equals(parts.predictions)
-    for key in ("kept", "validation", "test"):
+    for key in ("kept", "baselines", "validation", "test"):
         assert parts.metrics[key] == whole.metrics[key]
     (parts.folder / "metrics.json").unlink()  # as if it had been killed just before the end
     again = hfft.finetune(recipe)
@@ -146,3 +148,91 @@ def test_without_validation_images_the_last_phase_is_kept(workplace):
     run = hfft.finetune(hfft.load_recipe("recipe.yaml", [BAD, "data.splits.validation=null"]))
     assert run.metrics["kept"]["reason"] == "no phase was measured on validation images: model/ is that of all"
     assert equal(weights(run.folder, "model/*.safetensors"), weights(run.folder, "1-all/checkpoint-*/*.safetensors"))
+
+
+def accuracy(run, name, split="test"):
+    return run.metrics["baselines"][name][split]["accuracy"]["value"]
+
+
+def model_of(folder):
+    """A checkpoint with its predictions of an image folder's images, by transformers alone."""
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    transform = evaluation_transform(tiny.processor())
+    files = [path for name in ("ant", "bee", "cat") for path in sorted(Path("photos/test", name).glob("*.png"))]
+    pixels = torch.stack([transform(decode(str(path))) for path in files])
+    labels = torch.tensor([model.config.label2id[path.parent.name] for path in files])
+    with torch.no_grad():
+        return model(pixel_values=pixels).logits, labels
+
+
+@pytest.mark.parametrize("mode", ["auto", "off"])
+def test_baselines_are_beside_the_result(mode, workplace, capsys):
+    more = ["replay.mode=" + mode, "phases.all.unfreeze={blocks: 2}", "keep=last", "training.num_train_epochs=8"]
+    assert main(["train", "recipe.yaml", *more]) == 0
+    run = hfft.Run("runs/bugs")
+    baselines = run.metrics["baselines"]
+    assert list(baselines) == ["majority", "knn", "head"]
+    for row in baselines.values():
+        assert set(row) == {"about", "validation", "test"}
+        assert row["test"].keys() == run.metrics["test"].keys()
+    assert baselines["majority"]["about"].startswith("always ant, the most frequent class")
+    assert accuracy(run, "majority") == pytest.approx(1 / 3)
+    assert "of 30 training images, by cosine similarity" in baselines["knn"]["about"]
+    assert accuracy(run, "knn") > 2 / 3  # the classes differ in colour
+    logits, labels = model_of(next(run.phase_dir(0).glob("checkpoint-*")))
+    head = baselines["head"]["test"]
+    assert head["accuracy"]["value"] == pytest.approx((logits.argmax(dim=1) == labels).float().mean().item())
+    assert head["log_loss"]["value"] == pytest.approx(
+        torch.nn.functional.cross_entropy(logits, labels).item(), abs=1e-4
+    )
+    assert head != run.metrics["test"]
+    result = json.loads((run.phase_dir(0) / "result.json").read_text())
+    assert accuracy(run, "head", "validation") == pytest.approx(result["metrics"]["accuracy"])
+    told = capsys.readouterr().err
+    assert f"{accuracy(run, 'knn'):.4f} nearest neighbours, {accuracy(run, 'head'):.4f} the head phase" in told
+
+
+def test_a_head_phase_alone_is_its_own_baseline(workplace):
+    run = hfft.finetune(hfft.load_recipe("recipe.yaml", ["phases=[{name: head, num_train_epochs: 3}]"]))
+    head = run.metrics["baselines"]["head"]
+    assert head.pop("about") == "the model after head, which is the result"
+    assert head == {split: run.metrics[split] for split in ("validation", "test")}
+
+
+def test_recordings_of_any_first_phase_serve_the_neighbours(workplace):
+    """The same neighbours whether features come from what entered the head, earlier blocks, or the images."""
+    found = []
+    for name, phase in (
+        ("head", "{name: p, unfreeze: head}"),
+        ("blocks", "{name: p, unfreeze: {blocks: 2}}"),
+        ("images", "{name: p, unfreeze: all}"),
+    ):
+        more = [f"phases=[{phase}]", f"name={name}", "training.num_train_epochs=6"]
+        run = hfft.finetune(hfft.load_recipe("recipe.yaml", more))
+        found.append(run.metrics["baselines"]["knn"]["test"])
+        assert ("head" in run.metrics["baselines"]) == (name == "head")
+    assert found[0] == found[1] == found[2]
+
+
+def test_recordings_are_found_again_where_they_are(workplace, monkeypatch):
+    seen = []
+    recorded = Replay.recorded
+    monkeypatch.setattr(Replay, "recorded", lambda *a: seen.append(recorded(*a)) or seen[-1])
+    hfft.finetune(hfft.load_recipe("recipe.yaml", ["data.augment={flip: true}"]))
+    assert [len(found.rows) for found in seen] == [30]
+    about = hfft.Run("runs/bugs").metrics["baselines"]["knn"]["about"]
+    assert "30 training images as augmented in the first epoch" in about
+
+
+def test_a_short_run_is_not_made_long_by_its_baselines(workplace):
+    short = ["phases=[{name: all, unfreeze: all, max_steps: 1}]", "training.per_device_train_batch_size=2"]
+    run = hfft.finetune(hfft.load_recipe("recipe.yaml", short))
+    knn = run.metrics["baselines"]["knn"]
+    assert knn == {
+        "about": "left out: a pass over the training images would have taken more than a quarter of this run"
+    }
+    off = ["replay.mode=off", "phases.all.max_steps=1", "phases.head.max_steps=1", "name=off", "keep=last"]
+    run = hfft.finetune(hfft.load_recipe("recipe.yaml", off))
+    head = run.metrics["baselines"]["head"]
+    assert set(head) == {"about", "validation"}
+    assert head["about"].startswith("the model after head; without another pass over the test images")

@@ -1,0 +1,261 @@
+"""A result's scores, and beside them those of what is simpler: the baselines of metrics.json."""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import Dataset, concatenate_datasets
+
+from hfft.data.batches import Examples
+from hfft.data.transforms import Transform
+from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
+from hfft.evaluation.intervals import with_intervals
+from hfft.evaluation.metrics import softmax
+from hfft.evaluation.reference import Reference
+from hfft.evaluation.scoring import Logits, Scores, compute, divided, measured
+from hfft.files import read_json
+from hfft.model.checkpoint import restore_weights
+from hfft.model.cut import find_cut
+from hfft.training.keeping import Kept
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phases import PhaseResult, training_arguments
+from hfft.training.plan import prepare_phase
+from hfft.training.replay import Recorded, Replay, is_replayed
+
+_MOST_KNOWN = 20_000  # training images whose features are compared with
+_WORTH = 0.25  # of a run's own work: what baselines may take
+_BACKWARD = 3  # forward passes that a training step is worth where all of the network trains
+
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run has done when its result is scored.
+
+    Attributes:
+        stages: Its phases.
+        results: Of those.
+        kept: Which of them the result is.
+        data: What they were trained on.
+        replay: What they were fed from.
+        load: Loads the pretrained network, with a head; None where the caller brought it.
+    """
+
+    stages: Sequence[Stage]
+    results: Sequence[PhaseResult]
+    kept: Kept
+    data: PhaseData
+    replay: Replay | None
+    load: Callable[[], Any] | None
+
+    @property
+    def head_phase(self) -> str | None:
+        """Name of the first phase, if it trained the head alone: its encoder is the pretrained one."""
+        spec = self.stages[0].spec
+        return spec.name if spec.adapter is None and spec.unfreeze == "head" else None
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Of the training images, (N,)."""
+        return np.asarray(self.data.train.rows["label"])
+
+    @property
+    def work(self) -> int:
+        """Forward passes of an image that training was worth, at least."""
+        total = 0
+        for stage, result in zip(self.stages, self.results, strict=True):
+            images = result.steps * read_json(stage.folder / "plan.json")["batch"]
+            if is_replayed(stage.folder):
+                total += len(self.data.train)  # recorded once
+            else:
+                total += images * (1 if stage.spec.adapter is None and stage.spec.unfreeze == "head" else _BACKWARD)
+        return total
+
+
+@dataclass(frozen=True)
+class Way:
+    """How images are passed through networks.
+
+    Attributes:
+        transform: The evaluation transform.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images.
+        engine: As for `score`.
+    """
+
+    transform: Transform
+    batch_size: int
+    workers: int
+    engine: str
+
+    def over(
+        self,
+        splits: Mapping[str, Dataset],
+        network: torch.nn.Module,
+        then: Callable[..., Sequence[torch.Tensor]] | None = None,
+    ) -> list[dict[str, np.ndarray]]:
+        """What `compute` gives, by split."""
+        examples = Examples(concatenate_datasets(list(splits.values())), self.transform.pixels)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "engine": self.engine}
+        return [divided(a, splits) for a in compute(network, examples, self.transform.floats, then=then, **options)]
+
+    def pixels(self, rows: Dataset, device: torch.device) -> torch.Tensor:
+        """The first image, (1, C, H, W)."""
+        return self.transform.floats(Examples(rows, self.transform.pixels)[0]["pixel_values"][None].to(device))
+
+
+def score_beside(
+    model: Any, splits: Mapping[str, Dataset], way: Way, trained: Trained, *, classes: Sequence[str]
+) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Score a result, and its baselines in the same pass over the images where the networks have a part in common.
+
+    Args:
+        model: The result, reopened, on the device.
+        splits: Validation and test images, as far as there are any.
+        way: How images are passed through networks.
+        trained: What the run has done.
+        classes: Class names.
+
+    Returns:
+        Scores by split, the same on every process; and for the main process, baseline to `about`, a sentence, and
+        metrics with intervals by split.
+    """
+    if not splits:
+        return {}, {}
+    reference = _open_reference(model, way, trained)
+    joint = None if reference is None else reference.beside(model)
+    if joint is None:
+        (logits,) = way.over(splits, Logits(model))
+        found = {} if reference is None else _alone(reference, splits, way, trained)
+    else:
+        logits, *rest = way.over(splits, *joint)
+        found = dict(zip(("logits", "features"), rest, strict=True))
+    known = None if reference is None or "features" not in found else _known(reference, way, trained)
+    scores = {split: measured(softmax(logits[split]), rows, classes) for split, rows in splits.items()}
+    if not PartialState().is_main_process:
+        return scores, {}
+    baselines = {
+        "majority": _majority(scores, trained),
+        "knn": _neighbours(found.get("features"), known, scores, trained),
+        **_head(found.get("logits"), scores, trained),
+    }
+    _tell(scores, baselines)
+    return scores, baselines
+
+
+def _open_reference(model: Any, way: Way, trained: Trained) -> Reference | None:
+    """The pretrained network, with the head of the head phase if there was one; the result itself where it is that."""
+    if trained.head_phase is not None:
+        network = model
+        if trained.kept.number > 0:
+            network = copy.deepcopy(model)
+            restore_weights(network, trained.stages[0].folder / trained.results[0].checkpoint)
+    elif trained.load is not None:
+        network = trained.load().to(model.device).eval()
+    else:
+        return None
+    return Reference(network, way.pixels(trained.data.train.rows, model.device))
+
+
+def _alone(
+    reference: Reference, splits: Mapping[str, Dataset], way: Way, trained: Trained
+) -> dict[str, dict[str, np.ndarray]]:
+    """Logits and features where nothing is in common: of the validation images only, if all would take long."""
+    if sum(map(len, splits.values())) > _WORTH * trained.work and "validation" in splits:
+        splits = {"validation": splits["validation"]}
+    return dict(zip(("logits", "features"), way.over(splits, *reference.alone()), strict=False))
+
+
+def _known(reference: Reference, way: Way, trained: Trained) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Features (M, D) and labels (M,) of training images, and in words what they are; None if that would take long."""
+    labels = trained.labels
+    places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
+    words = f"{len(places):,} training images"
+    recorded = _recorded(reference, trained)
+    if recorded is not None:
+        words += " as augmented in the first epoch" if recorded.is_augmented else ""
+        return reference.features(recorded, places.tolist()).numpy(), labels[places], words
+    if len(places) > _WORTH * trained.work:
+        return None
+    _, features = way.over({"train": trained.data.train.rows.select(places.tolist())}, *reference.alone())
+    return features["train"], labels[places], words
+
+
+def _recorded(reference: Reference, trained: Trained) -> Recorded | None:
+    """What the first phase has recorded, if anything."""
+    stage, data = trained.stages[0], trained.data
+    if trained.replay is None or stage.spec.adapter is not None:
+        return None
+    cut = reference.head
+    if trained.head_phase is None:
+        network = prepare_phase(reference.model, stage.spec)
+        cut = find_cut(network, reference.pixels, stage.spec.batchnorm)
+    arguments = training_arguments(stage.spec, stage.folder, seed=stage.seed, validate=data.validation is not None)
+    return None if cut is None else trained.replay.recorded(reference.model, cut, data, arguments, stage.folder)
+
+
+def _majority(scores: Mapping[str, Scores], trained: Trained) -> dict[str, Any]:
+    found = {s: majority(trained.labels, len(part.classes), len(part.labels)) for s, part in scores.items()}
+    most = next(iter(scores.values())).classes[int(np.bincount(trained.labels).argmax())]
+    about = f"always {most}, the most frequent class of the training images; probabilities are the classes' shares"
+    return {"about": about, **_intervals(found, scores)}
+
+
+def _neighbours(
+    features: Mapping[str, np.ndarray] | None,
+    known: tuple[np.ndarray, np.ndarray, str] | None,
+    scores: Mapping[str, Scores],
+    trained: Trained,
+) -> dict[str, Any]:
+    if features is None and trained.load is None and trained.head_phase is None:
+        return {"about": "left out: the pretrained network was given as an object, and trained in place"}
+    if features is None:
+        return {"about": "left out: what enters this network's head is no function of the image alone"}
+    if known is None:
+        return {"about": "left out: a pass over the training images would have taken more than a quarter of this run"}
+    near, labels, words = known
+    classes = len(next(iter(scores.values())).classes)
+    found = {s: nearest_neighbours(near, labels, asked, classes=classes) for s, asked in features.items()}
+    about = (
+        f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
+        f"network's head ({near.shape[1]:,} numbers)"
+    )
+    return {"about": about + _restricted(found, scores), **_intervals(found, scores)}
+
+
+def _head(
+    logits: Mapping[str, np.ndarray] | None, scores: Mapping[str, Scores], trained: Trained
+) -> dict[str, dict[str, Any]]:
+    if trained.head_phase is None:
+        return {}
+    if trained.kept.number == 0:
+        metrics = {split: part.metrics for split, part in scores.items()}
+        return {"head": {"about": f"the model after {trained.head_phase}, which is the result", **metrics}}
+    assert logits is not None
+    found = {split: softmax(part) for split, part in logits.items()}
+    about = f"the model after {trained.head_phase}" + _restricted(found, scores)
+    return {"head": {"about": about, **_intervals(found, scores)}}
+
+
+def _restricted(found: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> str:
+    lacking = [split for split in scores if split not in found]
+    why = "which would have taken more than a quarter of this run"
+    return f"; without another pass over the {lacking[0]} images, {why}" if lacking else ""
+
+
+def _intervals(found: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> dict[str, Any]:
+    return {split: with_intervals(part, scores[split].labels) for split, part in found.items()}
+
+
+def _tell(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Any]]) -> None:
+    split = "test" if "test" in scores else next(iter(scores))
+    names = {"majority": "the most frequent class", "knn": "nearest neighbours", "head": "the head phase"}
+    told = [f"{row[split]['accuracy']['value']:.4f} {names[n]}" for n, row in baselines.items() if split in row]
+    result = scores[split].metrics["accuracy"]["value"]
+    _LOG.info(f"accuracy on {split}: {result:.4f}; beside it {', '.join(told)}")

@@ -1,0 +1,133 @@
+"""The pretrained network beside a result: what enters its head, and the logits of the head phase, of every image.
+
+A result and the pretrained network have a front part in common, all that no phase trained: it is computed once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hfft.evaluation.scoring import Logits
+from hfft.model.cut import Cut, Prefix, cut_at, find_cut, placeholder_pixels
+from hfft.model.freezing import set_trainable
+from hfft.recipe.spec import PhaseSpec
+from hfft.training.plan import prepare_phase
+from hfft.training.replay import Recorded
+
+_WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
+_ROWS = 64  # of a recording that are computed at once
+
+
+class Reference:
+    """The pretrained network, whose head may be that of the head phase."""
+
+    def __init__(self, model: Any, pixels: torch.Tensor) -> None:
+        """Look for what enters its head.
+
+        Args:
+            model: The network, on the device; only its head is left trainable.
+            pixels: An image as it takes them, (1, C, H, W), on the device; its shape counts.
+
+        Raises:
+            ModelError: If it has no head.
+        """
+        self.model = prepare_phase(model, PhaseSpec(name="head", unfreeze="head"), pixels).eval()
+        self.pixels = pixels
+        self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        self.head = find_cut(self.model, pixels)
+
+    def beside(self, result: Any) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]] | None:
+        """What computes a result's logits and, from what it has in common with this network, this network's.
+
+        Args:
+            result: A trained model of the same architecture, on the device.
+
+        Returns:
+            A network for the images and a function for what it returns, as `compute` takes them; together they return
+            the result's logits, this network's logits, and the features. None if little is in common.
+        """
+        common = None if self.head is None else _common_cut(result, self.model, self._trained, self.pixels)
+        if common is None:
+            return None
+        cut, start = common
+
+        def then(logits: torch.Tensor, *entering: torch.Tensor) -> Sequence[torch.Tensor]:
+            return (logits, *self._continue(start, entering))
+
+        return Logits(result, cut), then
+
+    def alone(self) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]]:
+        """What computes this network's logits and the features, if they are known, as `compute` takes them."""
+        if self.head is None:
+            return Logits(self.model), lambda logits: (logits,)
+        return Logits(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
+
+    def features(self, recorded: Recorded, places: Sequence[int]) -> torch.Tensor:
+        """Features (M, D) of some images of a recording."""
+        device, found = self.pixels.device, []
+        for begin in range(0, len(places), _ROWS):
+            entering = recorded.rows.rows(places[begin : begin + _ROWS])
+            entering = tuple(tensor.to(device, self.pixels.dtype) for tensor in entering)
+            with torch.no_grad():
+                found.append(self._vectors(recorded.cut, entering).cpu())
+        return torch.cat(found)
+
+    def _continue(self, start: Cut, entering: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and features, from what enters a cut."""
+        assert self.head is not None
+        found: list[tuple[torch.Tensor, ...]] = []
+        with start.bypassed(), self.head.reached(found.append):
+            start.feed(entering)
+            shape = (len(entering[0]), *start.image_shape)
+            logits = self.model(pixel_values=placeholder_pixels(shape, entering[0].device)).logits  # (B, K)
+        return logits, vectors(entering if start.path == self.head.path else found[0])
+
+    def _vectors(self, start: Cut, entering: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        assert self.head is not None
+        if start.path == self.head.path:
+            return vectors(entering)
+        return vectors(Prefix(self.model, [self.head], start).eval()(*entering))
+
+
+def vectors(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    """What enters a head as one vector per image, (B, D): means over tokens (B, T, C) and over places (B, C, H, W)."""
+    flat = []
+    for tensor in tensors:
+        if tensor.ndim == 3:
+            tensor = tensor.mean(dim=1)
+        flat.append(tensor.mean(dim=(2, 3)) if tensor.ndim == 4 else tensor.flatten(1))
+    return torch.cat([tensor.float() for tensor in flat], dim=1)
+
+
+def _common_cut(result: Any, reference: Any, head: set[str], pixels: torch.Tensor) -> tuple[Cut, Cut] | None:
+    """The last cut of both networks in front of all in which they differ, which their weights in front of it prove."""
+    theirs = reference.state_dict()
+    parameters = dict(result.named_parameters())
+    differing: set[str] = set()
+    for name, value in result.state_dict().items():
+        if not torch.equal(value, theirs[name]):
+            owner = name.rpartition(".")[0]
+            around = {name} & parameters.keys() or {other for other in parameters if other.startswith(f"{owner}.")}
+            if not around:  # a buffer that no parameter leads to
+                return None
+            differing |= around
+    set_trainable(result, differing | head)
+    cut = find_cut(result, pixels)
+    set_trainable(result, set())
+    if cut is None:
+        return None
+    start = cut_at(reference, cut.path, pixels)
+    is_same = cut.fingerprint == start.fingerprint
+    return (cut, start) if is_same and _share(result, cut, pixels) >= _WORTH else None
+
+
+def _share(model: Any, cut: Cut, pixels: torch.Tensor) -> float:
+    """Share of a forward pass's multiplications that is in front of a cut."""
+    before: list[int] = []
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        with cut.reached(lambda _: before.append(counter.get_total_flops())):
+            model(pixel_values=pixels)
+        return before[0] / max(counter.get_total_flops(), 1)
