@@ -10,6 +10,7 @@ from hfft._version import __version__
 from hfft.errors import DataError, HfftError, HubError, ModelError, PushError, RecipeError, RunError, TrainingError
 
 if TYPE_CHECKING:
+    from hfft.comparison import compare
     from hfft.folds import Folds, cross_validate
     from hfft.hub.pushing import push
     from hfft.inference.classifier import Classifier
@@ -23,6 +24,7 @@ _HOMES = {
     "Recipe": "hfft.recipe.spec",
     "Run": "hfft.run",
     "cross_validate": "hfft.folds",
+    "compare": "hfft.comparison",
     "evaluate": "hfft.run",
     "finetune": "hfft.run",
     "load_recipe": "hfft.recipe.loading",
@@ -43,6 +45,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "__version__",
+    "compare",
     "cross_validate",
     "evaluate",
     "finetune",

@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
     _add_export(verbs.add_parser("export", help="write a model as ONNX, checked against torch"))
     _add_demo(verbs.add_parser("demo", help="show a page that labels the images dropped on it"))
+    _add_compare(verbs.add_parser("compare", help="set finished runs side by side"))
     return parser
 
 
@@ -168,6 +169,13 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
     demo.set_defaults(run=_demo)
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too")
+    compare.add_argument("--split", choices=("test", "validation"), help="test where all have it, when left out")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
 
 
 def _whole(text: str) -> int:
@@ -411,6 +419,44 @@ def _push(arguments: argparse.Namespace) -> None:
         raise bad_spec(error) from error
     pushed = push_run(Path(arguments.run_folder), spec)
     print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from hfft.comparison import compare
+
+    found = compare(arguments.runs, split=arguments.split)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    names = list(found.rows[0].metrics)
+    header = (f"{found.split} of", "images", *_spaced(names), "model of", "trainable", "seconds")
+    rows = [
+        (row.run, row.images, *map(_interval, row.metrics.values()), row.phase, f"{row.trainable:,}", row.seconds)
+        for row in found.rows
+    ]
+    _print_table(header, rows)
+    pair = found.pair
+    if pair is not None:
+        print(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
+        _print_table(
+            ("metric", "difference", "95 % interval"),
+            [(*_spaced([name]), *_interval(row, "+").split(" ", 1)) for name, row in pair.differences.items()],
+        )
+        test = pair.mcnemar
+        print(
+            f"right on {test.only_second} images where {pair.first} is wrong, wrong on {test.only_first} where it is "
+            f"right: McNemar's exact p = {test.p_value:.3g}"
+        )
+    for note in found.notes:
+        print(f"note: {note}")
+
+
+def _spaced(names: Iterable[str]) -> list[str]:
+    return [name.replace("_", " ") for name in names]
+
+
+def _interval(row: dict[str, float], sign: str = "") -> str:
+    return f"{row['value']:{sign}.4f} ({row['low']:{sign}.4f} to {row['high']:{sign}.4f})"
 
 
 def _class_cells(row: dict[str, float]) -> tuple[str, ...]:

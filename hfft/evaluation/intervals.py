@@ -7,7 +7,7 @@ import numpy as np
 
 from hfft.evaluation.metrics import Tally, losses, measure, tally
 
-_RESAMPLES = 1000
+RESAMPLES = 1000
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
 
 
@@ -121,9 +121,14 @@ def tally_draws(draws: np.ndarray, strata: Strata, outcomes: Outcomes) -> Tally:
     return Tally(images=images, hits=hits, predicted=hits + false_positives, loss=loss)
 
 
+def chunk(shape: tuple[int, ...]) -> int:
+    """Resamples to draw at once of probabilities of a shape (N, K)."""
+    return max(1, _NUMBERS_AT_ONCE // max(shape))
+
+
 def _resamples(probabilities: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Iterator[Tally]:
     strata, outcomes = Strata.of(labels), Outcomes.of(probabilities, labels)
-    at_once = max(1, _NUMBERS_AT_ONCE // max(probabilities.shape))
-    for start in range(0, _RESAMPLES, at_once):
-        draws = strata.draw(rng, min(at_once, _RESAMPLES - start))
+    at_once = chunk(probabilities.shape)
+    for start in range(0, RESAMPLES, at_once):
+        draws = strata.draw(rng, min(at_once, RESAMPLES - start))
         yield tally_draws(draws, strata, outcomes)

@@ -1,0 +1,210 @@
+"""Finished runs side by side: a row for each, and for two runs what differs on the images that both have predicted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from hfft.errors import RunError
+from hfft.evaluation.pairs import McNemar, differences, mcnemar
+from hfft.files import read_json
+from hfft.recipe.loading import load_recipe
+
+_SPLITS = ("test", "validation")
+
+
+@dataclass(frozen=True)
+class Row:
+    """A run in a table.
+
+    Attributes:
+        run: Its folder.
+        images: Of the split that was compared.
+        metrics: Metric name to `value` and the ends of its 95 % interval.
+        details: More metrics, without intervals.
+        phase: The phase whose model it is.
+        trainable: Parameters that its largest phase trained.
+        seconds: All it took.
+    """
+
+    run: str
+    images: int
+    metrics: dict[str, dict[str, float]]
+    details: dict[str, float]
+    phase: str
+    trainable: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two runs on the same images.
+
+    Attributes:
+        first: Folder of the first run.
+        second: Folder of the second.
+        images: That both have predicted.
+        differences: Metric name to the second run's minus the first's, with the ends of its 95 % interval.
+        mcnemar: Whether they are right equally often.
+    """
+
+    first: str
+    second: str
+    images: int
+    differences: dict[str, dict[str, float]]
+    mcnemar: McNemar
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` finds.
+
+    Attributes:
+        split: What was compared.
+        rows: One for each run.
+        pair: Of two runs that have images and classes in common.
+        notes: What a reader of the table must know.
+    """
+
+    split: str
+    rows: tuple[Row, ...]
+    pair: Pair | None
+    notes: tuple[str, ...]
+
+
+def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        runs: Folders of two runs or more.
+        split: `test` or `validation`; `test` where all runs have it, else `validation`, when None.
+
+    Raises:
+        RunError: If there are fewer than two, one of them isn't a finished run, or they have no split in common.
+    """
+    if len(runs) < 2:
+        raise RunError("nothing to compare: give the folders of two runs or more")
+    found = [_Finished.open(Path(run)) for run in runs]
+    split = _common_split(found, split)
+    notes = _notes(found, split)
+    pair = None
+    if len(found) == 2:
+        table, note = _paired(*found, split)
+        notes += [note] if note else []
+        pair = None if table is None else _pair(*found, table)
+    return Comparison(split, tuple(run.row(split) for run in found), pair, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Finished:
+    folder: Path
+    metrics: dict[str, Any]
+    data: dict[str, Any]
+    source: tuple[str, str | None, str | None]
+
+    @classmethod
+    def open(cls, folder: Path) -> "_Finished":
+        if not (folder / "recipe.yaml").is_file():
+            raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
+        if not (folder / "metrics.json").is_file():
+            raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
+        data = load_recipe(folder / "recipe.yaml").data
+        return cls(
+            folder,
+            read_json(folder / "metrics.json"),
+            read_json(folder / "data.json"),
+            (data.source, data.config, data.revision),
+        )
+
+    @property
+    def splits(self) -> list[str]:
+        return [split for split in _SPLITS if split in self.metrics]
+
+    @property
+    def labels(self) -> list[str]:
+        return self.data["labels"]
+
+    def fingerprint(self, split: str) -> str:
+        return self.data["splits"][split]["fingerprint"]
+
+    def row(self, split: str) -> Row:
+        plans = sorted(self.folder.glob("*/plan.json"), key=lambda path: int(path.parent.name.partition("-")[0]))
+        seconds = self.metrics["seconds"]
+        return Row(
+            run=str(self.folder),
+            images=sum(self.data["splits"][split]["counts"].values()),
+            metrics=self.metrics[split],
+            details=self.metrics.get("details", {}).get(split, {}),
+            phase=self.metrics.get("kept", {}).get("phase") or plans[-1].parent.name.partition("-")[2],
+            trainable=max(read_json(path)["trainable"] for path in plans),
+            seconds=round(seconds.get("total", sum(seconds.values())), 3),
+        )
+
+    def predictions(self, split: str) -> pd.DataFrame:
+        path = self.folder / "predictions.parquet"
+        try:
+            table = pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path}: the predictions can't be read: {error}") from error
+        return table.query("split == @split")
+
+
+def _common_split(runs: Sequence[_Finished], asked: str | None) -> str:
+    common = [split for split in _SPLITS if all(split in run.splits for run in runs)]
+    if asked is None and common:
+        return common[0]
+    if asked in common:
+        return asked
+    had = "; ".join(f"{run.folder} has {' and '.join(run.splits) or 'none'}" for run in runs)
+    raise RunError(f"no {asked or 'measured'} split that all runs have: {had}")
+
+
+def _notes(runs: Sequence[_Finished], split: str) -> list[str]:
+    notes = []
+    first = runs[0]
+    for run in runs[1:]:
+        if run.labels != first.labels:
+            notes.append(
+                f"{run.folder} has other classes ({_listed(run.labels)}) than {first.folder} "
+                f"({_listed(first.labels)}): their numbers answer different questions"
+            )
+        elif run.fingerprint(split) != first.fingerprint(split):
+            notes.append(f"the {split} images of {run.folder} are not those of {first.folder}")
+    return notes
+
+
+def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFrame | None, str | None]:
+    """Both runs' predictions of the images that they share, a row for each; or why there are none."""
+    if sorted(first.labels) != sorted(second.labels):
+        return None, "no paired comparison, as the classes differ"
+    same = first.fingerprint(split) == second.fingerprint(split)
+    if not same and first.source != second.source:
+        return None, f"no paired comparison, as the images are of other sources: {first.source[0]}, {second.source[0]}"
+    tables = [run.predictions(split) for run in (first, second)]
+    if not all(table["file"].is_unique for table in tables):
+        return None, "no paired comparison, as some images have the same name"
+    table = tables[0].merge(tables[1], on=["file", "label"], suffixes=(" first", " second"))
+    if table.empty:
+        return None, f"no paired comparison, as the runs have no {split} image in common"
+    return table, None if same else f"paired are the {len(table):,} images that have name and label in common"
+
+
+def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
+    names = first.labels
+    labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)
+    one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
+    right = [probabilities.argmax(axis=1) == labels for probabilities in (one, other)]
+    return Pair(
+        first=str(first.folder),
+        second=str(second.folder),
+        images=len(table),
+        differences=differences(one, other, np.asarray(labels)),
+        mcnemar=mcnemar(*right),
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")
