@@ -166,7 +166,7 @@ def _notes(runs: Sequence[_Finished], split: str) -> list[str]:
     notes = []
     first = runs[0]
     for run in runs[1:]:
-        if run.labels != first.labels:
+        if sorted(run.labels) != sorted(first.labels):
             notes.append(
                 f"{run.folder} has other classes ({_listed(run.labels)}) than {first.folder} "
                 f"({_listed(first.labels)}): their numbers answer different questions"
