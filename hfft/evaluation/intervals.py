@@ -8,6 +8,7 @@ import numpy as np
 from hfft.evaluation.metrics import Tally, losses, measure, tally
 
 RESAMPLES = 1000
+_ROUNDING = 1e-12
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
 
 
@@ -31,9 +32,15 @@ def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int =
     parts = [measure(part) for part in _resamples(probabilities, labels, np.random.default_rng(seed))]
     results = {}
     for name, value in measure(tally(probabilities, labels)).items():
-        low, high = np.quantile(np.concatenate([part[name] for part in parts]), [0.025, 0.975])
-        results[name] = {"value": float(value), "low": float(low), "high": float(high)}
+        results[name] = interval(float(value), np.concatenate([part[name] for part in parts]))
     return results
+
+
+def interval(value: float, resampled: np.ndarray) -> dict[str, float]:
+    """`value`, and the 2.5 % and 97.5 % quantiles of its resamples (R,), which a rounding error doesn't set apart."""
+    low, high = (float(end) for end in np.quantile(resampled, [0.025, 0.975]))
+    low = value if 0 < low - value < _ROUNDING else low
+    return {"value": value, "low": low, "high": value if 0 < value - high < _ROUNDING else high}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.intervals import RESAMPLES, Outcomes, Strata, chunk, tally_draws
+from hfft.evaluation.intervals import RESAMPLES, Outcomes, Strata, chunk, interval, tally_draws
 from hfft.evaluation.metrics import measure, tally
 
 
@@ -50,11 +50,7 @@ def differences(
         for name in one:
             parts.setdefault(name, []).append(other[name] - one[name])
     before, after = (measure(tally(probabilities, labels)) for probabilities in (first, second))
-    results = {}
-    for name, found in parts.items():
-        low, high = np.quantile(np.concatenate(found), [0.025, 0.975])
-        results[name] = {"value": float(after[name] - before[name]), "low": float(low), "high": float(high)}
-    return results
+    return {name: interval(float(after[name] - before[name]), np.concatenate(found)) for name, found in parts.items()}
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:

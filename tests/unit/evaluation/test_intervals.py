@@ -98,3 +98,11 @@ def test_the_memory_at_hand_changes_no_number(monkeypatch):
     expected = with_intervals(probabilities, labels)
     monkeypatch.setattr(intervals, "_NUMBERS_AT_ONCE", 1000)  # 13 resamples in a chunk
     assert with_intervals(probabilities, labels) == expected
+
+
+def test_an_answer_that_never_changes_has_an_interval_of_no_width():
+    labels = np.repeat([0, 1], [451, 205])
+    found = with_intervals(one_hot(np.zeros(656, int), 2), labels)
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        assert found[name]["low"] == pytest.approx(found[name]["high"], abs=1e-12)
