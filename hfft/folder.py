@@ -195,7 +195,7 @@ def write_results(
     images: ImageData,
     scores: dict[str, Scores],
     seconds: dict[str, float],
-    more: dict[str, Any],
+    more: dict[str, Any] | None = None,
 ) -> None:
     """Write predictions, card, figures and, as the mark of a finished run, metrics.json with what is given besides."""
     from hfft.report.card import write_report  # and matplotlib, which nothing else needs
@@ -214,7 +214,7 @@ def write_results(
         "details": {split: found.details for split, found in scores.items()},
         "calibration": {split: calibration(found.probabilities, found.labels) for split, found in scores.items()},
         "examples": _write_examples(folder / result_name(recipe), images, recipe.widget or 0),
-        **more,
+        **(more or {}),
         "seconds": rounded,
     }
     write_report(folder, metrics=content)

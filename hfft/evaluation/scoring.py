@@ -40,7 +40,6 @@ class Scores:
         probabilities: (N, K) float32.
         metrics: Metric name to value and the ends of its 95 % bootstrap interval.
         by_class: Class name to precision, recall and F1 with intervals, and images; see `class_scores`.
-        details: More metrics, without intervals.
     """
 
     classes: tuple[str, ...]
@@ -49,7 +48,11 @@ class Scores:
     probabilities: np.ndarray
     metrics: dict[str, dict[str, float]]
     by_class: dict[str, dict[str, float]]
-    details: dict[str, float]
+
+    @property
+    def details(self) -> dict[str, float]:
+        """More metrics, without intervals."""
+        return details(self.probabilities, self.labels)
 
     def table(self, split: str) -> pd.DataFrame:
         """One row per image, as in predictions.parquet."""
@@ -120,7 +123,6 @@ def measured(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) -
         probabilities=probabilities,
         metrics=with_intervals(probabilities, labels),
         by_class=class_scores(probabilities.argmax(axis=1), labels, classes),
-        details=details(probabilities, labels),
     )
 
 

@@ -162,12 +162,23 @@ def _results(facts: RunFacts, figures: Mapping[str, str]) -> str:
         table(["split", "images", *map(spoken, names)], rows),
         "In brackets: 95 % bootstrap intervals, images resampled within each class. They say how much the numbers "
         "would move with other images of the same kind, and nothing of other seeds or other sources.",
+        _beside(facts, split),
         f"By class, on {_counted(split)}, with Wilson's 95 % intervals:",
         _by_class(split),
         _confusions(split, figures),
         _calibration(split, figures),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _beside(facts: RunFacts, split: SplitFacts) -> str:
+    names = list(split.metrics)
+    measured = {row["about"]: row[split.name] for row in facts.baselines.values() if split.name in row}
+    rows = [[escape(about), *(_number(Measured(**row[name])) for name in names)] for about, row in measured.items()]
+    if not rows:
+        return ""
+    body = table([f"for comparison, on {split.name}", *map(spoken, names)], rows)
+    return f"What is simpler, on the same images:\n\n{body}"
 
 
 def _by_class(split: SplitFacts) -> str:
@@ -229,7 +240,9 @@ def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
         f"{facts.environment['precision']}, with {versions}; seed {facts.recipe.seed}. Times are those of the process "
         "that finished a phase; of a run that was interrupted, they leave out what came before."
     )
-    return "\n\n".join(part for part in ("\n".join(phases), for_all_phases(facts.recipe), held, where, figure) if part)
+    kept = f"{escape(facts.kept)}." if len(phases) > 1 and facts.kept else ""
+    parts = ("\n".join(phases), for_all_phases(facts.recipe), kept, held, where, figure)
+    return "\n\n".join(part for part in parts if part)
 
 
 def _limits(facts: RunFacts) -> list[str]:

@@ -149,6 +149,8 @@ class RunFacts:
         model_type: Of the network, as transformers calls it.
         adapter_base: What an adapter has to be added to; None for a plain model.
         examples: Images for the widget.
+        kept: Why it is the model of which phase, in a sentence; empty where nobody asked.
+        baselines: Name to `about`, a sentence, and metrics by split.
     """
 
     folder: Path
@@ -164,6 +166,8 @@ class RunFacts:
     model_type: str
     adapter_base: str | None
     examples: tuple[Example, ...]
+    kept: str
+    baselines: Mapping[str, Mapping[str, Any]]
 
     @property
     def judged(self) -> SplitFacts | None:
@@ -225,6 +229,8 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             model_type=read_json(result / "config.json")["model_type"],
             adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
+            kept=measured.get("kept", {}).get("reason", ""),
+            baselines=measured.get("baselines", {}),
         )
 
 

@@ -189,3 +189,14 @@ def test_only_a_finished_run_has_a_report(tmp_path):
         write_report(run)
     with pytest.raises(RunError, match="is no run folder"):
         write_report(Path("nowhere"))
+
+
+def test_baselines_and_why_which_phase_was_kept_are_said(facts):
+    half = {name: {"value": 0.5, "low": 0.4, "high": 0.6} for name in facts.splits["test"].metrics}
+    reason = "last did not improve validation accuracy (0.9 after head): model/ is that of head"
+    baselines = {"majority": {"about": "always ant", "test": half}, "knn": {"about": "left out: too long"}}
+    text = body(replace(facts, kept=reason, baselines=baselines))
+    assert "| always ant | 0.5000 (0.4000 to 0.6000) |" in section(text, "Results")
+    assert "left out" not in text
+    assert "last did not improve validation accuracy (0.9 after head): model/ is that of head." in text
+    assert "What is simpler" not in body(facts)
