@@ -196,8 +196,7 @@ def _finetune(
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
     results: list[PhaseResult] = []
-    stages = _stages(phases, folder, recipe.seed)
-    for stage in stages:
+    for stage in (stages := _stages(phases, folder, recipe.seed)):
         with _timed(seconds, stage.folder.name):
             network, result = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             results.append(result)
@@ -382,8 +381,7 @@ def _score_result(
     if classifier.classes != images.labels:
         found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
         raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
-    model = classifier.model
-    set_memory_format(model, recipe.model.memory_format)
+    set_memory_format(classifier.model, recipe.model.memory_format)
     way = Way(
         classifier.transform,
         batch_size=recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH),
@@ -391,7 +389,7 @@ def _score_result(
         engine=recorded_with(trained.stages[0].folder),
     )
     splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
-    return score_beside(model, splits, way, trained, classes=images.labels)
+    return score_beside(classifier.model, splits, way, trained, classes=images.labels)
 
 
 @contextmanager

@@ -42,6 +42,7 @@ def recipe(place: Path, *, checkpoint: str | None = None, **changes: Any) -> dic
         "data": {"source": str(place / "photos")},
         "training": {"per_device_train_batch_size": 6, "dataloader_num_workers": 0, "num_train_epochs": 1},
         "precision": "float32",
+        "keep": "last",
         "replay": {"mode": "off"},
         "phases": [
             {"name": "head", "unfreeze": "head", "learning_rate": 1e-2},

@@ -151,6 +151,9 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File
     folders = parts(recipe, spec.what)
     files: dict[str, File] = {}
     for name, place in folders.items():
+        if not (run / name).is_dir():
+            reason = read_json(run / "metrics.json").get("kept", {}).get("reason", "it isn't there")
+            raise HubError(f"what: {spec.what or name}: {run} has no {name}/ ({reason}); allowed: model")
         for path, source in _sendable(run / name).items():
             inside = (PurePath(place) / path).as_posix()
             files[inside] = File(inside, source)

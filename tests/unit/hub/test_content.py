@@ -1,5 +1,6 @@
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pushable
@@ -102,6 +103,15 @@ def test_what_the_run_does_not_have(phases, what, words, make, tmp_path):
     _, recipe = make(phases=entries)
     with pytest.raises(HubError, match=words):
         parts(recipe, what)
+
+
+def test_an_adapter_that_did_not_help_is_not_there(make):
+    folder, recipe = make(merge=True)
+    shutil.rmtree(folder / "adapter")
+    kept = {"reason": "lora did not improve validation accuracy (0.9 after head): model/ is that of head"}
+    (folder / "metrics.json").write_text(json.dumps({"kept": kept}))
+    with pytest.raises(HubError, match=r"what: both: .* has no adapter/ \(lora did not improve .*\); allowed: model"):
+        collect(folder, recipe, HubSpec(what="both"), "me/cells")
 
 
 def test_figures_and_example_images_go_along(make):
