@@ -42,6 +42,7 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
+from hfft.retaining import Retaining, keep_novelty
 from hfft.training.adapted import plain_network
 from hfft.training.failures import explained
 from hfft.training.phase_data import PhaseData
@@ -192,18 +193,27 @@ def _finetune(
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
-    for stage in _stages(phases, folder, recipe.seed):
+    stages = _stages(phases, folder, recipe.seed)
+    with _timed(seconds, "retention"):
+        retaining = Retaining(recipe, network, images, processor, stages, is_loaded=model is None)
+    for stage in stages:
         with _timed(seconds, stage.folder.name):
             network, _ = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             network = plain_network(network, processor, recipe, stage.number, folder)
+        with _timed(seconds, "retention"), explained("retention"):
+            retaining.after_phase(network, stage)
+    with _timed(seconds, "retention"), explained("retention"):
+        kept = retaining.finish(network, phase_data)
     with _timed(seconds, "evaluation"), explained("result"):
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
         scores = _score_result(folder, images, recipe)
+        if recipe.novelty and state.is_main_process:
+            keep_novelty(folder / result_name(recipe), images, recipe.seed)
     if state.is_main_process:
         with explained("result"):
-            write_results(folder, recipe, images, scores, seconds)
+            write_results(folder, recipe, images, scores, seconds, kept)
     state.wait_for_everyone()
     return Run(folder)
 
@@ -386,4 +396,4 @@ def _score_result(folder: Path, images: ImageData, recipe: Recipe) -> dict[str, 
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
-    seconds[stage] = time.monotonic() - begun
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begun

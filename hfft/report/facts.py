@@ -149,6 +149,9 @@ class RunFacts:
         model_type: Of the network, as transformers calls it.
         adapter_base: What an adapter has to be added to; None for a plain model.
         examples: Images for the widget.
+        retention: As in metrics.json; empty where it wasn't measured.
+        interpolation: As in metrics.json; empty where there was none.
+        confidence: As in metrics.json; empty without validation images.
     """
 
     folder: Path
@@ -164,6 +167,9 @@ class RunFacts:
     model_type: str
     adapter_base: str | None
     examples: tuple[Example, ...]
+    retention: Mapping[str, Any]
+    interpolation: Mapping[str, Any]
+    confidence: Mapping[str, Any]
 
     @property
     def judged(self) -> SplitFacts | None:
@@ -225,6 +231,9 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             model_type=read_json(result / "config.json")["model_type"],
             adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
+            retention=measured.get("retention", {}),
+            interpolation=measured.get("interpolation", {}),
+            confidence=measured.get("confidence", {}),
         )
 
 

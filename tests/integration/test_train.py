@@ -236,7 +236,7 @@ def test_finetune_takes_data_a_model_and_callbacks_from_memory(workplace):
     recipe = hfft.load_recipe("recipe.yaml", ["training.max_steps=2", "data.splits.validation=null"])
     run = hfft.finetune(recipe, data=data, model=model, callbacks=[Count()])
     assert Count.steps == 6
-    assert set(run.metrics) == {"test", "by_class", "confusion", "calibration", "examples", "seconds"}
+    assert set(run.metrics) == {"test", "by_class", "confusion", "calibration", "examples", "retention", "seconds"}
     assert "fine-tuned from a model in memory on images in memory" in (run.model_dir / "README.md").read_text()
     assert len(run.predictions) == 12
     assert hfft.Classifier.from_pretrained(run.model_dir).classes == ("ant", "bee", "cat")

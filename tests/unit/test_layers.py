@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning"},
+    {"folder", "planning", "retaining"},
     {"run"},
     {"folds"},
     {"cli"},
