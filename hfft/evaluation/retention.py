@@ -30,7 +30,7 @@ from hfft.recipe.spec import ModelSpec
 
 _LOG = get_logger(__name__)
 
-_IMAGES = 200
+_IMAGES = 128
 _SAME = 1e-3  # of the largest logit: far above rounding
 
 
@@ -40,7 +40,7 @@ class Sample:
 
     Attributes:
         split: `validation`, or `train` where there is no validation.
-        examples: At most 200 images, chosen by the seed.
+        examples: At most 128 images, chosen by the seed.
         labels: Their class indices, (N,).
         floats: Pixels of a batch to what the network takes.
     """

@@ -364,7 +364,7 @@ class RetainSpec:
     """What the pretrained network knew: how much of it is left, and how much of it to take back.
 
     Attributes:
-        measure: Compares the encoder after each phase with the pretrained one, on 200 images at most.
+        measure: Compares the encoder after each phase with the pretrained one, on 128 images at most.
         interpolate: The result is this share of the way from the model of the head phase to the final one
             (WiSE-FT, https://hf.co/papers/2109.01903); `auto` chooses it on validation images, null is the final one.
     """

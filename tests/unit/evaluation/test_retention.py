@@ -160,12 +160,12 @@ def test_what_was_measured_is_read_and_not_measured_again(tmp_path):
     assert again.summary()["phases"]["p"]["changed"] == []
 
 
-def test_the_sample_is_at_most_200_images_chosen_by_the_seed():
+def test_the_sample_is_at_most_128_images_chosen_by_the_seed():
     data = images(validation=300)
     first, again, other = (choose_sample(data, tiny.processor(), seed) for seed in (0, 0, 1))
-    assert len(first.examples) == len(first.labels) == 200
+    assert len(first.examples) == len(first.labels) == 128
     assert first.examples.rows["file"] == again.examples.rows["file"] != other.examples.rows["file"]
-    assert len(set(first.examples.rows["file"])) == 200
+    assert len(set(first.examples.rows["file"])) == 128
     assert first.labels.tolist() == first.examples.rows["label"]
 
 
