@@ -120,6 +120,14 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
     predict.add_argument("--allow-url", action="store_true", help="fetch images from the web")
     predict.add_argument("--batch-size", type=_count, default=32, help="images per forward pass")
     predict.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
+    predict.add_argument("--calibrated", action="store_true", help="probabilities at the temperature kept by the run")
+    precision = "'unsure' below the calibrated probability kept for this precision: 0.9, 0.95 or 0.99"
+    predict.add_argument("--precision", type=float, help=precision)
+    predict.add_argument(
+        "--novelty",
+        action="store_true",
+        help="how unlike all training images each one is, from 0 to 1; not in CSV or Parquet",
+    )
     predict.set_defaults(run=_predict)
 
 
@@ -283,7 +291,15 @@ def _predict(arguments: argparse.Namespace) -> None:
     holds_all = form in ("csv", "parquet")
     if holds_all and arguments.top is not None:
         raise DataError(f"--top {arguments.top}: {form} holds all classes; leave --top out")
-    classifier = Classifier.from_pretrained(arguments.model, device=arguments.device)
+    if holds_all and arguments.novelty:
+        raise DataError(f"--novelty: {form} has no column for it; leave it out, or choose --format jsonl")
+    classifier = Classifier.from_pretrained(
+        arguments.model,
+        device=arguments.device,
+        calibrated=arguments.calibrated,
+        precision=arguments.precision,
+        novelty=arguments.novelty,
+    )
     answers = classifier.predict(
         found.images,
         top=len(classifier.classes) if holds_all else arguments.top or 1,
@@ -320,10 +336,15 @@ def _reader_may_leave() -> Iterator[None]:
 
 
 def _print_predictions(predictions: Iterable[Any]) -> None:
-    rows = [
-        (p.file, ", ".join(f"{label} {probability:.4f}" for label, probability in p.top.items())) for p in predictions
-    ]
+    rows = [(p.file, _in_words(p)) for p in predictions]
     _print_table(("file", "label and probability"), rows)
+
+
+def _in_words(prediction: Any) -> str:
+    """The classes with their probabilities, in brackets where the classifier is unsure."""
+    classes = ", ".join(f"{label} {probability:.4f}" for label, probability in prediction.top.items())
+    answer = classes if prediction.label in prediction.top else f"{prediction.label} ({classes})"
+    return answer if prediction.novelty is None else f"{answer}; novelty {prediction.novelty:.2f}"
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:

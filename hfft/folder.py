@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import os
 import shutil
+from collections.abc import Mapping
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from hfft.data.transforms import decode
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import confusion
+from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scoring import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.machine import describe_environment
@@ -195,14 +197,27 @@ def write_results(
     images: ImageData,
     scores: dict[str, Scores],
     seconds: dict[str, float],
-    more: dict[str, Any] | None = None,
+    more: Mapping[str, Any],
 ) -> None:
-    """Write predictions, card, figures and, as the mark of a finished run, metrics.json with what is given besides."""
+    """Write predictions, card, figures and, as the mark of a finished run, metrics.json.
+
+    Args:
+        folder: The run folder.
+        recipe: The run's.
+        images: For the examples beside the model.
+        scores: By split.
+        seconds: By stage.
+        more: Further sections of metrics.json.
+    """
     from hfft.report.card import write_report  # and matplotlib, which nothing else needs
 
     if scores:
         table = pd.concat([found.table(split) for split, found in scores.items()], ignore_index=True)
         write_file(folder / "predictions.parquet", lambda aside: table.to_parquet(aside, index=False))
+    confidence = describe_confidence(scores)
+    if confidence is not None:
+        store_confidence(folder / result_name(recipe), confidence)
+        more = {**more, "confidence": confidence}
     predicted = {split: found.probabilities.argmax(axis=1) for split, found in scores.items()}
     rounded = {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()}
     content = {
@@ -214,7 +229,7 @@ def write_results(
         "details": {split: found.details for split, found in scores.items()},
         "calibration": {split: calibration(found.probabilities, found.labels) for split, found in scores.items()},
         "examples": _write_examples(folder / result_name(recipe), images, recipe.widget or 0),
-        **(more or {}),
+        **more,
         "seconds": rounded,
     }
     write_report(folder, metrics=content)

@@ -44,6 +44,7 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
+from hfft.retaining import Retaining, keep_novelty
 from hfft.training.adapted import plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept
@@ -196,27 +197,50 @@ def _finetune(
     replay = _replay(recipe, phases, processor, audits)
     phase_data = _phase_data(images, processor, recipe)
     results: list[PhaseResult] = []
-    for stage in (stages := _stages(phases, folder, recipe.seed)):
+    stages = _stages(phases, folder, recipe.seed)
+    with _timed(seconds, "retention"):
+        retaining = Retaining(recipe, network, images, processor, stages, is_loaded=model is None)
+    for stage in stages:
         with _timed(seconds, stage.folder.name):
             network, result = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
             results.append(result)
             network = plain_network(network, processor, recipe, results, folder)
+        with _timed(seconds, "retention"), explained("retention"):
+            retaining.after_phase(network, stage)
     kept = choose_kept(recipe, results)
     _LOG.info(kept.reason)
+    with _timed(seconds, "retention"), explained("retention"):
+        retained = retaining.finish(network, phase_data)
+    load = (lambda: load_checkpoint(recipe.model, images.labels)[0]) if model is None else None
+    trained = Trained(stages, results, kept, phase_data, replay, load)
+    _end(network, processor, recipe, images, trained, retained, seconds)
+    return Run(folder)
+
+
+def _end(
+    network: PreTrainedModel,
+    processor: Any,
+    recipe: Recipe,
+    images: ImageData,
+    trained: Trained,
+    retained: dict[str, Any],
+    seconds: dict[str, float],
+) -> None:
+    """Write the result, measure it, and write what was measured."""
+    state, folder = PartialState(), Path(recipe.output_dir) / recipe.name
     with _timed(seconds, "evaluation"), explained("result"):
-        restore_kept(network, recipe, results, kept, folder)
+        restore_kept(network, recipe, trained.results, trained.kept, folder)
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
-        load = (lambda: load_checkpoint(recipe.model, images.labels)[0]) if model is None else None
-        trained = Trained(stages, results, kept, phase_data, replay, load)
         scores, baselines = _score_result(folder, images, recipe, trained)
+        if recipe.novelty and state.is_main_process:
+            keep_novelty(folder / result_name(recipe), images, recipe.seed)
     if state.is_main_process:
         with explained("result"):
-            more = {"kept": dataclasses.asdict(kept), "baselines": baselines}
+            more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
             write_results(folder, recipe, images, scores, seconds, more)
     state.wait_for_everyone()
-    return Run(folder)
 
 
 def evaluate(
@@ -396,4 +420,4 @@ def _score_result(
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
-    seconds[stage] = time.monotonic() - begun
+    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begun

@@ -60,7 +60,7 @@ def row(family: str) -> Row:
     return Row(
         family,
         len(anatomy.blocks),
-        ", ".join(head_modules(model, anatomy)),
+        ", ".join(head_modules(anatomy)),
         sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
         unfreeze(shaken(tiny.build(family))),
         adapter(shaken(tiny.build(family))),

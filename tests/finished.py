@@ -36,9 +36,13 @@ def make_run(
     origin: dict[str, Any] | None = None,
     base: str = "somewhere/base",
     picture: bytes = PICTURE,
+    more: dict[str, Any] | None = None,
     **recipe: Any,
 ) -> Path:
-    """A finished run; three of four held-out images of a class are right, the others taken for the next class."""
+    """A finished run; three of four held-out images of a class are right, the others taken for the next class.
+
+    `more` are further sections of metrics.json.
+    """
     content = {
         "name": "run",
         "model": {"checkpoint": "somewhere/base"},
@@ -61,7 +65,7 @@ def make_run(
     if result.name == "adapter":
         (result / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
     scores = {split: _scores(labels, rows[split]) for split in ("validation", "test") if split in rows}
-    write_results(folder, asked, images, scores, {"data": 1.0, "0-head": 2.0})
+    write_results(folder, asked, images, scores, {"data": 1.0, "0-head": 2.0}, more or {})
     return folder
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
 import torch
@@ -14,12 +14,18 @@ from transformers import PreTrainedModel
 
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
+from hfft.evaluation.confidence import kept_temperature, kept_threshold
 from hfft.evaluation.metrics import softmax
-from hfft.inference.opening import open_model, place
+from hfft.inference.opening import local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import labels_of
 
+if TYPE_CHECKING:
+    from hfft.evaluation.novelty import Novelty
+
 BATCH = 32  # images per forward pass
+UNSURE = "unsure"
+"""Stands for the label where no answer is certain enough for the wanted precision."""
 
 
 @dataclass(frozen=True)
@@ -28,31 +34,47 @@ class Prediction:
 
     Attributes:
         file: Path or URL of the image, or its number in the call.
-        label: The most probable class.
-        probability: Its probability.
+        label: The most probable class; UNSURE where the classifier is to say so and isn't certain enough.
+        probability: The probability of the most probable class.
         top: The most probable classes with their probabilities, best first.
+        novelty: Share of the run's validation images that are more like its training images; None where that was not
+            asked for.
     """
 
     file: str
     label: str
     probability: float
     top: dict[str, float]
+    novelty: float | None = None
 
 
 class Classifier:
     """A trained model with its processor and label names."""
 
-    def __init__(self, model: PreTrainedModel, processor: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel, processor: Any, *, calibrated: bool = False, precision: float | None = None
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: A classifier with id2label set.
             processor: The processor it was evaluated with.
+            calibrated: As for `from_pretrained`.
+            precision: As for `from_pretrained`.
+
+        Raises:
+            ModelError: If the model's config lacks what that takes.
         """
         self.model = model.eval()
         self.classes = _distinct(labels_of(model.config))
         self.processor = processor
         self.transform = evaluation_transform(processor)
+        is_calibrated = calibrated or precision is not None
+        self.temperature = kept_temperature(model.config) if is_calibrated else 1.0
+        self.novelty: Novelty | None = None
+        self.threshold = 0.0 if precision is None else kept_threshold(model.config, precision)
+        if precision is not None and UNSURE in self.classes:
+            raise ModelError(f"precision: one of the model's classes is called {UNSURE!r} itself; leave precision out")
 
     @classmethod
     def from_pretrained(
@@ -62,6 +84,9 @@ class Classifier:
         revision: str | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
+        calibrated: bool = False,
+        precision: float | None = None,
+        novelty: bool = False,
     ) -> "Classifier":
         """Open a run folder, or a model or an adapter in a folder or on the Hub.
 
@@ -70,13 +95,23 @@ class Classifier:
             revision: Branch, tag or commit on the Hub.
             device: Where to compute; on the accelerator, if there is one, when None.
             dtype: What to compute in, such as `bfloat16`; in float32, as the evaluation does, when None.
+            calibrated: Divides the logits by the temperature that was fitted on the run's validation images: the same
+                answers, with probabilities that say better how often they are right.
+            precision: One of 0.9, 0.95 and 0.99: calibrated, and UNSURE wherever the probability is below the one
+                from which that share of the answers to the run's validation images was right.
+            novelty: Says of each image how unlike all training images it is; for a run with `novelty: true`.
 
         Raises:
-            ModelError: If there is no such model, device or type.
+            ModelError: If there is no such model, device or type, or it doesn't keep what was asked for.
         """
         model, processor = open_model(model_source(source), revision=revision)
         place(model, device, dtype)
-        return cls(model, processor)
+        classifier = cls(model, processor, calibrated=calibrated, precision=precision)
+        if novelty:
+            from hfft.evaluation.novelty import Novelty  # and what reads data sets, which others don't need
+
+            classifier.novelty = Novelty.load(local_folder(model_source(source), revision=revision))
+        return classifier
 
     @overload
     def __call__(self, images: ImageLike, *, top: int = ..., batch_size: int = ...) -> Prediction: ...
@@ -158,28 +193,44 @@ class Classifier:
         self, entries: Iterator[Ready | Skipped], top: int, batch_size: int, *, stop: bool
     ) -> Iterator[Prediction | Skipped]:
         while batch := list(islice(entries, batch_size)):
-            rows = self._probabilities([entry for entry in batch if isinstance(entry, Ready)])
+            rows = self._answers([entry for entry in batch if isinstance(entry, Ready)])
             for entry in batch:
                 if isinstance(entry, Ready):
-                    yield self._prediction(entry.file, next(rows), top)
+                    yield self._prediction(entry.file, *next(rows), top=top)
                 elif stop:
                     raise DataError(f"{entry.file}: {entry.reason}")
                 else:
                     yield entry
 
-    def _probabilities(self, batch: Sequence[Ready]) -> Iterator[np.ndarray]:
-        """(K,) for each image; images of one size together, as some processors keep the aspect ratio."""
+    def _answers(self, batch: Sequence[Ready]) -> Iterator[tuple[np.ndarray, float | None]]:
+        """Probabilities (K,) and novelty of each image.
+
+        Images of one size go together, as some processors keep the aspect ratio.
+        """
         for _, group in groupby(batch, lambda entry: entry.pixels.shape):
             pixels = torch.stack([entry.pixels for entry in group]).to(self.model.device)  # (B, C, H, W)
             with torch.inference_mode():
                 inputs = self.transform.floats(pixels).to(self.model.dtype)
-                logits = self.model(pixel_values=inputs).logits.float().cpu().numpy()  # (B, K)
-            yield from softmax(logits)
+                logits, novelties = self._run(inputs)
+            yield from zip(softmax(logits / self.temperature), novelties, strict=True)
 
-    def _prediction(self, file: str, probabilities: np.ndarray, top: int) -> Prediction:
+    def _run(self, inputs: torch.Tensor) -> tuple[np.ndarray, Sequence[float | None]]:
+        """Logits (B, K) and novelties, of inputs (B, C, H, W)."""
+        if self.novelty is None:
+            return self.model(pixel_values=inputs).logits.float().cpu().numpy(), [None] * len(inputs)
+        from hfft.evaluation.features import head_input
+
+        with head_input(self.model) as entered:
+            logits = self.model(pixel_values=inputs).logits.float().cpu().numpy()
+            features = entered(len(inputs)).cpu().numpy()  # (B, D)
+        return logits, self.novelty.scores(features).tolist()
+
+    def _prediction(self, file: str, probabilities: np.ndarray, novelty: float | None, *, top: int) -> Prediction:
         order = np.argsort(-probabilities, kind="stable")[:top]
         best = {self.classes[k]: float(probabilities[k]) for k in order}
-        return Prediction(file, self.classes[order[0]], float(probabilities[order[0]]), best)
+        probability = float(probabilities[order[0]])
+        label = self.classes[order[0]] if probability >= self.threshold else UNSURE
+        return Prediction(file, label, probability, best, novelty)
 
 
 def model_source(source: str | os.PathLike[str]) -> str:

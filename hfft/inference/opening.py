@@ -43,14 +43,22 @@ def open_model(source: str, *, revision: str | None = None) -> tuple[PreTrainedM
         raise ModelError(str(error).replace(str(folder), source)) from error
 
 
+def local_folder(source: str, *, revision: str | None = None) -> Path:
+    """The folder of a model that `open_model` opens: itself, or where the Hub's files are.
+
+    Raises:
+        ModelError: If there is no such model.
+    """
+    return Path(source) if Path(source).is_dir() else _download(source, revision)
+
+
 def holds_adapter(source: str, *, revision: str | None = None) -> bool:
     """Whether a folder or Hub id holds an adapter, and no plain model.
 
     Raises:
         ModelError: If there is no such repository.
     """
-    folder = Path(source) if Path(source).is_dir() else _download(source, revision)
-    return (folder / ADAPTER_CONFIG_NAME).is_file()
+    return (local_folder(source, revision=revision) / ADAPTER_CONFIG_NAME).is_file()
 
 
 def place(model: PreTrainedModel, device: torch.device | str | int | None, dtype: torch.dtype | str | None) -> None:

@@ -105,8 +105,8 @@ def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, c
 def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, classes: Sequence[str]) -> None:
     """Write each prediction as soon as it is there.
 
-    JSON lines have the fields of `Prediction`; CSV has a header and the columns of a run's predictions.parquet that
-    need no true label.
+    JSON lines have the fields of `Prediction`, those that weren't asked for left out; CSV has a header and the columns
+    of a run's predictions.parquet that need no true label.
 
     Args:
         predictions: For CSV, with all classes in `top`.
@@ -116,7 +116,8 @@ def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, cl
     """
     if form == "jsonl":
         for prediction in predictions:
-            stream.write(json.dumps(dataclasses.asdict(prediction), ensure_ascii=False) + "\n")
+            fields = {name: value for name, value in dataclasses.asdict(prediction).items() if value is not None}
+            stream.write(json.dumps(fields, ensure_ascii=False) + "\n")
             stream.flush()
         return
     rows = csv.writer(stream, lineterminator="\n")

@@ -16,7 +16,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
-from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect
+from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
 from hfft.recipe.spec import AdapterSpec, ModelSpec
@@ -50,7 +50,7 @@ def is_adapter_tensor(name: str) -> bool:
 def _config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:
     anatomy = dissect(model)
     names = targets(model, anatomy, spec)
-    head = head_modules(model, anatomy)
+    head = head_modules(anatomy)
     if spec.method == "ia3":
         feedforward = [name for name in names if _role(model, name) == "mlp"]
         return IA3Config(target_modules=names, feedforward_modules=feedforward, modules_to_save=head)
@@ -160,11 +160,6 @@ def _obstacle(layer: nn.Module, config: Any) -> str | None:
         return "Conv2d with tf_padding"
     as_peft_makes_it = layer.groups == 1 and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     return None if as_peft_makes_it else "grouped or dilated Conv2d"
-
-
-def head_modules(model: nn.Module, anatomy: Anatomy) -> list[str]:
-    """Full names of the head's modules that own weights: they train in full beside an adapter."""
-    return list(dict.fromkeys(name.rpartition(".")[0] for name in anatomy.part("head").tensors))
 
 
 def merge(model: PeftModel) -> PreTrainedModel:

@@ -163,6 +163,11 @@ def dissect(model: nn.Module) -> Anatomy:
     return Anatomy((Part("stem", None, tuple(stem)), *ordered, _part("norm", floating), _part("head", head)))
 
 
+def head_modules(anatomy: Anatomy) -> list[str]:
+    """Full names of the head's modules that own weights: they train in full beside an adapter."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for name in anatomy.part("head").tensors))
+
+
 def families() -> tuple[str, ...]:
     """Model types whose anatomy is known; `timm_wrapper` stands for every timm model with a group matcher."""
     return (*_LAYOUTS, "timm_wrapper")

@@ -18,6 +18,8 @@ from hfft.model.anatomy import REFUSED, dissect
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
+CONFIG_FIELD = "hfft"
+"""Where the config.json of a result keeps what it says of itself, beside what transformers reads."""
 _HEAD_STD = 0.02
 
 
@@ -64,9 +66,40 @@ def load_body(spec: ModelSpec, config: Any) -> PreTrainedModel:
     Raises:
         ModelError: If it can't be loaded, or weights other than the head's are missing or don't fit.
     """
+    model, report = _load(spec, config)
+    _check_only_head_is_new(model, report, spec)
+    return model
+
+
+def load_original(spec: ModelSpec) -> PreTrainedModel | None:
+    """The checkpoint with the head that it came with, in evaluation mode; None where it came without.
+
+    Args:
+        spec: The recipe's model section.
+
+    Raises:
+        ModelError: If it can't be loaded.
+    """
     with quiet():
         try:
-            model, report = AutoModelForImageClassification.from_pretrained(
+            config = AutoConfig.from_pretrained(
+                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    if not any("ForImageClassification" in name for name in config.architectures or ()):
+        return None
+    if spec.image_size is not None:
+        _set_image_size(config, spec.image_size)
+    model, report = _load(spec, config)
+    return None if report["missing_keys"] or report["mismatched_keys"] else model.eval()
+
+
+def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The network of a config with all of the checkpoint's weights that fit, and what was missing or didn't."""
+    with quiet():
+        try:
+            return AutoModelForImageClassification.from_pretrained(
                 spec.checkpoint,
                 config=config,
                 revision=spec.revision,
@@ -78,8 +111,6 @@ def load_body(spec: ModelSpec, config: Any) -> PreTrainedModel:
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise _unusable(spec, error) from error
-    _check_only_head_is_new(model, report, spec)
-    return model
 
 
 def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
@@ -129,7 +160,8 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
 
 
 def set_labels(config: Any, labels: Sequence[str]) -> None:
-    """Put the class names into a config of as many outputs."""
+    """Put the class names into a config of as many outputs, and take out what it says of a model with others."""
+    config.__dict__.pop(CONFIG_FIELD, None)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     if config.model_type == "timm_wrapper":
@@ -213,15 +245,20 @@ def reopen(folder: str | Path) -> tuple[PreTrainedModel, Any]:
 def restore_weights(model: PreTrainedModel, folder: str | Path) -> None:
     """Put every weight and buffer of a saved checkpoint into the model.
 
-    Through from_pretrained, because several families are saved under older tensor names, which a plain
-    load_state_dict would skip (STACK: transformers 5.23 Trainer does so for ViT).
-
     Raises:
         RuntimeError: If one is missing or has another shape.
     """
+    model.load_state_dict(saved_weights(model, folder), strict=True)
+
+
+def saved_weights(model: PreTrainedModel, folder: str | Path) -> dict[str, torch.Tensor]:
+    """Every weight and buffer of a saved checkpoint of the model, by the model's names.
+
+    Through from_pretrained, because several families are saved under older tensor names, which a plain
+    load_state_dict would skip (STACK: transformers 5.23 Trainer does so for ViT).
+    """
     with quiet():
-        saved = type(model).from_pretrained(str(folder), use_safetensors=True, dtype=model.dtype)
-    model.load_state_dict(saved.state_dict(), strict=True)
+        return type(model).from_pretrained(str(folder), use_safetensors=True, dtype=model.dtype).state_dict()
 
 
 @contextmanager

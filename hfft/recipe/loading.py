@@ -25,6 +25,7 @@ from hfft.recipe.spec import (
     PhaseSpec,
     Recipe,
     ReplaySpec,
+    RetainSpec,
     SplitSpec,
 )
 
@@ -42,6 +43,7 @@ _SECTIONS = {
     "data.augment": AugmentSpec,
     "replay": ReplaySpec,
     "hub": HubSpec,
+    "retain": RetainSpec,
     "phases": PhaseSpec,
     "phases.adapter": AdapterSpec,
     "phases.gradual": GradualSpec,
@@ -274,7 +276,25 @@ def _contradictions(recipe: Recipe) -> list[str]:
             problems += [
                 f"phases.{phase.name}.learning_rate: {problem}" for problem in _search_problems(phase, recipe)
             ]
-    return problems
+    return [*problems, *_retaining_problems(recipe)]
+
+
+def _retaining_problems(recipe: Recipe) -> list[str]:
+    """What keeps weights from being interpolated, and features from being kept."""
+    is_validated, last = recipe.data.splits.validation is not None, recipe.phases[-1]
+    problems = ["novelty: needs data.splits.validation"] if recipe.novelty and not is_validated else []
+    if recipe.retain.interpolate is None:
+        return problems
+    obstacles = {
+        "needs a first phase that trains the head alone, where the way begins": not recipe.phases[0].trains_head_alone,
+        "needs a phase that trains more than the head: there is no way to go": all(
+            phase.trains_head_alone for phase in recipe.phases
+        ),
+        "needs an adapter that is merged (adapter.merge: true)": last.adapter is not None and not last.adapter.merge,
+        "'auto' needs data.splits.validation": recipe.retain.interpolate == "auto" and not is_validated,
+    }
+    found = [problem for problem, is_there in obstacles.items() if is_there]
+    return [*problems, *(f"retain.interpolate: {problem}" for problem in found)]
 
 
 def _hub_contradictions(recipe: Recipe) -> list[str]:

@@ -297,6 +297,11 @@ class PhaseSpec:
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def trains_head_alone(self) -> bool:
+        """Whether the encoder stays as it is."""
+        return self.unfreeze == "head" and self.adapter is None and self.gradual is None
+
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
 class ReplaySpec:
@@ -355,6 +360,20 @@ class HubSpec:
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)
+class RetainSpec:
+    """What the pretrained network knew: how much of it is left, and how much of it to take back.
+
+    Attributes:
+        measure: Compares the encoder after each phase with the pretrained one, on 128 images at most.
+        interpolate: The result is this share of the way from the model of the head phase to the final one
+            (WiSE-FT, https://hf.co/papers/2109.01903); `auto` chooses it on validation images, null is the final one.
+    """
+
+    measure: bool = True
+    interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
+
+
+@dataclass(frozen=True, config=_STRICT, kw_only=True)
 class Recipe:
     """One experiment.
 
@@ -379,6 +398,9 @@ class Recipe:
         hub: Where the result is pushed to, if anywhere.
         keep: `best` ends with the model of the phase that is best on the validation images, by the later phase's
             `metric_for_best_model`; `last` with that of the last phase, as runs without validation images do.
+        retain: What is measured, and kept, of what the pretrained network knew.
+        novelty: Keeps features of 2,000 training images at most beside the model, so that it can say how unlike them
+            an image is.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -398,5 +420,7 @@ class Recipe:
     widget: Annotated[int, Field(gt=0, le=20)] | None = None
     hub: HubSpec = field(default_factory=HubSpec)
     keep: Literal["best", "last"] = "best"
+    retain: RetainSpec = field(default_factory=RetainSpec)
+    novelty: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

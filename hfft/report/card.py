@@ -14,6 +14,7 @@ from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFact
 from hfft.report.figures import write_figures
 from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
+from hfft.report.retained import confidence_in_words, interpolation_in_words, retention_in_words
 from hfft.report.words import duration, for_all_phases, how_trained, machine, shared_recipe, spoken
 
 REPOSITORY = (
@@ -167,6 +168,7 @@ def _results(facts: RunFacts, figures: Mapping[str, str]) -> str:
         _by_class(split),
         _confusions(split, figures),
         _calibration(split, figures),
+        confidence_in_words(facts),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -241,7 +243,8 @@ def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
         "that finished a phase; of a run that was interrupted, they leave out what came before."
     )
     kept = f"{escape(facts.kept)}." if len(phases) > 1 and facts.kept else ""
-    parts = ("\n".join(phases), for_all_phases(facts.recipe), kept, held, where, figure)
+    retained = [interpolation_in_words(facts), retention_in_words(facts)]
+    parts = ("\n".join(phases), for_all_phases(facts.recipe), kept, held, *retained, where, figure)
     return "\n\n".join(part for part in parts if part)
 
 

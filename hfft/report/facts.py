@@ -151,6 +151,9 @@ class RunFacts:
         examples: Images for the widget.
         kept: Why it is the model of which phase, in a sentence; empty where nobody asked.
         baselines: Name to `about`, a sentence, and metrics by split.
+        retention: As in metrics.json; empty where it wasn't measured.
+        interpolation: As in metrics.json; empty where there was none.
+        confidence: As in metrics.json; empty without validation images.
     """
 
     folder: Path
@@ -168,6 +171,9 @@ class RunFacts:
     examples: tuple[Example, ...]
     kept: str
     baselines: Mapping[str, Mapping[str, Any]]
+    retention: Mapping[str, Any]
+    interpolation: Mapping[str, Any]
+    confidence: Mapping[str, Any]
 
     @property
     def judged(self) -> SplitFacts | None:
@@ -231,6 +237,9 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             examples=tuple(Example(**example) for example in measured["examples"]),
             kept=measured.get("kept", {}).get("reason", ""),
             baselines=measured.get("baselines", {}),
+            retention=measured.get("retention", {}),
+            interpolation=measured.get("interpolation", {}),
+            confidence=measured.get("confidence", {}),
         )
 
 

@@ -41,7 +41,8 @@ def choose_kept(recipe: Recipe, results: Sequence[PhaseResult]) -> Kept:
     """The phase to keep of those that have ended.
 
     A phase is kept if its `metric_for_best_model` is better than that of the best phase before it; of equal ones the
-    earlier is kept, which changed less. Without validation numbers, and with `keep: last`, it is the last.
+    earlier is kept, which changed less. Without validation numbers, with `keep: last`, and before an
+    interpolation, it is the last.
 
     Args:
         recipe: Its phases and `keep`.
@@ -55,6 +56,8 @@ def choose_kept(recipe: Recipe, results: Sequence[PhaseResult]) -> Kept:
         why = f"{phases[0].name} is the only phase"
     elif recipe.keep == "last":
         why = "the recipe says keep: last"
+    elif recipe.retain.interpolate is not None:
+        why = "weights are interpolated between the head phase's and the last one's"
     elif not any(result.metrics for result in results):
         why = "no phase was measured on validation images"
     steps = [] if why is not None else _compare(phases, results)

@@ -238,7 +238,18 @@ def test_finetune_takes_data_a_model_and_callbacks_from_memory(workplace):
     run = hfft.finetune(recipe, data=data, model=model, callbacks=[Count()])
     assert Count.steps == 6
     assert set(run.metrics) == {
-        *("test", "by_class", "confusion", "details", "calibration", "examples", "kept", "baselines", "seconds")
+        *(
+            "test",
+            "by_class",
+            "confusion",
+            "details",
+            "calibration",
+            "examples",
+            "kept",
+            "baselines",
+            "retention",
+            "seconds",
+        )
     }
     assert "fine-tuned from a model in memory on images in memory" in (run.model_dir / "README.md").read_text()
     assert len(run.predictions) == 12

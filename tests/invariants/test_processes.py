@@ -143,3 +143,19 @@ def test_a_bad_recipe_is_reported_once_by_two_processes(workplace):
     done = run([*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"], workplace)
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'learning_rate'?") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_measure_and_interpolate_as_one_does(workplace):
+    options = ["retain.interpolate=auto", "novelty=true"]
+    done = succeed([*launch(), *train("resnet", "two", "off", 2, 1), *options], workplace)
+    succeed([*ALONE, *train("resnet", "one", "off", 4), *options], workplace)
+    one, two = (json.loads((workplace / name / "of_resnet/metrics.json").read_text()) for name in ("one", "two"))
+    assert two["interpolation"]["alpha"] == one["interpolation"]["alpha"]
+    for name, phase in one["retention"]["phases"].items():
+        assert two["retention"]["phases"][name]["changed"] == phase["changed"]
+        assert two["retention"]["phases"][name]["old_task"] == pytest.approx(phase["old_task"], abs=1e-3)
+    assert two["confidence"]["temperature"] == pytest.approx(one["confidence"]["temperature"], rel=1e-3)
+    assert (workplace / "two/of_resnet/model/novelty.safetensors").is_file()
+    assert done.stderr.count("of the way from the head phase to the end") == 1

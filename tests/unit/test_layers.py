@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning", "comparison"},
+    {"folder", "planning", "retaining", "comparison"},
     {"run"},
     {"folds"},
     {"cli"},

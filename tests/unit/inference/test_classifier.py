@@ -1,16 +1,18 @@
 import io
+import json
 
 import numpy as np
 import pytest
 import tiny
 import torch
 import toy
-from transformers import BitImageProcessor
+from transformers import AutoModelForImageClassification, BitImageProcessor
 
 from hfft.errors import DataError, ModelError
 from hfft.inference.classifier import Classifier, Prediction, model_source
 from hfft.inference.reading import Skipped
-from hfft.model.checkpoint import save_model
+from hfft.model.checkpoint import load_checkpoint, save_model
+from hfft.recipe.spec import ModelSpec
 
 
 @pytest.fixture
@@ -151,3 +153,64 @@ def test_labels_that_occur_twice_are_told_apart():
     classify = Classifier(model, tiny.processor())
     assert classify.classes == ("crane (0)", "ant", "crane (2)", "bee")
     assert sum(classify(np.zeros((8, 8), np.uint8), top=4).top.values()) == pytest.approx(1)
+
+
+def kept(folder, **content):
+    """The folder with what a run puts into config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "hfft": content}))
+    return folder
+
+
+def test_calibrated_probabilities_are_the_softmax_of_the_divided_logits(folder):
+    image = toy.picture(1, np.random.default_rng(1))
+    kept(folder, temperature=0.02, thresholds={})
+    plain = Classifier.from_pretrained(folder)([image], top=3)[0]
+    answer = Classifier.from_pretrained(folder, calibrated=True)([image], top=3)[0]
+    pixels = tiny.processor()(images=image, return_tensors="pt")["pixel_values"]
+    with torch.inference_mode():
+        expected = (tiny.build("vit", 3)(pixels).logits / 0.02).softmax(dim=1)[0]
+    assert list(answer.top) == list(plain.top)
+    assert list(answer.top.values()) == pytest.approx(sorted(expected.tolist(), reverse=True), abs=1e-5)
+    assert answer.probability > plain.probability + 0.1
+
+
+def test_answers_below_the_kept_threshold_are_unsure(folder):
+    images = [toy.picture(k % 2, np.random.default_rng(k)) for k in range(8)]
+    plain = Classifier.from_pretrained(folder)(images)
+    middle = float(np.median([answer.probability for answer in plain]))
+    kept(folder, temperature=1.0, thresholds={"0.9": middle, "0.99": None})
+    answers = Classifier.from_pretrained(folder, precision=0.9)(images)
+    assert [answer.label == "unsure" for answer in answers] == [answer.probability < middle for answer in plain]
+    assert {answer.label for answer in answers} > {"unsure"}
+    assert [answer.top for answer in answers] == [answer.top for answer in plain]
+    with pytest.raises(ModelError, match=r"precision: 0.99 was not reached on the validation images; .*has: 0.9$"):
+        Classifier.from_pretrained(folder, precision=0.99)
+    with pytest.raises(ModelError, match=r"precision: 0.5 is not kept; the model has: 0.9$"):
+        Classifier.from_pretrained(folder, precision=0.5)
+
+
+@pytest.mark.parametrize("asked", [{"calibrated": True}, {"precision": 0.9}])
+def test_a_model_without_a_temperature_says_so(folder, asked):
+    with pytest.raises(ModelError, match=r"config.json has no hfft.temperature"):
+        Classifier.from_pretrained(folder, **asked)
+
+
+def test_a_class_called_unsure_can_not_be_told_from_the_mark(tmp_path):
+    model = tiny.build("vit", 2)
+    model.config.id2label = {0: "sure", 1: "unsure"}
+    save_model(model, tiny.processor(), tmp_path / "model")
+    kept(tmp_path / "model", temperature=1.0, thresholds={"0.9": 0.5})
+    with pytest.raises(ModelError, match="is called 'unsure' itself"):
+        Classifier.from_pretrained(tmp_path / "model", precision=0.9)
+
+
+def test_transformers_keeps_what_config_json_says_and_a_new_run_does_not(folder, tmp_path):
+    kept(folder, temperature=1.5, thresholds={"0.9": None})
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "again")
+    tiny.processor().save_pretrained(tmp_path / "again")
+    assert Classifier.from_pretrained(tmp_path / "again", calibrated=True).temperature == 1.5
+    network, processor = load_checkpoint(ModelSpec(checkpoint=str(folder)), ("a", "b"))
+    save_model(network, processor, tmp_path / "new")
+    assert "hfft" not in json.loads((tmp_path / "new" / "config.json").read_text())

@@ -71,6 +71,26 @@ INVALID = [
     ({"model.checkpoint": ABSENT}, "model.checkpoint: this key is required"),
     ({"model.chekpoint": "y"}, "model.chekpoint: unknown key; did you mean 'checkpoint'?"),
     ({"replay.view": 2}, "replay.view: unknown key; did you mean 'views'?"),
+    ({"novelty": True, "data.splits.validation": None}, "novelty: needs data.splits.validation"),
+    ({"retain.measur": False}, "retain.measur: unknown key; did you mean 'measure'?"),
+    ({"retain.interpolate": 1.5}, "retain.interpolate: found 1.5; allowed: less than or equal to 1 or 'auto'"),
+    ({"retain.interpolate": 0.5}, "retain.interpolate: needs a phase that trains more than the head: there is no way"),
+    (
+        {"retain.interpolate": 0.5, "phases.0.unfreeze": "all"},
+        "retain.interpolate: needs a first phase that trains the head alone, where the way begins",
+    ),
+    (
+        {"retain.interpolate": 0, "phases": [{"name": "head"}, {"name": "lora", "adapter": {"merge": False}}]},
+        "retain.interpolate: needs an adapter that is merged (adapter.merge: true)",
+    ),
+    (
+        {
+            "retain.interpolate": "auto",
+            "phases": [{"name": "head"}, {"name": "all", "unfreeze": "all"}],
+            "data.splits.validation": None,
+        },
+        "retain.interpolate: 'auto' needs data.splits.validation",
+    ),
     ({"replay.views": 0}, "replay.views: found 0; allowed: greater than 0 or 'auto'"),
     ({"replay.budget": "much"}, "replay.budget: found 'much'; allowed: a number of bytes with its unit"),
     ({"replay.engine": "tensorrt"}, "replay.engine: found 'tensorrt'; allowed: 'auto', 'torch' or 'onnxruntime'"),

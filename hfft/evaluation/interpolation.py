@@ -1,0 +1,173 @@
+"""Weights between the model of the head phase and the final one: what was learned, less what it cost.
+
+Source: WiSE-FT, https://hf.co/papers/2109.01903. Nothing is trained. BatchNorm statistics are interpolated like
+weights; those of the network in between would be others, so networks that trained with `batchnorm: train` may lose
+more on the way than at its ends, which the curve shows.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+
+from hfft.data.batches import Examples
+from hfft.errors import TrainingError
+from hfft.evaluation.metrics import METRICS, softmax
+from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
+
+_LOG = get_logger(__name__)
+
+ALPHAS = tuple(number / 10 for number in range(11))
+"""Shares of the way that are tried: 0 is the head phase's model, 1 the final one."""
+_IMAGES = 1000
+
+
+@dataclass(frozen=True)
+class Interpolation:
+    """What was chosen.
+
+    Attributes:
+        alpha: Share of the way from the head phase's model to the final one.
+        metric: What decided; None where the recipe gave alpha.
+        images: Validation images that were looked at.
+        curve: By share of the way, every metric on these images; empty where nothing was tried.
+    """
+
+    alpha: float
+    metric: str | None = None
+    images: int = 0
+    curve: tuple[Mapping[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the shares of the way are tried on.
+
+    Attributes:
+        examples: Validation images.
+        floats: Pixels of a batch to what the network takes.
+        metric: Name of what decides.
+        greater_is_better: Whether more of it is better.
+        seed: Chooses the images where there are more than 1,000.
+        batch_size: Images per forward pass.
+        device: Where to compute.
+    """
+
+    examples: Examples
+    floats: Callable[[torch.Tensor], torch.Tensor]
+    metric: str
+    greater_is_better: bool
+    seed: int
+    batch_size: int
+    device: torch.device
+
+
+def interpolate(network: Any, start: Mapping[str, torch.Tensor], alpha: float) -> None:
+    """Give a network the weights that lie a share of the way from others to its own.
+
+    Args:
+        network: Is changed. Integers, such as BatchNorm's count of batches, stay.
+        start: The other weights and buffers, by the same names.
+        alpha: Share of the way: 0 gives `start`, 1 changes nothing.
+    """
+    _load(network, start, _copy(network), alpha)
+
+
+def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) -> Interpolation:
+    """Try shares of the way; the best one, and of equals the one nearest to the head phase's model.
+
+    What no weight on the way changes is computed once for each image. The network is left as it was.
+
+    Args:
+        network: With the final weights.
+        start: The weights and buffers of the head phase's model.
+        trial: What to try them on.
+    """
+    end, device = _copy(network), network.device
+    modes = [(module, module.training) for module in network.modules()]
+    chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
+    try:
+        network.to(trial.device).eval()
+        logits, labels = _try_all(network, start, end, trial, chosen)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        network.to(device)
+        network.load_state_dict(end)
+    curve = []
+    for alpha in ALPHAS:
+        probabilities = softmax(np.concatenate(logits[alpha]))
+        curve.append({"alpha": alpha, **{name: metric(probabilities, labels) for name, metric in METRICS.items()}})
+    sign = 1 if trial.greater_is_better else -1
+    best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
+    _LOG.info(
+        f"interpolation: {best['alpha']:g} of the way from the head phase to the end has the best "
+        f"{trial.metric.replace('_', ' ')} on {len(labels)} validation images: {best[trial.metric]:.4f}, which is "
+        f"{curve[0][trial.metric]:.4f} at 0 and {curve[-1][trial.metric]:.4f} at 1"
+    )
+    return Interpolation(best["alpha"], trial.metric, len(labels), tuple(curve))
+
+
+def _try_all(
+    network: Any,
+    start: Mapping[str, torch.Tensor],
+    end: Mapping[str, torch.Tensor],
+    trial: Trial,
+    chosen: np.ndarray,
+) -> tuple[dict[float, list[np.ndarray]], np.ndarray]:
+    """Logits by share of the way, in batches, and the labels (N,)."""
+    logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
+    labels: list[int] = []
+    cut: Cut | None = None
+    for begin in range(0, len(chosen), trial.batch_size):
+        batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
+        pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
+        cut = cut if begin else _cut(network, start, end, pixels[:1])
+        with torch.no_grad():
+            activations = None if cut is None else Prefix(network, [cut])(pixels)
+            for alpha in ALPHAS:
+                _load(network, start, end, alpha)
+                logits[alpha].append(_run(network, pixels, cut, activations))
+        labels += [one["label"] for one in batch]
+    return logits, np.asarray(labels)
+
+
+def _run(network: Any, pixels: torch.Tensor, cut: Cut | None, activations: Any) -> np.ndarray:
+    if cut is None:
+        return network(pixel_values=pixels).logits.float().cpu().numpy()  # (B, K)
+    with cut.bypassed():
+        cut.feed(activations)
+        return network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits.float().cpu().numpy()
+
+
+def _cut(
+    network: Any, start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], pixels: torch.Tensor
+) -> Cut | None:
+    """The last cut in front of all weights that differ between both ends."""
+    before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not torch.equal(start[name], end[name]))
+    try:
+        return find_cut(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
+    finally:
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(before[name])
+
+
+def _copy(network: Any) -> dict[str, torch.Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
+
+
+def _load(network: Any, start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], alpha: float) -> None:
+    if start.keys() != end.keys():
+        odd = ", ".join(sorted(start.keys() ^ end.keys())[:5])
+        raise TrainingError(f"interpolation: the head phase's model and the final one have other tensors: {odd}")
+    network.load_state_dict(
+        {
+            name: torch.lerp(start[name], value, alpha) if value.is_floating_point() else value
+            for name, value in end.items()
+        }
+    )

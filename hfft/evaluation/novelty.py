@@ -1,0 +1,125 @@
+"""How unlike all training images an image is: the distance to its nearest neighbours among their features.
+
+The distance is that to the k-th nearest of some training images, between head inputs of length 1; it is told as the
+share of the run's validation images, which the model had not seen either, that are nearer.
+Source: https://hf.co/papers/2204.06507.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from hfft.data.batches import Examples
+from hfft.data.sources import ImageData
+from hfft.data.transforms import Transform
+from hfft.errors import ModelError
+from hfft.evaluation.features import HEAD_INPUT, collect_features
+from hfft.files import write_file
+
+FILE = "novelty.safetensors"
+"""Name of the file beside a model."""
+_IMAGES = 2000
+_VALIDATION = 1000
+_NEIGHBOUR = 10  # of 1,000 or more training images; the hundredth part of fewer
+
+
+@dataclass(frozen=True)
+class Novelty:
+    """Features to compare with.
+
+    Attributes:
+        features: Of the training images, (M, D), rows of length 1.
+        distances: Of the validation images, (V,), ascending.
+    """
+
+    features: np.ndarray
+    distances: np.ndarray
+
+    def scores(self, features: np.ndarray) -> np.ndarray:
+        """Share of the validation images that are nearer to the training images: (N, D) -> (N,), from 0 to 1."""
+        return np.searchsorted(self.distances, self._distances(features)) / len(self.distances)
+
+    def _distances(self, features: np.ndarray) -> np.ndarray:
+        unit = _unit(features)
+        many = min(_NEIGHBOUR, -(-len(self.features) // 100))
+        lengths = np.sum(self.features**2, axis=1)  # about 1, as they are rounded
+        squared = 1 + lengths - 2 * unit @ self.features.T  # (N, M)
+        return np.sqrt(np.maximum(np.partition(squared, many - 1, axis=1)[:, many - 1], 0))
+
+    @classmethod
+    def of(cls, train: np.ndarray, validation: np.ndarray) -> "Novelty":
+        """From head inputs of training images (M, D) and validation images (V, D)."""
+        kept = _unit(train).astype(np.float16).astype(np.float64)  # as they will be read
+        return cls(kept, np.sort(cls(kept, np.zeros(0))._distances(validation)))
+
+    @classmethod
+    def load(cls, folder: Path) -> "Novelty":
+        """Read what `save` wrote into a model's folder.
+
+        Raises:
+            ModelError: If it isn't there, or damaged.
+        """
+        path = folder / FILE
+        if not path.is_file():
+            raise ModelError(
+                f"{folder}: no {FILE}, which a run with `novelty: true` keeps beside its model; leave novelty out"
+            )
+        try:
+            tensors = load_file(path)
+            return cls(tensors["features"].astype(np.float64), tensors["distances"])
+        except (SafetensorError, KeyError) as error:
+            raise ModelError(f"{path}: can't be read: {error}") from error
+
+    def save(self, folder: Path) -> None:
+        """Write the features into a model's folder, as float16."""
+        tensors = {"features": self.features.astype(np.float16), "distances": self.distances}
+        write_file(folder / FILE, lambda aside: save_file(tensors, aside))
+
+
+def find_novelty(model: Any, images: ImageData, transform: Transform, *, seed: int) -> Novelty:
+    """Compute the features of 2,000 training images at most, as many of each class as there are, and of validation.
+
+    Args:
+        model: The result of a run; is left as it was.
+        images: With validation images, of which 1,000 at most are taken.
+        transform: The evaluation transform.
+        seed: Chooses the images.
+    """
+    labels = np.asarray(images.splits["train"]["label"])
+    validation = np.random.default_rng(seed).permutation(len(images.splits["validation"]))[:_VALIDATION]
+    found = []
+    for split, chosen in (("train", choose_balanced(labels, _IMAGES, seed)), ("validation", validation)):
+        examples = Examples(images.splits[split].select(np.sort(chosen).tolist()), transform.pixels)
+        found.append(_head_inputs(model, examples, transform))
+    return Novelty.of(*found)
+
+
+def choose_balanced(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """Indices of at most so many images, drawn at random, as evenly from the classes as they have images."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        own = order[labels[order] == label]
+        rank[own] = np.arange(len(own))
+    return order[np.argsort(rank[order], kind="stable")][:most]
+
+
+def _head_inputs(model: Any, examples: Examples, transform: Transform) -> np.ndarray:
+    device = torch.device(str(PartialState().device))
+    batch_size = 8 if device.type == "cpu" else 64
+    found = collect_features(model, examples, transform.floats, device=device, batch_size=batch_size)
+    if HEAD_INPUT not in found.by_part:
+        raise ModelError("novelty: what enters the head of this network can't be seen; set novelty: false")
+    return found.by_part[HEAD_INPUT]
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    values = features.astype(np.float64)  # small distances are differences of large numbers
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(np.float64).tiny)

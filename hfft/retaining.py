@@ -1,0 +1,135 @@
+"""What a run measures of the pretrained network's knowledge after each phase, and takes back of it at the end."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from hfft.data.sources import ImageData
+from hfft.errors import RecipeError, TrainingError
+from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
+from hfft.evaluation.novelty import find_novelty
+from hfft.evaluation.retention import Retention, choose_sample
+from hfft.inference.classifier import Classifier
+from hfft.model.checkpoint import saved_weights
+from hfft.recipe.spec import Recipe
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phases import EVAL_BATCH, finished_phase
+
+_FILE = "retention.json"
+_INTERPOLATED = "interpolated"
+
+
+class Retaining:
+    """Follows the network through the phases of a run."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        network: Any,
+        images: ImageData,
+        processor: Any,
+        stages: Sequence[Stage],
+        *,
+        is_loaded: bool,
+    ) -> None:
+        """Look at the network before the first phase.
+
+        Args:
+            recipe: What to do; its gradual phases are written out.
+            network: As it was loaded; is left as it was.
+            images: For the sample that the encoders are compared on.
+            processor: The network's.
+            stages: The phases.
+            is_loaded: Whether the network is the recipe's checkpoint, which may have a head for an old task.
+        """
+        self._recipe = recipe
+        self._stages = stages
+        self._retention: Retention | None = None
+        if recipe.retain.measure:
+            files = [stage.folder / _FILE for stage in stages]
+            files += [self._run_folder / _FILE] if recipe.retain.interpolate is not None else []
+            self._retention = Retention(
+                network,
+                choose_sample(images, processor, recipe.seed),
+                checkpoint=recipe.model if is_loaded else None,
+                files=files,
+            )
+
+    @property
+    def _run_folder(self) -> Path:
+        return self._stages[0].folder.parent
+
+    def after_phase(self, network: Any, stage: Stage) -> None:
+        """Measure how much is left; the network is left as it was."""
+        if self._retention is not None:
+            self._retention.measure(network, stage.spec.name, stage.folder / _FILE, stage.title)
+
+    def finish(self, network: Any, data: PhaseData) -> dict[str, Any]:
+        """Interpolate the weights of the main process's network, if the recipe says so.
+
+        Args:
+            network: With the final weights, without adapters.
+            data: With the validation images that decide.
+
+        Returns:
+            What metrics.json holds under `interpolation` and `retention`.
+        """
+        found: dict[str, Any] = {}
+        if self._recipe.retain.interpolate is not None:
+            if PartialState().is_main_process:
+                found["interpolation"] = dataclasses.asdict(self._interpolate(network, data))
+            if self._retention is not None:
+                self._retention.measure(network, _INTERPOLATED, self._run_folder / _FILE, "interpolated")
+        if self._retention is not None:
+            found["retention"] = self._retention.summary()
+        PartialState().wait_for_everyone()
+        return found
+
+    def _interpolate(self, network: Any, data: PhaseData) -> Interpolation:
+        stage = _head_stage(self._stages)
+        result = finished_phase(stage.folder)
+        if result is None:
+            raise TrainingError(f"{stage.folder}: no result.json, so the interpolation has nowhere to begin")
+        start = saved_weights(network, stage.folder / result.checkpoint)
+        asked = self._recipe.retain.interpolate
+        found = find_alpha(network, start, self._trial(data)) if asked == "auto" else Interpolation(float(asked or 0))
+        interpolate(network, start, found.alpha)
+        return found
+
+    def _trial(self, data: PhaseData) -> Trial:
+        if data.validation is None:
+            raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
+        arguments = self._stages[-1].spec.arguments
+        metric = str(arguments.get("metric_for_best_model") or "accuracy").removeprefix("eval_")
+        is_greater = arguments.get("greater_is_better")
+        return Trial(
+            examples=data.validation,
+            floats=data.floats,
+            metric=metric,
+            greater_is_better=not metric.endswith("loss") if is_greater is None else is_greater,
+            seed=self._recipe.seed,
+            batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+            device=torch.device(str(PartialState().device)),
+        )
+
+
+def keep_novelty(folder: Path, images: ImageData, seed: int) -> None:
+    """Write the features that tell how unlike the training images others are, beside a model.
+
+    Args:
+        folder: Of the model or adapter, as it will be opened.
+        images: The run's.
+        seed: Chooses among them.
+    """
+    classifier = Classifier.from_pretrained(folder)
+    find_novelty(classifier.model, images, classifier.transform, seed=seed).save(folder)
+
+
+def _head_stage(stages: Sequence[Stage]) -> Stage:
+    """The last of the phases at the beginning that train the head alone."""
+    heads = [stage for place, stage in enumerate(stages) if all(s.spec.trains_head_alone for s in stages[: place + 1])]
+    return heads[-1]
