@@ -13,11 +13,6 @@ import toy
 import hfft
 
 CLASSES = ("amber", "blue")
-FIGURES = {
-    f"figures/{name}.{ending}"
-    for name in ("learning_curves", "confusion_validation", "confusion_test", "reliability_test")
-    for ending in ("png", "svg")
-}
 SPLITS = {"train": 12, "validation": 6, "test": 6}
 
 
@@ -68,3 +63,10 @@ def contents(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != "hub.json"
     }
+
+
+def shown(run: Path) -> set[str]:
+    """What every push of the run holds beside model and adapter, as paths in the repository."""
+    figures = {f"figures/{path.name}" for path in (run / "figures").iterdir()}
+    assert len(figures) > 3
+    return {"README.md", "metrics.json", "recipe.yaml", *figures}

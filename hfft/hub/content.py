@@ -1,6 +1,5 @@
 """Which files of a run go to the Hub, and as what; reads the run folder and changes nothing there."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -136,7 +135,7 @@ def _no_base(sits_on: str) -> HubError:
     )
 
 
-def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File]:
+def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str, shared: Recipe) -> list[File]:
     """The files of the commit.
 
     Args:
@@ -144,6 +143,7 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File
         recipe: Its recipe.
         spec: What is asked for.
         repo_id: For the card's example.
+        shared: The recipe as others may see it.
 
     Raises:
         HubError: If the run doesn't have what is asked for, or its adapter's base is on this disk alone.
@@ -169,7 +169,7 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str) -> list[File
         for path, source in _sendable(folder).items():
             inside = f"{folder.name}/{path}"
             files[inside] = File(inside, source)
-    files["recipe.yaml"] = File("recipe.yaml", dump_recipe(without_places(recipe)).encode())
+    files["recipe.yaml"] = File("recipe.yaml", dump_recipe(shared).encode())
     files["metrics.json"] = File("metrics.json", run / "metrics.json")
     return [files[path] for path in sorted(files)]
 
@@ -218,24 +218,6 @@ def fill_card(text: str, repo_id: str, base: str | None = None) -> str:
     if base is not None:
         text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base), text)
     return text.replace(_PLACE, repo_id)
-
-
-def without_places(recipe: Recipe) -> Recipe:
-    """The recipe with the last name alone of what lies anywhere on this disk: the rest is nobody's business."""
-    return dataclasses.replace(
-        recipe,
-        model=dataclasses.replace(recipe.model, checkpoint=_name(recipe.model.checkpoint)),
-        data=dataclasses.replace(
-            recipe.data, source=_name(recipe.data.source), image_folder=_name(recipe.data.image_folder)
-        ),
-        replay=dataclasses.replace(recipe.replay, folder=_name(recipe.replay.folder)),
-        output_dir=_name(recipe.output_dir),
-    )
-
-
-def _name(place: str | None) -> str | None:
-    is_elsewhere = place is not None and (place.startswith("~") or Path(place).is_absolute() or ".." in place)
-    return Path(place).name or "." if is_elsewhere and place is not None else place
 
 
 def _sendable(folder: Path) -> dict[str, Path]:

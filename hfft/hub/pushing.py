@@ -125,12 +125,14 @@ def push_run(run: Path, spec: HubSpec) -> Pushed:
     check_adapter(run, folders, spec)
     destination = reach(spec)
     api = connection()
-    files = collect(run, recipe, spec, destination.repo_id)
-    message = spec.commit_message or f"{recipe.name}: image classifier, fine-tuned with hfft {__version__}"
-    done = send(api, destination, files, message, create_pr=spec.create_pr)
     with quick_imports():
         from hfft.hub.checking import read_back
+        from hfft.report.facts import read_facts
+        from hfft.report.words import shared_recipe
 
+    files = collect(run, recipe, spec, destination.repo_id, shared_recipe(read_facts(run)))
+    message = spec.commit_message or f"{recipe.name}: image classifier, fine-tuned with hfft {__version__}"
+    done = send(api, destination, files, message, create_pr=spec.create_pr)
     check = read_back(destination.repo_id, done.oid, files, {run / name: folders[name] for name in folders}, recipe)
     pushed = Pushed(
         repo_id=destination.repo_id,

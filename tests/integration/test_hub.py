@@ -194,7 +194,7 @@ def test_a_push_in_the_middle_of_which_the_hub_fails(workplace, child, hub):
         assert done.returncode == 1
         assert f"error: me/cells: uploading: {words}" in done.stderr
         assert "Traceback" not in done.stderr
-        assert failure.hits == 6
+        assert failure.hits >= 6  # five more tries, for each of the large files under way
         assert "[Retry 5/5]" in done.stderr
         assert f"requesting PUT {hub.url}/storage/" in done.stderr
         assert "signed" not in done.stderr  # what grants access to the storage

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import shutil
@@ -16,7 +17,6 @@ from hfft.hub.content import (
     leftovers,
     parts,
     refuse_secret,
-    without_places,
 )
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import HubSpec
@@ -87,7 +87,7 @@ COMMON = {"README.md", "recipe.yaml", "metrics.json"}
 )
 def test_what_goes_where(merge, what, expected, make):
     folder, recipe = make(merge=merge)
-    assert paths(collect(folder, recipe, HubSpec(what=what), "me/cells")) == expected
+    assert paths(collect(folder, recipe, HubSpec(what=what), "me/cells", recipe)) == expected
 
 
 @pytest.mark.parametrize(
@@ -117,7 +117,7 @@ def test_an_adapter_that_did_not_help_is_not_there(make):
 def test_figures_and_example_images_go_along(make):
     folder, recipe = make()
     write(folder, {"figures/confusion.png": "p", "figures/confusion.svg": "s", "model/examples/ant.jpg": "j"})
-    found = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells")}
+    found = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells", recipe)}
     assert {"figures/confusion.png", "figures/confusion.svg", "examples/ant.jpg"} <= set(found)
     assert found["examples/ant.jpg"] == folder / "model/examples/ant.jpg"
 
@@ -126,7 +126,7 @@ def test_what_the_card_shows_goes_with_it(make):
     """The card of a merged run lies beside its model, and goes with the adapter too."""
     folder, recipe = make()
     write(folder / "model", {"figures/confusion.png": "p", "examples/ant.jpg": "j"})
-    found = paths(collect(folder, recipe, HubSpec(what="adapter"), "me/cells"))
+    found = paths(collect(folder, recipe, HubSpec(what="adapter"), "me/cells", recipe))
     assert found == {*ADAPTER, *COMMON, "figures/confusion.png", "examples/ant.jpg"}
 
 
@@ -135,39 +135,21 @@ def test_pickles_and_hidden_files_stay_here_and_are_named(make, caplog):
     pickles = ("training_args.bin", "optimizer.pt", "rng_state.pth", "deep/more.pkl")
     write(folder / "model", {**dict.fromkeys(pickles, "p"), ".cache/x.json": "{}", "LICENSE": "text"})
     with caplog.at_level(logging.INFO, "hfft"):
-        found = paths(collect(folder, recipe, HubSpec(), "me/cells"))
+        found = paths(collect(folder, recipe, HubSpec(), "me/cells", recipe))
     assert found == {*MODEL, *COMMON, "LICENSE"}
     assert "deep/more.pkl, optimizer.pt, rng_state.pth, training_args.bin" in caplog.text
 
 
-def test_the_recipe_tells_nothing_of_this_disk(make, tmp_path):
-    folder, recipe = make(
-        checkpoint=str(tmp_path / "checkpoints/vit"),
-        replay={"folder": "~/recordings"},
-        data={"source": str(tmp_path / "table.csv"), "image_folder": "../secret/photos"},
-    )
-    files = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells")}
-    sent = load_recipe(load_yaml(files["recipe.yaml"]))
-    assert (sent.model.checkpoint, sent.output_dir, sent.replay.folder) == ("vit", "runs", "recordings")
-    assert (sent.data.source, sent.data.image_folder) == ("table.csv", "photos")
-    assert str(tmp_path).encode() not in files["recipe.yaml"]
-    assert sent.phases == recipe.phases
-
-
-def load_yaml(content):
-    from ruamel.yaml import YAML
-
-    return YAML(typ="safe", pure=True).load(content)
-
-
-def test_a_relative_path_and_a_hub_id_stay(make):
-    _, recipe = make(data={"source": "photos/cells"}, output_dir="runs")
-    assert without_places(recipe) == recipe
+def test_the_recipe_is_the_one_that_others_may_see(make):
+    folder, recipe = make()
+    shared = dataclasses.replace(recipe, output_dir="elsewhere")
+    files = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells", shared)}
+    assert files["recipe.yaml"] == dump_recipe(shared).encode()
 
 
 def test_the_card_names_the_repository(make):
     folder, recipe = make()
-    files = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells")}
+    files = {file.path: file.source for file in collect(folder, recipe, HubSpec(), "me/cells", recipe)}
     assert files["README.md"].decode() == CARD.replace("this/folder", "me/cells")
     assert (folder / "model/README.md").read_text() == CARD
 
@@ -184,9 +166,9 @@ def test_an_adapter_on_a_folder_is_refused(make, tmp_path):
     local = json.dumps({"base_model_name_or_path": str(tmp_path / "vit"), "revision": None})
     write(folder / "adapter", {"adapter_config.json": local})
     with pytest.raises(HubError, match=r"the adapter sits on .*/vit, which nobody else can open: push the model"):
-        collect(folder, recipe, HubSpec(what="adapter"), "me/cells")
+        collect(folder, recipe, HubSpec(what="adapter"), "me/cells", recipe)
     spec = HubSpec(what="both", base_model="google/vit")
-    files = {file.path: file.source for file in collect(folder, recipe, spec, "me/cells")}
+    files = {file.path: file.source for file in collect(folder, recipe, spec, "me/cells", recipe)}
     assert json.loads(files["adapter/adapter_config.json"]) == {
         "base_model_name_or_path": "google/vit",
         "revision": None,

@@ -14,7 +14,7 @@ import hfft
 from hfft.cli import main
 from hfft.inference.opening import open_model
 
-FILES = {"README.md", "config.json", "metrics.json", "model.safetensors", "preprocessor_config.json", "recipe.yaml"}
+MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def weights(run):
 def test_a_run_is_pushed_when_it_ends_and_not_twice(train, hub, tmp_path, capsys, monkeypatch):
     assert train({"repo_id": "cells"}) == 0
     assert f"pushed to {hub.url}/me/cells (private, commit " in capsys.readouterr().err
-    assert set(hub.files("me/cells")) == FILES | pushable.FIGURES
+    assert set(hub.files("me/cells")) == MODEL | pushable.shown(tmp_path / "runs/cells")
     assert len(hub.titles("me/cells")) == 2
     assert hfft.Run(tmp_path / "runs/cells").recipe.hub.repo_id == "cells"
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
@@ -102,7 +102,7 @@ def test_a_push_that_fails_after_training_is_finished_by_the_same_command(train,
     hub.failures.clear()
     assert train({"repo_id": "cells"}) == 0
     assert "is finished" in capsys.readouterr().err
-    assert set(hub.files("me/cells")) == FILES | pushable.FIGURES
+    assert set(hub.files("me/cells")) == MODEL | pushable.shown(run)
     assert pushable.contents(run) == before
 
 
@@ -123,7 +123,7 @@ def test_each_save_is_pushed_and_changes_nothing_of_the_training(train, hub, tmp
         log[-1].title,
     ]
     assert "fine-tuned with hfft" in log[-1].title
-    assert set(log[1].files) - {".gitattributes"} == FILES - {"README.md", "metrics.json", "recipe.yaml"}
+    assert set(log[1].files) - {".gitattributes"} == MODEL
     model, _ = open_model("me/saves", revision=log[1].oid)
     assert list(model.config.id2label.values()) == list(pushable.CLASSES)
     assert weights(tmp_path / "runs/cells") == weights(tmp_path / "runs/end")

@@ -17,7 +17,6 @@ from hfft.hub.pushing import push_run
 from hfft.inference.opening import open_model
 from hfft.recipe.spec import HubSpec
 
-ALWAYS = {"README.md", "metrics.json", "recipe.yaml", *pushable.FIGURES}
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "config.json", "preprocessor_config.json"}
 
@@ -53,14 +52,16 @@ def put_base(hub, run):
 def test_a_push_is_one_commit_that_was_read_back(merged, hub):
     before = pushable.contents(merged)
     pushed = hfft.push(merged, "cells", commit_message="The first")
-    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS}
+    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged)}
     assert hub.titles("me/cells") == ["initial commit", "The first"]
     assert hub.repositories["me/cells"].private
     assert (pushed.repo_id, pushed.url, pushed.private) == ("me/cells", f"{hub.url}/me/cells", True)
     assert pushed.commit == hub.repositories["me/cells"].branches["main"][-1].oid
-    assert (pushed.files, pushed.images, pushed.from_data, pushed.largest_difference) == (14, 4, True, 0.0)
+    assert pushed.files == len(hub.files("me/cells"))
+    assert (pushed.images, pushed.from_data, pushed.largest_difference) == (4, True, 0.0)
     assert len(hub.asked(r"^GET .*/resolve/.*/model\.safetensors")) == 1
     assert b'model="me/cells"' in hub.files("me/cells")["README.md"]
+    assert all(str(merged.parent).encode() not in content for content in hub.files("me/cells").values())
     assert pushable.contents(merged) == before
     record = json.loads((merged / "hub.json").read_text())
     assert [(entry["repo_id"], entry["commit"]) for entry in record] == [("me/cells", pushed.commit)]
@@ -80,11 +81,11 @@ def test_what_is_the_same_is_not_sent_again(merged, hub):
 def test_a_branch_and_a_pull_request(merged, hub):
     hfft.push(merged, "me/cells", revision="v2")
     assert hub.titles("me/cells") == ["initial commit"]
-    assert set(hub.files("me/cells", "v2")) == {*MODEL, *ALWAYS}
+    assert set(hub.files("me/cells", "v2")) == {*MODEL, *pushable.shown(merged)}
     hub.add_repository("other/cells")
     pushed = hfft.push(merged, "other/cells", private=False, create_pr=True, commit_message="A model")
     assert hub.titles("other/cells") == ["initial commit"]
-    assert set(hub.files("other/cells", "refs/pr/1")) == {*MODEL, *ALWAYS}
+    assert set(hub.files("other/cells", "refs/pr/1")) == {*MODEL, *pushable.shown(merged)}
     assert pushed.url == f"{hub.url}/other/cells/discussions/1"
     assert not pushed.private
 
@@ -94,8 +95,10 @@ def test_model_and_adapter_together_and_each_alone(merged, hub):
     expected = {"model": MODEL, "adapter": ADAPTER, "both": {*MODEL, *(f"adapter/{name}" for name in ADAPTER)}}
     for what, names in expected.items():
         pushed = push_run(merged, HubSpec(repo_id=f"me/{what}", what=what, base_model="me/vit"))
-        assert set(hub.files(f"me/{what}")) == {*names, *ALWAYS}
+        assert set(hub.files(f"me/{what}")) == {*names, *pushable.shown(merged)}
         assert pushed.largest_difference < 1e-5
+        opens = 'Classifier.from_pretrained("' if what == "adapter" else 'pipeline("image-classification", model="'
+        assert f'{opens}me/{what}")' in hub.files(f"me/{what}")["README.md"].decode()
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         ours = open_model(str(merged / "model"))[0](pixel_values=images).logits
@@ -121,7 +124,7 @@ def test_files_of_an_earlier_push_that_would_be_opened_go_and_others_stay(merged
     hub.add_repository("me/cells", private=True, **old)
     with caplog.at_level(logging.INFO, "hfft"):
         hfft.push(merged, "me/cells")
-    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS, "NOTES.md"}
+    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), "NOTES.md"}
     assert "removes what an earlier push left: adapter_config.json, model-00001-of-00002.safetensors" in caplog.text
     assert len(hub.titles("me/cells")) == 2
 
@@ -185,8 +188,9 @@ def test_trouble_is_told_leaves_the_run_alone_and_a_second_push_succeeds(name, m
         assert no_waits == [4.0] * 5  # huggingface_hub heeds Retry-After, and gives up
     hub.failures.clear()
     assert main(["push", str(merged), "me/cells"]) == 0
-    assert "read back: 14 files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
-    assert set(hub.files("me/cells")) == {*MODEL, *ALWAYS}
+    count = len(MODEL | pushable.shown(merged))
+    assert f"read back: {count} files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
+    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged)}
     assert len(hub.titles("me/cells")) == 2  # one commit of ours, whatever happened before
 
 
@@ -207,7 +211,7 @@ def test_a_short_trouble_is_not_even_noticed(merged, hub, no_waits):
     hub.fail("PUT", "/storage/", status=500, times=2)
     hub.fail("PUT", "/storage/", cut=True, times=1)
     hfft.push(merged, "me/cells")
-    assert len(no_waits) == 3  # files are sent side by side; which of them had to wait is chance
+    assert len(no_waits) == 3
 
 
 @pytest.mark.parametrize(
@@ -228,8 +232,9 @@ def test_a_repository_in_a_folder_is_a_model_and_no_run(merged, hub, tmp_path):
     """As after `hf download`: recipe.yaml lies beside the weights there."""
     hfft.push(merged, "me/cells")
     for name, content in hub.files("me/cells").items():
-        (tmp_path / "cells" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "cells" / name).write_bytes(content)
+        path = tmp_path / "cells" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
     assert hfft.Classifier.from_pretrained(tmp_path / "cells").classes == pushable.CLASSES
     with pytest.raises(HubError, match="is no run folder"):
         hfft.push(tmp_path / "cells", "me/other")
