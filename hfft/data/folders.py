@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from PIL import Image as PillowImage
 
+from hfft.data.formats import endings
 from hfft.errors import DataError
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
@@ -112,8 +112,8 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
     """
     beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
     within = (file for path in splits for child in subfolders(path) for file in _files(child))
-    endings = Counter(file.suffix.lower() for file in (*beside, *within) if not _is_image(file))
-    unread = {ending: count for ending, count in sorted(endings.items()) if ending in _UNREAD}
+    found = Counter(file.suffix.lower() for file in (*beside, *within) if not _is_image(file))
+    unread = {ending: count for ending, count in sorted(found.items()) if ending in _UNREAD}
     loose = sum(map(_is_image, beside))
     parts = []
     if unread:
@@ -127,7 +127,7 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in PillowImage.registered_extensions()
+    return path.suffix.lower() in endings()
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -141,7 +141,7 @@ def test_a_file_that_is_no_image_in_a_real_process(tmp_path, recipe, hfft_comman
     message = check_refusal(done.returncode, done.stdout, done.stderr, before=before, after=everything(tmp_path))
     assert message == (
         "error: photos: 1 file is no readable image; repair or remove:\n"
-        "  ant/005.png: not an image in any format that Pillow reads\n"
+        "  ant/005.png: not an image in any format that hfft reads\n"
     )
 
 
@@ -246,7 +246,7 @@ def test_predict_on_a_missing_file(checkpoint, refused):
 def test_predict_on_what_is_no_image(tmp_path, checkpoint, image, refused):
     (tmp_path / "words.png").write_text("words")
     message = refused("predict", checkpoint, image, "words.png")
-    assert message == "error: words.png: not an image in any format that Pillow reads\n"
+    assert message == "error: words.png: not an image in any format that hfft reads\n"
 
 
 def test_predict_on_a_folder_without_images(tmp_path, checkpoint, refused):
@@ -304,4 +304,4 @@ def test_evaluate_on_a_broken_image(tmp_path, checkpoint, photos, refused):
     photos({"LABEL_1": 2, "LABEL_2": 2})
     (tmp_path / "photos" / "LABEL_2" / "001.png").write_text("words")
     message = refused("evaluate", checkpoint, "--data", "photos")
-    assert message == "error: LABEL_2/001.png: not an image in any format that Pillow reads\n"
+    assert message == "error: LABEL_2/001.png: not an image in any format that hfft reads\n"

@@ -31,7 +31,7 @@ def test_broken_files_are_named_with_the_reason(photos):
     (folder / "bee" / "002.png").unlink()
     broken = audit(rows, "checking").broken
     assert list(broken) == ["ant/001.png", "ant/003.png", "bee/000.png", "bee/002.png"]
-    assert broken["ant/001.png"] == broken["ant/003.png"] == "not an image in any format that Pillow reads"
+    assert broken["ant/001.png"] == broken["ant/003.png"] == "not an image in any format that hfft reads"
     assert "truncated" in broken["bee/000.png"]
     assert broken["bee/002.png"] == "No such file or directory"
 
@@ -44,7 +44,7 @@ def test_images_inside_of_a_table():
     rows = load_data(spec, 0, DatasetDict(train=table)).splits["train"]
     assert audit(rows, "checking").broken == {
         "train/1": "the row holds no image",
-        "train/2": "not an image in any format that Pillow reads",
+        "train/2": "not an image in any format that hfft reads",
     }
 
 
