@@ -5,7 +5,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
@@ -14,7 +13,7 @@ from PIL import Image
 
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.decoding import decode, read_row
-from hfft.data.findings import Finding, Splits, broken, find
+from hfft.data.findings import Finding, Splits, find
 from hfft.data.sources import ImageData
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -74,13 +73,20 @@ def check_images(
             the training split are in another one and the recipe says stop.
     """
     where = source or "data"
-    rows = concatenate_datasets(list(images.splits.values()))
-    look = Look(spec.audit, spec.background, source)
-    done = audit(rows, "checking images", look) if PartialState().is_main_process else None
-    skipped = _shared(lambda: _skips(_known(done), images.labels))
-    refuse_or_tell(skipped, images, spec, where)
-    kept = reload([skip.file for skip in skipped]) if skipped else images
+    skipped: tuple[Skip, ...] = ()
+    while True:
+        rows = concatenate_datasets(list(images.splits.values()))
+        done = _audited(rows, Look(spec.audit, spec.background, source))
+        new = _shared(lambda done=done: _skips(_known(done), images.labels))
+        refuse_or_tell(new, images, spec, where)
+        skipped += new
+        kept = reload([skip.file for skip in skipped]) if new else images
+        # Where a class takes few of its images (data.max_per_class), others come in the place of those left out.
+        if set(rows["file"]).issuperset(file for part in kept.splits.values() for file in part["file"]):
+            break
+        images = kept
     fingerprints, findings = _shared(lambda: _conclude(_known(done), rows, kept, spec))
+    findings = (*(Finding("broken", skip.reason, (skip.file,), 1) for skip in skipped), *findings)
     _tell(findings, spec, where)
     return Checked(kept, fingerprints, skipped, findings)
 
@@ -91,11 +97,21 @@ def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Sk
     Raises:
         DataError: As for `check_images`, but for leaks.
     """
-    look = Look(spec.audit, spec.background, spec.source)
-    done = audit(rows, "checking images", look) if PartialState().is_main_process else None
+    done = _audited(rows, Look(spec.audit, spec.background, spec.source))
     skipped = _shared(lambda: _skips(_known(done), labels))
     refuse_or_tell(skipped, ImageData({"test": rows}, tuple(labels)), spec, spec.source)
     return skipped
+
+
+def fingerprint_of(rows: Dataset) -> str:
+    """Hash over the names, labels and contents of rows, in every process; decodes nothing."""
+    done = _audited(rows, Look("off"))
+    return _shared(lambda: _known(done).fingerprint())
+
+
+def _audited(rows: Dataset, look: Look) -> Audit | None:
+    """None in all processes but the main one."""
+    return audit(rows, "checking images", look) if PartialState().is_main_process else None
 
 
 def _known(done: Audit | None) -> Audit:
@@ -125,9 +141,7 @@ def _conclude(
     if spec.audit == "off":
         return fingerprints, ()
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
-    findings = find(Splits(done, numbers, kept.labels), gray)
-    unread = broken(done, np.arange(len(done.files)))
-    return fingerprints, (*unread, *findings)
+    return fingerprints, tuple(find(Splits(done, numbers, kept.labels), gray))
 
 
 def gray_of(rows: Dataset, background: tuple[int, int, int] | None) -> Callable[[int], Image.Image]:

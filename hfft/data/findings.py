@@ -2,9 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -73,6 +73,11 @@ class Finding:
         return KINDS[self.kind][0]
 
 
+def described(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it."""
+    return {"severity": finding.severity, **asdict(finding)}
+
+
 @dataclass(frozen=True)
 class Splits:
     """Splits of audited rows.
@@ -115,7 +120,7 @@ def find(splits: Splits, gray: Callable[[int], Image.Image] | None = None) -> li
     files = [audit.files[number] for number in numbers.tolist()]
     table = _Table(numbers, files, audit.labels[numbers], parts, audit.records[numbers])
     found = [
-        *broken(audit, numbers),
+        *_broken(audit, numbers),
         *_classes(splits),
         *_groups(splits, table, gray),
         *_images(splits, table),
@@ -125,7 +130,7 @@ def find(splits: Splits, gray: Callable[[int], Image.Image] | None = None) -> li
     return sorted(found, key=lambda finding: order.index(finding.kind))
 
 
-def broken(audit: Audit, numbers: np.ndarray) -> Iterator[Finding]:
+def _broken(audit: Audit, numbers: np.ndarray) -> Iterator[Finding]:
     """The rows that can't be decoded."""
     for number in sorted(set(audit.problems) & set(numbers.tolist())):
         yield Finding("broken", audit.problems[number], (audit.files[number],), 1)

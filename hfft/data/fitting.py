@@ -54,6 +54,12 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
     return processor
 
 
+def copy_fit(config: Any, other: Any) -> None:
+    """Tell another config of the network what `fit_processor` told one; the other is saved with the model."""
+    if config.model_type == "timm_wrapper":
+        other.pretrained_cfg = config.pretrained_cfg
+
+
 def _fit_timm(processor: Any, config: Any, fit: str | None, background: tuple[int, ...] | None) -> Any:
     settings = dict(config.pretrained_cfg)
     if fit is not None:

@@ -299,13 +299,10 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
         raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
     warn_of_left_out(folder, splits.values())
     rows = {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
-    filled = {split: set(part["label"]) for split, part in rows.items()}
-    empty = [
-        child
-        for split, path in splits.items()
-        for child in subfolders(path)
-        if names.index(child.name) not in filled[split]
-    ]
+    empty = []
+    for split, path in splits.items():
+        filled = {names[label] for label in np.unique(np.asarray(rows[split]["label"])).tolist()}
+        empty += [str(child) for child in subfolders(path) if child.name not in filled]
     return Found(rows, empty=tuple(map(str, empty)))
 
 
