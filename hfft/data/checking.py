@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from accelerate import PartialState
@@ -77,7 +78,7 @@ def check_images(
     while True:
         rows = concatenate_datasets(list(images.splits.values()))
         done = _audited(rows, Look(spec.audit, spec.background, source))
-        new = _shared(lambda done=done: _skips(_known(done), images.labels))
+        new = _shared(partial(_skips, done, images.labels))
         refuse_or_tell(new, images, spec, where)
         skipped += new
         kept = reload([skip.file for skip in skipped]) if new else images
@@ -98,7 +99,7 @@ def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Sk
         DataError: As for `check_images`, but for leaks.
     """
     done = _audited(rows, Look(spec.audit, spec.background, spec.source))
-    skipped = _shared(lambda: _skips(_known(done), labels))
+    skipped = _shared(partial(_skips, done, labels))
     refuse_or_tell(skipped, ImageData({"test": rows}, tuple(labels)), spec, spec.source)
     return skipped
 
@@ -127,7 +128,8 @@ def _shared(compute: Callable[[], Any]) -> Any:
     return found[0]
 
 
-def _skips(done: Audit, labels: Sequence[str]) -> tuple[Skip, ...]:
+def _skips(done: Audit | None, labels: Sequence[str]) -> tuple[Skip, ...]:
+    done = _known(done)
     return tuple(
         Skip(done.files[row], labels[int(done.labels[row])], problem) for row, problem in sorted(done.problems.items())
     )
