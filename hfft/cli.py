@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process when None.
 
     Returns:
-        0, 1 for a failed run or data that should not be trained on, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
+        0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = _parser().parse_args(argv)
     _show_log()

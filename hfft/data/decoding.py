@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -151,6 +152,8 @@ def decode_bytes(encoded: bytes) -> Decoded:
             pixels = _decode_jpeg_strictly(encoded, image.mode)
             if pixels is not None:
                 return _turned(pixels, orientation_of(image))
+        if image.format == "PNG":
+            _check_png(encoded)
     return decode_open(image)
 
 
@@ -248,6 +251,19 @@ def _refuse_lost(error: ValueError) -> None:
         raise DataError(_TRUNCATED) from error
     if any(words in message for words in ("premature end of data", "bad Huffman", "bad arithmetic", "found marker")):
         raise DataError(f"{_LOST}: {message.removeprefix('Corrupt JPEG data: ')}") from error
+
+
+def _check_png(encoded: bytes) -> None:
+    """Raise where a part that pixels depend on has another checksum than it says, which Pillow does not look at."""
+    place = 8
+    while place + 12 <= len(encoded):
+        size = int.from_bytes(encoded[place : place + 4], "big")
+        kind, end = encoded[place + 4 : place + 8], place + 8 + size
+        if kind in (b"IHDR", b"PLTE", b"IDAT") and end + 4 <= len(encoded):
+            told = int.from_bytes(encoded[end : end + 4], "big")
+            if zlib.crc32(memoryview(encoded)[place + 4 : end]) != told:
+                raise DataError(f"the PNG is damaged: wrong checksum of {kind.decode()}")
+        place = end + 4
 
 
 def _decode_jpeg(encoded: bytes, colors: str) -> torch.Tensor:
