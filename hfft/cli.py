@@ -141,6 +141,9 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--output", type=Path, metavar="FILE.parquet", help="write the prediction for every image")
     evaluate.add_argument("--batch-size", type=_count, default=32, help="images per forward pass and process")
     evaluate.add_argument("--workers", type=_whole, help="processes that read images; one per core when left out")
+    evaluate.add_argument(
+        "--bad-images", choices=("skip", "stop"), default="skip", help="what to do about images that can't be read"
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -213,6 +216,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = finetune(recipe, overwrite=arguments.overwrite)
     if os.environ.get("RANK", "0") == "0":
         _print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
+        if run.skipped:
+            print(f"left out: {len(run.skipped)} images that can't be read; {run.folder / 'data.json'} lists them")
         print(f"model: {run.model_dir}")
 
 
@@ -370,6 +375,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        bad_images=arguments.bad_images,
     )
     if os.environ.get("RANK", "0") != "0":
         return

@@ -136,7 +136,7 @@ class _Rows:
 
 def _unit(thumbnails: np.ndarray) -> np.ndarray:
     """(N, S * S) float32 of mean 0 and length 1."""
-    flat = thumbnails.reshape(len(thumbnails), -1).astype(np.float32)
+    flat = thumbnails.reshape(len(thumbnails), int(np.prod(thumbnails.shape[1:]))).astype(np.float32)
     flat -= flat.mean(axis=1, keepdims=True)
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
@@ -147,7 +147,7 @@ def _project(thumbnails: _Rows) -> tuple[np.ndarray, np.ndarray]:
     parts, indices = [], []
     for start in range(0, len(thumbnails), _CHUNK):
         chunk = thumbnails[start : start + _CHUNK]
-        usable = np.flatnonzero(chunk.reshape(len(chunk), -1).std(axis=1) >= _PLAIN)
+        usable = np.flatnonzero(chunk.std(axis=(1, 2)) >= _PLAIN)
         parts.append(_unit(chunk[usable]) @ basis)
         indices.append(usable + start)
     if not parts:
