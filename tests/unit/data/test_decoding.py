@@ -1,12 +1,14 @@
 import io
+import os
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from hfft.data import decoding
-from hfft.data.decoding import decode, decode_row, decode_small
+from hfft.data.decoding import decode, decode_bytes, decode_row, decode_small, on_background
+from hfft.data.formats import endings
 from hfft.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -269,3 +271,197 @@ def test_a_cut_jpeg_of_a_row(cut):
     row = {"image": {"bytes": encoded(LARGE_NOISE, "JPEG")[:cut], "path": None}, "label": 0, "file": "ant/1.jpg"}
     with pytest.raises(DataError, match=r"^ant/1.jpg: (image file is truncated|not an image|Truncated|broken)"):
         decode_row(row)
+
+
+# What is refused, and what is read by a rule of its own
+
+
+def photo(size=(300, 200), seed=3):
+    coarse = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 7, 3), dtype=np.uint8))
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+def refused(content):
+    """The one reason that all ways of reading give."""
+    reasons = set()
+    for read in (decode, decode_bytes, decode_small):
+        with pytest.raises(DataError) as caught:
+            read(content)
+        reasons.add(str(caught.value))
+    (reason,) = reasons
+    return reason
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_jpeg_whose_picture_is_partly_lost(mode):
+    content = bytearray(encoded(photo().convert(mode), "JPEG", quality=90))
+    middle = len(content) // 2
+    content[middle : middle + 400] = b"\xff\xd9" * 200
+    plain = Image.open(io.BytesIO(bytes(content)))
+    assert plain.size == (300, 200)
+    plain.load()  # Pillow fills the lower half with gray and says nothing
+    assert refused(bytes(content)).startswith("the JPEG is damaged and part of its picture lost: ")
+
+
+def test_bytes_between_the_parts_of_a_jpeg_are_a_remark():
+    content = encoded(photo(), "JPEG")
+    longer = content[:-2] + bytes(12) + content[-2:]
+    assert np.array_equal(decoded(longer), decoded(content))
+    _, _, remark = decode_small(longer)
+    assert "extraneous bytes" in remark
+
+
+@pytest.mark.parametrize("kind", ["IHDR", "PLTE", "IDAT"])
+def test_a_png_with_a_wrong_checksum(kind):
+    content = bytearray(encoded(photo().quantize(16), "PNG"))
+    place = content.index(kind.encode())
+    end = place + 4 + int.from_bytes(content[place - 4 : place], "big")
+    content[end] ^= 1
+    refused(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ([-1.0, 0.5], "from -1 to 0.5"),
+        ([0.0, 70000.0], "from 0 to 70000"),
+        ([-40.0, 200.0], "from -40 to 200"),
+        ([np.inf, 0.0], "not finite"),
+    ],
+)
+def test_floats_that_would_have_to_be_clipped(values, told):
+    assert told in refused(encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))
+
+
+def test_half_a_level_beyond_a_range_is_rounding():
+    for top in (1, 255, 65535):
+        values = np.array([[-top / 1000, top / 2, top * 1.0009]], np.float32)
+        assert decoded(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+@pytest.mark.parametrize("values", [[-200, 5], [0, 66000]])
+def test_integers_beyond_sixteen_bits(values):
+    assert "allowed: 0 to 1, 0 to 255, or 0 to 65535" in refused(
+        encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")
+    )
+
+
+def test_a_decompression_bomb():
+    small = encoded(Image.new("1", (14000, 13000)), "PNG")
+    assert len(small) < 100_000
+    assert refused(small).endswith("(a decompression bomb?)")
+
+
+def test_a_bomb_is_refused_even_where_pillow_was_told_not_to(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    test_a_decompression_bomb()
+
+
+@pytest.mark.parametrize(("size", "good"), [((100, 1), True), ((101, 1), False), ((2, 201), False), ((2, 200), True)])
+def test_strips(size, good):
+    content = encoded(Image.new("RGB", size, "red"))
+    if good:
+        assert decode(content).size == size
+    else:
+        assert refused(content) == f"has {size[0]} x {size[1]} pixels; allowed: one side at most 100 times the other"
+
+
+def test_formats_that_start_programs_are_not_read():
+    assert "EPS" in Image.SAVE
+    eps = encoded(Image.fromarray(PIXELS), "EPS")
+    assert Image.open(io.BytesIO(eps)).format == "EPS"  # and Ghostscript would be started
+    assert refused(eps) == "not an image in any format that hfft reads"
+    assert ".eps" not in endings()
+    assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif", ".avif"} <= set(endings())
+
+
+def with_alpha(image, alpha):
+    image = image.convert("RGBA")
+    image.putalpha(alpha)
+    return image
+
+
+TRANSPARENT = {
+    "RGBA": lambda: encoded(with_alpha(photo(), photo(seed=8).convert("L"))),
+    "LA": lambda: encoded(with_alpha(photo(), photo(seed=8).convert("L")).convert("LA")),
+    "palette": lambda: encoded(photo().quantize(16), "PNG", transparency=3),
+    "palette, several": lambda: encoded(photo().quantize(16), "PNG", transparency=bytes(range(0, 256, 16))),
+    "gray, one level": lambda: encoded(
+        photo().convert("L"), "PNG", transparency=int(np.asarray(photo().convert("L"))[0, 0])
+    ),
+    "WebP": lambda: encoded(with_alpha(photo(), photo(seed=8).convert("L")), "WEBP", lossless=True, exact=True),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_transparent_pixels_over_a_background(kind):
+    content = TRANSPARENT[kind]()
+    image = decode_bytes(content)
+    assert image.mode == "RGBA"
+    color, alpha = np.asarray(image)[..., :3].astype(float), np.asarray(image)[..., 3:] / 255
+    assert alpha.min() < 1
+    assert np.array_equal(np.asarray(on_background(image, None)), color)
+    assert np.array_equal(decoded(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGBA").convert("RGB")))
+    expected = color * alpha + np.array([10, 200, 90]) * (1 - alpha)
+    assert np.abs(np.asarray(decode(content, (10, 200, 90))) - expected).max() <= 1
+    assert np.array_equal(np.asarray(on_background(image, (10, 200, 90))), np.asarray(decode(content, (10, 200, 90))))
+
+
+def test_an_opaque_image_with_an_alpha_channel_is_no_transparent_one():
+    assert decode_bytes(encoded(with_alpha(photo(), 255))).mode == "RGB"
+    assert decode_bytes(encoded(photo().convert("L").convert("LA"))).mode == "RGB"
+
+
+def test_transparent_images_are_turned_too():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = with_alpha(photo(), photo(seed=8).convert("L"))
+    upright = decode_bytes(encoded(image, exif=exif))
+    assert np.array_equal(np.asarray(upright), np.asarray(image.transpose(Image.Transpose.ROTATE_270)))
+
+
+def test_inks_are_shown_as_their_profile_says(monkeypatch):
+    """Any profile shows that it is used; real ones of inks are too large to be here."""
+    content = encoded(photo().convert("CMYK"), "JPEG", icc_profile=b"profile", quality=95)
+    plain = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert np.array_equal(decoded(content), plain)  # a profile that can't be read
+    asked = []
+
+    def show(image, source, target, outputMode):
+        asked.append((image.mode, outputMode))
+        return Image.new("RGB", image.size, (1, 2, 3))
+
+    monkeypatch.setattr(decoding.ImageCms, "ImageCmsProfile", lambda stream: stream.read())
+    monkeypatch.setattr(decoding.ImageCms, "profileToProfile", show)
+    assert decoded(content).reshape(-1, 3).max(axis=0).tolist() == [1, 2, 3]
+    assert asked == [("CMYK", "RGB")]
+
+
+def test_a_profile_of_other_colors_is_not_applied_to_inks():
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    content = encoded(photo().convert("CMYK"), "JPEG", icc_profile=profile, quality=95)
+    assert np.array_equal(decoded(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "loop"])
+def test_what_is_no_file_keeps_nobody_waiting(kind, tmp_path):
+    path = tmp_path / "x.jpg"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    with pytest.raises(DataError, match=r"is no regular file|can't be read: "):
+        decode(path)
+
+
+def test_heic():
+    pillow_heif = pytest.importorskip("pillow_heif")
+    stream = io.BytesIO()
+    pillow_heif.from_pillow(photo()).save(stream, quality=95)
+    assert ".heic" in endings()
+    image = decode_bytes(stream.getvalue())
+    assert image.size == (300, 200)
+    assert np.abs(np.asarray(image, float) - np.asarray(photo(), float)).mean() < 6
+    assert refused(stream.getvalue()[:-800])
