@@ -6,6 +6,8 @@ import hostile
 import pandas as pd
 import pytest
 import tiny
+from PIL import Image as PillowImage
+from transformers import pipeline
 
 import hfft
 
@@ -66,3 +68,22 @@ def test_an_evaluation_of_new_data_leaves_out_the_same(checkpoint, tmp_path, cap
         hfft.evaluate(run.folder, data=str(tmp_path / "hostile"), bad_images="stop")
     own = hfft.evaluate(run.folder, workers=0)
     assert own.metrics == run.metrics["test"]
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
+def test_a_trained_model_keeps_its_fit_in_pipelines_too(family, fit, tmp_path):
+    tiny.save(tmp_path / "checkpoint", family)
+    hostile.make_clean(tmp_path / "photos")
+    options = {"fit": fit, "background": [9, 8, 7], "augment": {}}
+    run = hfft.finetune(recipe(tmp_path, "r", tmp_path / "photos", **options))
+    classify = hfft.Classifier.from_pretrained(run.model_dir)
+    table = run.predictions.query("split == 'test'")
+    image = str(tmp_path / "photos" / table["file"].iloc[0])
+    (answer,) = classify([image], top=3)
+    assert answer.probability == pytest.approx(table["probability"].iloc[0], abs=1e-6)
+    plain = {
+        one["label"]: one["score"] for one in pipeline("image-classification", str(run.model_dir))(image, top_k=3)
+    }
+    assert plain == pytest.approx(answer.top, abs=1e-5)
+    assert classify.transform.pixels(PillowImage.new("RGBA", (60, 60))).reshape(3, -1).T.tolist() == [[9, 8, 7]] * 1024

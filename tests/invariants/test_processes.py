@@ -1,6 +1,7 @@
 """One process or two, same global batch: the same weights, and every evaluation image counted once."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -143,3 +144,20 @@ def test_a_bad_recipe_is_reported_once_by_two_processes(workplace):
     done = run([*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"], workplace)
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'learning_rate'?") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_leave_out_the_same_images_as_one(workplace):
+    """In carved splits, so that every process has to carve anew."""
+    for name in ("ant/002.png", "bee/007.png"):
+        (workplace / "photos/train" / name).write_bytes(b"words")
+    for split in ("validation", "test"):
+        shutil.rmtree(workplace / "photos" / split)
+    done = succeed([*launch(), *train("vit", "two", "auto", 2)], workplace)
+    succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
+    assert_same_result(workplace, "vit", "one", "two")
+    assert done.stderr.count("left out: 2 files are no readable image:") == 1
+    alone, together = (json.loads((workplace / "runs" / name / "data.json").read_text()) for name in ("one", "two"))
+    assert alone == together
+    assert [skip["file"] for skip in together["skipped"]] == ["train/ant/002.png", "train/bee/007.png"]
