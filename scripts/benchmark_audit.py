@@ -77,12 +77,9 @@ def main() -> None:
             watch.join()
             shown = [f"{seen[int(share * (len(seen) - 1))] / 2**20:,.0f}" for share in (0, 0.25, 0.5, 0.75, 1)]
             print(f"{title}: {taken:.1f} s, {cpu:.1f} s of processor time, {len(found.findings)} findings")
-            print(
-                f"  MiB of memory at 0, 25, 50, 75, 100 % of the time: {', '.join(shown)}; most {max(seen) / 2**20:,.0f}"
-            )
-        print(
-            f"most of the process, mapped files included: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f} MiB"
-        )
+            print(f"  MiB of memory at 0, 25, 50, 75, 100 % of the time: {', '.join(shown)}")
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        print(f"most of the process, mapped files included: {most:,.0f} MiB")
 
 
 if __name__ == "__main__":

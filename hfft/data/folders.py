@@ -23,7 +23,7 @@ METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")  # as imagefolder 
 UNREAD = frozenset(
     (
         *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".nef", ".orf", ".raw", ".rw2"),
-        *(".exr", ".heic", ".heif", ".jxl", ".svg", ".psd", ".eps", ".qoi", ".sgi", ".fits", ".wmf", ".emf"),
+        *(".exr", ".heic", ".heif", ".jxl", ".svg", ".eps", ".qoi", ".sgi", ".fits", ".wmf", ".emf"),
     )
 )
 # How `Dataset.push_to_hub` names files; the split may have any name.

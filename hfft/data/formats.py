@@ -9,7 +9,7 @@ from PIL import Image
 # (QOI, SGI), and some only look like images (HDF5, MPEG).
 _READ = (
     *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000"),
-    *("PPM", "TGA", "ICO", "PCX", "DDS"),
+    *("PPM", "TGA", "ICO", "PCX", "DDS", "PSD"),
 )
 
 
