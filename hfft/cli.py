@@ -28,13 +28,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments; those of the process when None.
 
     Returns:
-        0, 1 for a failed run, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
+        0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
     """
     arguments = _parser().parse_args(argv)
     _show_log()
     try:
         with prompt_interruption():
-            arguments.run(arguments)
+            code = arguments.run(arguments)
     except HfftError as error:
         _say(f"error: {error}")
         return error.exit_code
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from hfft.liveness import leave
 
         leave()
-    return 0
+    return code or 0
 
 
 def _say(line: str) -> None:
@@ -90,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--json", action="store_true", help="print JSON")
     plan.set_defaults(run=_plan)
 
+    _add_check(verbs.add_parser("check-data", help="look for broken, repeated and leaking images"))
     _add_predict(verbs.add_parser("predict", help="label images"))
     _add_evaluate(verbs.add_parser("evaluate", help="score a model on labelled images"))
 
@@ -101,6 +102,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_demo(verbs.add_parser("demo", help="show a page that labels the images dropped on it"))
     _add_compare(verbs.add_parser("compare", help="set finished runs side by side"))
     return parser
+
+
+def _add_check(check: argparse.ArgumentParser) -> None:
+    check.add_argument("source", help="folder, table, shards, Hub id or recipe")
+    check.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="as for train: data.label_column=..., data.audit=quick"
+    )
+    check.add_argument("--max-shown", type=_whole, default=10, metavar="N", help="findings of a kind; 0 shows all")
+    check.add_argument("--json", action="store_true", help="print JSON, all findings included")
+    check.set_defaults(run=_check)
 
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
@@ -139,6 +150,9 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument("--output", type=Path, metavar="FILE.parquet", help="write the prediction for every image")
     evaluate.add_argument("--batch-size", type=_count, default=32, help="images per forward pass and process")
     evaluate.add_argument("--workers", type=_whole, help="processes that read images; one per core when left out")
+    evaluate.add_argument(
+        "--bad-images", choices=("skip", "stop"), default="skip", help="what to do about images that can't be read"
+    )
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -218,6 +232,8 @@ def _train(arguments: argparse.Namespace) -> None:
     run = finetune(recipe, overwrite=arguments.overwrite)
     if os.environ.get("RANK", "0") == "0":
         _print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
+        if run.skipped:
+            print(f"left out: {len(run.skipped)} images that can't be read; {run.folder / 'data.json'} lists them")
         print(f"model: {run.model_dir}")
 
 
@@ -277,6 +293,34 @@ def _print_plan(plan: Any, title: str) -> None:
         for group in plan.groups
     ]
     _print_table(("part", "tensors", "learning rate", "weight decay"), rows)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    with quick_imports():
+        from hfft.data.findings import KINDS, described
+        from hfft.data.inspection import inspect
+
+    found = inspect(arguments.source, arguments.overrides)
+    if arguments.json:
+        content = {"splits": found.splits, "findings": [described(finding) for finding in found.findings]}
+        print(json.dumps(content))
+        return found.exit_code
+    _print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
+    print()
+    _print_table(("class", *found.splits), found.class_counts())
+    for kind, findings in found.by_kind().items():
+        print(f"\n{kind} ({KINDS[kind][0]}): {KINDS[kind][1]}: {len(findings)}")
+        shown = findings[: arguments.max_shown or None]
+        _print_table(("images", "what", "files"), [_finding_cells(finding) for finding in shown])
+        if len(findings) > len(shown):
+            print(f"and {len(findings) - len(shown)} more; --max-shown 0 shows all")
+    print(f"\n{found.conclusion}")
+    return found.exit_code
+
+
+def _finding_cells(finding: Any) -> tuple[str, ...]:
+    files = ", ".join(finding.files[:6]) + (", ..." if finding.count > 6 else "")
+    return str(finding.count or ""), finding.detail, files
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -360,6 +404,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         split=arguments.split,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
+        bad_images=arguments.bad_images,
     )
     if os.environ.get("RANK", "0") != "0":
         return

@@ -15,10 +15,11 @@ from accelerate import PartialState
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hfft.data.audit import Audit
+from hfft.data.checking import Checked
 from hfft.data.content import read_content
+from hfft.data.decoding import decode
+from hfft.data.findings import described
 from hfft.data.sources import ImageData
-from hfft.data.transforms import decode
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import confusion
@@ -115,8 +116,7 @@ def _may_be_hub_id(name: str) -> bool:
 def open_folder(
     folder: Path,
     recipe: Recipe,
-    images: ImageData,
-    audits: dict[str, Audit],
+    checked: Checked,
     *,
     origin: dict[str, Any],
     precision: str,
@@ -125,8 +125,10 @@ def open_folder(
     """Make the run folder, or check that the one there was made from the same images, by as many processes."""
     state = PartialState()
     content = {
-        "labels": list(images.labels),
-        "splits": {split: describe_split(images, split, audits[split]) for split in images.splits},
+        "labels": list(checked.images.labels),
+        "splits": {name: describe_split(checked.images, name, print) for name, print in checked.fingerprints.items()},
+        "skipped": [dataclasses.asdict(skip) for skip in checked.skipped],
+        "findings": [described(finding) for finding in checked.findings],
     }
     environment = {
         **describe_environment(),
@@ -149,13 +151,13 @@ def open_folder(
         write_json(folder / "data.json", content)
 
 
-def describe_split(images: ImageData, split: str, audit: Audit) -> dict[str, Any]:
+def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str, Any]:
     """What data.json holds of a split."""
     return {
         "images": len(images.splits[split]),
         "counts": images.counts(split),
         "carved": split in images.carved,
-        "fingerprint": audit.fingerprint,
+        "fingerprint": fingerprint,
     }
 
 
@@ -180,7 +182,9 @@ def _may_differ(recipe: Recipe, state: PartialState) -> list[str]:
 
 
 def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    return None if before == now else "the images have changed since this run began"
+    # Other versions may find other things; the images are the same all the same.
+    keys = ("labels", "splits")
+    return None if all(before[key] == now[key] for key in keys) else "the images have changed since this run began"
 
 
 def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hfft.data.fitting import fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.evaluation.metrics import METRICS
@@ -34,7 +35,7 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     recipe = resolve_phases(recipe, None)
     images = load_data(recipe.data, recipe.seed)
     config = load_config(recipe.model, images.labels)
-    pixels = sample_pixels(load_processor(recipe.model, config))
+    pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 

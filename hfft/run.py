@@ -15,8 +15,9 @@ from accelerate.utils import broadcast_object_list
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.data.audit import Audit, audit, refuse_broken
 from hfft.data.batches import Collator, Examples, chances_of
+from hfft.data.checking import Checked, check_images, check_rows, fingerprint_of
+from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data, load_rows
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
@@ -98,6 +99,11 @@ class Run:
         if not self.is_finished:
             raise RunError(f"{self.folder}: this run is not finished; run its command again to continue it")
         return read_json(self.folder / "metrics.json")
+
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """Images that were left out as they can't be read: file, label and reason."""
+        return read_json(self.folder / "data.json").get("skipped", [])
 
     @property
     def predictions(self) -> pd.DataFrame:
@@ -182,19 +188,21 @@ def _finetune(
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
         config = load_config(recipe.model, images.labels) if model is None else _labelled(model, images.labels)
-        processor = load_processor(recipe.model, config)
+        processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
         check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
-        audits = _audit(images, recipe.data.source)
+        checked = _check(images, recipe, data)
+        images = checked.images
         make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
-        network = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
+        network: Any = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
+        copy_fit(config, network.config)
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
-        open_folder(folder, recipe, images, audits, origin=origin, precision=precision, overwrite=overwrite)
+        open_folder(folder, recipe, checked, origin=origin, precision=precision, overwrite=overwrite)
     phases = phases_in(recipe, precision)
-    replay = _replay(recipe, phases, processor, audits)
+    replay = _replay(recipe, phases, processor, checked)
     phase_data = _phase_data(images, processor, recipe)
     results: list[PhaseResult] = []
     stages = _stages(phases, folder, recipe.seed)
@@ -250,6 +258,7 @@ def evaluate(
     split: str | None = None,
     batch_size: int = EVAL_BATCH,
     workers: int | None = None,
+    bad_images: Literal["skip", "stop"] = "skip",
 ) -> Scores:
     """Score a finished run or any classifier on labelled images.
 
@@ -262,6 +271,7 @@ def evaluate(
         split: Which split; `test` of a run's own data, everything of new data when None.
         batch_size: Images per forward pass and process.
         workers: Processes that read images; one per core, but 8 at most, when None.
+        bad_images: What to do about images of new data that can't be read: leave them out and list them, or stop.
 
     Raises:
         HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
@@ -271,7 +281,7 @@ def evaluate(
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source)
     if data is not None:
-        rows = load_rows(DataSpec(source=data), classifier.classes, split)
+        rows = _readable_rows(DataSpec(source=data, bad_images=bad_images), classifier.classes, split)
     else:
         rows = _own_rows(Run(source), split or "test")
     name = split or "test"
@@ -297,14 +307,21 @@ def _tell_of_absent(scores: Scores) -> None:
         )
 
 
+def _readable_rows(spec: DataSpec, classes: tuple[str, ...], split: str | None) -> Dataset:
+    rows = load_rows(spec, classes, split)
+    gone = [skip.file for skip in check_rows(rows, classes, spec)]
+    return load_rows(spec, classes, split, without=gone) if gone else rows
+
+
 def _own_rows(run: Run, split: str) -> Dataset:
     """A split of the run's own data, as it was when the run began: another one could hold images it was trained on."""
-    images = load_data(run.recipe.data, run.recipe.seed)
+    noted = read_json(run.folder / "data.json")
+    gone = [skip["file"] for skip in noted.get("skipped", ())]
+    images = load_data(run.recipe.data, run.recipe.seed, without=gone)
     if split not in images.splits:
         raise RunError(f"{run.folder}: no split {split!r}; found: {', '.join(images.splits)}")
-    audits = {split: audit(images.splits[split], f"checking {split} images")}
-    refuse_broken(audits, run.recipe.data.source)
-    if describe_split(images, split, audits[split]) != read_json(run.folder / "data.json")["splits"][split]:
+    fingerprint = fingerprint_of(images.splits[split])
+    if describe_split(images, split, fingerprint) != noted["splits"][split]:
         raise RunError(
             f"{run.folder}: the {split} images of {run.recipe.data.source} aren't those of the run any more, and some "
             "may have been trained on; give labelled images with --data"
@@ -312,14 +329,12 @@ def _own_rows(run: Run, split: str) -> Dataset:
     return images.splits[split]
 
 
-def _audit(images: ImageData, source: str) -> dict[str, Audit]:
-    state = PartialState()
-    found: list[Any] = [None]
-    if state.is_main_process:
-        found = [{split: audit(rows, f"checking {split} images") for split, rows in images.splits.items()}]
-    broadcast_object_list(found)
-    refuse_broken(found[0], source)
-    return found[0]
+def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
+    """The images without those that can't be read."""
+    source = recipe.data.source if data is None else None
+    return check_images(
+        images, recipe.data, source, lambda gone: load_data(recipe.data, recipe.seed, data, without=gone)
+    )
 
 
 def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
@@ -361,11 +376,11 @@ def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]
     ]
 
 
-def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, audits: dict[str, Audit]) -> Replay | None:
+def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, checked: Checked) -> Replay | None:
     if recipe.replay.mode == "off":
         return None
     origin = Origin(
-        fingerprints={split: found.fingerprint for split, found in audits.items()},
+        fingerprints=dict(checked.fingerprints),
         processor=f"{type(processor).__name__} {processor.to_dict()}",
         augment=recipe.data.augment,
         seed=recipe.seed,

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hfft.data.transforms import Decoded, decode_row
+from hfft.data.decoding import Decoded, decode_row
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it

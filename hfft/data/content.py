@@ -1,7 +1,9 @@
 """The bytes of an image, wherever a row says they are: in the row, in a file, or in a part of a file."""
 
+import os
 import re
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 _PART = re.compile(r"(.*)\?(\d+)\+(\d+)")
@@ -10,6 +12,17 @@ _PART = re.compile(r"(.*)\?(\d+)\+(\d+)")
 def part_of(file: Path, offset: int, size: int) -> str:
     """The name of a part of a file, which `read_content` reads."""
     return f"{file}?{offset}+{size}"
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The content of a regular file; one of another kind, such as a named pipe, could keep its reader waiting.
+
+    Raises:
+        OSError: If it can't be read.
+    """
+    if not S_ISREG(os.stat(path).st_mode):
+        raise OSError("is no regular file")
+    return Path(path).read_bytes()
 
 
 def read_content(image: dict[str, Any]) -> bytes:
@@ -26,7 +39,7 @@ def read_content(image: dict[str, Any]) -> bytes:
     path = image["path"]
     part = _PART.fullmatch(path)
     if part is None or Path(path).exists():
-        return Path(path).read_bytes()
+        return read_file(path)
     with open(part[1], "rb") as stream:
         stream.seek(int(part[2]))
         content = stream.read(int(part[3]))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from PIL import Image as PillowImage
 
+from hfft.data.formats import endings
 from hfft.errors import DataError
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
@@ -19,9 +19,12 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")  # as imagefolder of datasets has them
-# Endings of images that Pillow reads with a plugin at most.
-_UNREAD = frozenset(
-    (".arw", ".cr2", ".cr3", ".dcm", ".dng", ".exr", ".heic", ".heif", ".jxl", ".nef", ".orf", ".raw", ".rw2", ".svg")
+# Endings of images that are not read, or with a plugin only.
+UNREAD = frozenset(
+    (
+        *(".arw", ".cr2", ".cr3", ".dcm", ".dng", ".nef", ".orf", ".raw", ".rw2"),
+        *(".exr", ".heic", ".heif", ".jxl", ".svg", ".eps", ".qoi", ".sgi", ".fits", ".wmf", ".emf"),
+    )
 )
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
@@ -30,7 +33,7 @@ _LOG = get_logger(__name__)
 
 def image_files(folder: Path) -> list[Path]:
     """Files at any depth below a folder that are called like images; hidden files and folders are left out."""
-    return sorted(filter(_is_image, _files(folder)))
+    return sorted(filter(is_image, visible_files(folder)))
 
 
 def split_folders(folder: Path) -> dict[str, Path]:
@@ -61,9 +64,9 @@ def subfolders(folder: Path) -> list[Path]:
 
 def table_files(folder: Path, endings: Collection[str]) -> list[Path]:
     """Files with these endings in a folder or below, hidden ones left out; none when the folder holds an image."""
-    if any(map(_is_image, _files(folder))):
+    if any(map(is_image, visible_files(folder))):
         return []
-    return sorted(path for path in _files(folder) if path.suffix.lower() in endings)
+    return sorted(path for path in visible_files(folder) if path.suffix.lower() in endings)
 
 
 def metadata_files(folder: Path) -> list[Path]:
@@ -111,10 +114,10 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         splits: The folders of class folders: `folder` itself, or its split folders.
     """
     beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
-    within = (file for path in splits for child in subfolders(path) for file in _files(child))
-    endings = Counter(file.suffix.lower() for file in (*beside, *within) if not _is_image(file))
-    unread = {ending: count for ending, count in sorted(endings.items()) if ending in _UNREAD}
-    loose = sum(map(_is_image, beside))
+    within = (file for path in splits for child in subfolders(path) for file in visible_files(child))
+    found = Counter(file.suffix.lower() for file in (*beside, *within) if not is_image(file))
+    unread = {ending: count for ending, count in sorted(found.items()) if ending in UNREAD}
+    loose = sum(map(is_image, beside))
     parts = []
     if unread:
         total = sum(unread.values())
@@ -126,11 +129,13 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         _warn(f"{folder}: left out {' and '.join(parts)}")
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in PillowImage.registered_extensions()
+def is_image(path: Path) -> bool:
+    """Whether a file is called like an image that is read here."""
+    return path.suffix.lower() in endings()
 
 
-def _files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> Iterator[Path]:
+    """Files at any depth below a folder, hidden ones left out, in no order."""
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name[0] != "."]
         yield from (Path(parent, name) for name in names if name[0] != ".")

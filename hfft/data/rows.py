@@ -40,10 +40,12 @@ class Found:
         splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none), `file`
             and, where groups were asked for, `group`.
         columns: Which columns of a table are used for what, in words; empty for folders.
+        empty: Class folders without an image.
     """
 
     splits: dict[str, Dataset]
     columns: str = ""
+    empty: tuple[str, ...] = ()
 
 
 def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: Path | None = None) -> Found:

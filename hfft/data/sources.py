@@ -3,7 +3,7 @@
 import dataclasses
 import glob
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,20 +56,24 @@ class ImageData:
         return {label: int(count) for label, count in zip(self.labels, found, strict=True)}
 
 
-def load_data(spec: DataSpec, seed: int, source: DatasetDict | None = None) -> ImageData:
+def load_data(
+    spec: DataSpec, seed: int, source: DatasetDict | None = None, *, without: Collection[str] = ()
+) -> ImageData:
     """Find the images of a recipe and split them.
 
     Args:
         spec: The recipe's data section.
         seed: Decides which images a carved split takes.
         source: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
+        without: Names of rows that are left out before anything is split, such as those that can't be decoded.
 
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
-    found = standardize(_tables_in(source), spec, "data") if source is not None else _read(spec)
+    found = standardize(_tables_in(source), spec, "data") if source is not None else _read_filled(spec)
     where = "data" if source is not None else spec.source
-    splits = split_rows(found.splits, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
+    kept = _without(found.splits, without)
+    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     labels = tuple(splits["train"].features["label"].names)
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved)
@@ -77,18 +81,30 @@ def load_data(spec: DataSpec, seed: int, source: DatasetDict | None = None) -> I
     return data
 
 
-def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None) -> Dataset:
+def read_splits(spec: DataSpec) -> dict[str, Dataset]:
+    """The splits that the source itself has, as they are: rows without a label have -1, classes may have no row.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
+    return _read(spec).splits
+
+
+def load_rows(
+    spec: DataSpec, labels: tuple[str, ...], split: str | None = None, *, without: Collection[str] = ()
+) -> Dataset:
     """Rows of a labelled source for an existing model, with label indices in the model's order.
 
     Args:
         spec: Where the images are.
         labels: The model's class names.
         split: One of the source's splits; all of its rows when None.
+        without: Names of rows that are left out.
 
     Raises:
         DataError: If these rows have classes that the model does not know.
     """
-    found = _read(spec).splits
+    found = _without(_read_filled(spec).splits, without)
     if split is not None:
         found = {split: found[existing_split(found, split, spec.source)]}
     elif len(found) > 1:
@@ -109,6 +125,21 @@ def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None)
         values = [places[value] for value in part["label"][:]]
         parts.append(part.remove_columns("label").add_column("label", values, feature=label))
     return concatenate_datasets(parts)
+
+
+def _read_filled(spec: DataSpec) -> Found:
+    found = _read(spec)
+    for folder in found.empty:
+        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
+    return found
+
+
+def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dataset]:
+    if not names:
+        return found
+    left_out = set(names)
+    kept = {name: [n for n, file in enumerate(part["file"]) if file not in left_out] for name, part in found.items()}
+    return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
 
 
 def _read(spec: DataSpec) -> Found:
@@ -267,9 +298,12 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
     if not names:
         raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
     warn_of_left_out(folder, splits.values())
-    return Found(
-        {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
-    )
+    rows = {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
+    empty = []
+    for split, path in splits.items():
+        filled = {names[label] for label in np.unique(np.asarray(rows[split]["label"])).tolist()}
+        empty += [str(child) for child in subfolders(path) if child.name not in filled]
+    return Found(rows, empty=tuple(map(str, empty)))
 
 
 def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...], group: str | None) -> Dataset:
@@ -278,8 +312,6 @@ def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...], group: 
     files: list[str] = []
     for label, name in enumerate(names):
         found = image_files(folder / name)
-        if (folder / name).is_dir() and not found:
-            raise DataError(f"{folder / name}: the class folder holds no images; add some or remove the folder")
         paths += map(str, found)
         labels += [label] * len(found)
         files += [path.relative_to(root).as_posix() for path in found]

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from PIL import Image as PillowImage
 from tqdm import tqdm
 
 from hfft.data.content import part_of
+from hfft.data.formats import endings
 from hfft.errors import DataError
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
@@ -49,7 +49,7 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
 
 
 def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
-    known = PillowImage.registered_extensions()
+    known = endings()
     key, row = None, {}
     for name, content in _members(file, shown, known):
         folder, _, base = name.rpartition("/")

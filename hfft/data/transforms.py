@@ -1,80 +1,23 @@
 """One image -> the tensor that a model takes: the checkpoint's own processor, and augmentation for training."""
 
-import io
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.ExifTags import Base as ExifTag
+from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
+from torchvision.transforms.v2 import functional
 from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import get_image_size_for_max_height_width
 
-from hfft.data.content import read_content
-from hfft.errors import DataError, ModelError
+from hfft.data.decoding import Decoded, on_background
+from hfft.errors import ModelError
 from hfft.recipe.spec import AugmentSpec
-
-Decoded = Image.Image | torch.Tensor  # upright, 8 bits, gray or RGB: a Pillow image, or (1 or 3, H, W)
-
-
-def decode(source: bytes | str | os.PathLike[str] | Image.Image, *, draft: bool = False) -> Image.Image:
-    """An upright 8-bit RGB image from a file's content, a path or an open image.
-
-    Orientation follows EXIF. Gray, palette and CMYK images are converted by Pillow and transparency is dropped, just
-    as transformers' pipelines do. Deeper images, which Pillow would clip at 255, are scaled by a fixed rule: 16 bits
-    are divided by 257; floating point is taken as 0..1 when it fits, else as 0..255, else as 0..65535.
-
-    Args:
-        source: Encoded bytes, a path, or an image.
-        draft: Decode a JPEG at reduced size; for checking, not for looking.
-
-    Raises:
-        DataError: If it can't be decoded; the message holds the reason, the caller knows the name.
-    """
-    image = source if isinstance(source, Image.Image) else open_image(source)
-    with _pillow_errors():
-        if draft:
-            image.draft("RGB", (64, 64))
-        return _in_mode(_upright(image), "RGB")
-
-
-def open_image(source: bytes | str | os.PathLike[str]) -> Image.Image:
-    """An image whose header is read and whose pixels are not.
-
-    Raises:
-        DataError: If it is none; the message holds the reason, the caller knows the name.
-    """
-    with _pillow_errors():
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else Path(source))
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether a channel has more than 8 bits, as Pillow's modes I, I;16 (any byte order) and F have."""
-    return image.mode == "F" or image.mode.startswith("I")
-
-
-def decode_row(row: dict[str, Any]) -> Decoded:
-    """The image of a data set's row, with the pixels of `decode`; gray ones in one channel. An error names the file.
-
-    Raises:
-        DataError: If it can't be decoded.
-    """
-    image = row["image"]
-    if image is None:
-        raise DataError(f"{row['file']}: the row holds no image")
-    try:
-        with _pillow_errors():
-            return _decode_fast(read_content(image))
-    except DataError as error:
-        raise DataError(f"{row['file']}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -102,15 +45,10 @@ def evaluation_transform(processor: Any) -> Transform:
     """What the checkpoint's own processor makes of one image, equal to float rounding.
 
     Most processors can be taken apart into a resize and crop of 8-bit pixels, and a scale, which is several times
-    faster. It is done where images of noise come out the same.
+    faster. It is done where images of noise come out the same. Transparent images are laid over the background that
+    the processor's settings name, if they do (`data.fitting`).
     """
-    fit = _fit(processor)
-    if fit is not None:
-        with suppress(ModelError):  # it makes no images
-            scale = pixel_scale(processor)
-            if _is_faithful(fit, scale, processor):
-                return Transform(fit, scale)
-    return Transform(partial(_process, processor), None)
+    return _opaque(_evaluation(processor), processor)
 
 
 def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
@@ -125,20 +63,80 @@ def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
     Raises:
         ModelError: If a crop was asked for and the processor does not make images of one size.
     """
-    evaluate = evaluation_transform(processor)
+    evaluate = _evaluation(processor)
     steps = _augmentation(augment)
     if augment.crop is not None:
         scale = pixel_scale(processor)
-        crop = transforms.RandomResizedCrop(
-            (scale.height, scale.width), scale=augment.crop, interpolation=_interpolation(processor)
-        )
+        crop = _random_crop(processor, scale, augment.crop)
         as_input = _as_tensor if isinstance(processor, TorchvisionBackend) else _as_image
-        return Transform(transforms.Compose([as_input, crop, _as_rgb_tensor, *steps]), scale)
+        return _opaque(Transform(transforms.Compose([as_input, crop, _as_rgb_tensor, *steps]), scale), processor)
     if not steps:
-        return evaluate
+        return _opaque(evaluate, processor)
     if evaluate.scale is None:  # what the processor makes may be no image any more
-        return Transform(transforms.Compose([_as_rgb_tensor, *steps, evaluate]), None)
-    return Transform(transforms.Compose([evaluate.pixels, *steps]), evaluate.scale)
+        return _opaque(Transform(transforms.Compose([_as_rgb_tensor, *steps, evaluate]), None), processor)
+    return _opaque(Transform(transforms.Compose([evaluate.pixels, *steps]), evaluate.scale), processor)
+
+
+def _evaluation(processor: Any) -> Transform:
+    fit = _fit(processor)
+    if fit is not None:
+        with suppress(ModelError):  # it makes no images
+            scale = pixel_scale(processor)
+            if _is_faithful(fit, scale, processor):
+                return Transform(fit, scale)
+    return Transform(partial(_process, processor), None)
+
+
+def _opaque(transform: Transform, processor: Any) -> Transform:
+    background = getattr(processor, "background", None)
+    color = None if background is None else (int(background[0]), int(background[1]), int(background[2]))
+    return Transform(partial(_without_transparency, color, transform.pixels), transform.scale)
+
+
+def _without_transparency(
+    background: tuple[int, int, int] | None, pixels: Callable[[Decoded], torch.Tensor], image: Decoded
+) -> torch.Tensor:
+    return pixels(on_background(image, background))
+
+
+def _random_crop(processor: Any, scale: "PixelScale", share: tuple[float, float]) -> Callable[[Any], Any]:
+    """Crops as the evaluation shows images: letterboxed ones with their bars, squashed ones squashed."""
+    size, how = (scale.height, scale.width), _interpolation(processor)
+    fit = getattr(processor, "fit", None)
+    if fit is None:
+        return transforms.RandomResizedCrop(size, scale=share, interpolation=how)
+    return _FittedCrop(size, share, how, fit, tuple(letterbox_color(processor)))
+
+
+def letterbox_color(processor: Any) -> list[int]:
+    """The color of the bars: timm's are as the mean of its images, others black."""
+    mean = getattr(processor, "data_config", {}).get("mean", (0, 0, 0))
+    return [round(255 * value) for value in mean]
+
+
+@dataclass(frozen=True)
+class _FittedCrop:
+    """A random crop of the image as `data.fit` shows it, taken from its own pixels."""
+
+    size: tuple[int, int]
+    share: tuple[float, float]
+    interpolation: InterpolationMode
+    fit: str
+    fill: tuple[int, ...]
+
+    def __call__(self, image: Any) -> Any:
+        """A Pillow image or a tensor (C, H, W) to the same kind, at `size`."""
+        height, width = functional.get_size(image)
+        if self.fit == "letterbox":
+            image = image.convert("RGB") if isinstance(image, Image.Image) else image.expand(3, -1, -1)
+            high = max(round(width * self.size[0] / self.size[1]), height)
+            wide = max(round(height * self.size[1] / self.size[0]), width)
+            left, top = (wide - width) // 2, (high - height) // 2
+            image = functional.pad(image, [left, top, wide - width - left, high - height - top], fill=list(self.fill))
+            height, width = high, wide
+        ratio = (3 / 4 * width / height, 4 / 3 * width / height)
+        crop = transforms.RandomResizedCrop(self.size, self.share, ratio, self.interpolation)
+        return crop(image)
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ _BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 def _process(processor: Any, image: Decoded) -> torch.Tensor:
     """One image through the processor itself, (C, H, W)."""
-    return processor(images=_in_mode(_as_image(image), "RGB"), return_tensors="pt")["pixel_values"][0]
+    return processor(images=_as_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
 def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
@@ -229,10 +227,19 @@ def _fit_by_torchvision(processor: Any, image: Decoded) -> torch.Tensor:
     pixels = _as_tensor(image).unsqueeze(0)  # (1, C, H, W)
     if processor.do_resize:
         extra = {"crop_pct": processor.crop_pct} if hasattr(processor, "crop_pct") else {}
-        pixels = processor.resize(pixels, processor.size, resample=processor.resample, **extra)
+        size = _letterboxed(processor.size, *pixels.shape[-2:])
+        pixels = processor.resize(pixels, size, resample=processor.resample, **extra)
     if processor.do_center_crop:
         pixels = processor.center_crop(pixels, processor.crop_size)
     return _as_rgb_tensor(pixels[0])
+
+
+def _letterboxed(size: Any, height: int, width: int) -> Any:
+    """The size to resize to; transformers' own rule for a letterbox gives narrow strips no pixel at all."""
+    if not (size.max_height and size.max_width):
+        return size
+    high, wide = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
+    return type(size)(height=max(high, 1), width=max(wide, 1))
 
 
 def _is_faithful(fit: Callable[[Decoded], torch.Tensor], scale: PixelScale, processor: Any) -> bool:
@@ -281,72 +288,3 @@ def _as_tensor(image: Decoded) -> torch.Tensor:
 
 def _as_rgb_tensor(image: Decoded) -> torch.Tensor:
     return _as_tensor(image).expand(3, -1, -1)
-
-
-@contextmanager
-def _pillow_errors() -> Iterator[None]:
-    """What Pillow raises for bytes that are no image, as a DataError."""
-    try:
-        yield
-    except UnidentifiedImageError as error:
-        raise DataError("not an image in any format that Pillow reads") from error
-    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise DataError(str(error) or type(error).__name__) from error
-
-
-def _decode_fast(content: bytes) -> Decoded:
-    """Decode with simplejpeg, nearly twice as fast, what it decodes as Pillow does."""
-    image = open_image(content)
-    if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _simplejpeg_equals_pillow():
-        try:
-            pixels = _decode_jpeg(content, "GRAY" if image.mode == "L" else "RGB")
-        except ValueError:  # a damaged file; Pillow repairs it or says what it is
-            return _in_mode(_upright(image), image.mode)
-        return _turned(pixels, image.getexif().get(ExifTag.Orientation, 1))
-    return _in_mode(_upright(image), "L" if image.mode in ("1", "L") or is_deep(image) else "RGB")
-
-
-def _decode_jpeg(content: bytes, colors: str) -> torch.Tensor:
-    """(1 or 3, H, W) uint8, a view on (H, W, 1 or 3)."""
-    return torch.from_numpy(simplejpeg.decode_jpeg(content, colors)).permute(2, 0, 1)
-
-
-@cache
-def _simplejpeg_equals_pillow() -> bool:
-    """Whether both have a libjpeg of the same kind; Pillow may have been built with another one."""
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (93, 77, 3), dtype=np.uint8))
-    for options in ({}, {"progressive": True}, {"subsampling": "4:2:2"}, {"quality": 95, "subsampling": "4:4:4"}):
-        stream = io.BytesIO()
-        noise.save(stream, "JPEG", **options)
-        if not torch.equal(_decode_jpeg(stream.getvalue(), "RGB"), _as_tensor(Image.open(stream))):
-            return False
-    return True
-
-
-def _turned(pixels: torch.Tensor, orientation: int) -> torch.Tensor:
-    """Pixels (C, H, W) with EXIF's orientation, 1 to 8, undone."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.transpose(1, 2)
-    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
-    return pixels.flip(flipped[orientation]) if orientation in flipped else pixels
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """The loaded image, turned if it has to be; Pillow's own function copies the others too."""
-    image.load()
-    return image if image.getexif().get(ExifTag.Orientation, 1) == 1 else ImageOps.exif_transpose(image)
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """An 8-bit image in mode L or RGB."""
-    if is_deep(image):
-        values = np.asarray(image, dtype=np.float64)  # (H, W)
-        if not np.isfinite(values).all():
-            raise DataError("holds values that are not finite numbers")
-        is_float = image.mode == "F"
-        if is_float and values.max(initial=0) <= 1:
-            values = values * 255
-        elif not is_float or values.max(initial=0) > 255:
-            values = values / 257
-        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
-    return image if image.mode == mode else image.convert(mode)

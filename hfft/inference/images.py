@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from PIL import Image
-
 from hfft.data.folders import image_files
+from hfft.data.formats import endings
 from hfft.errors import DataError
 from hfft.inference.urls import SCHEMES, RemoteImage
 
@@ -98,7 +97,7 @@ def _remote(word: str, *, allow_url: bool) -> RemoteImage:
 
 
 def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in Image.registered_extensions() and path.is_file()
+    return path.suffix.lower() in endings() and path.is_file()
 
 
 def _once(images: Iterable[Path | RemoteImage]) -> Iterator[Path | RemoteImage]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.transforms import Decoded, decode, decode_row
+from hfft.data.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
 from hfft.errors import DataError
 from hfft.inference.urls import RemoteImage
 from hfft.machine import cpus_per_process
@@ -115,11 +115,11 @@ def _take(image: ImageLike) -> Callable[[], Decoded]:
     if isinstance(image, str | os.PathLike):
         return partial(_decode_file, Path(image))
     if isinstance(image, RemoteImage):
-        return lambda: _decode_bytes(image.fetch())
+        return lambda: decode_bytes(image.fetch())
     if isinstance(image, bytes | bytearray | memoryview):
-        return partial(_decode_bytes, bytes(image))
+        return partial(decode_bytes, bytes(image))
     if isinstance(image, Image.Image):
-        upright = decode(image)
+        upright = decode_open(image)
         own = upright.copy() if upright is image else upright
         return lambda: own
     if isinstance(image, np.ndarray | torch.Tensor):
@@ -134,30 +134,15 @@ def _take(image: ImageLike) -> Callable[[], Decoded]:
 def _decode_file(path: Path) -> Decoded:
     if path.is_dir():
         raise DataError("is a folder; give the image files in it")
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError as error:
-        raise DataError("no such file") from error
-    except (OSError, ValueError) as error:  # a name that holds a zero byte is a ValueError
-        raise DataError(f"can't be read: {getattr(error, 'strerror', None) or error}") from error
-    return _decode_bytes(content)
+    return decode_bytes(read_file(path))
 
 
-def _decode_bytes(content: bytes) -> Decoded:
-    """By the same function as the evaluation."""
-    row = {"file": "", "image": {"bytes": content, "path": None}}
-    try:
-        return decode_row(row)
-    except DataError as error:
-        raise DataError(str(error).removeprefix(": ")) from error
+def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
+    """An upright 8-bit image, a copy, from an array of pixels: (1 or 3, H, W) uint8, or mode RGBA if transparent.
 
-
-def decode_array(image: np.ndarray | torch.Tensor) -> torch.Tensor:
-    """An upright 8-bit image, (1 or 3, H, W) uint8 and a copy, from an array of pixels.
-
-    The array is (H, W), or (H, W, C) with gray, red-green-blue, or these with transparency, which is dropped. uint8 is
-    taken as it is, uint16 is divided by 257 as in 16-bit files, and floating point goes from 0 to 1. All else could
-    mean several things and is refused: channels first, other integers, floating point beyond 0 to 1.
+    The array is (H, W), or (H, W, C) with gray, red-green-blue, or these with transparency. uint8 is taken as it is,
+    uint16 is divided by 257 as in 16-bit files, and floating point goes from 0 to 1. All else could mean several
+    things and is refused: channels first, other integers, floating point beyond 0 to 1.
 
     Args:
         image: The pixels.
@@ -176,7 +161,11 @@ def decode_array(image: np.ndarray | torch.Tensor) -> torch.Tensor:
         raise DataError(f"found an array of shape {image.shape}; allowed: (H, W), or (H, W, C) with C 1, 3 or 4{hint}")
     if image.size == 0:
         raise DataError(f"found an array of shape {image.shape}, which holds no pixels")
-    pixels = _eight_bits(image[..., :3])  # (H, W, 1 or 3)
+    check_size(image.shape[1], image.shape[0])
+    pixels = _eight_bits(image)  # (H, W, C)
+    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
+        return Image.fromarray(pixels)
+    pixels = pixels[..., :3]
     return torch.from_numpy(pixels).permute(2, 0, 1)  # (1 or 3, H, W)
 
 

@@ -191,7 +191,12 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
     if config.model_type == "timm_wrapper":
         from transformers import TimmWrapperImageProcessor
 
-        return TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+        processor: Any = TimmWrapperImageProcessor(
+            pretrained_cfg=config.pretrained_cfg, architecture=config.architecture
+        )
+        for key in {"fit", "background"} & set(config.pretrained_cfg):  # of the recipe's data section
+            setattr(processor, key, config.pretrained_cfg[key])
+        return processor
     with quiet():
         try:
             processor = AutoImageProcessor.from_pretrained(

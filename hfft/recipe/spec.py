@@ -18,6 +18,7 @@ _REPO_LENGTH = 96  # characters of the name
 
 UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 UNFREEZE_COUNTS = ("blocks", "stages", "layers")
+COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 SPLITS = ("train", "validation", "test")
 
 
@@ -80,6 +81,18 @@ def _check_crop(value: Any) -> Any:
     raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
 
 
+def _check_color(value: Any) -> Any:
+    if isinstance(value, str) and value in COLORS:
+        return COLORS[value]
+    if isinstance(value, list | tuple) and len(value) == 3 and all(_is_level(part) for part in value):
+        return tuple(value)
+    raise ValueError(f"allowed: {', '.join(COLORS)}, or [red, green, blue] from 0 to 255")
+
+
+def _is_level(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= 255
+
+
 def _check_size(value: str) -> str:
     try:
         TypeAdapter(ByteSize).validate_python(value)
@@ -117,6 +130,7 @@ Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
 Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
 Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
+Color = Annotated[tuple[int, int, int], BeforeValidator(_check_color)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -196,6 +210,17 @@ class DataSpec:
         max_per_class: Most training images of a class, for few-shot training; validation and test stay as they are.
         splits: Where train, validation and test come from.
         augment: Random changes of training images.
+        fit: How an image is brought to the size that the network takes: as the `checkpoint` does, which most often
+            cuts off its edges; `squash` resizes all of it, whatever its shape; `letterbox` keeps its shape between
+            bars. Saved with the model.
+        background: Color that transparent pixels are laid over: `white`, `black`, `gray`, or [red, green, blue] from
+            0 to 255; null takes the colors that the file holds below them, as transformers' pipelines do. Saved with
+            the model.
+        bad_images: What happens to images that can't be read: `skip` leaves them out and lists them, `stop` ends the
+            run before it begins.
+        audit: What is looked at before training: `full` decodes every image and finds near duplicates, `quick` reads
+            files and their headers, `off` looks at nothing.
+        leaks: What happens when images of the training split are in another split too: `warn` or `stop`.
     """
 
     source: str
@@ -210,6 +235,11 @@ class DataSpec:
     max_per_class: Annotated[int, Field(gt=0)] | None = None
     splits: SplitSpec = field(default_factory=SplitSpec)
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+    fit: Literal["checkpoint", "squash", "letterbox"] = "checkpoint"
+    background: Color | None = None
+    bad_images: Literal["skip", "stop"] = "skip"
+    audit: Literal["full", "quick", "off"] = "full"
+    leaks: Literal["warn", "stop"] = "warn"
 
 
 @dataclass(frozen=True, config=_STRICT, kw_only=True)

@@ -137,11 +137,11 @@ def test_a_file_that_is_no_image_in_a_real_process(tmp_path, recipe, hfft_comman
     name = recipe()
     (tmp_path / "photos" / "ant" / "005.png").write_text("words")
     before = everything(tmp_path)
-    done = hfft_command("train", name)
+    done = hfft_command("train", name, "data.bad_images=stop")
     message = check_refusal(done.returncode, done.stdout, done.stderr, before=before, after=everything(tmp_path))
     assert message == (
         "error: photos: 1 file is no readable image; repair or remove:\n"
-        "  ant/005.png: not an image in any format that Pillow reads\n"
+        "  ant/005.png: not an image in any format that hfft reads\n"
     )
 
 
@@ -150,7 +150,7 @@ def test_truncated_images_are_listed_together(tmp_path, recipe, refused):
     for file in ("ant/005.png", "cat/000.png"):
         path = tmp_path / "photos" / file
         path.write_bytes(path.read_bytes()[:-800])
-    first, *lines = refused("train", name).splitlines()
+    first, *lines = refused("train", name, "data.bad_images=stop").splitlines()
     assert first == "error: photos: 2 files are no readable image; repair or remove:"
     assert sorted(line.partition(": ")[0].strip() for line in lines) == ["ant/005.png", "cat/000.png"]
     assert all("truncated" in line for line in lines)
@@ -246,7 +246,7 @@ def test_predict_on_a_missing_file(checkpoint, refused):
 def test_predict_on_what_is_no_image(tmp_path, checkpoint, image, refused):
     (tmp_path / "words.png").write_text("words")
     message = refused("predict", checkpoint, image, "words.png")
-    assert message == "error: words.png: not an image in any format that Pillow reads\n"
+    assert message == "error: words.png: not an image in any format that hfft reads\n"
 
 
 def test_predict_on_a_folder_without_images(tmp_path, checkpoint, refused):
@@ -303,5 +303,8 @@ def test_evaluate_a_model_folder_without_data(checkpoint, refused):
 def test_evaluate_on_a_broken_image(tmp_path, checkpoint, photos, refused):
     photos({"LABEL_1": 2, "LABEL_2": 2})
     (tmp_path / "photos" / "LABEL_2" / "001.png").write_text("words")
-    message = refused("evaluate", checkpoint, "--data", "photos")
-    assert message == "error: LABEL_2/001.png: not an image in any format that Pillow reads\n"
+    message = refused("evaluate", checkpoint, "--data", "photos", "--bad-images", "stop")
+    assert message == (
+        "error: photos: 1 file is no readable image; repair or remove:\n"
+        "  LABEL_2/001.png: not an image in any format that hfft reads\n"
+    )

@@ -242,7 +242,7 @@ def test_skipped_images_are_listed_and_the_others_printed(form, mixed, capsys):
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
 def test_a_file_is_whole_or_not_there(ending, mixed, capsys):
     output = mixed / f"out.{ending}"
-    reason = f"error: {mixed}/b.png: not an image in any format that Pillow reads\n"
+    reason = f"error: {mixed}/b.png: not an image in any format that hfft reads\n"
     assert predict(mixed, "--output", output, code=2, capsys=capsys).err == reason
     assert sorted(path.name for path in mixed.iterdir()) == ["a.png", "b.png", "c.png"]
     predict(mixed, "--output", output, "--on-error", "skip", code=1, capsys=capsys)
@@ -275,7 +275,7 @@ def test_trouble_on_the_web(home, capsys):
         "missing": "can't be fetched: the server answered 404 Not Found",
         "page": "is a web page (text/html) and no image",
         "huge": "is larger than 64 MiB, the most that is fetched",
-        "words": "not an image in any format that Pillow reads",
+        "words": "not an image in any format that hfft reads",
     }
     with web.serving((home / "photos/test/bee/1.png").read_bytes()) as (site, _):
         for name, reason in reasons.items():

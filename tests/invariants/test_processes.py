@@ -1,6 +1,7 @@
 """One process or two, same global batch: the same weights, and every evaluation image counted once."""
 
 import json
+import shutil
 import subprocess
 
 import pytest
@@ -159,3 +160,20 @@ def test_two_processes_measure_and_interpolate_as_one_does(workplace):
     assert two["confidence"]["temperature"] == pytest.approx(one["confidence"]["temperature"], rel=1e-3)
     assert (workplace / "two/of_resnet/model/novelty.safetensors").is_file()
     assert done.stderr.count("of the way from the head phase to the end") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_two_processes_leave_out_the_same_images_as_one(workplace):
+    """In carved splits, so that every process has to carve anew."""
+    for name in ("ant/002.png", "bee/007.png"):
+        (workplace / "photos/train" / name).write_bytes(b"words")
+    for split in ("validation", "test"):
+        shutil.rmtree(workplace / "photos" / split)
+    done = succeed([*launch(), *train("vit", "two", "auto", 2)], workplace)
+    succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
+    assert_same_result(workplace, "vit", "one", "two")
+    assert done.stderr.count("left out: 2 files are no readable image:") == 1
+    alone, together = (json.loads((workplace / "runs" / name / "data.json").read_text()) for name in ("one", "two"))
+    assert alone == together
+    assert [skip["file"] for skip in together["skipped"]] == ["train/ant/002.png", "train/bee/007.png"]

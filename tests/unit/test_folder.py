@@ -3,7 +3,7 @@ import json
 import pytest
 from datasets import Dataset
 
-from hfft.data.audit import Audit
+from hfft.data.checking import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError
@@ -23,10 +23,10 @@ def images():
 
 
 def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):
-    audits = {"train": Audit(fingerprint=fingerprint, broken={})}
+    checked = Checked(images(), {"train": fingerprint})
     asked = recipe(**changes)
     origin = describe_origin(asked, model_given=False, data_given=False)
-    open_folder(folder, asked, images(), audits, origin=origin, precision=precision, overwrite=overwrite)
+    open_folder(folder, asked, checked, origin=origin, precision=precision, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])

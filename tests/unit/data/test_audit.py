@@ -1,13 +1,15 @@
 import os
 
+import hostile
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
-from hfft.data.audit import Audit, audit, refuse_broken
+from hfft.data import audit as audit_module
+from hfft.data.audit import Look, audit
+from hfft.data.examining import DEEP
 from hfft.data.sources import load_data
-from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 
 
@@ -18,7 +20,7 @@ def rows_of(folder):
 def fingerprint(folder):
     found = audit(rows_of(folder), "checking")
     assert found.broken == {}
-    return found.fingerprint
+    return found.fingerprint()
 
 
 def test_broken_files_are_named_with_the_reason(photos):
@@ -31,9 +33,10 @@ def test_broken_files_are_named_with_the_reason(photos):
     (folder / "bee" / "002.png").unlink()
     broken = audit(rows, "checking").broken
     assert list(broken) == ["ant/001.png", "ant/003.png", "bee/000.png", "bee/002.png"]
-    assert broken["ant/001.png"] == broken["ant/003.png"] == "not an image in any format that Pillow reads"
+    assert broken["ant/001.png"] == "not an image in any format that hfft reads"
+    assert broken["ant/003.png"] == "the file is empty"
     assert "truncated" in broken["bee/000.png"]
-    assert broken["bee/002.png"] == "No such file or directory"
+    assert broken["bee/002.png"] == "no such file"
 
 
 def test_images_inside_of_a_table():
@@ -44,7 +47,7 @@ def test_images_inside_of_a_table():
     rows = load_data(spec, 0, DatasetDict(train=table)).splits["train"]
     assert audit(rows, "checking").broken == {
         "train/1": "the row holds no image",
-        "train/2": "not an image in any format that Pillow reads",
+        "train/2": "not an image in any format that hfft reads",
     }
 
 
@@ -59,7 +62,7 @@ def test_deep_images_are_counted(photos):
     PillowImage.fromarray(np.full((4, 5), np.nan, np.float32)).save(folder / "bee" / "002.png", "TIFF")
     PillowImage.fromarray(values.astype(np.uint8)).convert("P").save(folder / "bee" / "003.png")
     found = audit(rows_of(folder), "checking")
-    assert (found.deep, list(found.broken)) == (5, ["bee/002.png"])
+    assert (((found.records["traits"] & DEEP) > 0).sum(), list(found.broken)) == (5, ["bee/002.png"])
 
 
 def test_the_fingerprint_stays_when_nothing_changes(photos):
@@ -105,60 +108,100 @@ def test_the_fingerprint_changes_with(change, photos):
     folder = photos({"ant": 3, "bee": 3})
     before = fingerprint(folder)
     change(folder)
-    assert audit(rows_of(folder), "checking").fingerprint != before
+    assert audit(rows_of(folder), "checking").fingerprint() != before
 
 
 def test_the_fingerprint_sees_a_label_alone(photos):
     rows = rows_of(photos({"ant": 2, "bee": 2}))
     relabelled = rows.remove_columns("label").add_column("label", [0, 1, 1, 1], feature=rows.features["label"])
-    assert audit(relabelled.select_columns(rows.column_names), "x").fingerprint != audit(rows, "x").fingerprint
+    assert audit(relabelled.select_columns(rows.column_names), "x").fingerprint() != audit(rows, "x").fingerprint()
 
 
-def audits(*counts):
-    return {
-        f"split{number}": Audit("0", {f"split{number}/{place:02d}.png": f"reason {place}" for place in range(count)})
-        for number, count in enumerate(counts)
-    }
+def test_a_fingerprint_of_some_rows_is_that_of_these_rows_alone(photos):
+    rows = rows_of(photos({"ant": 4, "bee": 4}))
+    some = rows.select([6, 1, 2])
+    found = audit(rows, "x")
+    assert found.fingerprint(found.numbers(some)) == audit(some, "x").fingerprint()
 
 
-def test_nothing_broken_is_no_error():
-    assert refuse_broken(audits(0, 0), "photos") is None
+def everything(found):
+    return (
+        found.records.tolist(),
+        np.asarray(found.thumbnails).tolist(),
+        dict(found.problems),
+        dict(found.remarks),
+        found.fingerprint(),
+    )
 
 
-def test_one_broken_file():
-    with pytest.raises(DataError) as caught:
-        refuse_broken(audits(0, 1), "photos")
-    assert str(caught.value) == ("photos: 1 file is no readable image; repair or remove:\n  split1/00.png: reason 0")
+def hostile_rows(tmp_path, name="photos"):
+    hostile.make_hostile(tmp_path / name, {**hostile.BROKEN, **hostile.ODD})
+    return rows_of(tmp_path / name / "train")
 
 
-def test_ten_broken_files_are_all_listed():
-    with pytest.raises(DataError) as caught:
-        refuse_broken(audits(4, 6), "photos")
-    first, *lines = str(caught.value).splitlines()
-    assert first == "photos: 10 files are no readable image; repair or remove:"
-    assert lines == [f"  split0/0{n}.png: reason {n}" for n in range(4)] + [
-        f"  split1/0{n}.png: reason {n}" for n in range(6)
-    ]
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_the_number_of_threads_changes_nothing(threads, tmp_path, monkeypatch):
+    rows = hostile_rows(tmp_path)
+    expected = everything(audit(rows, "x"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(threads)))
+    assert everything(audit(rows, "x")) == expected
 
 
-def test_more_than_ten_broken_files_are_counted():
-    with pytest.raises(DataError) as caught:
-        refuse_broken(audits(7, 8), "photos")
-    first, *lines, last = str(caught.value).splitlines()
-    assert first.startswith("photos: 15 files are no readable image")
-    assert len(lines) == 10
-    assert last == "  and 5 more"
+def test_what_was_found_is_kept_for_files_that_stay_the_same(tmp_path, monkeypatch):
+    rows = hostile_rows(tmp_path)
+    monkeypatch.setattr(audit_module, "HF_HOME", str(tmp_path / "home"))
+    look = Look(source="photos")
+    first = everything(audit(rows, "x", look))
+    decoded = []
+    examine = audit_module.examine_content
+    monkeypatch.setattr(audit_module, "examine_content", lambda *args: decoded.append(1) or examine(*args))
+    assert everything(audit(rows, "x", look)) == first
+    assert decoded == []
+    changed = tmp_path / "photos" / "train" / "ant" / "000.jpg"
+    changed.write_bytes(hostile.encoded(hostile.picture(12345)))
+    again = audit(rows, "x", look)
+    assert len(decoded) == 1
+    assert everything(again) == everything(audit(rows, "x"))
+    assert everything(again) != first
 
 
-@pytest.mark.parametrize(("deep", "images"), [((0, 1), "1 image has"), ((3, 2), "5 images have")])
-def test_deep_images_warn_once(deep, images, log):
-    refuse_broken({str(place): Audit("0", {}, deep=count) for place, count in enumerate(deep)}, "photos")
-    (message,) = log()
-    assert message.startswith(f"photos: {images} more than 8 bits per channel")
-    assert 'pipeline("image-classification")' in message
-    assert "hfft.Classifier" in message
+def test_other_looks_are_kept_apart(tmp_path, monkeypatch):
+    rows = hostile_rows(tmp_path)
+    monkeypatch.setattr(audit_module, "HF_HOME", str(tmp_path / "home"))
+    for look in (Look(), Look("quick"), Look(background=(9, 9, 9))):
+        alone = everything(audit(rows, "x", look))
+        kept = Look(look.level, look.background, "photos")
+        assert everything(audit(rows, "x", kept)) == everything(audit(rows, "x", kept)) == alone
 
 
-def test_images_of_8_bits_do_not_warn(photos, log):
-    refuse_broken({"train": audit(rows_of(photos({"ant": 2, "bee": 2})), "checking")}, "photos")
-    assert log() == []
+@pytest.mark.parametrize("damage", ["records.npy", "thumbnails.npy", "texts.json"])
+def test_a_damaged_memory_is_not_believed(damage, photos, tmp_path, monkeypatch):
+    rows = rows_of(photos({"ant": 3, "bee": 3}))
+    monkeypatch.setattr(audit_module, "HF_HOME", str(tmp_path / "home"))
+    expected = everything(audit(rows, "x", Look(source="photos")))
+    (path,) = (tmp_path / "home").rglob(damage)
+    path.write_bytes(path.read_bytes()[:7])
+    assert everything(audit(rows, "x", Look(source="photos"))) == expected
+
+
+def test_a_memory_that_can_not_be_written_is_done_without(photos, tmp_path, monkeypatch):
+    (tmp_path / "home").write_text("a file")
+    monkeypatch.setattr(audit_module, "HF_HOME", str(tmp_path / "home"))
+    assert audit(rows_of(photos({"ant": 3, "bee": 3})), "x", Look(source="photos")).broken == {}
+
+
+def test_a_quick_look_reads_headers_alone(tmp_path):
+    found = audit(hostile_rows(tmp_path), "x", Look("quick"))
+    assert "ant/empty.jpg" in found.broken
+    assert "ant/text.png" in found.broken
+    assert "cat/cut.jpg" not in found.broken
+    place = found.files.index("ant/wall.jpg")
+    assert (found.records["width"][place], found.records["height"][place]) == (8000, 6400)
+    assert not found.thumbnails.any()
+
+
+def test_no_look_at_all_still_knows_what_the_files_hold(tmp_path):
+    rows = hostile_rows(tmp_path)
+    found = audit(rows, "x", Look("off"))
+    assert set(found.broken) == {"ant/pipe.jpg", "bee/gone.jpg", "cat/loop.png"}  # whose bytes can't be read
+    assert found.fingerprint() == audit(rows, "x").fingerprint()

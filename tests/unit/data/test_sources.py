@@ -171,17 +171,17 @@ def test_a_class_folder_that_is_a_link(touch, tmp_path):
 
 def test_what_is_left_out_is_said_once(touch, log):
     folder = touch(*[f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")])
-    touch("1.png", "train/2.png", "test/ant/2.heic")
+    touch("1.png", "train/2.png", "test/ant/2.jxl")
     assert len(found(load(folder, SplitSpec(validation=None)))["train"]) == 2
-    left_out = "1 file that is not read as an image (.heic 1) and 2 images beside the class folders"
+    left_out = "1 file that is not read as an image (.jxl 1) and 2 images beside the class folders"
     assert log() == [f"{folder}: left out {left_out}"]
 
 
 def test_what_is_left_out_is_said_before_an_error(touch, log):
-    folder = touch("ant/1.heic", "ant/2.heic", "bee/1.heic")
+    folder = touch("ant/1.jxl", "ant/2.jxl", "bee/1.jxl")
     with pytest.raises(DataError, match="the class folder holds no images"):
         load(folder)
-    assert log() == [f"{folder}: left out 3 files that are not read as images (.heic 3)"]
+    assert log() == [f"{folder}: left out 3 files that are not read as images (.jxl 3)"]
 
 
 def test_a_hidden_folder_on_the_way_to_the_source(tmp_path):

@@ -99,10 +99,10 @@ def test_arrays_that_could_mean_several_things(array, reason):
 
 def test_what_cannot_be_read_is_told_apart(tmp_path):
     (tmp_path / "words.png").write_text("words")
-    assert reason_of(tmp_path / "words.png") == "not an image in any format that Pillow reads"
+    assert reason_of(tmp_path / "words.png") == "not an image in any format that hfft reads"
     assert reason_of(tmp_path / "none.png") == "no such file"
     assert reason_of(tmp_path) == "is a folder; give the image files in it"
-    assert reason_of(b"") == "not an image in any format that Pillow reads"
+    assert reason_of(b"") == "the file is empty"
     assert reason_of("a\0.png").startswith("can't be read: ")
     assert reason_of(7).startswith("found int; allowed: a path, encoded bytes, a Pillow image, ")
     assert reason_of(None).startswith("found NoneType; allowed: ")

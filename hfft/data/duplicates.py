@@ -1,0 +1,245 @@
+"""Pictures that were saved twice: found among thumbnails in far less than quadratic time, then compared closely."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from PIL import Image
+
+# Thumbnails whose correlation is higher may show one picture. Among 2,624 solar cells, photographed alike, the most
+# similar two have 0.9983; the same cells saved as JPEG of quality 50 or at half size stay above 0.9988.
+CORRELATION = 0.999
+# Then their pixels must agree, in means of 2 x 2 of at most 128 x 128 pixels, and up to brightness and contrast: a
+# scratch of 2 x 20 pixels changes a 300 x 300 photo by 27 levels, a JPEG of quality 30 by 6.
+DIFFERENCE = 16.0
+_PLAIN = 3.0  # standard deviation in gray levels, below which a thumbnail says too little
+_DIRECTIONS = 12  # that thumbnails are projected on; the first _GRID of them make the grid
+_GRID = 4
+_CHUNK = 4096  # thumbnails
+_PAIRS = 1 << 20  # that are compared at once
+_CROWD = 64  # thumbnails in a cell, from which on those alike are found through one of them
+_ROUNDS = 200
+_MOST_PAIRS = 200_000_000  # candidates that are compared
+_MOST_LOOKS = 50_000  # pairs of images that are opened
+_LOG = get_logger(__name__)
+
+
+def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Pairs of thumbnails with a correlation above `CORRELATION`, (P, 2), the smaller index first, sorted.
+
+    Two thumbnails of mean 0 and length 1 with that correlation lie within sqrt(2 - 2 * CORRELATION) of each other,
+    and so do their projections on any direction. So it is enough to compare those in neighboring cells of a grid of
+    that width, which leaves out no pair; directions of low spatial frequency spread pictures most. In a crowded cell,
+    such as the frames of a fixed camera fill, pictures that are like one of them are paired with that one alone.
+
+    Args:
+        thumbnails: (N, S, S) uint8, in memory or mapped; plain ones have no pairs.
+        rows: Numbers of those that are compared, (R,); the pairs are of places in it.
+    """
+    chosen = _Rows(thumbnails, rows)
+    projected, usable = _project(chosen)
+    radius = float(np.sqrt(2 - 2 * CORRELATION)) * 1.001
+    keys = _cells(projected, radius)
+    absorbed, found = _crowds(chosen, usable, keys)
+    left = np.flatnonzero(~absorbed)
+    projected, usable, keys = projected[left], usable[left], keys[left]
+    for pairs in _neighbors(keys):
+        near = ((projected[pairs[:, 0]] - projected[pairs[:, 1]]) ** 2).sum(axis=1) <= radius**2
+        pairs = usable[pairs[near]]
+        for start in range(0, len(pairs), _CHUNK):
+            part = pairs[start : start + _CHUNK]
+            first, second = (_unit(chosen[part[:, side]]) for side in (0, 1))
+            found.append(part[(first * second).sum(axis=1) > CORRELATION])
+    pairs = np.sort(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=1)
+    return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+
+
+def is_same_picture(first: Image.Image, second: Image.Image) -> bool:
+    """Whether two gray images show the same picture, saved in two ways."""
+    side = max(32, min(128, min(*first.size, *second.size) // 2))
+    small = [np.asarray(image.resize((side, side), Image.Resampling.BOX), np.float64) for image in (first, second)]
+    a, b = (pixels - pixels.mean() for pixels in small)  # (side, side)
+    weaker, stronger = sorted((a, b), key=lambda pixels: float((pixels**2).sum()))
+    scale = float((weaker * stronger).sum() / max((weaker**2).sum(), 1e-9))
+    rest = stronger - scale * weaker
+    even = side // 2 * 2
+    means = rest[:even, :even].reshape(even // 2, 2, even // 2, 2).mean(axis=(1, 3))
+    return scale > 0 and float(np.abs(means).max()) <= DIFFERENCE
+
+
+def group(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Connected sets of the numbers in pairs; each sorted, in the order of their smallest."""
+    parents: dict[int, int] = {}
+
+    def root(number: int) -> int:
+        while (parent := parents.setdefault(number, number)) != number:
+            parents[number] = parents[parent]
+            number = parent
+        return number
+
+    for first, second in pairs:
+        a, b = sorted((root(first), root(second)))
+        parents[b] = a
+    members: dict[int, list[int]] = {}
+    for number in sorted(parents):
+        members.setdefault(root(number), []).append(number)
+    return list(members.values())
+
+
+def same_pictures(
+    thumbnails: np.ndarray, rows: np.ndarray, gray: Callable[[int], Image.Image]
+) -> list[tuple[int, int]]:
+    """Pairs of images that show the same picture, as places in `rows`.
+
+    Args:
+        thumbnails: (N, S, S) uint8.
+        rows: Numbers of those that are compared, (R,).
+        gray: Number to the image in mode L; asked for those whose thumbnails are alike.
+    """
+    found: list[tuple[int, int]] = []
+    known: dict[int, int] = {}  # index -> a picture that it is the same as
+    kept: tuple[int, Image.Image] | None = None
+    looks = 0
+    first: int
+    second: int
+    for first, second in similar_pairs(thumbnails, rows).tolist():
+        if looks == _MOST_LOOKS:
+            _tell(f"more than {_MOST_LOOKS} pairs of images are nearly alike; the others are not compared")
+            break
+        same = known.get(first, first)
+        if same == known.get(second, second):
+            continue
+        if kept is None or kept[0] != first:
+            kept = (first, gray(int(rows[first])))
+        looks += 1
+        if is_same_picture(kept[1], gray(int(rows[second]))):
+            found.append((first, second))
+            known[second] = same
+    return found
+
+
+class _Rows:
+    """Some rows of an array that may be mapped from a file; copies no more than is asked for."""
+
+    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
+        self._array = array
+        self._rows = rows
+        self.shape = (len(rows), *array.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
+        return np.asarray(self._array[self._rows[part]])
+
+
+def _unit(thumbnails: np.ndarray) -> np.ndarray:
+    """(N, S * S) float32 of mean 0 and length 1."""
+    flat = thumbnails.reshape(len(thumbnails), int(np.prod(thumbnails.shape[1:]))).astype(np.float32)
+    flat -= flat.mean(axis=1, keepdims=True)
+    return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+
+
+def _project(thumbnails: _Rows) -> tuple[np.ndarray, np.ndarray]:
+    """Projections of those that aren't plain, (M, D) float32, and their indices, (M,)."""
+    basis = _low_frequencies(thumbnails.shape[1])
+    parts, indices = [], []
+    for start in range(0, len(thumbnails), _CHUNK):
+        chunk = thumbnails[start : start + _CHUNK]
+        usable = np.flatnonzero(chunk.std(axis=(1, 2)) >= _PLAIN)
+        parts.append(_unit(chunk[usable]) @ basis)
+        indices.append(usable + start)
+    if not parts:
+        return np.zeros((0, _DIRECTIONS), np.float32), np.zeros(0, np.int64)
+    return np.concatenate(parts), np.concatenate(indices)
+
+
+def _low_frequencies(side: int) -> np.ndarray:
+    """The first cosine transforms in two dimensions but the mean, (side * side, D), orthonormal."""
+    steps = (np.arange(side) + 0.5) * np.pi / side
+    waves = [np.cos(steps * frequency) for frequency in range(5)]
+    order = sorted(((a, b) for a in range(5) for b in range(5) if a + b > 0), key=lambda ab: (ab[0] + ab[1], ab))
+    columns = [np.outer(waves[a], waves[b]).ravel() for a, b in order[:_DIRECTIONS]]
+    return np.stack([column / np.linalg.norm(column) for column in columns], axis=1).astype(np.float32)
+
+
+def _cells(points: np.ndarray, width: float) -> np.ndarray:
+    """Number of each point's cell in a grid, (M,)."""
+    cells = np.floor(points[:, :_GRID] / width).astype(np.int64) + _HALF  # projections are within -1 and 1
+    return cells @ _STRIDES
+
+
+_HALF = 64  # cells on each side of 0
+_STRIDES = (2 * _HALF) ** np.arange(_GRID, dtype=np.int64)
+
+
+def _crowds(thumbnails: _Rows, usable: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """In crowded cells: which thumbnails are like an earlier one, (M,) bool, and each with that one, (P, 2) arrays."""
+    absorbed, pairs = np.zeros(len(keys), dtype=bool), []
+    order = np.argsort(keys, kind="stable")
+    _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    for cell in np.flatnonzero(counts > _CROWD):
+        members = order[starts[cell] : starts[cell] + counts[cell]]
+        for _ in range(_ROUNDS):
+            if len(members) <= _CROWD:
+                break
+            leader, members = members[0], members[1:]
+            unit = _unit(thumbnails[usable[leader : leader + 1]])[0]
+            alike = np.concatenate(
+                [
+                    _unit(thumbnails[usable[members[start : start + _CHUNK]]]) @ unit > CORRELATION
+                    for start in range(0, len(members), _CHUNK)
+                ]
+            )
+            absorbed[members[alike]] = True
+            pairs.append(np.stack([np.full(alike.sum(), usable[leader]), usable[members[alike]]], axis=1))
+            members = members[~alike]
+    return absorbed, pairs
+
+
+def _neighbors(keys: np.ndarray) -> Iterator[np.ndarray]:
+    """Pairs of points in the same or neighboring cells, each once, (P, 2) at a time."""
+    order = np.argsort(keys, kind="stable")
+    occupied, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
+    steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * _GRID, indexing="ij"), axis=-1).reshape(-1, _GRID) @ _STRIDES
+    left = _MOST_PAIRS
+    for step in sorted(step for step in steps.tolist() if step >= 0) if len(keys) else ():
+        places = np.searchsorted(occupied, occupied + step)
+        there = np.flatnonzero((places < len(occupied)) & (occupied[places % len(occupied)] == occupied + step))
+        for cell in _batches(counts[there] * counts[places[there]]):
+            here, other = there[cell], places[there[cell]]
+            for pairs in _products(starts[here], counts[here], starts[other], counts[other]):
+                if left <= 0:
+                    _tell("so many images are nearly alike that not all were compared with each other")
+                    return
+                pairs = pairs[pairs[:, 0] < pairs[:, 1]] if step == 0 else pairs
+                left -= len(pairs)
+                yield order[pairs]
+
+
+def _tell(message: str) -> None:
+    PartialState()  # the logger asks it which process this is
+    _LOG.warning(f"near duplicates: {message}")
+
+
+def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
+    """Indices in runs whose sizes add up to `_PAIRS` or little more."""
+    if len(sizes) == 0:
+        return
+    bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // _PAIRS)) + 1
+    yield from np.split(np.arange(len(sizes)), bounds)
+
+
+def _products(
+    starts: np.ndarray, counts: np.ndarray, other_starts: np.ndarray, other_counts: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Every place of a run with every place of the run beside it, (P, 2), `_PAIRS` or little more at a time."""
+    rows = np.repeat(np.arange(len(starts)), counts)  # which run each place of the first kind is in
+    firsts = starts[rows] + np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    for part in _batches(other_counts[rows]):
+        amounts = other_counts[rows[part]]
+        total = int(amounts.sum())
+        within = np.arange(total) - np.repeat(np.cumsum(amounts) - amounts, amounts)
+        seconds = np.repeat(other_starts[rows[part]], amounts) + within
+        yield np.stack([np.repeat(firsts[part], amounts), seconds], axis=1)

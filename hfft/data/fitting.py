@@ -1,0 +1,116 @@
+"""A processor that squashes or letterboxes images instead of cropping them, and knows their background."""
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+from transformers import ViTImageProcessor
+from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
+
+from hfft.data.transforms import PixelScale, pixel_scale
+from hfft.errors import ModelError
+from hfft.recipe.spec import DataSpec
+
+_TIMM_MODES = {"squash": "squash", "letterbox": "border"}
+_SHAPES = ((90, 40), (40, 90), (64, 64), (20, 31))  # height and width of the images that a fit is tried on
+
+
+def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
+    """The processor with the recipe's `fit` and `background`, in settings that are saved with the model.
+
+    `fit` is said in transformers' own words, so that its pipelines do the same: a size of height and width for
+    `squash`; for `letterbox` a largest height and width, and a center crop, which adds black bars. timm's processors
+    are told by `crop_mode` in the config. `background` is a setting of ours, which only hfft reads.
+
+    Args:
+        processor: The checkpoint's own.
+        config: The network's; timm's processor is part of it, and so it is changed.
+        spec: The recipe's data section.
+
+    Raises:
+        ModelError: If the processor can't do it, or does something else instead.
+    """
+    fit = None if spec.fit == "checkpoint" else spec.fit
+    if fit is None and spec.background is None:
+        return processor
+    if config.model_type == "timm_wrapper":
+        return _fit_timm(processor, config, fit, spec.background)
+    if fit is not None:
+        scale = pixel_scale(processor)
+        fitting = (one for one in _candidates(processor, fit, scale) if _does(one, fit, scale))
+        found = next(fitting, None)
+        if found is None:
+            raise ModelError(f"data.fit: {type(processor).__name__} can't {fit} images; leave data.fit out")
+        processor = found
+        processor.fit = fit
+    else:
+        processor = copy.deepcopy(processor)
+    if spec.background is not None:
+        processor.background = list(spec.background)
+    return processor
+
+
+def copy_fit(config: Any, other: Any) -> None:
+    """Tell another config of the network what `fit_processor` told one; the other is saved with the model."""
+    if config.model_type == "timm_wrapper":
+        other.pretrained_cfg = config.pretrained_cfg
+
+
+def _fit_timm(processor: Any, config: Any, fit: str | None, background: tuple[int, ...] | None) -> Any:
+    settings = dict(config.pretrained_cfg)
+    if fit is not None:
+        settings |= {"crop_mode": _TIMM_MODES[fit], "crop_pct": 1.0, "fit": fit}
+    if background is not None:
+        settings["background"] = list(background)
+    config.pretrained_cfg = settings
+    changed = type(processor)(settings, config.architecture)
+    for key in {"fit", "background"} & set(settings):  # as `load_processor` does when the model is opened again
+        setattr(changed, key, settings[key])
+    return changed
+
+
+def _candidates(processor: Any, fit: str, scale: PixelScale) -> Iterator[Any]:
+    """The processor with other sizes; else the plainest of all with its scale: ConvNeXT's crops whatever is said."""
+    exact = {"height": scale.height, "width": scale.width}
+    if fit == "squash":
+        settings: dict[str, Any] = {"size": exact, "do_center_crop": False}
+    else:
+        size = {"max_height": scale.height, "max_width": scale.width}
+        settings = {"size": size, "do_center_crop": True, "crop_size": exact}
+    changed = copy.deepcopy(processor)
+    for key, value in {"do_resize": True, **settings}.items():
+        setattr(changed, key, SizeDict(**value) if isinstance(value, dict) else value)
+    yield changed
+    if scale.channels == (0, 1, 2) and hasattr(processor, "resample"):
+        spread = (scale.white - scale.black).flatten()  # (C,), in units of the standard deviation
+        mean = (-scale.black.flatten() / spread).tolist()
+        yield ViTImageProcessor(
+            do_resize=True, image_mean=mean, image_std=(1 / spread).tolist(), resample=processor.resample, **settings
+        )
+
+
+def _does(processor: Any, fit: str, scale: PixelScale) -> bool:
+    """Whether images of noise come out as they should."""
+    rng = np.random.default_rng(0)
+    level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
+    resample = pil_torch_interpolation_mapping[Image.Resampling(processor.resample)]
+    for shape in _SHAPES:
+        image = torch.from_numpy(rng.integers(0, 256, (3, *shape), dtype=np.uint8))
+        size = [scale.height, scale.width]
+        if fit == "letterbox":
+            share = min(scale.height / shape[0], scale.width / shape[1])
+            size = [int(shape[0] * share), int(shape[1] * share)]
+        resized = functional.resize(image, size, interpolation=resample, antialias=True)
+        expected = scale(functional.center_crop(resized, [scale.height, scale.width]))
+        try:
+            shown = Image.fromarray(image.permute(1, 2, 0).numpy())
+            found = processor(images=shown, return_tensors="pt")["pixel_values"][0]
+        except (TypeError, ValueError, AttributeError, RuntimeError):  # a size that this processor doesn't know
+            return False
+        if found.shape != expected.shape or (found - expected).abs().max() > level / 100:
+            return False
+    return True

@@ -1,0 +1,134 @@
+"""A source or a recipe -> everything that is to know of its images, without training: `hfft check-data`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from hfft.data.audit import Audit, Look, audit
+from hfft.data.checking import gray_of
+from hfft.data.findings import KINDS, Finding, Splits, find
+from hfft.data.folders import SPLIT_NAMES
+from hfft.data.sources import load_data, read_splits
+from hfft.data.strays import find_strays
+from hfft.errors import DataError
+from hfft.recipe.loading import load_recipe
+from hfft.recipe.spec import DataSpec
+
+_RECIPES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Attributes:
+        splits: By split: `images`, `counts` by class, and `sizes`: the smallest, median and largest width and height.
+        findings: In the order of `KINDS`.
+    """
+
+    splits: dict[str, dict[str, Any]]
+    findings: tuple[Finding, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something would stop training or make its numbers wrong."""
+        return int(any(finding.severity == "harm" for finding in self.findings))
+
+    @property
+    def conclusion(self) -> str:
+        """One line."""
+        images = sum(split["images"] for split in self.splits.values())
+        harm = sum(finding.severity == "harm" for finding in self.findings)
+        notes = len(self.findings) - harm
+        if not self.findings:
+            return f"{images:,} images, nothing found"
+        return f"{images:,} images, {harm} findings that stop training or spoil its numbers, {notes} to know of"
+
+    def by_kind(self) -> dict[str, list[Finding]]:
+        """The findings of each kind, those that do harm first."""
+        kinds = {kind: [finding for finding in self.findings if finding.kind == kind] for kind in KINDS}
+        return {kind: findings for kind, findings in kinds.items() if findings}
+
+    def summary(self) -> list[tuple[str, ...]]:
+        """Split, images, classes and sizes, as a table."""
+        rows = []
+        for name, split in self.splits.items():
+            sizes = ("-", "-", "-") if split["sizes"] is None else (f"{w} x {h}" for w, h in split["sizes"].values())
+            classes = sum(count > 0 for count in split["counts"].values())
+            rows.append((name, f"{split['images']:,}", str(classes), *sizes))
+        return rows
+
+    def class_counts(self) -> list[tuple[str, ...]]:
+        """Class and its number of images in each split, as a table."""
+        labels = list(next(iter(self.splits.values()))["counts"])
+        return [(label, *(f"{split['counts'][label]:,}" for split in self.splits.values())) for label in labels]
+
+
+def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
+    """Audit a source as it is, or the splits that a recipe makes of it.
+
+    Args:
+        source: What `data.source` of a recipe may be, or the path of a recipe.
+        overrides: As for `load_recipe`.
+
+    Raises:
+        HfftError: If the source can't be read at all, or the recipe is wrong.
+    """
+    if source.lower().endswith(_RECIPES) and Path(source).is_file():
+        recipe = load_recipe(source, overrides)
+        images = load_data(recipe.data, recipe.seed)
+        return _inspect(dict(images.splits), recipe.data, "train")
+    # A recipe's own checks, of a recipe that has nothing but data.
+    rest = {"name": "check", "model": {"checkpoint": "none"}, "phases": [{"name": "head"}]}
+    spec = load_recipe({**rest, "data": {"source": source}}, overrides).data
+    if spec.splits != DataSpec(source=source).splits:
+        images = load_data(spec, 0)
+        return _inspect(dict(images.splits), spec, "train")
+    splits = read_splits(spec)
+    train = next((name for name in splits if name.lower() in SPLIT_NAMES["train"]), next(iter(splits)))
+    return _inspect(splits, spec, train)
+
+
+def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
+    labels = next(iter(splits.values())).features["label"].names
+    rows = concatenate_datasets(list(splits.values()))
+    if len(rows) == 0:
+        raise DataError(f"{spec.source}: holds no images")
+    done = audit(rows, "checking images", Look(spec.audit, spec.background, spec.source))
+    numbers = _numbers(splits)
+    gray = gray_of(rows, spec.background) if spec.audit == "full" else None
+    found = find(Splits(done, numbers, labels, train), gray)
+    folder = Path(spec.source).expanduser()
+    strays = list(find_strays(folder)) if folder.is_dir() and _is_of_files(rows) else []
+    order = list(KINDS)
+    findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
+    return Inspection(
+        {name: _described(done, part, labels) for name, part in numbers.items()},
+        tuple(findings),
+    )
+
+
+def _numbers(splits: dict[str, Dataset]) -> dict[str, np.ndarray]:
+    starts = np.cumsum([0, *(len(part) for part in splits.values())])
+    return {name: np.arange(starts[place], starts[place + 1]) for place, name in enumerate(splits)}
+
+
+def _is_of_files(rows: Dataset) -> bool:
+    image = rows[0]["image"]
+    return image is not None and image["bytes"] is None and "?" not in image["path"]
+
+
+def _described(done: Audit, numbers: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
+    records, classes = done.records[numbers], done.labels[numbers]
+    known = records[records["width"] > 0]
+    sizes = None
+    if len(known):
+        order = np.argsort(known["width"].astype(np.int64) * known["height"], kind="stable")
+        places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+        sizes = {name: [int(known["width"][row]), int(known["height"][row])] for name, row in places.items()}
+    counts = np.bincount(classes[classes >= 0], minlength=len(labels)).tolist()
+    return {"images": len(numbers), "counts": dict(zip(labels, counts, strict=True)), "sizes": sizes}

@@ -1,0 +1,34 @@
+"""What an audit finds in a folder with every known defect: all of it, and nothing else."""
+
+import hostile
+import pytest
+
+from hfft.data.inspection import inspect
+
+
+def found_in(folder):
+    return {(finding.kind, frozenset(finding.files)) for finding in inspect(str(folder)).findings}
+
+
+def test_there_are_enough_defects():
+    assert len(hostile.ALL) >= 25
+    assert len(hostile.BROKEN) >= 20
+
+
+def test_a_clean_folder_has_no_findings(tmp_path):
+    inspection = inspect(str(hostile.make_clean(tmp_path / "photos")))
+    assert (inspection.findings, inspection.exit_code) == ((), 0)
+
+
+@pytest.mark.parametrize("name", hostile.ALL)
+def test_a_defect_alone(name, tmp_path):
+    expected = hostile.make_hostile(tmp_path / "photos", {name: hostile.ALL[name]})
+    assert found_in(tmp_path / "photos") == expected
+
+
+def test_all_defects_together(tmp_path):
+    expected = hostile.make_hostile(tmp_path / "photos")
+    inspection = inspect(str(tmp_path / "photos"))
+    assert {(finding.kind, frozenset(finding.files)) for finding in inspection.findings} == expected
+    assert len(inspection.findings) == len(expected)
+    assert inspection.exit_code == 1
