@@ -12,13 +12,13 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, DatasetDict
+from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.batches import Collator, Examples, chances_of
-from hfft.data.checking import Checked, check_images, check_rows, fingerprint_of
+from hfft.data.checking import Checked, check_images
 from hfft.data.fitting import copy_fit, fit_processor
-from hfft.data.sources import ImageData, load_data, load_rows
+from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
@@ -26,7 +26,7 @@ from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
-from hfft.folder import describe_origin, describe_split, is_done, open_folder, result_name, write_results
+from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, push
 from hfft.inference.classifier import Classifier
@@ -281,9 +281,9 @@ def evaluate(
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source)
     if data is not None:
-        rows = _readable_rows(DataSpec(source=data, bad_images=bad_images), classifier.classes, split)
+        rows = readable_rows(DataSpec(source=data, bad_images=bad_images), classifier.classes, split)
     else:
-        rows = _own_rows(Run(source), split or "test")
+        rows = own_rows(Run(source).folder, split or "test")
     name = split or "test"
     scores = score(
         classifier.model,
@@ -293,40 +293,8 @@ def evaluate(
         batch_size=batch_size,
         workers=min(cpus_per_process(), 8) if workers is None else workers,
     )[name]
-    _tell_of_absent(scores)
+    tell_of_absent(scores)
     return scores
-
-
-def _tell_of_absent(scores: Scores) -> None:
-    absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
-    if absent:
-        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
-        _LOG.info(
-            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({shown}): macro "
-            "F1 takes each of them as 0, balanced accuracy leaves them out"
-        )
-
-
-def _readable_rows(spec: DataSpec, classes: tuple[str, ...], split: str | None) -> Dataset:
-    rows = load_rows(spec, classes, split)
-    gone = [skip.file for skip in check_rows(rows, classes, spec)]
-    return load_rows(spec, classes, split, without=gone) if gone else rows
-
-
-def _own_rows(run: Run, split: str) -> Dataset:
-    """A split of the run's own data, as it was when the run began: another one could hold images it was trained on."""
-    noted = read_json(run.folder / "data.json")
-    gone = [skip["file"] for skip in noted.get("skipped", ())]
-    images = load_data(run.recipe.data, run.recipe.seed, without=gone)
-    if split not in images.splits:
-        raise RunError(f"{run.folder}: no split {split!r}; found: {', '.join(images.splits)}")
-    fingerprint = fingerprint_of(images.splits[split])
-    if describe_split(images, split, fingerprint) != noted["splits"][split]:
-        raise RunError(
-            f"{run.folder}: the {split} images of {run.recipe.data.source} aren't those of the run any more, and some "
-            "may have been trained on; give labelled images with --data"
-        )
-    return images.splits[split]
 
 
 def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:

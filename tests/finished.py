@@ -13,7 +13,7 @@ import toy
 from datasets import Dataset
 from PIL import Image
 
-from hfft.data.audit import Audit
+from hfft.data.checking import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.evaluation.classes import class_scores
@@ -54,9 +54,9 @@ def make_run(
     counts = {"train": 8, "validation": 4, "test": 4} if counts is None else counts
     rows = {split: _rows(labels, count, picture) for split, count in counts.items()}
     images = ImageData(rows, tuple(labels), carved=("test",))
-    audits = {split: Audit(fingerprint="f", broken={}) for split in rows}
+    checked = Checked(images, dict.fromkeys(rows, "f"))
     origin = origin or describe_origin(asked, model_given=False, data_given=False)
-    open_folder(folder, asked, images, audits, origin=origin, precision="float32", overwrite=False)
+    open_folder(folder, asked, checked, origin=origin, precision="float32", overwrite=False)
     for number, phase in enumerate(asked.phases):
         _write_phase(folder / f"{number}-{phase.name}", phase.name, len(rows["train"]))
     result = folder / result_name(asked)

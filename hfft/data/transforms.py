@@ -88,9 +88,13 @@ def _evaluation(processor: Any) -> Transform:
 
 
 def _opaque(transform: Transform, processor: Any) -> Transform:
-    background = getattr(processor, "background", None)
-    color = None if background is None else (int(background[0]), int(background[1]), int(background[2]))
-    return Transform(partial(_without_transparency, color, transform.pixels), transform.scale)
+    return Transform(partial(_without_transparency, background_of(processor), transform.pixels), transform.scale)
+
+
+def background_of(processor: Any) -> tuple[int, int, int] | None:
+    """The color that a processor's settings put behind transparent pixels (`data.fitting`)."""
+    color = getattr(processor, "background", None)
+    return None if color is None else (int(color[0]), int(color[1]), int(color[2]))
 
 
 def _without_transparency(

@@ -1,6 +1,7 @@
 """What was pushed, downloaded into an empty cache and compared with the run: every file's hash, and logits."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,8 +13,9 @@ from datasets import Dataset
 from huggingface_hub import get_token, snapshot_download
 from PIL import Image
 
+from hfft.data.decoding import Decoded, decode_row
 from hfft.data.sources import load_data
-from hfft.data.transforms import Decoded, decode_row, evaluation_transform
+from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
 from hfft.hub.access import explained, tidy_client
 from hfft.hub.content import File, hash_file
@@ -103,11 +105,14 @@ def _logits(folder: Path, images: Sequence[Decoded]) -> torch.Tensor:
 
 def _images(recipe: Recipe) -> tuple[list[Decoded], bool]:
     """A few held-out images of the run, and True; noise, and False, where its data is gone."""
-    try:
+    found: list[Decoded] = []
+    with suppress(DataError):
         splits = load_data(recipe.data, recipe.seed).splits
         rows: Dataset = next(splits[name] for name in ("validation", "test", "train") if name in splits)
-        places = np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int)
-        return [decode_row(rows[int(place)]) for place in places], True
-    except DataError:
-        noise = np.random.default_rng(0).integers(0, 256, (_IMAGES, 256, 256, 3), dtype=np.uint8)
-        return [Image.fromarray(pixels) for pixels in noise], False
+        for place in np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int).tolist():
+            with suppress(DataError):  # one that the run left out
+                found.append(decode_row(rows[place]))
+    if found:
+        return found, True
+    noise = np.random.default_rng(0).integers(0, 256, (_IMAGES, 256, 256, 3), dtype=np.uint8)
+    return [Image.fromarray(pixels) for pixels in noise], False

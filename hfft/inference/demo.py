@@ -5,11 +5,13 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image
 
-from hfft.data.transforms import decode
+from hfft.data.decoding import decode
+from hfft.data.transforms import background_of
 from hfft.errors import DataError, HfftError
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
@@ -55,7 +57,9 @@ def serve_demo(
         _bypass_proxy(host)
         from hfft.inference import page
 
-        label = page.make_labeler(classifier.model, classifier.processor, _read)
+        label = page.make_labeler(
+            classifier.model, classifier.processor, partial(_read, background_of(classifier.processor))
+        )
         try:
             address = page.launch(
                 page.make_page(label, name_of(source)),
@@ -76,10 +80,10 @@ def _bypass_proxy(host: str) -> None:
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL, "localhost", host)))
 
 
-def _read(file: str) -> Image.Image:
+def _read(background: tuple[int, int, int] | None, file: str) -> Image.Image:
     """As the evaluation reads it."""
     try:
-        return decode(Path(file))
+        return decode(Path(file), background)
     except DataError as error:
         raise ValueError(str(error)) from error
 

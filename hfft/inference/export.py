@@ -13,8 +13,9 @@ import torch
 from tqdm import tqdm
 
 from hfft._version import __version__
+from hfft.data.decoding import decode_row
 from hfft.data.sources import load_data
-from hfft.data.transforms import Transform, decode_row
+from hfft.data.transforms import Transform
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.files import write_folder, write_json, write_text
 from hfft.inference.classifier import Classifier

@@ -6,7 +6,7 @@ preprocessing are in the metadata of model.onnx.
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,26 @@ class Model:
 
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
         """Label to probability for each image, the most probable first."""
-        pixels = np.stack([prepare(open_picture(file), self.how) for file in files])  # (B, 3, H, W)
+        pixels = np.stack(
+            [prepare(open_picture(file, self.how.get("background")), self.how) for file in files]
+        )  # (B, 3, H, W)
         logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels})[0])  # (B, K)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
         return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]
 
 
-def open_picture(file: str | Path) -> Image.Image:
-    """An upright 8-bit RGB image; 16 bits are divided by 257, as hfft does."""
+def open_picture(file: str | Path, background: Sequence[int] | None = None) -> Image.Image:
+    """An upright 8-bit RGB image; 16 bits are divided by 257, as hfft does, and transparent pixels get a background."""
     image = ImageOps.exif_transpose(Image.open(file))
     if image.mode == "F":
         raise ValueError(f"{file}: holds floating-point pixels; allowed: 8 or 16 bits")
     if image.mode.startswith("I"):
         values = np.round(np.asarray(image, dtype=np.float64) / 257)  # (H, W)
         image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
+    if background is not None and image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, (*background[:3], 255))
+        image = Image.alpha_composite(behind, image.convert("RGBA"))
     return image.convert("RGB")
 
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 
-from hfft.data.transforms import Transform, pixel_scale
+from hfft.data.transforms import Transform, background_of, pixel_scale
 from hfft.errors import ModelError
 from hfft.inference.onnx_predict import prepare
 
@@ -39,6 +39,9 @@ def describe_preprocessing(processor: Any, transform: Transform) -> dict[str, An
         "mean": [round(value, 6) for value in (-scale.black * std).flatten().tolist()],
         "std": [round(value, 6) for value in std.flatten().tolist()],
     }
+    background = background_of(processor)
+    if background is not None:
+        common["background"] = list(background)
     for shape in _shapes(processor, scale.height, scale.width):
         how = {**shape, **common}
         if _is_faithful(how, transform, float((scale.white - scale.black).abs().max()) / 255):

@@ -22,7 +22,8 @@ from PIL import Image
 
 import hfft
 from hfft.cli import main
-from hfft.data.transforms import decode, pixel_scale
+from hfft.data.decoding import decode
+from hfft.data.transforms import pixel_scale
 from hfft.model.adapters import attach, save_adapter
 from hfft.model.checkpoint import reopen
 from hfft.recipe.spec import AdapterSpec

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoImageProcessor
 
 import hfft
 from hfft.cli import main
-from hfft.data.transforms import decode
+from hfft.data.decoding import decode
 from hfft.model.adapters import attach, save_adapter
 from hfft.model.checkpoint import reopen
 from hfft.recipe.spec import AdapterSpec

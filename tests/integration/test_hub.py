@@ -14,7 +14,8 @@ import pytest
 import tiny
 import torch
 
-from hfft.data.transforms import decode, evaluation_transform
+from hfft.data.decoding import decode
+from hfft.data.transforms import evaluation_transform
 from hfft.inference.opening import open_model
 
 pytestmark = pytest.mark.slow

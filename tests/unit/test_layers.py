@@ -21,6 +21,7 @@ LAYERS = (
     {"report"},
     {"hub"},
     {"folder", "planning", "retaining", "comparison"},
+    {"held_out"},
     {"run"},
     {"folds"},
     {"cli"},

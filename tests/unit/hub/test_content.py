@@ -111,7 +111,7 @@ def test_an_adapter_that_did_not_help_is_not_there(make):
     kept = {"reason": "lora did not improve validation accuracy (0.9 after head): model/ is that of head"}
     (folder / "metrics.json").write_text(json.dumps({"kept": kept}))
     with pytest.raises(HubError, match=r"what: both: .* has no adapter/ \(lora did not improve .*\); allowed: model"):
-        collect(folder, recipe, HubSpec(what="both"), "me/cells")
+        collect(folder, recipe, HubSpec(what="both"), "me/cells", recipe)
 
 
 def test_figures_and_example_images_go_along(make):

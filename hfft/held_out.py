@@ -1,0 +1,60 @@
+"""Images that a model was not trained on: the split that a run left out, or new data."""
+
+from pathlib import Path
+
+from accelerate.logging import get_logger
+from datasets import Dataset
+
+from hfft.data.checking import check_rows, fingerprint_of
+from hfft.data.sources import load_data, load_rows
+from hfft.errors import RunError
+from hfft.evaluation.scoring import Scores
+from hfft.files import read_json
+from hfft.folder import describe_split
+from hfft.recipe.loading import load_recipe
+from hfft.recipe.spec import DataSpec
+
+_LOG = get_logger(__name__)
+
+
+def tell_of_absent(scores: Scores) -> None:
+    """Say which of the model's classes no image is labelled with."""
+    absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
+    if absent:
+        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        _LOG.info(
+            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({shown}): macro "
+            "F1 takes each of them as 0, balanced accuracy leaves them out"
+        )
+
+
+def readable_rows(spec: DataSpec, classes: tuple[str, ...], split: str | None) -> Dataset:
+    """Labelled images of a source for a model with these classes, without those that can't be read.
+
+    Raises:
+        DataError: If the source can't be used, or images can't be read and the data section says stop.
+    """
+    rows = load_rows(spec, classes, split)
+    gone = [skip.file for skip in check_rows(rows, classes, spec)]
+    return load_rows(spec, classes, split, without=gone) if gone else rows
+
+
+def own_rows(folder: Path, split: str) -> Dataset:
+    """A split of the run's own data, as it was when the run began: another one could hold images it was trained on.
+
+    Raises:
+        RunError: If there is no such split, or its images are others now.
+    """
+    recipe = load_recipe(folder / "recipe.yaml")
+    noted = read_json(folder / "data.json")
+    gone = [skip["file"] for skip in noted.get("skipped", ())]
+    images = load_data(recipe.data, recipe.seed, without=gone)
+    if split not in images.splits:
+        raise RunError(f"{folder}: no split {split!r}; found: {', '.join(images.splits)}")
+    fingerprint = fingerprint_of(images.splits[split])
+    if describe_split(images, split, fingerprint) != noted["splits"][split]:
+        raise RunError(
+            f"{folder}: the {split} images of {recipe.data.source} aren't those of the run any more, and some "
+            "may have been trained on; give labelled images with --data"
+        )
+    return images.splits[split]
