@@ -411,9 +411,11 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.output is not None:
         save_table(scores.table(arguments.split or "test"), arguments.output)
     if arguments.json:
-        print(json.dumps({"images": len(scores.labels), "metrics": scores.metrics, "by_class": scores.by_class}))
+        found = {"metrics": scores.metrics, "details": scores.details, "by_class": scores.by_class}
+        print(json.dumps({"images": len(scores.labels), **found}))
         return
     _print_metrics({f"{len(scores.labels)} images": scores.metrics})
+    _print_table(("more", ""), [(*_spaced([name]), f"{value:.4f}") for name, value in scores.details.items()])
     rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
     _print_table(("class", "precision", "recall", "F1", "images"), rows)
 

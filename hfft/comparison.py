@@ -92,9 +92,10 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     notes = _notes(found, split)
     pair = None
     if len(found) == 2:
-        table, note = _paired(*found, split)
+        first, second = found
+        table, note = _paired(first, second, split)
         notes += [note] if note else []
-        pair = None if table is None else _pair(*found, table)
+        pair = None if table is None else _pair(first, second, table)
     return Comparison(split, tuple(run.row(split) for run in found), pair, tuple(notes))
 
 
@@ -135,7 +136,7 @@ class _Finished:
         seconds = self.metrics["seconds"]
         return Row(
             run=str(self.folder),
-            images=sum(self.data["splits"][split]["counts"].values()),
+            images=self.data["splits"][split]["images"],
             metrics=self.metrics[split],
             details=self.metrics.get("details", {}).get(split, {}),
             phase=self.metrics.get("kept", {}).get("phase") or plans[-1].parent.name.partition("-")[2],

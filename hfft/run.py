@@ -27,6 +27,7 @@ from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
+from hfft.held_out import own_rows, readable_rows, tell_of_absent
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, push
 from hfft.inference.classifier import Classifier

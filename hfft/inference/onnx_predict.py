@@ -37,7 +37,7 @@ class Model:
 
 
 def open_picture(file: str | Path, background: Sequence[int] | None = None) -> Image.Image:
-    """An upright 8-bit RGB image; 16 bits are divided by 257, as hfft does, and transparent pixels get a background."""
+    """An upright 8-bit RGB image; 16 bits are divided by 257, as in hfft, and transparent pixels get a background."""
     image = ImageOps.exif_transpose(Image.open(file))
     if image.mode == "F":
         raise ValueError(f"{file}: holds floating-point pixels; allowed: 8 or 16 bits")

@@ -106,6 +106,7 @@ def test_a_run_from_start_to_use(workplace, capsys):
     assert main(["evaluate", "runs/bugs", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert (again["images"], again["metrics"]) == (12, run.metrics["test"])
+    assert again["details"] == run.metrics["details"]["test"]
     assert main(["predict", "runs/bugs", "photos/test", "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     by_file = {line["file"].removeprefix("photos/"): (line["label"], line["probability"]) for line in lines}
