@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from hfft.data.content import read_content
 from hfft.data.decoding import decode
 from hfft.data.findings import described
 from hfft.data.sources import ImageData
+from hfft.data.targets import targets_of
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import confusion
@@ -153,11 +155,13 @@ def open_folder(
 
 def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str, Any]:
     """What data.json holds of a split."""
+    targets = targets_of(images.splits[split], len(images.labels))
     return {
         "images": len(images.splits[split]),
         "counts": images.counts(split),
         "carved": split in images.carved,
         "fingerprint": fingerprint,
+        **({} if targets is None else {"targets": hashlib.blake2b(targets.tobytes(), digest_size=16).hexdigest()}),
     }
 
 

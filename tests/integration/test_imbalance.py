@@ -75,3 +75,13 @@ def test_bad_requests(overrides, message, workplace, capsys):
     assert main(["train", "recipe.yaml", *overrides]) == 2
     assert message in capsys.readouterr().err
     assert not (workplace / "runs").exists()
+
+
+def test_a_run_does_not_go_on_with_other_weights(workplace, capsys):
+    command = ["train", "recipe.yaml", "data.weight_column=weight"]
+    assert main([*command]) == 0
+    (workplace / "runs/bugs/metrics.json").unlink()
+    table = pd.read_csv(workplace / "table.csv")
+    table.assign(weight=table["weight"] + 1).to_csv(workplace / "table.csv", index=False)
+    assert main([*command]) == 2
+    assert "the images have changed since this run began" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+"""The command line; nothing but argument handling and printing."""
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from hfft._version import __version__
+from hfft.cli import sharing, training, using
+from hfft.cli.printing import say
+from hfft.errors import HfftError
+from hfft.interruption import prompt_interruption, stop_signal
+
+_BY_SIGNAL = 128  # plus its number, as shells have it
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        argv: Arguments; those of the process when None.
+
+    Returns:
+        0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    arguments = _parser().parse_args(argv)
+    _show_log()
+    try:
+        with prompt_interruption():
+            code = arguments.run(arguments)
+    except HfftError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say("interrupted; a run continues with the same command, without --overwrite")
+        return _BY_SIGNAL + (stop_signal() or signal.SIGINT)
+    if "RANK" in os.environ:
+        from hfft.liveness import leave
+
+        leave()
+    return code or 0
+
+
+class _PlainFormatter(logging.Formatter):
+    """The message alone, without the rank that Accelerate puts before every line, since only one rank speaks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return record.getMessage().removeprefix("[RANK 0] ")
+
+
+def _show_log() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_PlainFormatter())
+    logger = logging.getLogger("hfft")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hfft", description="Fine-tune image classifiers, in phases.")
+    parser.add_argument("--version", action="version", version=f"hfft {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for module in (training, using, sharing):
+        module.add_verbs(verbs)
+    return parser

@@ -1,0 +1,21 @@
+"""Kinds of arguments that several verbs take."""
+
+import argparse
+
+
+def whole(text: str) -> int:
+    """A whole number, 0 included."""
+    return 0 if text == "0" else count(text)
+
+
+def count(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}; allowed: a whole number above 0")
+    return int(text)
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """A recipe and its overrides."""
+    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example phases.head.learning_rate=5e-4")

@@ -1,0 +1,104 @@
+"""Verbs for finished runs: report, push, compare."""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from hfft.cli.printing import interval, print_table, spaced
+from hfft.startup import quick_imports
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the parsers of these verbs."""
+    _add_report(verbs.add_parser("report", help="render the model card and the figures of a finished run anew"))
+    _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
+    _add_compare(verbs.add_parser("compare", help="set finished runs side by side"))
+
+
+def _add_report(report: argparse.ArgumentParser) -> None:
+    report.add_argument("folder", metavar="run", help="run folder")
+    report.set_defaults(run=_report)
+
+
+def _add_push(push: argparse.ArgumentParser) -> None:
+    push.add_argument("run_folder", metavar="run", help="run folder")
+    push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
+    push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
+    push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
+    push.add_argument("--revision", metavar="BRANCH", help="branch, made if it isn't there; main when left out")
+    push.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
+    push.add_argument("--message", metavar="TEXT", help="title of the commit")
+    push.add_argument(
+        "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
+    )
+    push.add_argument("--json", action="store_true", help="print JSON")
+    push.set_defaults(run=_push)
+
+
+def _add_compare(compare: argparse.ArgumentParser) -> None:
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too")
+    compare.add_argument("--split", choices=("test", "validation"), help="test where all have it, when left out")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=_compare)
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    with quick_imports():
+        from hfft.report.card import write_report
+
+    for path in write_report(arguments.folder):
+        print(path)
+
+
+def _push(arguments: argparse.Namespace) -> None:
+    from pydantic import ValidationError
+
+    from hfft.hub.pushing import bad_spec, push_run
+    from hfft.recipe.spec import HubSpec
+
+    try:
+        spec = HubSpec(
+            repo_id=arguments.repo_id,
+            what=arguments.what,
+            private=not arguments.public,
+            revision=arguments.revision,
+            create_pr=arguments.create_pr,
+            commit_message=arguments.message,
+            base_model=arguments.base_model,
+        )
+    except ValidationError as error:
+        raise bad_spec(error) from error
+    pushed = push_run(Path(arguments.run_folder), spec)
+    print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    from hfft.comparison import compare
+
+    found = compare(arguments.runs, split=arguments.split)
+    if arguments.json:
+        print(json.dumps(dataclasses.asdict(found)))
+        return
+    names = list(found.rows[0].metrics)
+    header = (f"{found.split} of", "images", *spaced(names), "model of", "trainable", "seconds")
+    rows = [
+        (row.run, row.images, *map(interval, row.metrics.values()), row.phase, f"{row.trainable:,}", row.seconds)
+        for row in found.rows
+    ]
+    print_table(header, rows)
+    pair = found.pair
+    if pair is not None:
+        print(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
+        print_table(
+            ("metric", "difference", "95 % interval"),
+            [(*spaced([name]), *interval(row, "+").split(" ", 1)) for name, row in pair.differences.items()],
+        )
+        test = pair.mcnemar
+        print(
+            f"right on {test.only_second} images where {pair.first} is wrong, wrong on {test.only_first} where it is "
+            f"right: McNemar's exact p = {test.p_value:.3g}"
+        )
+    for note in found.notes:
+        print(f"note: {note}")
