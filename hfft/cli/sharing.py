@@ -1,4 +1,4 @@
-"""Verbs for finished runs: report, push, compare."""
+"""Verbs for finished runs and several of them: report, push, sweep, compare."""
 
 import argparse
 import dataclasses
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfft.cli.printing import interval, print_table, spaced
+from hfft.errors import TrainingError
 from hfft.startup import quick_imports
 
 
@@ -14,6 +15,7 @@ def add_verbs(verbs: Any) -> None:
     """Add the parsers of these verbs."""
     _add_report(verbs.add_parser("report", help="render the model card and the figures of a finished run anew"))
     _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
+    _add_sweep(verbs.add_parser("sweep", help="run a recipe with each combination of some values, and compare"))
     _add_compare(verbs.add_parser("compare", help="set finished runs side by side"))
 
 
@@ -35,6 +37,12 @@ def _add_push(push: argparse.ArgumentParser) -> None:
     )
     push.add_argument("--json", action="store_true", help="print JSON")
     push.set_defaults(run=_push)
+
+
+def _add_sweep(swept: argparse.ArgumentParser) -> None:
+    swept.add_argument("recipe", help="YAML file")
+    swept.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
+    swept.set_defaults(run=_sweep)
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
@@ -81,6 +89,10 @@ def _compare(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found)))
         return
+    _print_comparison(found)
+
+
+def _print_comparison(found: Any) -> None:
     names = list(found.rows[0].metrics)
     header = (f"{found.split} of", "images", *spaced(names), "model of", "trainable", "seconds")
     rows = [
@@ -102,3 +114,18 @@ def _compare(arguments: argparse.Namespace) -> None:
         )
     for note in found.notes:
         print(f"note: {note}")
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    with quick_imports():
+        from hfft.sweeping import plan_sweep, sweep
+
+    found = sweep(plan_sweep(arguments.recipe, arguments.values))
+    if len(found.finished) > 1:
+        from hfft.comparison import compare
+
+        _print_comparison(compare(found.finished))
+    if found.failed:
+        told = "\n".join(f"  {name}: {reason}" for name, reason in found.failed.items())
+        total = len(found.failed) + len(found.finished)
+        raise TrainingError(f"{len(found.failed)} of {total} runs failed; the same command tries them again:\n{told}")

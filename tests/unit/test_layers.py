@@ -23,7 +23,7 @@ LAYERS = (
     {"folder", "planning", "retaining", "comparison"},
     {"held_out"},
     {"run"},
-    {"folds"},
+    {"folds", "sweeping"},
     {"cli"},
 )
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
