@@ -19,6 +19,7 @@ _ADAPTER_CONFIG = "adapter_config.json"
 _CARD = "README.md"
 _PLACE = "this/folder"  # where a card's example has the name of the model
 _SHOWN = ("figures", "examples")  # folders beside a card that it shows
+_KEPT = ("onnx",)  # an export, which is whole with its weights alone
 _SENT = (".json", ".safetensors", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".jpeg", ".svg", ".webp")
 _SENT_NAMES = ("LICENSE", "NOTICE")
 # What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
@@ -229,7 +230,8 @@ def _sendable(folder: Path) -> dict[str, Path]:
         inside = path.relative_to(folder)
         if not path.is_file() or any(part.startswith(".") for part in inside.parts):
             continue
-        if path.suffix.lower() in _SENT or path.name in _SENT_NAMES:
+        is_known = path.suffix.lower() in _SENT or path.name in _SENT_NAMES
+        if is_known and inside.parts[0] not in _KEPT:
             found[inside.as_posix()] = path
         else:
             left_out.append(inside.as_posix())

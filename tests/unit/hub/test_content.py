@@ -122,6 +122,14 @@ def test_figures_and_example_images_go_along(make):
     assert found["examples/ant.jpg"] == folder / "model/examples/ant.jpg"
 
 
+def test_an_export_beside_the_weights_stays_here_as_a_whole(make, caplog):
+    folder, recipe = make()
+    write(folder / "model", {"onnx/model.onnx": "o", "onnx/config.json": "{}", "onnx/onnx_predict.py": "text"})
+    with caplog.at_level(logging.INFO, "hfft"):
+        assert paths(collect(folder, recipe, HubSpec(), "me/cells", recipe)) == {*MODEL, *COMMON}
+    assert "onnx/config.json, onnx/model.onnx, onnx/onnx_predict.py" in caplog.text
+
+
 def test_what_the_card_shows_goes_with_it(make):
     """The card of a merged run lies beside its model, and goes with the adapter too."""
     folder, recipe = make()
