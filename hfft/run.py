@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.batches import Collator, Examples, chances_of
 from hfft.data.checking import Checked, check_images
+from hfft.data.decoding import RULE
 from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
@@ -350,7 +351,7 @@ def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, checked
         return None
     origin = Origin(
         fingerprints=dict(checked.fingerprints),
-        processor=f"{type(processor).__name__} {processor.to_dict()}",
+        processor=f"{type(processor).__name__} {processor.to_dict()}, decoding {RULE}",
         augment=recipe.data.augment,
         seed=recipe.seed,
         versions=package_versions(),

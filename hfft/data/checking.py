@@ -1,7 +1,7 @@
 """Images of a recipe -> those that can be trained on, with what was left out, and what was found; in all processes."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -76,7 +76,7 @@ def check_images(
     where = source or "data"
     skipped: tuple[Skip, ...] = ()
     while True:
-        rows = concatenate_datasets(list(images.splits.values()))
+        rows = joined(images.splits.values())
         done = _audited(rows, Look(spec.audit, spec.background, source))
         new = _shared(partial(_skips, done, images.labels))
         refuse_or_tell(new, images, spec, where)
@@ -144,6 +144,11 @@ def _conclude(
         return fingerprints, ()
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     return fingerprints, tuple(find(Splits(done, numbers, kept.labels), gray))
+
+
+def joined(parts: Iterable[Dataset]) -> Dataset:
+    """The rows of several splits one after the other, with what an audit needs of them."""
+    return concatenate_datasets([part.select_columns(["image", "label", "file"]) for part in parts])
 
 
 def gray_of(rows: Dataset, background: tuple[int, int, int] | None) -> Callable[[int], Image.Image]:

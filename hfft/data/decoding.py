@@ -30,6 +30,7 @@ Decoded = Image.Image | torch.Tensor
 _LOST = "the JPEG is damaged and part of its picture lost"
 _TRUNCATED = "image file is truncated"
 _RANGES = (1, 255, 65535)
+_ROWS = 256
 # What Pillow remarks on odd files; what matters of it is an error here, or a finding of the audit.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
@@ -174,7 +175,8 @@ def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
             pixels = simplejpeg.decode_jpeg(encoded, "GRAY", min_height=_SMALL, min_width=_SMALL)  # (H, W, 1)
         except ValueError as error:
             _refuse_lost(error)
-            return image, decode_bytes(encoded), str(error)
+            remark = str(error) if str(error).startswith("Corrupt") else None  # others say what simplejpeg can't do
+            return image, decode_bytes(encoded), remark
         return image, _turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image)), None
     return image, decode_bytes(encoded), None
 
@@ -323,14 +325,18 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     Raises:
         DataError: If a value is in none of them, so that nothing is clipped.
     """
-    values = np.asarray(image, dtype=np.float64)  # (H, W)
-    low, high = float(values.min(initial=0)), float(values.max(initial=0))
-    if not np.isfinite(values).all():
+    values = np.asarray(image)  # (H, W) of uint16, int32 or float32
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)  # NaN where any value is
+    if not np.isfinite([values.min(), values.max()]).all():
         raise DataError("holds values that are not finite numbers")
     top = float_range(high) if image.mode == "F" else 65535
     if top is None or low < -top / 510 or high > top + top / 510:
         raise DataError(f"holds values from {low:g} to {high:g}; allowed: 0 to 1, 0 to 255, or 0 to 65535")
-    return Image.fromarray(np.clip(np.round(values * (255 / top)), 0, 255).astype(np.uint8))
+    levels = np.empty(values.shape, np.uint8)
+    for start in range(0, len(values), _ROWS):  # a few rows in double precision at a time
+        scaled = values[start : start + _ROWS] * np.float64(255 / top)
+        levels[start : start + _ROWS] = np.clip(np.round(scaled), 0, 255)
+    return Image.fromarray(levels)
 
 
 def float_range(high: float) -> int | None:

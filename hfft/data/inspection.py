@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset, concatenate_datasets
+from datasets import Dataset
 
 from hfft.data.audit import Audit, Look, audit
-from hfft.data.checking import gray_of
+from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.sources import load_data, read_splits
@@ -95,7 +95,7 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
 
 def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
     labels = next(iter(splits.values())).features["label"].names
-    rows = concatenate_datasets(list(splits.values()))
+    rows = joined(splits.values())
     if len(rows) == 0:
         raise DataError(f"{spec.source}: holds no images")
     done = audit(rows, "checking images", Look(spec.audit, spec.background, spec.source))

@@ -57,9 +57,8 @@ def serve_demo(
         _bypass_proxy(host)
         from hfft.inference import page
 
-        label = page.make_labeler(
-            classifier.model, classifier.processor, partial(_read, background_of(classifier.processor))
-        )
+        read = partial(_read, background_of(classifier.processor))
+        label = page.make_labeler(classifier.model, classifier.processor, read)
         try:
             address = page.launch(
                 page.make_page(label, name_of(source)),

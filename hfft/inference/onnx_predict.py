@@ -27,9 +27,8 @@ class Model:
 
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
         """Label to probability for each image, the most probable first."""
-        pixels = np.stack(
-            [prepare(open_picture(file, self.how.get("background")), self.how) for file in files]
-        )  # (B, 3, H, W)
+        pictures = [open_picture(file, self.how.get("background")) for file in files]
+        pixels = np.stack([prepare(picture, self.how) for picture in pictures])  # (B, 3, H, W)
         logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels})[0])  # (B, K)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
