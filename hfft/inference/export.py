@@ -239,6 +239,7 @@ def _session(file: Path) -> Callable[[np.ndarray], np.ndarray]:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch wants the cores in turn
     try:
         session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has no base class of its own
