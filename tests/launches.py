@@ -77,7 +77,9 @@ def train(family: str, output: str, replay: str, batch: int, accumulated: int = 
     return ["-m", "hfft", "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
 
 
-def assert_same_result(workplace: Path, family: str, one: str, two: str, tolerance: float = 1e-6) -> list[str]:
+def assert_same_result(
+    workplace: Path, family: str, one: str, two: str, tolerance: float = 1e-6, images: int = 18
+) -> list[str]:
     """Weights after each phase and predictions of one process and of two; returns the phases' folders."""
     runs = [workplace / name / f"of_{family}" for name in (one, two)]
     environments = [json.loads((folder / "environment.json").read_text()) for folder in runs]
@@ -89,7 +91,7 @@ def assert_same_result(workplace: Path, family: str, one: str, two: str, toleran
         for key in weights[0]:
             torch.testing.assert_close(weights[1][key], weights[0][key], rtol=1e-4, atol=tolerance)
     tables = [pd.read_parquet(folder / "predictions.parquet") for folder in runs]
-    assert len(tables[1]) == 18
+    assert len(tables[1]) == images
     assert tables[1]["file"].is_unique
     columns = ["split", "file", "label", "prediction"]
     assert tables[0][columns].equals(tables[1][columns])

@@ -232,7 +232,7 @@ def mixed(tmp_path, home):
 def test_skipped_images_are_listed_and_the_others_printed(form, mixed, capsys):
     shown = predict(mixed, "--on-error", "skip", "--format", form, code=1, capsys=capsys)
     assert shown.err == (
-        f"error: skipped 1 of 3 images, which can't be read:\n  {mixed}/b.png: not an image in any format that Pillow "
+        f"error: skipped 1 of 3 images, which can't be read:\n  {mixed}/b.png: not an image in any format that hfft "
         "reads\n"
     )
     assert [f"{name}.png" in shown.out for name in "abc"] == [True, False, True]

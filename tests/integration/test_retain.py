@@ -90,7 +90,7 @@ def test_measuring_changes_no_weight_and_can_be_switched_off(workplace):
 
 
 def test_an_interpolated_result_is_what_is_saved_and_scored(workplace, capsys):
-    plain = hfft.finetune(hfft.load_recipe("recipe.yaml", ["name=plain"]))
+    plain = hfft.finetune(hfft.load_recipe("recipe.yaml", ["name=plain", "keep=last"]))
     assert main(["train", "recipe.yaml", "name=mixed", "retain.interpolate=auto"]) == 0
     assert "of the way from the head phase to the end" in capsys.readouterr().err
     run = hfft.Run("runs/mixed")
@@ -113,7 +113,7 @@ def test_an_interpolated_result_is_what_is_saved_and_scored(workplace, capsys):
 
 @pytest.mark.parametrize("alpha", [0, 0.5])
 def test_a_given_share_of_the_way(workplace, alpha):
-    plain = hfft.finetune(hfft.load_recipe("recipe.yaml", ["name=plain"]))
+    plain = hfft.finetune(hfft.load_recipe("recipe.yaml", ["name=plain", "keep=last"]))
     run = hfft.finetune(hfft.load_recipe("recipe.yaml", ["name=mixed", f"retain.interpolate={alpha}"]))
     ends = weights(next((run.folder / "0-head").glob("checkpoint-*"))), weights(plain.model_dir)
     for name, value in weights(run.model_dir).items():
