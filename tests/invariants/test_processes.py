@@ -174,6 +174,6 @@ def test_two_processes_leave_out_the_same_images_as_one(workplace):
     succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
     assert_same_result(workplace, "vit", "one", "two", images=6)  # 15 % of 10 ants and 9 bees are 2 and 1, twice
     assert done.stderr.count("left out: 2 files are no readable image:") == 1
-    alone, together = (json.loads((workplace / "runs" / name / "data.json").read_text()) for name in ("one", "two"))
+    alone, together = (json.loads((workplace / name / "of_vit/data.json").read_text()) for name in ("one", "two"))
     assert alone == together
     assert [skip["file"] for skip in together["skipped"]] == ["train/ant/002.png", "train/bee/007.png"]
