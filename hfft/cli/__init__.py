@@ -34,8 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        say("interrupted; a run continues with the same command, without --overwrite")
-        return _BY_SIGNAL + (stop_signal() or signal.SIGINT)
+        number = stop_signal() or signal.SIGINT
+        # A launcher ends its other processes with SIGTERM when one has died, often before they notice by themselves.
+        by_launcher = number == signal.SIGTERM and "RANK" in os.environ
+        cause = "interrupted, or another process of this launch has ended" if by_launcher else "interrupted"
+        say(f"{cause}; a run continues with the same command, without --overwrite")
+        return _BY_SIGNAL + number
     if "RANK" in os.environ:
         from hfft.liveness import leave
 

@@ -78,6 +78,8 @@ def child(hub, tmp_path):
     def run(words, home="home", token="hf_mine"):
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
         environment |= hub.environment(tmp_path / home, token)
+        tests = str(Path(tiny.__file__).parent)  # for TRAINER
+        environment["PYTHONPATH"] = os.pathsep.join([tests, environment.get("PYTHONPATH", "")])
         command = [sys.executable, *map(str, words)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
