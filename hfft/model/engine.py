@@ -4,39 +4,30 @@ The frozen part of a network runs once over all images before a phase trains the
 behind them, above all, run several times faster once the statistics are folded into the weights.
 """
 
-import importlib
-import os
 import platform
-import sys
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from hfft.errors import ModelError
 from hfft.files import read_json, write_json
+from hfft.model.programs import BUILDERS, Job, Refused, Run, eager, layout_of
 
 _LOG = get_logger(__name__)
 
 _Rates = Mapping[str, Mapping[str, float]]  # by engine: images_per_second, and setup in seconds
-Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 EAGER = "torch"
 """Name of the engine that is torch as it trains."""
 _ROUNDS = 3  # timed batches of each candidate; the fastest counts, as other work on the machine only slows down
 _GLANCE = 4  # images that tell about how long the pass will take
-_CHUNK = 4  # images at once on one core: what EfficientNet's layers make of them still fits into its cache
 _BEHIND = 1.5  # times the fastest candidate's seconds: one that is slower is timed no further
 _SHORT_BATCHES, _SHORT_SECONDS = 20, 8.0  # a measurement takes about a third of this: a shorter pass can't repay it
 _ROUNDING = 1e-4  # of an output's largest value; other orders of float32 sums were seen to differ by up to 1e-5
@@ -63,17 +54,6 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is to be run, and eager torch's outputs in the run's precision and in float32."""
-
-    prefix: nn.Module
-    pixels: Tensor
-    bfloat16: bool
-    outputs: tuple[Tensor, ...]
-    exact: tuple[Tensor, ...]
-
-
-@dataclass(frozen=True)
 class _Candidate:
     """An engine that passed the check.
 
@@ -88,10 +68,6 @@ class _Candidate:
     difference: float
     setup: float
     batch: float
-
-
-class _Refused(Exception):
-    """Why a candidate can't be used."""
 
 
 def choose_engine(
@@ -117,23 +93,23 @@ def choose_engine(
     Raises:
         ModelError: If the one that was asked for is missing, can't run this prefix, or computes something else.
     """
-    eager = Engine(EAGER, _eager(prefix, bfloat16), None, 0.0)
+    plain = Engine(EAGER, eager(prefix, bfloat16), None, 0.0)
     if asked == EAGER:
-        return eager
-    place = f"{key}, {_circumstances(_Job(prefix, pixels, bfloat16, (), ()))}"
-    known = _recall(memory, place) if asked not in _BUILDERS else None
-    if asked not in _BUILDERS and not known and _is_short(eager.run, pixels, images):
+        return plain
+    place = f"{key}, {_circumstances(Job(prefix, pixels, bfloat16, (), ()))}"
+    known = _recall(memory, place) if asked not in BUILDERS else None
+    if asked not in BUILDERS and not known and _is_short(plain.run, pixels, images):
         _LOG.info("frozen pass: torch; %d images are too few to look for something faster", images)
-        return eager
-    outputs, seconds = _timed(eager.run, pixels)
-    exact = _eager(prefix, False)(pixels) if bfloat16 else outputs
-    job = _Job(prefix, pixels, bfloat16, outputs, exact)
-    if asked in _BUILDERS:
+        return plain
+    outputs, seconds = _timed(plain.run, pixels)
+    exact = eager(prefix, False)(pixels) if bfloat16 else outputs
+    job = Job(prefix, pixels, bfloat16, outputs, exact)
+    if asked in BUILDERS:
         return _insist(asked, job)
-    if known and (engine := _reuse(known, eager, job, images)):
+    if known and (engine := _reuse(known, plain, job, images)):
         return engine
     candidates, refused = _prepare(job)
-    candidates = {EAGER: _Candidate(eager.run, 0.0, 0.0, seconds), **candidates}
+    candidates = {EAGER: _Candidate(plain.run, 0.0, 0.0, seconds), **candidates}
     known = _measure(candidates, pixels)
     name = _first_to_finish(known, images)
     _LOG.info("frozen pass: %s; images/s: %s", name, _describe(known, refused))
@@ -141,90 +117,22 @@ def choose_engine(
     return Engine(name, candidates[name].run, known[name]["images_per_second"], candidates[name].difference)
 
 
-def _eager(prefix: nn.Module, bfloat16: bool) -> Run:
-    """The prefix as it is, under autocast or not."""
-    layout = _layout(prefix)
-
-    def run(pixels: Tensor) -> tuple[Tensor, ...]:
-        with torch.no_grad(), torch.autocast(pixels.device.type, torch.bfloat16, enabled=bfloat16):
-            return prefix(pixels.contiguous(memory_format=layout))
-
-    return run
-
-
-def _traced(job: _Job) -> Run:
-    """TorchScript with the weights as constants: BatchNorm is folded into them, and bfloat16 casts are done once.
-
-    The trace sees gray images: what it wrongly takes from them for a constant then shows in the check on real ones.
-    """
-    layout = _layout(job.prefix)
-    gray = torch.zeros_like(job.pixels, memory_format=layout)
-    autocast = torch.autocast(gray.device.type, torch.bfloat16, enabled=job.bfloat16, cache_enabled=False)
-    with torch.no_grad(), autocast, _quiet():
-        program = torch.jit.freeze(torch.jit.trace(job.prefix, (gray,), check_trace=False))
-
-    def run(pixels: Tensor) -> tuple[Tensor, ...]:
-        with torch.autocast(pixels.device.type, enabled=False):  # the casts are in the program
-            return program(pixels.contiguous(memory_format=layout))
-
-    return run
-
-
-def _onnxruntime(job: _Job) -> Run:
-    """Float32 on the CPU with as many threads as torch has, each with a few images of its own.
-
-    They needn't wait for each other after every layer, nor for one whose core a data loader worker has taken.
-    The exporter is the one on top of torch.jit.trace: the one on top of torch.export needs 3 to 5 times as long, and
-    trips over a forward pass that ends in an exception (torch 2.14).
-    """
-    if job.pixels.device.type != "cpu":
-        raise _Refused(f"it runs on the CPU and the model is on {job.pixels.device.type}")
-    try:
-        runtime = importlib.import_module("onnxruntime")
-        importlib.import_module("onnx")  # the exporter needs it, and names no package when it is missing
-    except ImportError as error:
-        raise _Refused('it is not installed: pip install "hfft[fast]"') from error
-    options = runtime.SessionOptions()
-    chunk = max(size for size in range(1, _CHUNK + 1) if len(job.pixels) % size == 0)
-    chunks, threads = len(job.pixels) // chunk, torch.get_num_threads()
-    options.intra_op_num_threads = max(threads // chunks, 1)
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # data loader workers want the cores
-    options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _quiet(), _silent():
-        file = str(Path(folder) / "prefix.onnx")
-        gray = torch.zeros_like(job.pixels[:chunk], memory_format=torch.contiguous_format)
-        torch.onnx.export(job.prefix, (gray,), file, input_names=["pixels"], dynamo=False)
-        session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-
-    pool = ThreadPoolExecutor(min(threads, chunks))
-
-    def run(pixels: Tensor) -> tuple[Tensor, ...]:
-        parts = pixels.contiguous().split(chunk)
-        done = pool.map(lambda part: session.run(None, {"pixels": part.numpy()}), parts)
-        return tuple(torch.from_numpy(np.concatenate(leaf)) for leaf in zip(*done, strict=True))
-
-    return run
-
-
-_BUILDERS: dict[str, Callable[[_Job], Run]] = {"torch traced": _traced, "onnxruntime": _onnxruntime}
-
-
-def _prepare(job: _Job) -> tuple[dict[str, _Candidate], dict[str, str]]:
+def _prepare(job: Job) -> tuple[dict[str, _Candidate], dict[str, str]]:
     """The candidates that agree with eager torch, and for the others the reason, by name."""
     candidates, refused = {}, {}
-    for name in _BUILDERS:
+    for name in BUILDERS:
         try:
             candidates[name] = _build(name, job)
-        except _Refused as reason:
+        except Refused as reason:
             refused[name] = str(reason)
     return candidates, refused
 
 
-def _build(name: str, job: _Job) -> _Candidate:
-    """Build a candidate and check it; _Refused if it can't be built or run, or computes something else."""
+def _build(name: str, job: Job) -> _Candidate:
+    """Build a candidate and check it; Refused if it can't be built or run, or computes something else."""
     start = time.perf_counter()
     try:
-        bare = _BUILDERS[name](job)
+        bare = BUILDERS[name](job)
         dtypes = [output.dtype for output in job.outputs]
 
         def run(pixels: Tensor) -> tuple[Tensor, ...]:
@@ -234,25 +142,25 @@ def _build(name: str, job: _Job) -> _Candidate:
 
         run(job.pixels)
         outputs, seconds = _timed(run, job.pixels)  # TorchScript optimizes itself in its second run
-    except _Refused:
+    except Refused:
         raise
     except Exception as error:  # compilers and exporters raise whatever they stumble over
-        raise _Refused(_reason(error)) from error
+        raise Refused(_reason(error)) from error
     setup = time.perf_counter() - start
     return _Candidate(run, _check(outputs, job), setup, seconds)
 
 
-def _check(outputs: tuple[Tensor, ...], job: _Job) -> float:
-    """The largest relative difference from eager torch in the run's precision; _Refused if it is too large."""
+def _check(outputs: tuple[Tensor, ...], job: Job) -> float:
+    """The largest relative difference from eager torch in the run's precision; Refused if it is too large."""
     largest = 0.0
-    for number, (output, eager, exact) in enumerate(zip(outputs, job.outputs, job.exact, strict=True)):
-        if output.shape != eager.shape:
-            raise _Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(eager.shape)}")
+    for number, (output, plain, exact) in enumerate(zip(outputs, job.outputs, job.exact, strict=True)):
+        if output.shape != plain.shape:
+            raise Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(plain.shape)}")
         size, distance = _distance(exact, torch.zeros_like(exact)), _distance(output, exact)
-        limit = max(_SPREAD * _distance(eager, exact), _ROUNDING * size)
+        limit = max(_SPREAD * _distance(plain, exact), _ROUNDING * size)
         if not distance <= limit:  # so that NaN is refused too
-            raise _Refused(f"output {number} differs from torch by up to {distance:.2g}; {limit:.2g} is allowed")
-        largest = max(largest, _distance(output, eager) / (size or 1.0))
+            raise Refused(f"output {number} differs from torch by up to {distance:.2g}; {limit:.2g} is allowed")
+        largest = max(largest, _distance(output, plain) / (size or 1.0))
     return largest
 
 
@@ -261,11 +169,11 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).abs().max())
 
 
-def _insist(name: str, job: _Job) -> Engine:
+def _insist(name: str, job: Job) -> Engine:
     """An engine by name, not timed; ModelError if it is refused."""
     try:
         candidate = _build(name, job)
-    except _Refused as reason:
+    except Refused as reason:
         raise ModelError(f"replay.engine: {name} can't be used: {reason}; auto takes one that can") from reason
     return Engine(name, candidate.run, None, candidate.difference)
 
@@ -284,9 +192,9 @@ def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
     }
 
 
-def _is_short(eager: Run, pixels: Tensor, images: int) -> bool:
+def _is_short(run: Run, pixels: Tensor, images: int) -> bool:
     glance = pixels[:_GLANCE]
-    image = _timed(eager, glance)[1] / len(glance)
+    image = _timed(run, glance)[1] / len(glance)
     return image * images < _SHORT_BATCHES * image * len(pixels) + _SHORT_SECONDS
 
 
@@ -308,14 +216,14 @@ def _describe(known: _Rates, refused: Mapping[str, str]) -> str:
     return ", ".join([*rates, *(f"{name} refused: {reason}" for name, reason in refused.items())])
 
 
-def _reuse(known: _Rates, eager: Engine, job: _Job, images: int) -> Engine | None:
+def _reuse(known: _Rates, plain: Engine, job: Job, images: int) -> Engine | None:
     """The engine that an earlier measurement favours; None if it fails now."""
     name = _first_to_finish(known, images)
     if name == EAGER:
-        return replace(eager, images_per_second=known[EAGER]["images_per_second"])
+        return replace(plain, images_per_second=known[EAGER]["images_per_second"])
     try:
         candidate = _build(name, job)
-    except _Refused as reason:
+    except Refused as reason:
         _LOG.info("frozen pass: %s, remembered as the fastest, is refused now and all are measured: %s", name, reason)
         return None
     return Engine(name, candidate.run, known[name]["images_per_second"], candidate.difference)
@@ -328,7 +236,7 @@ def _recall(memory: Path | None, place: str) -> _Rates | None:
         sensible = all(rate["images_per_second"] > 0 and rate["setup"] >= 0 for rate in known.values())
     except (AttributeError, KeyError, TypeError):
         return None
-    return known if sensible and EAGER in known and set(known) <= {EAGER, *_BUILDERS} else None
+    return known if sensible and EAGER in known and set(known) <= {EAGER, *BUILDERS} else None
 
 
 def _remember(memory: Path | None, place: str, known: _Rates) -> None:
@@ -350,12 +258,12 @@ def _read(memory: Path | None) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _circumstances(job: _Job) -> str:
+def _circumstances(job: Job) -> str:
     """All that a measurement depends on beside the network."""
     parts = [
         f"batch {'x'.join(map(str, job.pixels.shape))}",
         "bfloat16" if job.bfloat16 else "float32",
-        str(_layout(job.prefix)).removeprefix("torch."),
+        str(layout_of(job.prefix)).removeprefix("torch."),
         _processor(job.pixels.device),
         f"{torch.get_num_threads()} threads",
         *(f"{package} {_version(package)}" for package in ("torch", "onnxruntime", "onnx")),
@@ -378,42 +286,6 @@ def _processor(device: torch.device) -> str:
     lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
-
-
-def _layout(prefix: nn.Module) -> torch.memory_format:
-    """Channels last where the convolutions' weights are; a 1x1 convolution fits both and doesn't tell."""
-    weights = [weight for weight in prefix.parameters() if weight.dim() == 4]
-    last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
-    return torch.channels_last if last else torch.contiguous_format
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what is known: TorchScript is deprecated, and a trace keeps the batch's shape as a constant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", FutureWarning)
-        warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX", DeprecationWarning)
-        warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, r"torch\.onnx")
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        # The trace reads every attribute of a model, deprecated ones too.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
-        yield
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Drop what is written to stderr: an export that fails prints the whole network, in torch 2.14 unconditionally."""
-    torch._C._jit_set_onnx_log_output_stream("stderr")  # which no buffer delays until after this
-    sys.stderr.flush()
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _reason(error: Exception) -> str:

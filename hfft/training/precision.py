@@ -11,13 +11,14 @@ from accelerate.logging import get_logger
 
 from hfft.files import read_json, write_json
 from hfft.machine import has_native_bfloat16
-from hfft.model.cut import Prefix, find_cut, placeholder_pixels
+from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.freezing import held_modules
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.plan import prepare_phase
 
 _IMAGES = 4  # per step that is timed
-_STEPS = 3  # the first warms up
+_STEPS = 3  # in each precision; the first warms up
+_PRECISIONS: tuple[str, ...] = ("float32", "bfloat16")
 _GAIN = 0.9  # bfloat16's time, at most, as a share of float32's
 
 _LOG = get_logger(__name__)
@@ -50,10 +51,8 @@ def fastest_precision(
         return known[place]
     network = prepare_phase(copy.deepcopy(model), spec, pixels)
     cut = find_cut(network, pixels, spec.batchnorm) if replays else None
-    seconds = {}
-    for name, enabled in (("float32", False), ("bfloat16", True)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            seconds[name] = _step(network, cut, pixels.expand(_IMAGES, *pixels.shape[1:]), spec.batchnorm)
+    batch = pixels.expand(_IMAGES, *pixels.shape[1:])
+    seconds = _seconds(network, cut, batch, spec.batchnorm)
     best = "bfloat16" if seconds["bfloat16"] < _GAIN * seconds["float32"] else "float32"
     _LOG.info(
         f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {1000 * seconds['float32']:.0f} ms in "
@@ -65,25 +64,39 @@ def fastest_precision(
     return best
 
 
-def _step(network: Any, cut: Any, pixels: torch.Tensor, batchnorm: str) -> float:
-    """Seconds of a forward and backward pass, from the cut on if there is one."""
-    activations: tuple[torch.Tensor, ...] = ()
-    if cut is not None:
-        with torch.no_grad():
-            activations = Prefix(network.eval(), [cut]).eval()(pixels)
+def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
+    """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
+    entering = {name: _entering(network, cut, pixels, name) for name in _PRECISIONS}
     network.train()
     for module in held_modules(network, batchnorm):
         module.training = False
-    best = math.inf
+    seconds = dict.fromkeys(_PRECISIONS, math.inf)
     with torch.random.fork_rng():
-        for _ in range(_STEPS):
+        for name in _PRECISIONS * _STEPS:
             begun = time.perf_counter()
-            if cut is None:
-                logits = network(pixel_values=pixels).logits
-            else:
-                with cut.bypassed():
-                    cut.feed(activations)
-                    logits = network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits
-            logits.float().logsumexp(1).sum().backward()
-            best = min(best, time.perf_counter() - begun)
-    return best
+            with _autocast(name):
+                _step(network, cut, pixels, entering[name])
+            seconds[name] = min(seconds[name], time.perf_counter() - begun)
+    return seconds
+
+
+def _entering(network: Any, cut: Cut | None, pixels: torch.Tensor, precision: str) -> tuple[torch.Tensor, ...]:
+    if cut is None:
+        return ()
+    with torch.no_grad(), _autocast(precision):
+        return Prefix(network.eval(), [cut]).eval()(pixels)
+
+
+def _step(network: Any, cut: Cut | None, pixels: torch.Tensor, activations: tuple[torch.Tensor, ...]) -> None:
+    """A forward and backward pass, from the cut on if there is one."""
+    if cut is None:
+        logits = network(pixel_values=pixels).logits
+    else:
+        with cut.bypassed():
+            cut.feed(activations)
+            logits = network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits
+    logits.float().logsumexp(1).sum().backward()
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")

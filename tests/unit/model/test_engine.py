@@ -12,7 +12,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import ModelError
-from hfft.model import engine
+from hfft.model import engine, programs
 from hfft.model.engine import choose_engine
 
 MANY = 10**9  # images, so that a measurement is worth its time
@@ -87,7 +87,7 @@ def favour(monkeypatch, name):
 
 def offer(monkeypatch, build):
     """A candidate of our own beside eager torch, the only one."""
-    monkeypatch.setattr(engine, "_BUILDERS", {"torch traced": build})
+    monkeypatch.setattr(engine, "BUILDERS", {"torch traced": build})
 
 
 def same(job):
@@ -125,7 +125,7 @@ def test_torch_is_bit_equal_to_the_plain_forward_pass(layout, bfloat16):
 def test_torch_measures_and_checks_nothing(monkeypatch):
     network, calls = prefix(), []
     network.register_forward_hook(lambda *_: calls.append(1))
-    monkeypatch.setattr(engine, "_BUILDERS", {})
+    monkeypatch.setattr(engine, "BUILDERS", {})
     choose(network, asked="torch")
     assert calls == []
 
@@ -164,14 +164,14 @@ def test_bfloat16_gives_the_types_of_eager_torch_and_is_about_as_near_to_float32
 
 
 def test_batchnorm_is_folded_into_the_convolutions(monkeypatch):
-    programs = []
+    frozen = []
     freeze = torch.jit.freeze
-    monkeypatch.setattr(torch.jit, "freeze", lambda program: programs.append(freeze(program)) or programs[-1])
+    monkeypatch.setattr(torch.jit, "freeze", lambda program: frozen.append(freeze(program)) or frozen[-1])
     favour(monkeypatch, "torch traced")
     network = prefix("resnet")
     assert any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
     choose(network)
-    operations = {node.kind() for node in programs[0].inlined_graph.nodes()}
+    operations = {node.kind() for node in frozen[0].inlined_graph.nodes()}
     assert "aten::_convolution" in operations or "aten::conv2d" in operations
     assert "aten::batch_norm" not in operations
 
@@ -235,7 +235,7 @@ def test_the_log_names_each_rate_and_each_reason(monkeypatch, report):
     def build(job):
         raise ValueError("no such operation\nand a long explanation")
 
-    monkeypatch.setattr(engine, "_BUILDERS", {"torch traced": engine._traced, "onnxruntime": build})
+    monkeypatch.setattr(engine, "BUILDERS", {"torch traced": programs._traced, "onnxruntime": build})
     choose(prefix())
     assert len(report) == 1
     assert "torch traced " in report[0]
@@ -243,7 +243,7 @@ def test_the_log_names_each_rate_and_each_reason(monkeypatch, report):
 
 
 def test_the_fastest_is_taken_and_the_time_to_prepare_it_counts(monkeypatch):
-    monkeypatch.setattr(engine, "_BUILDERS", {"torch traced": same, "onnxruntime": same})
+    monkeypatch.setattr(engine, "BUILDERS", {"torch traced": same, "onnxruntime": same})
     rates = {
         "torch": {"images_per_second": 10.0, "setup": 0.0},
         "torch traced": {"images_per_second": 20.0, "setup": 2.0},

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
@@ -9,14 +11,27 @@ SPEC = PhaseSpec(name="p", unfreeze={"blocks": 1})
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 
 
-@pytest.mark.parametrize(("seconds", "expected"), [((1.0, 0.5), "bfloat16"), ((1.0, 0.95), "float32")], ids=str)
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ((9.0, 9.0, 1.0, 0.5, 1.0, 0.5), "bfloat16"),
+        ((9.0, 9.0, 1.0, 0.95, 1.0, 0.95), "float32"),
+        ((9.0, 9.0, 5.0, 1.0, 1.0, 1.0), "float32"),  # busy with other work during one step
+    ],
+    ids=str,
+)
 def test_the_faster_one_by_a_margin(monkeypatch, seconds, expected):
-    times = iter(seconds)
-    asked = []
+    clock, asked, times = [0.0], [], iter(seconds)
+
+    def step(*_):
+        asked.append(torch.is_autocast_enabled("cpu"))
+        clock[0] += next(times)
+
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "_step", lambda *_: asked.append(torch.is_autocast_enabled("cpu")) or next(times))
+    monkeypatch.setattr(precision, "_step", step)
+    monkeypatch.setattr(precision, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     assert precision.fastest_precision(tiny.build("vit"), SPEC, ONE, replays=True) == expected
-    assert asked == [False, True]
+    assert asked == [False, True] * 3
 
 
 def test_float32_without_native_bfloat16(monkeypatch):
@@ -36,7 +51,7 @@ def test_the_model_is_not_changed(monkeypatch, replays):
 
 def test_an_answer_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
-    times = iter((1.0, 0.5))
-    monkeypatch.setattr(precision, "_step", lambda *_: next(times))  # and no third and fourth
+    times = iter([{"float32": 1.0, "bfloat16": 0.5}])
+    monkeypatch.setattr(precision, "_seconds", lambda *_: next(times))  # and no second one
     options = {"replays": True, "memory": tmp_path / "runs/precision.json"}
     assert [precision.fastest_precision(tiny.build("vit"), SPEC, ONE, **options) for _ in range(2)] == ["bfloat16"] * 2
