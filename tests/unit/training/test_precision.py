@@ -3,11 +3,13 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from accelerate import PartialState
 
 from hfft.recipe.spec import PhaseSpec
 from hfft.training import precision
 
 SPEC = PhaseSpec(name="p", unfreeze={"blocks": 1})
+PartialState()  # which the log asks for its rank
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 
 
