@@ -22,6 +22,7 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+import tiny  # noqa: E402
 from PIL import Image  # noqa: E402
 
 THREE_CLASSES = {"ant": 12, "bee": 12, "cat": 12}
@@ -50,6 +51,20 @@ def photos(tmp_path: Path) -> Callable[..., Path]:
         return make_photos(tmp_path / name, counts)
 
     return make
+
+
+@pytest.fixture
+def work_with(tmp_path: Path, photos: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """`work_with(RECIPE, {"train/ant": 8})`: recipe, photos and a ViT in the folder that tests then run in."""
+
+    def prepare(recipe: str, counts: Mapping[str, int], **config: float) -> Path:
+        photos(counts)
+        tiny.save(tmp_path / "vit", "vit", **config)
+        (tmp_path / "recipe.yaml").write_text(recipe)
+        monkeypatch.chdir(tmp_path)
+        return tmp_path
+
+    return prepare
 
 
 @pytest.fixture

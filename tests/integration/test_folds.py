@@ -4,7 +4,6 @@ import json
 
 import pandas as pd
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file
 
@@ -24,12 +23,8 @@ phases:
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    photos({"ant": 11, "bee": 11})
-    tiny.save(tmp_path / "vit", "vit")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(work_with):
+    return work_with(RECIPE, {"ant": 11, "bee": 11})
 
 
 def test_folds(workplace, capsys):

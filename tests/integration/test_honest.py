@@ -35,12 +35,8 @@ SPLITS = {
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    photos(SPLITS)
-    tiny.save(tmp_path / "vit", "vit", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(work_with):
+    return work_with(RECIPE, SPLITS, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 def weights(folder, pattern):

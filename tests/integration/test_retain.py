@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -34,12 +33,8 @@ SPLITS = {
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    photos(SPLITS)
-    tiny.save(tmp_path / "vit", "vit")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(work_with):
+    return work_with(RECIPE, SPLITS)
 
 
 def weights(folder):

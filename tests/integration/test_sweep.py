@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import tiny
 
 import hfft
 from hfft.cli import main
@@ -22,12 +21,8 @@ GRID = ["sweep", "recipe.yaml", "phases.head.learning_rate=1e-2,1e-3", "output_d
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    photos(SPLITS)
-    tiny.save(tmp_path / "vit", "vit")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(work_with):
+    return work_with(RECIPE, SPLITS)
 
 
 def test_a_grid_runs_is_compared_and_is_not_run_twice(workplace, capsys):

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import tiny
 import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from ruamel.yaml import YAML
@@ -47,12 +46,8 @@ SPLITS = {
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
-    photos(SPLITS)
-    tiny.save(tmp_path / "vit", "vit")
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+def workplace(work_with):
+    return work_with(RECIPE, SPLITS)
 
 
 def weights(folder):

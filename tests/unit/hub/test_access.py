@@ -9,13 +9,6 @@ from hfft.hub.access import Destination, explained, reach
 from hfft.recipe.spec import HubSpec
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with hub_server.running() as running:
-        hub_server.connect(running, monkeypatch, tmp_path)
-        yield running
-
-
 @pytest.mark.parametrize(("repo_id", "found"), [("cells", "me/cells"), ("club/cells", "club/cells")])
 def test_a_repository_is_made_private(repo_id, found, hub):
     assert reach(HubSpec(repo_id=repo_id)) == Destination(found, True, None)

@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import hub_server
 import pushable
 import pytest
 import tiny
@@ -15,13 +14,6 @@ from hfft.cli import main
 from hfft.inference.opening import open_model
 
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json"}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with hub_server.running() as running:
-        hub_server.connect(running, monkeypatch, tmp_path / "home")
-        yield running
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import logging
 import shutil
 from types import SimpleNamespace
 
-import hub_server
 import numpy as np
 import pushable
 import pytest
@@ -25,13 +24,6 @@ ADAPTER = {"adapter_config.json", "adapter_model.safetensors", "config.json", "p
 def merged(tmp_path_factory):
     """A finished run with a model and an adapter, whose checkpoint is a folder."""
     return pushable.make_run(tmp_path_factory.mktemp("merged"))
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with hub_server.running() as running:
-        hub_server.connect(running, monkeypatch, tmp_path / "home")
-        yield running
 
 
 @pytest.fixture
