@@ -16,10 +16,8 @@ import numpy as np
 import psutil
 from PIL import Image
 
-_CLASSES = 10
 
-
-def make_photos(folder: Path, count: int, size: tuple[int, int]) -> int:
+def make_photos(folder: Path, count: int, size: tuple[int, int], classes: int = 10) -> int:
     """Write JPEGs that differ: blotches, edges and grain.
 
     Returns:
@@ -29,7 +27,7 @@ def make_photos(folder: Path, count: int, size: tuple[int, int]) -> int:
     grain = rng.normal(0, 8, (size[1] * 2, size[0] * 2, 3))
     total = 0
     for number in range(count):
-        path = folder / f"class{number % _CLASSES}" / f"{number:06d}.jpg"
+        path = folder / f"class{number % classes}" / f"{number:06d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         coarse = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
             size, Image.Resampling.BILINEAR
