@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from hfft.errors import RunError
+from hfft.evaluation.multilabel import SetOutcomes, set_differences
 from hfft.evaluation.pairs import McNemar, differences, mcnemar
+from hfft.evaluation.scores import flags_of, holds_sets
 from hfft.files import read_json
 from hfft.recipe.loading import load_recipe
 
@@ -128,6 +130,10 @@ class _Finished:
     def labels(self) -> list[str]:
         return self.data["labels"]
 
+    @property
+    def task(self) -> str:
+        return self.data.get("task", "single_label")
+
     def fingerprint(self, split: str) -> str:
         return self.data["splits"][split]["fingerprint"]
 
@@ -150,7 +156,10 @@ class _Finished:
             table = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             raise RunError(f"{path}: the predictions can't be read: {error}") from error
-        return table.query("split == @split")
+        table = table.query("split == @split")
+        if holds_sets(table):  # lists can't be merged on
+            table = table.assign(label=[tuple(sorted(names)) for names in table["label"]])
+        return table
 
 
 def _common_split(runs: Sequence[_Finished], asked: str | None) -> str:
@@ -167,7 +176,12 @@ def _notes(runs: Sequence[_Finished], split: str) -> list[str]:
     notes = []
     first = runs[0]
     for run in runs[1:]:
-        if sorted(run.labels) != sorted(first.labels):
+        if run.task != first.task:
+            notes.append(
+                f"{run.folder} is {run.task.replace('_', '-')} and {first.folder} {first.task.replace('_', '-')}: "
+                "their numbers answer different questions"
+            )
+        elif sorted(run.labels) != sorted(first.labels):
             notes.append(
                 f"{run.folder} has other classes ({_listed(run.labels)}) than {first.folder} "
                 f"({_listed(first.labels)}): their numbers answer different questions"
@@ -179,6 +193,8 @@ def _notes(runs: Sequence[_Finished], split: str) -> list[str]:
 
 def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFrame | None, str | None]:
     """Both runs' predictions of the images that they share, a row for each; or why there are none."""
+    if first.task != second.task:
+        return None, "no paired comparison, as images have one label in one run and any number in the other"
     if sorted(first.labels) != sorted(second.labels):
         return None, "no paired comparison, as the classes differ"
     same = first.fingerprint(split) == second.fingerprint(split)
@@ -195,8 +211,16 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
 
 def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
     names = first.labels
-    labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)
     one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
+    if isinstance(table["label"].iloc[0], tuple):
+        outcomes = [
+            SetOutcomes.of(shares, flags_of(table["label"], names), flags_of(table[f"prediction {which}"], names))
+            for shares, which in ((one, "first"), (other, "second"))
+        ]
+        paired = set_differences(outcomes[0], outcomes[1])
+        right = [(outcome.labels == outcome.predicted).all(axis=1) for outcome in outcomes]
+        return Pair(str(first.folder), str(second.folder), len(table), paired, mcnemar(*right))
+    labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)
     right = [probabilities.argmax(axis=1) == labels for probabilities in (one, other)]
     return Pair(
         first=str(first.folder),

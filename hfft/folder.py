@@ -20,13 +20,12 @@ from hfft.data.checking import Checked
 from hfft.data.content import read_content
 from hfft.data.decoding import decode
 from hfft.data.findings import described
+from hfft.data.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.targets import targets_of
 from hfft.errors import RecipeError, RunError
-from hfft.evaluation.calibration import calibration
-from hfft.evaluation.classes import confusion
 from hfft.evaluation.confidence import describe_confidence, store_confidence
-from hfft.evaluation.scoring import Scores
+from hfft.evaluation.scores import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.machine import describe_environment
 from hfft.recipe.loading import dump_recipe, load_recipe
@@ -128,6 +127,7 @@ def open_folder(
     state = PartialState()
     content = {
         "labels": list(checked.images.labels),
+        "task": checked.images.task,
         "splits": {name: describe_split(checked.images, name, print) for name, print in checked.fingerprints.items()},
         "skipped": [dataclasses.asdict(skip) for skip in checked.skipped],
         "findings": [described(finding) for finding in checked.findings],
@@ -226,16 +226,13 @@ def write_results(
     if confidence is not None:
         store_confidence(folder / result_name(recipe), confidence)
         more = {**more, "confidence": confidence}
-    predicted = {split: found.probabilities.argmax(axis=1) for split, found in scores.items()}
     rounded = {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()}
     content = {
         **{split: found.metrics for split, found in scores.items()},
         "by_class": {split: found.by_class for split, found in scores.items()},
-        "confusion": {
-            split: confusion(predicted[split], found.labels, found.classes) for split, found in scores.items()
-        },
+        "confusion": {split: found.confusion for split, found in scores.items()},
         "details": {split: found.details for split, found in scores.items()},
-        "calibration": {split: calibration(found.probabilities, found.labels) for split, found in scores.items()},
+        "calibration": {split: found.calibration for split, found in scores.items()},
         "examples": _write_examples(folder / result_name(recipe), images, recipe.widget or 0),
         **more,
         "seconds": rounded,
@@ -249,7 +246,7 @@ def _write_examples(folder: Path, images: ImageData, count: int) -> list[dict[st
     rows = images.splits.get("test", images.splits.get("validation"))
     if rows is None or count == 0:
         return []
-    labels = np.asarray(rows["label"])
+    labels = strata_of(labels_of(rows))
     by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
     turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
     chosen = [rows[row] for row in turns[:count]]
@@ -263,6 +260,6 @@ def _write_examples(folder: Path, images: ImageData, count: int) -> list[dict[st
 
     write_folder(folder / _EXAMPLES, write)
     return [
-        {"file": f"{_EXAMPLES}/{number}.jpg", "label": images.labels[row["label"]]}
+        {"file": f"{_EXAMPLES}/{number}.jpg", "label": spoken_label(row["label"], images.labels)}
         for number, row in enumerate(chosen)
     ]

@@ -16,6 +16,8 @@ from transformers import TrainerCallback
 
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.intervals import with_intervals
+from hfft.evaluation.multilabel import sets_with_intervals
+from hfft.evaluation.scores import flags_of, holds_sets
 from hfft.files import write_file, write_json
 from hfft.recipe.spec import Fold, Recipe
 from hfft.run import Run, finetune
@@ -101,9 +103,17 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
 def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
     columns = [name for name in table.columns if name.startswith("probability ")]
     classes = [name.removeprefix("probability ") for name in columns]
-    labels = pd.Categorical(table["label"], categories=classes).codes.astype(np.int64)
-    together: dict[str, dict[str, Any]] = with_intervals(table[columns].to_numpy(np.float32), labels)
+    together: dict[str, dict[str, Any]] = _measured(table, table[columns].to_numpy(np.float32), classes)
     for name, values in together.items():
         by_fold = [run.metrics["test"][name]["value"] for run in runs]
         values |= {"mean": float(np.mean(by_fold)), "std": float(np.std(by_fold, ddof=1))}
     return together
+
+
+def _measured(table: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Metrics of all predictions; of several labels, each run has given them by its own thresholds."""
+    if holds_sets(table):
+        return sets_with_intervals(
+            probabilities, flags_of(table["label"], classes), flags_of(table["prediction"], classes)
+        )
+    return with_intervals(probabilities, pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))

@@ -22,9 +22,10 @@ def tell_of_absent(scores: Scores) -> None:
     absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
     if absent:
         shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
+        left_out = "balanced accuracy" if scores.labels.ndim == 1 else "mean average precision"
         _LOG.info(
             f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({shown}): macro "
-            "F1 takes each of them as 0, balanced accuracy leaves them out"
+            f"F1 takes each of them as 0, {left_out} leaves them out"
         )
 
 

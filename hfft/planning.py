@@ -1,7 +1,7 @@
 """What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 from hfft.data.fitting import fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
-from hfft.evaluation.metrics import METRICS
+from hfft.evaluation.metrics import METRICS, MetricFunction
+from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.recipe.loading import multi_label_problems
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.training.losses import ImageLoss, prior_shifts
+from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
@@ -34,7 +36,7 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     """
     recipe = resolve_phases(recipe, None)
     images = load_data(recipe.data, recipe.seed)
-    config = load_config(recipe.model, images.labels)
+    config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
@@ -58,14 +60,18 @@ def check_phases(
         RecipeError: If transformers refuses an argument, or the metric is unknown.
         ModelError: If the network doesn't have what a phase asks for.
     """
+    problems = multi_label_problems(recipe) if images.is_multi_label else []
+    if problems:
+        raise RecipeError("\n".join(["the images have any number of labels (data.task):", *problems]))
     loss_of(recipe, images)
     plans = []
+    known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):
         where = f"phases.{phase.name}"
-        metric = phase.arguments.get("metric_for_best_model", "accuracy")
-        if str(metric).removeprefix("eval_") not in METRICS:
-            raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(METRICS)}")
+        metric = phase.arguments.get("metric_for_best_model", next(iter(known)))
+        if str(metric).removeprefix("eval_") not in known:
+            raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(known)}")
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         try:
             skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
@@ -112,6 +118,11 @@ def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
     )
 
 
+def metrics_of(images: ImageData) -> Mapping[str, MetricFunction]:
+    """The metrics of a task; the first is what phases are judged by, unless they say otherwise."""
+    return SET_METRICS if images.is_multi_label else METRICS
+
+
 def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:
     """Label smoothing to the loss that the recipe asks for.
 
@@ -120,6 +131,8 @@ def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:
     """
     spec = recipe.loss
     gamma = (spec.gamma or 2.0) if spec.name == "focal" else 0.0
+    if images.is_multi_label:
+        return partial(LabelSetLoss, class_weights=class_weights(recipe, images), gamma=gamma)
     shifts = None
     if spec.name == "logit_adjusted":
         shifts = prior_shifts(list(images.counts("train").values()), spec.tau or 1.0)
@@ -129,6 +142,9 @@ def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:
 def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:
     """Factors of the classes in the loss, (K,); balanced ones have a mean of 1 over the training images.
 
+    Multi-label, they multiply the terms of images that have a label; balanced ones are how many images lack it for
+    each that has it.
+
     Raises:
         RecipeError: If the recipe names other classes than the images have.
     """
@@ -137,7 +153,19 @@ def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None
         return None
     if weights == "balanced":
         counts = images.counts("train")
+        if images.is_multi_label:
+            return _lacking_per_having(counts, len(images.splits["train"]))
         return tuple(sum(counts.values()) / (len(counts) * counts[label]) for label in images.labels)
     if set(weights) != set(images.labels):
         raise RecipeError(f"class_weights: found {', '.join(weights)}; the classes are {', '.join(images.labels)}")
     return tuple(weights[label] for label in images.labels)
+
+
+def _lacking_per_having(counts: Mapping[str, int], images: int) -> tuple[float, ...]:
+    everywhere = [label for label, count in counts.items() if count == images]
+    if everywhere:
+        raise RecipeError(
+            f"class_weights: balanced: all training images have the label {', '.join(everywhere)}, so that there is "
+            "nothing to balance it with; give numbers by class, or leave it out"
+        )
+    return tuple((images - count) / count for count in counts.values())

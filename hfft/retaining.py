@@ -104,12 +104,14 @@ class Retaining:
         if data.validation is None:
             raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
         arguments = self._stages[-1].spec.arguments
-        metric = str(arguments.get("metric_for_best_model") or "accuracy").removeprefix("eval_")
+        metric = str(arguments.get("metric_for_best_model") or data.headline).removeprefix("eval_")
         is_greater = arguments.get("greater_is_better")
         return Trial(
             examples=data.validation,
             floats=data.floats,
+            metrics=data.metrics,
             metric=metric,
+            is_multi_label=data.is_multi_label,
             greater_is_better=not metric.endswith("loss") if is_greater is None else is_greater,
             seed=self._recipe.seed,
             batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),

@@ -4,6 +4,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,6 @@ from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.beside import Trained, Way, score_beside
-from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
@@ -44,7 +44,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
+from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
@@ -189,7 +189,7 @@ def _finetune(
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
-        config = load_config(recipe.model, images.labels) if model is None else _labelled(model, images.labels)
+        config = _config(recipe, images, model)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
         check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
         checked = _check(images, recipe, data)
@@ -197,7 +197,8 @@ def _finetune(
         make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
-        network: Any = load_checkpoint(recipe.model, images.labels)[0] if model is None else model
+        load = partial(_load, recipe, images) if model is None else None
+        network: Any = model if load is None else load()
         copy_fit(config, network.config)
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
@@ -221,7 +222,6 @@ def _finetune(
     _LOG.info(kept.reason)
     with _timed(seconds, "retention"), explained("retention"):
         retained = retaining.finish(network, phase_data)
-    load = (lambda: load_checkpoint(recipe.model, images.labels)[0]) if model is None else None
     trained = Trained(stages, results, kept, phase_data, replay, load)
     _end(network, processor, recipe, images, trained, retained, seconds)
     return Run(folder)
@@ -283,7 +283,8 @@ def evaluate(
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source)
     if data is not None:
-        rows = readable_rows(DataSpec(source=data, bad_images=bad_images), classifier.classes, split)
+        task = "multi_label" if classifier.is_multi_label else "single_label"
+        rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
     else:
         rows = own_rows(Run(source).folder, split or "test")
     name = split or "test"
@@ -307,12 +308,19 @@ def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Check
     )
 
 
-def _labelled(model: PreTrainedModel, labels: Sequence[str]) -> Any:
-    """The config of a model that the caller brought, with the images' labels."""
+def _load(recipe: Recipe, images: ImageData) -> PreTrainedModel:
+    return load_checkpoint(recipe.model, images.labels, is_multi_label=images.is_multi_label)[0]
+
+
+def _config(recipe: Recipe, images: ImageData, model: PreTrainedModel | None) -> Any:
+    """The checkpoint's config, or that of a model that the caller brought, with the images' labels."""
+    labels = images.labels
+    if model is None:
+        return load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
     config: Any = model.config
     if config.num_labels != len(labels):
         raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(labels)} classes")
-    set_labels(config, labels)
+    set_labels(config, labels, is_multi_label=images.is_multi_label)
     return config
 
 
@@ -374,10 +382,11 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         validation=None if validation is None else Examples(validation, evaluate_with.pixels),
         floats=train_with.floats,
         collate=Collator(augment.mixup, len(images.labels), train_with.floats),
-        measure=trainer_metrics(),
-        metrics=METRICS,
+        measure=trainer_metrics(is_multi_label=images.is_multi_label),
+        metrics=metrics_of(images),
         loss=loss_of(recipe, images),
-        chances=chances_of(train["label"][:], recipe.sampler),
+        chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
+        is_multi_label=images.is_multi_label,
     )
 
 

@@ -93,10 +93,10 @@ def _compare(arguments: argparse.Namespace) -> None:
 
 
 def _print_comparison(found: Any) -> None:
-    names = list(found.rows[0].metrics)
+    names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
     header = (f"{found.split} of", "images", *spaced(names), "model of", "trainable", "seconds")
     rows = [
-        (row.run, row.images, *map(interval, row.metrics.values()), row.phase, f"{row.trainable:,}", row.seconds)
+        (row.run, row.images, *_cells(row.metrics, names), row.phase, f"{row.trainable:,}", row.seconds)
         for row in found.rows
     ]
     print_table(header, rows)
@@ -114,6 +114,10 @@ def _print_comparison(found: Any) -> None:
         )
     for note in found.notes:
         print(f"note: {note}")
+
+
+def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
+    return [interval(metrics[name]) if name in metrics else "-" for name in names]
 
 
 def _sweep(arguments: argparse.Namespace) -> None:

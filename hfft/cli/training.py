@@ -90,7 +90,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         print(json.dumps({"splits": counts, "phases": [dataclasses.asdict(plan) for plan in plans]}))
         return
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
-    print(f"{recipe.name}: {splits} images, {len(images.labels)} classes: {', '.join(images.labels[:12])}")
+    many = ", any number of them in an image" if images.is_multi_label else ""
+    print(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")
     if images.columns:
         print(f"columns: {images.columns}")
     for number, plan in enumerate(plans, start=1):

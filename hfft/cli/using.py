@@ -149,8 +149,13 @@ def _print_predictions(predictions: Iterable[Any]) -> None:
 
 
 def _in_words(prediction: Any) -> str:
-    """The classes with their probabilities, in brackets where the classifier is unsure."""
+    """The classes with their probabilities, in brackets where the classifier is unsure; or all labels."""
     classes = ", ".join(f"{label} {probability:.4f}" for label, probability in prediction.top.items())
+    if prediction.labels is not None:
+        given = ", ".join(f"{label} {probability:.4f}" for label, probability in prediction.labels.items()) or "none"
+        more = len(prediction.top) > 1 and prediction.top != prediction.labels
+        answer = f"{given} (most probable: {classes})" if more else given
+        return answer if prediction.novelty is None else f"{answer}; novelty {prediction.novelty:.2f}"
     answer = classes if prediction.label in prediction.top else f"{prediction.label} ({classes})"
     return answer if prediction.novelty is None else f"{answer}; novelty {prediction.novelty:.2f}"
 
@@ -181,13 +186,18 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     print_metrics({f"{len(scores.labels)} images": scores.metrics})
     print_table(("more", ""), [(*spaced([name]), f"{value:.4f}") for name, value in scores.details.items()])
     rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
-    print_table(("class", "precision", "recall", "F1", "images"), rows)
+    more = ("AP", "threshold") if scores.labels.ndim == 2 else ()
+    print_table(("class", "precision", "recall", "F1", "images", *more), rows)
 
 
-def _class_cells(row: dict[str, float]) -> tuple[str, ...]:
+def _class_cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Precision, recall, F1 and images; a class without images has no recall."""
     recall = f"{row['recall']:.4f}" if row["images"] else "-"
-    return f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["images"])
+    cells = (f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["images"]))
+    if "threshold" not in row:
+        return cells
+    precision = "-" if row["average_precision"] is None else f"{row['average_precision']:.4f}"
+    return *cells, precision, f"{row['threshold']:.4f}"
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from hfft.data.decoding import RULE, read_row
 from hfft.data.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
+from hfft.data.labels import label_keys
 from hfft.errors import DataError
 from hfft.files import write_folder
 
@@ -34,7 +35,7 @@ class Audit:
 
     Attributes:
         files: Name of each row, (N,).
-        labels: Class index of each row, (N,).
+        labels: Class index of each row, (N,); multi-label, a tuple of them.
         records: (N,) of `RECORD`.
         thumbnails: (N, 32, 32) uint8, gray, mapped from a file; black where nothing was decoded.
         problems: Row to the reason why it can't be decoded.
@@ -108,7 +109,7 @@ def audit(rows: Dataset, name: str, look: Look | None = None) -> Audit:
             problems[place] = found.problem
         if found.remark is not None:
             remarks[place] = found.remark
-    done = Audit(tuple(rows["file"]), np.asarray(rows["label"]), records, thumbnails, problems, remarks)
+    done = Audit(tuple(rows["file"]), label_keys(rows), records, thumbnails, problems, remarks)
     kept.save(look, done)
     return done
 

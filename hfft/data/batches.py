@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 
 from hfft.data.decoding import Decoded, decode_row
+from hfft.data.labels import is_multi_label, labels_of
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it
@@ -35,13 +36,18 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
             transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
                 smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
-            targets: Shares of the classes in the place of the labels, (N, K) float32.
+            targets: Shares of the classes in the place of the labels, (N, K) float32; multi-label rows have 0 and 1
+                in any case.
         """
-        self.labels: Any = rows["label"][:] if targets is None else targets
+        self.labels: Any = self._own_labels(rows) if targets is None else targets
         self.rows = rows
         self.transform = transform
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by living workers too
+
+    @staticmethod
+    def _own_labels(rows: Dataset) -> Any:
+        return labels_of(rows).astype(np.float32) if is_multi_label(rows) else rows["label"][:]
 
     def __len__(self) -> int:
         """Images in the split."""

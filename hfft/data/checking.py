@@ -15,6 +15,7 @@ from PIL import Image
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.decoding import decode, read_row
 from hfft.data.findings import Finding, Splits, find
+from hfft.data.labels import spoken_label
 from hfft.data.sources import ImageData
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -29,7 +30,7 @@ class Skip:
 
     Attributes:
         file: Its name.
-        label: Its class.
+        label: Its class; of several, all of them, with `+` between.
         reason: Why it can't be read.
     """
 
@@ -131,7 +132,8 @@ def _shared(compute: Callable[[], Any]) -> Any:
 def _skips(done: Audit | None, labels: Sequence[str]) -> tuple[Skip, ...]:
     done = _known(done)
     return tuple(
-        Skip(done.files[row], labels[int(done.labels[row])], problem) for row, problem in sorted(done.problems.items())
+        Skip(done.files[row], spoken_label(done.labels[row], labels), problem)
+        for row, problem in sorted(done.problems.items())
     )
 
 
@@ -170,13 +172,23 @@ def refuse_or_tell(skipped: Sequence[Skip], images: ImageData, spec: DataSpec, w
     files = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
     if spec.bad_images == "stop":
         raise DataError("\n".join([f"{where}: {files} no readable image; repair or remove:", *lines]))
-    bad = Counter(skip.label for skip in skipped)
+    bad = Counter(label for skip in skipped for label in _labels_in(skip, images))
     every = Counter({label: sum(images.counts(split)[label] for split in images.splits) for label in bad})
     lost = [f"{label} ({count} of {every[label]})" for label, count in bad.items() if 2 * count > every[label]]
     if lost:
         what = f"{where}: more than half of the images can't be read in the class {', '.join(lost)}; repair them or "
         raise DataError("\n".join([f"{what}remove the class:", *lines]))
     _LOG.warning("\n".join([f"{where}: left out: {files} no readable image:", *lines]))
+
+
+def _labels_in(skip: Skip, images: ImageData) -> Sequence[str]:
+    """The classes of an image that was left out."""
+    if not images.is_multi_label:
+        return (skip.label,)
+    for rows in images.splits.values():
+        if skip.file in (files := rows["file"][:]):
+            return [images.labels[number] for number in rows[files.index(skip.file)]["label"]]
+    return ()
 
 
 def _tell(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:

@@ -14,6 +14,7 @@ from hfft.data.decoding import float_range
 from hfft.data.duplicates import group, same_pictures
 from hfft.data.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.formats import endings
+from hfft.data.labels import UNLABELLED, count_keys, spoken_label
 
 Severity = Literal["harm", "note"]
 # In the order in which they are shown. `harm` stops training or makes its numbers wrong.
@@ -138,13 +139,13 @@ def _broken(audit: Audit, numbers: np.ndarray) -> Iterator[Finding]:
 
 def _classes(splits: Splits) -> Iterator[Finding]:
     for rows in splits.rows.values():
-        unlabelled = rows[splits.audit.labels[rows] < 0].tolist()
+        unlabelled = rows[_lacking(splits.audit.labels[rows])].tolist()
         if unlabelled:
             files = tuple(splits.audit.files[row] for row in unlabelled[:_LISTED])
             yield Finding("unlabelled", f"{len(unlabelled)} rows without a label", files, len(unlabelled))
     train = splits.rows[splits.train]
     labels, is_broken = splits.audit.labels[train], splits.audit.records["broken"][train]
-    counts = np.bincount(labels[(is_broken == 0) & (labels >= 0)], minlength=len(splits.labels)).tolist()
+    counts = count_keys(labels[is_broken == 0], len(splits.labels)).tolist()
     for label, count in zip(splits.labels, counts, strict=True):
         if count == 0:
             yield Finding("empty class", f"{label}: no image to train on")
@@ -189,8 +190,13 @@ def _judge(splits: Splits, table: _Table, rows: list[int], *, near: bool) -> Ite
         yield Finding(f"near {kind}" if near else kind, detail, tuple(table.files[row] for row in rows), len(rows))
 
 
-def _names(labels: Sequence[str], numbers: Sequence[int]) -> str:
-    return " and ".join(str(labels[number]) if number >= 0 else "none" for number in numbers)
+def _names(labels: Sequence[str], numbers: Sequence[Any]) -> str:
+    return " and ".join(spoken_label(number, labels) for number in numbers)
+
+
+def _lacking(keys: np.ndarray) -> np.ndarray:
+    """Whether nobody has labelled a row, (N,) bool."""
+    return np.fromiter((key in (UNLABELLED, (UNLABELLED,)) for key in keys.tolist()), bool, len(keys))
 
 
 def _images(splits: Splits, table: _Table) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from hfft.data.audit import Audit, Look, audit
 from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
 from hfft.data.folders import SPLIT_NAMES
+from hfft.data.labels import class_names, count_keys
 from hfft.data.sources import load_data, read_splits
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
@@ -94,7 +95,7 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
 
 
 def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
-    labels = next(iter(splits.values())).features["label"].names
+    labels = class_names(next(iter(splits.values())))
     rows = joined(splits.values())
     if len(rows) == 0:
         raise DataError(f"{spec.source}: holds no images")
@@ -130,5 +131,5 @@ def _described(done: Audit, numbers: np.ndarray, labels: Sequence[str]) -> dict[
         order = np.argsort(known["width"].astype(np.int64) * known["height"], kind="stable")
         places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
         sizes = {name: [int(known["width"][row]), int(known["height"][row])] for name, row in places.items()}
-    counts = np.bincount(classes[classes >= 0], minlength=len(labels)).tolist()
+    counts = count_keys(classes, len(labels)).tolist()
     return {"images": len(numbers), "counts": dict(zip(labels, counts, strict=True)), "sizes": sizes}

@@ -9,6 +9,8 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hfft.data.folders import SPLIT_NAMES
+from hfft.data.label_sets import holds_sets, natural, read_sets
+from hfft.data.labels import label_feature
 from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_columns, split_by_column
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
@@ -37,8 +39,8 @@ class Found:
     """What a source holds.
 
     Attributes:
-        splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none), `file`
-            and, where groups were asked for, `group`.
+        splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none;
+            multi-label, a list, or None for none), `file` and, where groups were asked for, `group`.
         columns: Which columns of a table are used for what, in words; empty for folders.
         empty: Class folders without an image.
     """
@@ -71,11 +73,18 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
     if columns.has_paths:
         _check_listed_once(files, where)
-    names, labels, shares = _labels(tables, columns, files, where)
+    rows_by_split = {split: table.rows for split, table in tables.items()}
+    is_multi_label = holds_sets(rows_by_split, columns.label, spec.task, files, where)
+    shares: dict[str, np.ndarray] = {}
+    if is_multi_label:
+        sets = read_sets(rows_by_split, columns.label, files, where)
+        names, labels = sets.names, sets.rows
+    else:
+        names, labels, shares = _labels(tables, columns, files, where)
     splits = {}
     for split, table in tables.items():
         rows = _with_images(table.rows, columns, paths[split], where)
-        rows = rows.add_column("label", labels[split], feature=ClassLabel(names=names))
+        rows = rows.add_column("label", labels[split], feature=label_feature(names, is_multi_label=is_multi_label))
         rows = rows.add_column("file", files[split], feature=Value("string"))
         if split in shares:
             rows = rows.add_column(SHARES, list(shares[split]), feature=List(Value("float32"), length=len(names)))
@@ -211,11 +220,7 @@ def _class_names(tables: Sequence[Dataset], label: str, texts: Mapping[str, Sequ
     """Names that a table declares, in its order; then those that were found, in their natural order."""
     found = {text for column in texts.values() for text in column if text is not None}
     declared = (name for rows in tables for name in getattr(rows.features.get(label), "names", ()))
-    return list(dict.fromkeys([*declared, *sorted(found, key=_natural)]))
-
-
-def _natural(text: str) -> tuple[int, int, str]:
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+    return list(dict.fromkeys([*declared, *sorted(found, key=natural)]))
 
 
 def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:

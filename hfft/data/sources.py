@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from hfft.data.folders import (
@@ -22,6 +22,7 @@ from hfft.data.folders import (
     table_files,
     warn_of_left_out,
 )
+from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
 from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
@@ -39,7 +40,8 @@ class ImageData:
 
     Attributes:
         splits: `train`, and `validation` and `test` where there are any. Each row has `image` (`bytes` and `path`,
-            not decoded), `label` (index into `labels`) and `file` (path below the source, or row name).
+            not decoded), `label` (index into `labels`; multi-label, a list of them) and `file` (path below the
+            source, or row name).
         labels: Class names, in the order of the label indices.
         columns: Which columns of a table are used for what, in words; empty for folders.
         carved: Splits that were taken out of train.
@@ -50,9 +52,20 @@ class ImageData:
     columns: str = ""
     carved: tuple[str, ...] = ()
 
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image has any number of labels."""
+        return is_multi_label(next(iter(self.splits.values())))
+
+    @property
+    def task(self) -> str:
+        """`single_label` or `multi_label`, as a recipe has it."""
+        return "multi_label" if self.is_multi_label else "single_label"
+
     def counts(self, split: str) -> dict[str, int]:
-        """Images per class of a split."""
-        found = np.bincount(np.asarray(self.splits[split]["label"]), minlength=len(self.labels))
+        """Images per class of a split; an image with several labels counts for each."""
+        labels = labels_of(self.splits[split])
+        found = labels.sum(axis=0, dtype=int) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.labels))
         return {label: int(count) for label, count in zip(self.labels, found, strict=True)}
 
 
@@ -74,7 +87,7 @@ def load_data(
     where = "data" if source is not None else spec.source
     kept = _without(found.splits, without)
     splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
-    labels = tuple(splits["train"].features["label"].names)
+    labels = class_names(splits["train"])
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved)
     _check_classes(data, where)
@@ -111,20 +124,21 @@ def load_rows(
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
         PartialState()  # the logger asks it which process this is
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
-    ours = next(iter(found.values())).features["label"].names
-    used = {value for name, part in found.items() for value in labelled(part, name, spec.source)["label"][:]}
-    unknown = [name for value, name in enumerate(ours) if value in used and name not in labels]
+    parts = [labelled(part, name, spec.source) for name, part in found.items()]
+    used = {name for part in parts for name in _used(part)}
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in labels]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
         )
-    places = {value: labels.index(ours[value]) for value in used}
-    label = ClassLabel(names=list(labels))
-    parts = []
-    for part in found.values():
-        values = [places[value] for value in part["label"][:]]
-        parts.append(part.remove_columns("label").add_column("label", values, feature=label))
-    return concatenate_datasets(parts)
+    return concatenate_datasets([relabelled(part, labels) for part in parts])
+
+
+def _used(rows: Dataset) -> list[str]:
+    """The classes that rows have."""
+    names = class_names(rows)
+    counts = count_keys(label_keys(rows), len(names))
+    return [name for name, count in zip(names, counts.tolist(), strict=True) if count]
 
 
 def _read_filled(spec: DataSpec) -> Found:
@@ -291,6 +305,11 @@ def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec
 def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
     keys = ("config", "revision", "image_column", "label_column", "split_column", "image_folder")
     _refuse_unused(spec, keys, f"{folder} is a folder of images")
+    if spec.task == "multi_label":
+        raise DataError(
+            f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
+            "table with lists of labels, or with columns of 0 and 1"
+        )
     if spec.group_column not in (None, PARENT_FOLDER):
         raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
     splits = split_folders(folder)

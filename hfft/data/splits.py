@@ -7,6 +7,8 @@ import numpy as np
 from datasets import Dataset
 
 from hfft.data.folders import SPLIT_NAMES
+from hfft.data.labels import is_multi_label, labels_of, lacks_label
+from hfft.data.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
 from hfft.recipe.spec import Fold, SplitSpec
 
@@ -51,7 +53,12 @@ def split_rows(
     _check_groups(train, splits, where)
     splits.update(_carve(train, shares, seed, where))
     if max_per_class is not None:
-        splits["train"] = splits["train"].select(_at_most(classes_of(splits["train"]), max_per_class, seed))
+        if is_multi_label(train):
+            raise DataError(
+                f"{where}: data.max_per_class: an image with several labels counts for several classes, so that no "
+                "choice of images would do as it says; leave it out for multi-label data"
+            )
+        splits["train"] = splits["train"].select(_at_most(labels_of(splits["train"]), max_per_class, seed))
     return {name: _without_group(splits[name]) for name in ("train", "validation", "test") if name in splits}
 
 
@@ -92,7 +99,7 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
     Raises:
         DataError: If any has no label.
     """
-    missing = np.flatnonzero(classes_of(rows) < 0)
+    missing = np.flatnonzero(lacks_label(rows))
     if len(missing):
         first = rows[int(missing[0])]["file"]
         raise DataError(
@@ -100,11 +107,6 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
             f"{missing[0]} ({first})"
         )
     return rows
-
-
-def classes_of(rows: Dataset) -> np.ndarray:
-    """What rows are stratified by, (N,): the label, -1 where there is none."""
-    return np.asarray(rows["label"], dtype=np.int64)
 
 
 def _without_group(rows: Dataset) -> Dataset:
@@ -127,7 +129,7 @@ def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> 
 
 def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
     """Take shares out of train and leave the rest; order is kept within each part. Folds are taken first."""
-    labels = classes_of(train)
+    labels = labels_of(train)
     groups = np.asarray(train[_GROUP]) if _GROUP in train.column_names else None
     rest = np.arange(len(train))
     taken: dict[str, np.ndarray] = {}
@@ -153,6 +155,8 @@ def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: st
 
 def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
     """Places of the rows that each split takes, class by class; what is left is `train`."""
+    if labels.ndim == 2:
+        return carve_sets(labels, fractions, seed)
     rng = np.random.default_rng(seed)
     taken: dict[str, list[int]] = {name: [] for name in fractions}
     kept: list[int] = []
@@ -182,6 +186,8 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     """Number of the fold of each row, (N,): classes are spread evenly over all folds, groups are kept in one."""
     if groups is not None:
         return _assign_groups(labels, groups, np.full(count, 1 / count), seed)
+    if labels.ndim == 2:
+        return assign_sets(labels, np.tile(labels.sum(axis=0) / count, (count, 1)), np.full(count, 1 / count), seed)
     rng = np.random.default_rng(seed)
     folds = np.empty(len(labels), dtype=np.int64)
     start = 0  # where the class before ended, so that small classes don't all begin in the first fold
@@ -196,15 +202,19 @@ def _assign_groups(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, s
     """Number of the part of each row, (N,); whole groups, the largest first, go where their classes lack most.
 
     Args:
-        labels: (N,).
+        labels: (N,), or (N, K) of 0 and 1.
         groups: (N,).
         shares: Of each part, (P,); they sum to 1.
         seed: Breaks ties between groups of a size.
     """
     names, numbers = np.unique(groups, return_inverse=True)
-    classes, columns = np.unique(labels, return_inverse=True)
-    counts = np.zeros((len(names), len(classes)))
-    np.add.at(counts, (numbers, columns), 1)
+    if labels.ndim == 2:  # with a class that all images are of, so that those without a label are shared out too
+        present = np.column_stack([labels[:, labels.any(axis=0)], np.ones(len(labels))])
+    else:
+        classes, columns = np.unique(labels, return_inverse=True)
+        present = np.eye(len(classes))[columns]  # (N, K)
+    counts = np.zeros((len(names), present.shape[1]))
+    np.add.at(counts, numbers, present)
     totals = counts.sum(axis=0)  # (K,)
     lacking = shares[:, None] * totals  # (P, K)
     parts = np.empty(len(names), dtype=np.int64)

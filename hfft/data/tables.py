@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PillowImage
 
 from hfft.data.folders import SPLIT_NAMES
+from hfft.data.label_sets import flag_columns, list_columns
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
@@ -129,13 +130,10 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         images = _path_columns(table)
     image = _column(spec.image_column, images, table, f"{where}: image_column")
     has_paths = of_files and table.features[image] == Value("string")
-    labelled = _columns_of(table, ClassLabel) or [name for name in _LABEL_NAMES if name in table.column_names]
-    labelled = [name for name in labelled if name != image]
-    if spec.label_column is None and not labelled and has_paths:
-        labelled = [CLASS_FOLDER]
+    candidates = _label_candidates(table, spec, image, has_paths=has_paths)
     return Columns(
         image=image,
-        label=_label_columns(spec.label_column, labelled, table, f"{where}: label_column"),
+        label=_label_columns(spec.label_column, candidates, table, f"{where}: label_column"),
         weight=None
         if spec.weight_column is None
         else _column(spec.weight_column, [], table, f"{where}: weight_column"),
@@ -199,9 +197,34 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
 
 
+def _label_candidates(table: Dataset, spec: DataSpec, image: str, *, has_paths: bool) -> list[str] | tuple[str, ...]:
+    """Columns that may hold the labels; a tuple of them holds 0 and 1 for each class."""
+    sets, single = list_columns(table), _columns_of(table, ClassLabel)
+    declared = {"single_label": single, "multi_label": sets}.get(spec.task, [*single, *sets])
+    found = declared or [name for name in _LABEL_NAMES if name in table.column_names]
+    found = [name for name in found if name != image]
+    if found or spec.label_column is not None:
+        return found
+    if spec.task == "multi_label" or (spec.task == "auto" and not (has_paths and _has_class_folders(table, image))):
+        others = [image, spec.weight_column, spec.group_column, spec.split_column]
+        flags = flag_columns(table, others)
+        if flags:
+            return flags
+    return [CLASS_FOLDER] if has_paths else []
+
+
+def _has_class_folders(table: Dataset, image: str) -> bool:
+    """Whether paths begin with different folders."""
+    firsts = {str(path).replace("\\", "/").rpartition("/")[0] for path in table[image][:]}
+    return len(firsts) > 1
+
+
 def _label_columns(
-    asked: str | tuple[str, ...] | None, candidates: list[str], table: Dataset, where: str
+    asked: str | tuple[str, ...] | None, candidates: list[str] | tuple[str, ...], table: Dataset, where: str
 ) -> str | tuple[str, ...]:
+    if asked is None and isinstance(candidates, tuple):
+        return candidates
+    candidates = list(candidates)
     if asked is None or isinstance(asked, str):
         return _column(asked, candidates, table, where)
     return tuple(_column(name, [], table, where) for name in asked)

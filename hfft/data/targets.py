@@ -1,12 +1,14 @@
-"""What an image is trained towards where that is more than its class: shares of classes, and its weight."""
+"""What an image is trained towards where that is more than its class: labels, shares of classes, and its weight."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from datasets import Dataset, List, Value
 from datasets.features import LargeList
 from datasets.features import Sequence as SequenceOf
 
+from hfft.data.labels import is_multi_label, labels_of
 from hfft.errors import DataError
 
 SHARES = "shares"  # column of rows: (K,) shares of the classes
@@ -32,15 +34,21 @@ def read_shares(rows: Dataset, columns: str | tuple[str, ...], files: Sequence[s
         values = list(zip(*(rows[name][:] for name in columns), strict=True))
     found: list[list[float]] = []
     for place, row in enumerate(values):
-        shares = _numbers(row)
-        if shares is None or min(shares) < 0 or abs(sum(shares) - 1) > _TOLERANCE or len(shares) != len(values[0]):
+        shares = _numbers(row) if are_shares(row) else None
+        if shares is None or len(shares) != len(values[0]):
             shown = list(row) if isinstance(row, tuple | list) else row
             raise DataError(
                 f"{where}: label_column: row {place} ({files[place]}) holds {shown!r}; allowed: a share of 0 or more "
-                f"for each class, which sum to 1"
+                "for each class, which sum to 1; or in all rows 0 or 1 for each class (data.task: multi_label)"
             )
         found.append(shares)
     return np.asarray(found, dtype=np.float32)
+
+
+def are_shares(row: Any) -> bool:
+    """Whether a row holds shares: numbers of 0 or more that sum to 1."""
+    found = None if row is None else _numbers(row)
+    return found is not None and min(found) >= 0 and abs(sum(found) - 1) <= _TOLERANCE
 
 
 def read_weights(rows: Dataset, column: str, files: Sequence[str], where: str) -> np.ndarray:
@@ -69,7 +77,12 @@ def holds_lists(rows: Dataset, column: str) -> bool:
 
 
 def targets_of(rows: Dataset, classes: int) -> np.ndarray | None:
-    """What rows are trained towards, (N, K) float32: shares times weight; None where class indices say it all."""
+    """What rows are trained towards, (N, K) float32: 0 and 1 of multi-label rows; shares times weight.
+
+    None where class indices say it all.
+    """
+    if is_multi_label(rows):
+        return labels_of(rows).astype(np.float32)
     names = rows.column_names
     if SHARES not in names and WEIGHT not in names:
         return None

@@ -9,7 +9,9 @@ _NUMBERS_AT_ONCE = 2**24  # float32, of a matrix of similarities
 
 
 def shares(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Share of each class among some labels, (K,) float32."""
+    """Share of each class among some labels, (N,) or (N, K) of 0 and 1: (K,) float32."""
+    if labels.ndim == 2:
+        return labels.mean(axis=0, dtype=np.float64).astype(np.float32)
     return (np.bincount(labels, minlength=classes) / len(labels)).astype(np.float32)
 
 
@@ -17,7 +19,7 @@ def majority(labels: np.ndarray, classes: int, images: int) -> np.ndarray:
     """The most frequent class for every image, with the classes' shares as probabilities, (N, K).
 
     Args:
-        labels: Of the training images.
+        labels: Of the training images; multi-label, each has the same shares.
         classes: K.
         images: N.
     """
@@ -32,7 +34,7 @@ def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray,
 
     Args:
         known: Features of the training images, (M, D).
-        labels: Of those, (M,).
+        labels: Of those, (M,), or (M, K) of 0 and 1, where a share of the votes is that of each label.
         asked: Features, (N, D).
         classes: K.
 
@@ -40,7 +42,9 @@ def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray,
         (N, K) float32.
     """
     near = torch.nn.functional.normalize(torch.from_numpy(known).float(), dim=1)  # (M, D)
-    targets = torch.nn.functional.one_hot(torch.from_numpy(labels), classes).float()  # (M, K)
+    known_labels = torch.from_numpy(labels)
+    targets = known_labels if labels.ndim == 2 else torch.nn.functional.one_hot(known_labels, classes)
+    targets = targets.float()  # (M, K)
     count = min(NEIGHBOURS, len(known))
     prior = torch.from_numpy(shares(labels, classes))
     found = []

@@ -12,12 +12,14 @@ from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 
 from hfft.data.batches import Examples
+from hfft.data.labels import is_multi_label, labels_of
 from hfft.data.transforms import Transform
 from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.metrics import softmax
+from hfft.evaluation.multilabel import to_probabilities
 from hfft.evaluation.reference import Reference
-from hfft.evaluation.scoring import Logits, Scores, compute, divided, measured
+from hfft.evaluation.scores import Scores, measured
+from hfft.evaluation.scoring import Logits, compute, divided
+from hfft.evaluation.thresholds import choose_thresholds
 from hfft.files import read_json
 from hfft.model.checkpoint import restore_weights
 from hfft.model.cut import find_cut
@@ -62,8 +64,8 @@ class Trained:
 
     @property
     def labels(self) -> np.ndarray:
-        """Of the training images, (N,)."""
-        return np.asarray(self.data.train.rows["label"])
+        """Of the training images, (N,), or (N, K) of 0 and 1."""
+        return labels_of(self.data.train.rows)
 
     @property
     def work(self) -> int:
@@ -137,16 +139,33 @@ def score_beside(
         logits, *rest = way.over(splits, *joint)
         found = dict(zip(("logits", "features"), rest, strict=True))
     known = None if reference is None or "features" not in found else _known(reference, way, trained)
-    scores = {split: measured(softmax(logits[split]), rows, classes) for split, rows in splits.items()}
+    scores = _measured(_shares(logits, trained), splits, classes)
     if not PartialState().is_main_process:
         return scores, {}
+    beside = _Beside(splits, scores, trained)
     baselines = {
-        "majority": _majority(scores, trained),
-        "knn": _neighbours(found.get("features"), known, scores, trained),
-        **_head(found.get("logits"), scores, trained),
+        "prevalence" if trained.data.is_multi_label else "majority": beside.majority(),
+        "knn": beside.neighbours(found.get("features"), known),
+        **beside.head(found.get("logits")),
     }
     _tell(scores, baselines)
     return scores, baselines
+
+
+def _shares(logits: Mapping[str, np.ndarray], trained: Trained) -> dict[str, np.ndarray]:
+    """Probabilities by split."""
+    many = trained.data.is_multi_label
+    return {split: to_probabilities(part, is_multi_label=many) for split, part in logits.items()}
+
+
+def _measured(
+    shares: Mapping[str, np.ndarray], splits: Mapping[str, Dataset], classes: Sequence[str]
+) -> dict[str, Scores]:
+    """Scores by split; thresholds of labels, where there are any number, are those chosen on validation images."""
+    thresholds = None
+    if "validation" in shares and is_multi_label(splits["validation"]):
+        thresholds = choose_thresholds(shares["validation"], labels_of(splits["validation"]))
+    return {split: measured(part, splits[split], classes, thresholds) for split, part in shares.items()}
 
 
 def _open_reference(model: Any, way: Way, trained: Trained) -> Reference | None:
@@ -200,62 +219,91 @@ def _recorded(reference: Reference, trained: Trained) -> Recorded | None:
     return None if cut is None else trained.replay.recorded(reference.model, cut, data, arguments, stage.folder)
 
 
-def _majority(scores: Mapping[str, Scores], trained: Trained) -> dict[str, Any]:
-    found = {s: majority(trained.labels, len(part.classes), len(part.labels)) for s, part in scores.items()}
-    most = next(iter(scores.values())).classes[int(np.bincount(trained.labels).argmax())]
-    about = f"always {most}, the most frequent class of the training images; probabilities are the classes' shares"
-    return {"about": about, **_intervals(found, scores)}
+@dataclass(frozen=True)
+class _Beside:
+    """The baselines of a result.
 
+    Attributes:
+        splits: Rows by split.
+        scores: Of the result.
+        trained: What the run has done.
+    """
 
-def _neighbours(
-    features: Mapping[str, np.ndarray] | None,
-    known: tuple[np.ndarray, np.ndarray, str] | None,
-    scores: Mapping[str, Scores],
-    trained: Trained,
-) -> dict[str, Any]:
-    if features is None and trained.load is None and trained.head_phase is None:
-        return {"about": "left out: the pretrained network was given as an object, and trained in place"}
-    if features is None:
-        return {"about": "left out: what enters this network's head is no function of the image alone"}
-    if known is None:
-        return {"about": "left out: a pass over the training images would have taken more than a quarter of this run"}
-    near, labels, words = known
-    classes = len(next(iter(scores.values())).classes)
-    found = {s: nearest_neighbours(near, labels, asked, classes=classes) for s, asked in features.items()}
-    about = (
-        f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
-        f"network's head ({near.shape[1]:,} numbers)"
-    )
-    return {"about": about + _restricted(found, scores), **_intervals(found, scores)}
+    splits: Mapping[str, Dataset]
+    scores: Mapping[str, Scores]
+    trained: Trained
 
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        return next(iter(self.scores.values())).classes
 
-def _head(
-    logits: Mapping[str, np.ndarray] | None, scores: Mapping[str, Scores], trained: Trained
-) -> dict[str, dict[str, Any]]:
-    if trained.head_phase is None:
-        return {}
-    if trained.kept.number == 0:
-        metrics = {split: part.metrics for split, part in scores.items()}
-        return {"head": {"about": f"the model after {trained.head_phase}, which is the result", **metrics}}
-    assert logits is not None
-    found = {split: softmax(part) for split, part in logits.items()}
-    about = f"the model after {trained.head_phase}" + _restricted(found, scores)
-    return {"head": {"about": about, **_intervals(found, scores)}}
+    def majority(self) -> dict[str, Any]:
+        """The most frequent class; of labels by themselves, how frequent each is."""
+        labels = self.trained.labels
+        found = {s: majority(labels, len(self._classes), len(part.labels)) for s, part in self.scores.items()}
+        if labels.ndim == 2:
+            about = "each label's share of the training images as its probability, for every image"
+        else:
+            most = self._classes[int(np.bincount(labels).argmax())]
+            about = (
+                f"always {most}, the most frequent class of the training images; probabilities are the classes' shares"
+            )
+        return {"about": about, **self._metrics(found)}
 
+    def neighbours(
+        self, features: Mapping[str, np.ndarray] | None, known: tuple[np.ndarray, np.ndarray, str] | None
+    ) -> dict[str, Any]:
+        """Nearest neighbours of features, or why there are none."""
+        trained = self.trained
+        if features is None and trained.load is None and trained.head_phase is None:
+            return {"about": "left out: the pretrained network was given as an object, and trained in place"}
+        if features is None:
+            return {"about": "left out: what enters this network's head is no function of the image alone"}
+        if known is None:
+            return {
+                "about": "left out: a pass over the training images would have taken more than a quarter of this run"
+            }
+        near, labels, words = known
+        classes = len(self._classes)
+        found = {s: nearest_neighbours(near, labels, asked, classes=classes) for s, asked in features.items()}
+        about = (
+            f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
+            f"network's head ({near.shape[1]:,} numbers)"
+        )
+        return {"about": about + self._restricted(found), **self._metrics(found)}
 
-def _restricted(found: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> str:
-    lacking = [split for split in scores if split not in found]
-    why = "which would have taken more than a quarter of this run"
-    return f"; without another pass over the {lacking[0]} images, {why}" if lacking else ""
+    def head(self, logits: Mapping[str, np.ndarray] | None) -> dict[str, dict[str, Any]]:
+        """The model of the head phase, if there was one."""
+        trained = self.trained
+        if trained.head_phase is None:
+            return {}
+        if trained.kept.number == 0:
+            metrics = {split: part.metrics for split, part in self.scores.items()}
+            return {"head": {"about": f"the model after {trained.head_phase}, which is the result", **metrics}}
+        assert logits is not None
+        found = _shares(logits, trained)
+        about = f"the model after {trained.head_phase}" + self._restricted(found)
+        return {"head": {"about": about, **self._metrics(found)}}
 
+    def _restricted(self, found: Mapping[str, np.ndarray]) -> str:
+        lacking = [split for split in self.scores if split not in found]
+        why = "which would have taken more than a quarter of this run"
+        return f"; without another pass over the {lacking[0]} images, {why}" if lacking else ""
 
-def _intervals(found: Mapping[str, np.ndarray], scores: Mapping[str, Scores]) -> dict[str, Any]:
-    return {split: with_intervals(part, scores[split].labels) for split, part in found.items()}
+    def _metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        measured_ones = _measured(found, self.splits, self._classes)
+        return {split: part.metrics for split, part in measured_ones.items()}
 
 
 def _tell(scores: Mapping[str, Scores], baselines: Mapping[str, Mapping[str, Any]]) -> None:
     split = "test" if "test" in scores else next(iter(scores))
-    names = {"majority": "the most frequent class", "knn": "nearest neighbours", "head": "the head phase"}
-    told = [f"{row[split]['accuracy']['value']:.4f} {names[n]}" for n, row in baselines.items() if split in row]
-    result = scores[split].metrics["accuracy"]["value"]
-    _LOG.info(f"accuracy on {split}: {result:.4f}; beside it {', '.join(told)}")
+    name = scores[split].headline
+    names = {
+        "majority": "the most frequent class",
+        "prevalence": "how frequent each label is",
+        "knn": "nearest neighbours",
+        "head": "the head phase",
+    }
+    told = [f"{row[split][name]['value']:.4f} {names[n]}" for n, row in baselines.items() if split in row]
+    result = scores[split].metrics[name]["value"]
+    _LOG.info(f"{name.replace('_', ' ')} on {split}: {result:.4f}; beside it {', '.join(told)}")

@@ -25,6 +25,13 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _B
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
     right = probabilities.argmax(axis=1) == labels
+    error, found = calibration_bins(confidence, right, bins)
+    return {"expected_calibration_error": error, "bins": found}
+
+
+def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[float, list[dict[str, Any]]]:
+    """The expected calibration error of confidences (N,) in what is right or not, (N,) bool, and its bins."""
+    confidence = confidence.astype(np.float64)
     places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper end
     found = []
     for place in np.unique(places).tolist():
@@ -38,5 +45,5 @@ def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _B
                 "accuracy": float(right[chosen].mean()),
             }
         )
-    error = sum(part["images"] * abs(part["accuracy"] - part["confidence"]) for part in found) / len(labels)
-    return {"expected_calibration_error": float(error), "bins": found}
+    error = sum(part["images"] * abs(part["accuracy"] - part["confidence"]) for part in found) / len(right)
+    return float(error), found

@@ -28,6 +28,20 @@ def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[st
     """
     right = np.bincount(labels[predicted == labels], minlength=len(classes))
     images, taken = np.bincount(labels, minlength=len(classes)), np.bincount(predicted, minlength=len(classes))
+    return share_rows(right, images, taken, classes)
+
+
+def share_rows(
+    right: np.ndarray, images: np.ndarray, taken: np.ndarray, classes: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """The rows of `class_scores`, from counts.
+
+    Args:
+        right: Images of each class that were taken for it, (K,).
+        images: Images of each class, (K,).
+        taken: Images that were taken for each class, (K,).
+        classes: Class names.
+    """
     either = images + taken - right
     table = {}
     for number, name in enumerate(classes):

@@ -16,8 +16,9 @@ import numpy as np
 from hfft.errors import ModelError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.metrics import log_loss
+from hfft.evaluation.thresholds import FIELD, quality
 from hfft.files import read_json, write_json
-from hfft.model.checkpoint import CONFIG_FIELD
+from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
 
 if TYPE_CHECKING:
     from hfft.evaluation.scoring import Scores  # and what reads images with it, which a Classifier doesn't need
@@ -148,6 +149,8 @@ def describe_confidence(scores: Mapping[str, "Scores"]) -> dict[str, Any] | None
     if "validation" not in scores:
         return None
     fitted = scores["validation"]
+    if fitted.labels.ndim == 2:
+        return _describe_sets(scores, fitted)
     temperature = fit_temperature(fitted.probabilities, fitted.labels)
     believed = {
         name: confidences(calibrated(one.probabilities, temperature), one.labels) for name, one in scores.items()
@@ -168,12 +171,53 @@ def describe_confidence(scores: Mapping[str, "Scores"]) -> dict[str, Any] | None
     }
 
 
+def _describe_sets(scores: Mapping[str, "Scores"], fitted: Any) -> dict[str, Any]:
+    """The same where an image has any number of labels, each of which is an answer of yes or no."""
+    temperature = fit_temperature(*answers(fitted.probabilities, fitted.labels))
+    measured = "test" if "test" in scores else "validation"
+    shares, labels = scores[measured].probabilities, scores[measured].labels
+    return {
+        "temperature": temperature,
+        "fitted_on": {
+            "split": "validation",
+            "images": len(fitted.labels),
+            "wrong": int(np.sum(fitted.outcomes.predicted != (fitted.labels > 0))),
+        },
+        "measured_on": measured,
+        "before": quality(shares, labels, bins=_BINS),
+        "after": quality(calibrated_labels(shares, temperature), labels, bins=_BINS),
+        "label_thresholds": dict(zip(fitted.classes, fitted.thresholds.tolist(), strict=True)),
+    }
+
+
+def answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of labels (N, K) as those of no and yes, (N * K, 2), and what is right, (N * K,)."""
+    flat = probabilities.ravel().astype(np.float64)
+    return np.stack([1 - flat, flat], axis=1), (labels.ravel() > 0).astype(np.int64)
+
+
+def calibrated_labels(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, K) of labels by themselves at a temperature, float64."""
+    pairs, _ = answers(probabilities, np.zeros(probabilities.shape))
+    return calibrated(pairs, temperature)[:, 1].reshape(probabilities.shape)
+
+
 def store_confidence(folder: Path, found: Mapping[str, Any]) -> None:
     """Put temperature and thresholds into the config.json of a model or adapter folder, which transformers keeps."""
     config = read_json(folder / "config.json")
-    thresholds = {wanted: None if one is None else one["confidence"] for wanted, one in found["thresholds"].items()}
-    config[CONFIG_FIELD] = {"temperature": found["temperature"], "thresholds": thresholds}
+    config[CONFIG_FIELD] = {"temperature": found["temperature"], **_limits(found)}
     write_json(folder / "config.json", config)
+
+
+def _limits(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Thresholds of confidence by precision; or of probability, in the order of the outputs."""
+    if "label_thresholds" in found:
+        return {FIELD: list(found["label_thresholds"].values())}
+    return {
+        "thresholds": {
+            wanted: None if one is None else one["confidence"] for wanted, one in found["thresholds"].items()
+        }
+    }
 
 
 def kept_temperature(config: Any) -> float:
@@ -191,6 +235,11 @@ def kept_threshold(config: Any, precision: float) -> float:
     Raises:
         ModelError: If there is none.
     """
+    if has_many_labels(config):
+        raise ModelError(
+            "precision: is for models that give an image one label; this one gives it any number, each from the "
+            "threshold that was chosen on validation images; leave precision out"
+        )
     thresholds = _kept(config, "thresholds")
     found = thresholds.get(f"{precision:g}")
     if found is None:

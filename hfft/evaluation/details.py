@@ -59,11 +59,19 @@ def roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     A class without images, or without images of others, is left out; NaN where that leaves none.
     """
-    areas = []
-    for hits, misses in _curves(probabilities, labels):
-        area = np.sum(np.diff(misses, prepend=0) * (hits + np.concatenate([[0], hits[:-1]])) / 2)
-        areas.append(area / (hits[-1] * misses[-1]))
-    return float(np.mean(areas)) if areas else float("nan")
+    areas = [area_under_roc(probabilities[:, number], labels == number) for number in np.unique(labels)]
+    known = [area for area in areas if area is not None]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def area_under_roc(scores: np.ndarray, is_hit: np.ndarray) -> float | None:
+    """Area under the ROC curve of scores (N,) for hits (N,) bool; None where all images are hits, or none is."""
+    curve = _curve(scores, is_hit)
+    if curve is None or curve[0][-1] == 0:
+        return None
+    hits, misses = curve
+    area = np.sum(np.diff(misses, prepend=0) * (hits + np.concatenate([[0], hits[:-1]])) / 2)
+    return float(area / (hits[-1] * misses[-1]))
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -141,13 +149,15 @@ def _f1(counts: Tally) -> np.ndarray:
 
 def _curves(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each class with images and others, the hits and misses above each of its distinct probabilities, (T,)."""
-    curves = []
-    for number in np.unique(labels):
-        order = np.argsort(-probabilities[:, number], kind="stable")
-        scores = probabilities[order, number]
-        last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of the images with equal probability
-        hits = np.cumsum(labels[order] == number)[last]
-        misses = last + 1 - hits
-        if misses[-1]:
-            curves.append((hits, misses))
-    return curves
+    curves = [_curve(probabilities[:, number], labels == number) for number in np.unique(labels)]
+    return [curve for curve in curves if curve is not None]
+
+
+def _curve(scores: np.ndarray, is_hit: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Hits and misses above each of the distinct scores, (T,); None without misses."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of the images with equal scores
+    hits = np.cumsum(is_hit[order])[last]
+    misses = last + 1 - hits
+    return (hits, misses) if misses[-1] else None

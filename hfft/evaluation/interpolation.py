@@ -6,7 +6,7 @@ more on the way than at its ends, which the curve shows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from accelerate.logging import get_logger
 
 from hfft.data.batches import Examples
 from hfft.errors import TrainingError
-from hfft.evaluation.metrics import METRICS, softmax
+from hfft.evaluation.metrics import METRICS, MetricFunction
+from hfft.evaluation.multilabel import to_probabilities
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 
 _LOG = get_logger(__name__)
@@ -54,6 +55,8 @@ class Trial:
         seed: Chooses the images where there are more than 1,000.
         batch_size: Images per forward pass.
         device: Where to compute.
+        metrics: By name, each from probabilities (N, K) and labels.
+        is_multi_label: Whether labels are (N, K) of 0 and 1.
     """
 
     examples: Examples
@@ -63,6 +66,8 @@ class Trial:
     seed: int
     batch_size: int
     device: torch.device
+    metrics: Mapping[str, MetricFunction] = field(default_factory=lambda: METRICS)
+    is_multi_label: bool = False
 
 
 def interpolate(network: Any, start: Mapping[str, torch.Tensor], alpha: float) -> None:
@@ -99,8 +104,10 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
         network.load_state_dict(end)
     curve = []
     for alpha in ALPHAS:
-        probabilities = softmax(np.concatenate(logits[alpha]))
-        curve.append({"alpha": alpha, **{name: metric(probabilities, labels) for name, metric in METRICS.items()}})
+        probabilities = to_probabilities(np.concatenate(logits[alpha]), is_multi_label=trial.is_multi_label)
+        curve.append(
+            {"alpha": alpha, **{name: metric(probabilities, labels) for name, metric in trial.metrics.items()}}
+        )
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
     _LOG.info(
@@ -118,9 +125,9 @@ def _try_all(
     trial: Trial,
     chosen: np.ndarray,
 ) -> tuple[dict[float, list[np.ndarray]], np.ndarray]:
-    """Logits by share of the way, in batches, and the labels (N,)."""
+    """Logits by share of the way, in batches, and the labels, (N,) or (N, K)."""
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
-    labels: list[int] = []
+    labels: list[Any] = []
     cut: Cut | None = None
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]

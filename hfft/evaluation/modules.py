@@ -9,34 +9,48 @@ from datasets import Features, Sequence, Value
 
 from hfft.errors import TrainingError
 from hfft.evaluation.details import DETAILS, TABLES
-from hfft.evaluation.metrics import METRICS, softmax
+from hfft.evaluation.metrics import METRICS
+from hfft.evaluation.multilabel import SET_METRICS, to_probabilities
+from hfft.evaluation.set_details import SET_DETAILS
 
 MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**METRICS, **DETAILS, **TABLES}
+SET_MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**SET_METRICS, **SET_DETAILS}
 
 
 class ProbabilityMetric(evaluate.Metric):
-    """One of MODULES as an `evaluate` module: predictions are rows of probabilities, references class indices."""
+    """One of MODULES as an `evaluate` module: predictions are rows of probabilities, references class indices.
 
-    def __init__(self, name: str) -> None:
-        """Choose the metric, a key of MODULES; what is added to the module stays in memory."""
+    Of SET_MODULES, for images with any number of labels, references are rows of 0 and 1.
+    """
+
+    def __init__(self, name: str, *, is_multi_label: bool = False) -> None:
+        """Choose the metric, a key of MODULES or of SET_MODULES; what is added to the module stays in memory."""
         self._metric = name
+        self._is_multi_label = is_multi_label
+        self._compute_metric = (SET_MODULES if is_multi_label else MODULES)[name]
         super().__init__(config_name=name, keep_in_memory=True)
 
     def _info(self) -> evaluate.MetricInfo:
+        shape = "(N, K) of 0 and 1" if self._is_multi_label else "(N,) class indices"
+        kind = Sequence(Value("int64")) if self._is_multi_label else Value("int64")
         return evaluate.MetricInfo(
-            description=MODULES[self._metric].__doc__ or "",
+            description=self._compute_metric.__doc__ or "",
             citation="",
-            inputs_description="predictions: (N, K) probabilities; references: (N,) class indices",
-            features=Features({"predictions": Sequence(Value("float32")), "references": Value("int64")}),
+            inputs_description=f"predictions: (N, K) probabilities; references: {shape}",
+            features=Features({"predictions": Sequence(Value("float32")), "references": kind}),
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return {self._metric: MODULES[self._metric](np.asarray(predictions), np.asarray(references))}
+        return {self._metric: self._compute_metric(np.asarray(predictions), np.asarray(references))}
 
 
-def trainer_metrics() -> Callable[[Any], dict[str, float]]:
-    """All METRICS as `compute_metrics` of transformers.Trainer, which hands over the gathered logits of a split."""
-    modules = [ProbabilityMetric(name) for name in METRICS]
+def trainer_metrics(*, is_multi_label: bool = False) -> Callable[[Any], dict[str, float]]:
+    """All METRICS, or SET_METRICS, as `compute_metrics` of transformers.Trainer.
+
+    It hands over the gathered logits of a split.
+    """
+    names = SET_METRICS if is_multi_label else METRICS
+    modules = [ProbabilityMetric(name, is_multi_label=is_multi_label) for name in names]
 
     def compute(prediction: Any) -> dict[str, float]:
         logits, labels = prediction.predictions, prediction.label_ids  # (N, K), (N,)
@@ -45,7 +59,7 @@ def trainer_metrics() -> Callable[[Any], dict[str, float]]:
                 "the network's outputs are no finite numbers any more; lower the learning rate, or train in bf16 or "
                 "float32 instead of fp16"
             )
-        probabilities = softmax(logits)
+        probabilities = to_probabilities(logits, is_multi_label=is_multi_label)
         results: dict[str, float] = {}
         for module in modules:
             results |= module.compute(predictions=probabilities, references=labels) or {}

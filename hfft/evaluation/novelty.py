@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hfft.data.batches import Examples
+from hfft.data.labels import labels_of, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.transforms import Transform
 from hfft.errors import ModelError
@@ -87,11 +88,11 @@ def find_novelty(model: Any, images: ImageData, transform: Transform, *, seed: i
 
     Args:
         model: The result of a run; is left as it was.
-        images: With validation images, of which 1,000 at most are taken.
+        images: With validation images, of which 1,000 at most are taken. Multi-label, a set of labels is a class.
         transform: The evaluation transform.
         seed: Chooses the images.
     """
-    labels = np.asarray(images.splits["train"]["label"])
+    labels = strata_of(labels_of(images.splits["train"]))
     validation = np.random.default_rng(seed).permutation(len(images.splits["validation"]))[:_VALIDATION]
     found = []
     for split, chosen in (("train", choose_balanced(labels, _IMAGES, seed)), ("validation", validation)):

@@ -18,6 +18,7 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from hfft.data.batches import Examples
+from hfft.data.labels import labels_of
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
 from hfft.evaluation.features import HEAD_INPUT, Features, as_before, collect_features
@@ -41,7 +42,7 @@ class Sample:
     Attributes:
         split: `validation`, or `train` where there is no validation.
         examples: At most 128 images, chosen by the seed.
-        labels: Their class indices, (N,).
+        labels: Their class indices, (N,), or which labels they have, (N, K).
         floats: Pixels of a batch to what the network takes.
     """
 
@@ -58,7 +59,7 @@ def choose_sample(images: ImageData, processor: Any, seed: int) -> Sample:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_IMAGES])
     rows = rows.select(chosen.tolist())
     transform = evaluation_transform(processor)
-    return Sample(split, Examples(rows, transform.pixels), np.asarray(rows["label"]), transform.floats)
+    return Sample(split, Examples(rows, transform.pixels), labels_of(rows), transform.floats)
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,10 @@ def _compare_parts(before: Features, after: Features) -> dict[str, dict[str, flo
 
 
 def _nearest(features: Features, sample: Sample) -> float | None:
-    return knn_accuracy(features.by_part[HEAD_INPUT], sample.labels) if HEAD_INPUT in features.by_part else None
+    """None where sets of labels would have to agree, which few neighbours' do."""
+    if HEAD_INPUT not in features.by_part or sample.labels.ndim == 2:
+        return None
+    return knn_accuracy(features.by_part[HEAD_INPUT], sample.labels)
 
 
 def _in_words(found: Mapping[str, Any]) -> str:

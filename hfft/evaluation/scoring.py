@@ -2,12 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -16,59 +14,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
+from hfft.data.labels import is_multi_label
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, ModelError
-from hfft.evaluation.classes import class_scores
-from hfft.evaluation.details import details
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.metrics import softmax
+from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.scores import Scores, measured
+from hfft.evaluation.thresholds import kept_thresholds
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER, Engine, choose_engine
 
 _LOG = get_logger(__name__)
 _MANY = 16  # batches; fewer don't repay the preparation of an engine
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Predictions of a model on a split, and what they are worth.
-
-    Attributes:
-        classes: Class names.
-        files: Name of each image, (N,).
-        labels: Class index of each image, (N,).
-        probabilities: (N, K) float32.
-        metrics: Metric name to value and the ends of its 95 % bootstrap interval.
-        by_class: Class name to precision, recall and F1 with intervals, and images; see `class_scores`.
-    """
-
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    labels: np.ndarray
-    probabilities: np.ndarray
-    metrics: dict[str, dict[str, float]]
-    by_class: dict[str, dict[str, float]]
-
-    @property
-    def details(self) -> dict[str, float]:
-        """More metrics, without intervals."""
-        return details(self.probabilities, self.labels)
-
-    def table(self, split: str) -> pd.DataFrame:
-        """One row per image, as in predictions.parquet."""
-        best = self.probabilities.argmax(axis=1)
-        names = np.asarray(self.classes, dtype=object)
-        table = pd.DataFrame(
-            {
-                "split": split,
-                "file": self.files,
-                "label": names[self.labels],
-                "prediction": names[best],
-                "probability": self.probabilities.max(axis=1),
-            }
-        )
-        columns = {f"probability {name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
-        return pd.concat([table, pd.DataFrame(columns)], axis=1)
 
 
 def score(
@@ -84,7 +40,7 @@ def score(
     """Predict every image once, whatever the number of processes, and measure each split.
 
     Args:
-        model: A classifier.
+        model: A classifier; one for any number of labels may keep thresholds in its config.
         splits: Rows by split name, with columns `image`, `label` and `file`.
         transform: The evaluation transform.
         classes: Class names.
@@ -103,27 +59,16 @@ def score(
         return {}
     examples = Examples(concatenate_datasets(list(splits.values())), transform.pixels)
     logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, engine=engine)
-    shares = divided(softmax(logits), splits)
-    return {split: measured(shares[split], rows, classes) for split, rows in splits.items()}
+    by_themselves = is_multi_label(examples.rows)
+    thresholds = kept_thresholds(model.config, len(classes)) if by_themselves else None
+    shares = divided(to_probabilities(logits, is_multi_label=by_themselves), splits)
+    return {split: measured(shares[split], rows, classes, thresholds) for split, rows in splits.items()}
 
 
 def divided(values: np.ndarray, splits: Mapping[str, Dataset]) -> dict[str, np.ndarray]:
     """Values (N, ...) of all images, one split after the other, by split."""
     parts = np.split(values, list(accumulate(map(len, splits.values())))[:-1])
     return dict(zip(splits, parts, strict=True))
-
-
-def measured(probabilities: np.ndarray, rows: Dataset, classes: Sequence[str]) -> Scores:
-    """What probabilities (N, K) for the images of a split are worth."""
-    labels = np.asarray(rows["label"])
-    return Scores(
-        classes=tuple(classes),
-        files=tuple(rows["file"]),
-        labels=labels,
-        probabilities=probabilities,
-        metrics=with_intervals(probabilities, labels),
-        by_class=class_scores(probabilities.argmax(axis=1), labels, classes),
-    )
 
 
 def predict(

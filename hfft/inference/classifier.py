@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
-from hfft.evaluation.metrics import softmax
+from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
-from hfft.model.checkpoint import labels_of
+from hfft.model.checkpoint import has_many_labels, labels_of
 
 if TYPE_CHECKING:
     from hfft.evaluation.novelty import Novelty
@@ -34,11 +35,14 @@ class Prediction:
 
     Attributes:
         file: Path or URL of the image, or its number in the call.
-        label: The most probable class; UNSURE where the classifier is to say so and isn't certain enough.
+        label: The most probable class; UNSURE where the classifier is to say so and isn't certain enough. Of a model
+            that gives an image any number of labels all of `labels`, with `, ` between.
         probability: The probability of the most probable class.
         top: The most probable classes with their probabilities, best first.
         novelty: Share of the run's validation images that are more like its training images; None where that was not
             asked for.
+        labels: Of a model that gives an image any number of labels: those whose probability reaches their threshold,
+            with it, best first; None for other models.
     """
 
     file: str
@@ -46,10 +50,16 @@ class Prediction:
     probability: float
     top: dict[str, float]
     novelty: float | None = None
+    labels: dict[str, float] | None = None
 
 
 class Classifier:
-    """A trained model with its processor and label names."""
+    """A trained model with its processor and label names.
+
+    Attributes:
+        is_multi_label: Whether it gives an image any number of labels.
+        thresholds: Then, the probability from which each label is given, (K,); chosen on the run's validation images.
+    """
 
     def __init__(
         self, model: PreTrainedModel, processor: Any, *, calibrated: bool = False, precision: float | None = None
@@ -72,6 +82,11 @@ class Classifier:
         is_calibrated = calibrated or precision is not None
         self.temperature = kept_temperature(model.config) if is_calibrated else 1.0
         self.novelty: Novelty | None = None
+        self.is_multi_label = has_many_labels(model.config)
+        self.thresholds: np.ndarray | None = None
+        if self.is_multi_label:
+            kept = kept_thresholds(model.config, len(self.classes))
+            self.thresholds = at_temperature(kept, self.temperature) if is_calibrated else kept
         self.threshold = 0.0 if precision is None else kept_threshold(model.config, precision)
         if precision is not None and UNSURE in self.classes:
             raise ModelError(f"precision: one of the model's classes is called {UNSURE!r} itself; leave precision out")
@@ -212,7 +227,8 @@ class Classifier:
             with torch.inference_mode():
                 inputs = self.transform.floats(pixels).to(self.model.dtype)
                 logits, novelties = self._run(inputs)
-            yield from zip(softmax(logits / self.temperature), novelties, strict=True)
+            shares = to_probabilities(logits / self.temperature, is_multi_label=self.is_multi_label)
+            yield from zip(shares, novelties, strict=True)
 
     def _run(self, inputs: torch.Tensor) -> tuple[np.ndarray, Sequence[float | None]]:
         """Logits (B, K) and novelties, of inputs (B, C, H, W)."""
@@ -229,8 +245,18 @@ class Classifier:
         order = np.argsort(-probabilities, kind="stable")[:top]
         best = {self.classes[k]: float(probabilities[k]) for k in order}
         probability = float(probabilities[order[0]])
+        if self.thresholds is not None:
+            labels = self._labels(probabilities)
+            return Prediction(file, ", ".join(labels), probability, best, novelty, labels)
         label = self.classes[order[0]] if probability >= self.threshold else UNSURE
         return Prediction(file, label, probability, best, novelty)
+
+    def _labels(self, probabilities: np.ndarray) -> dict[str, float]:
+        """The classes (K,) that reach their thresholds, best first."""
+        assert self.thresholds is not None
+        order = np.argsort(-probabilities, kind="stable")
+        given = (probabilities >= self.thresholds)[order]
+        return {self.classes[k]: float(probabilities[k]) for k in order[given]}
 
 
 def model_source(source: str | os.PathLike[str]) -> str:

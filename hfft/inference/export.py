@@ -50,7 +50,7 @@ _CARD = """# {name}
 (batch, {classes}) float32, for any number of images. Its metadata holds `labels`, in the order of the logits, and what
 the images need: {preprocessing}.
 
-Beside torch, on {images} {what}: logits differ by at most {difference:.1e}, and the same class is on top for {same}.
+Beside torch, on {images} {what}: logits differ by at most {difference:.1e}, and the same {answer} for {same}.
 
 {use}
 """
@@ -192,6 +192,7 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         "labels": json.dumps(classifier.classes, ensure_ascii=False),
         "processor": json.dumps(processor.to_dict(), ensure_ascii=False),
         **({} if how is None else {"preprocessing": json.dumps(how)}),
+        **_thresholds(classifier),
         "hfft_version": __version__,
     }
     write_graph(model, shape, folder / "model.onnx", metadata)
@@ -200,6 +201,7 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         lambda batch: model(pixel_values=batch).logits,
         _of_one_shape(chain([first], entries), shape),
         sample.what,
+        None if classifier.thresholds is None else np.log(classifier.thresholds / (1 - classifier.thresholds)),
     )
     with quiet():
         model.config.save_pretrained(folder)
@@ -218,10 +220,18 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         what=parity.what,
         difference=parity.largest_difference,
         same=parity.same_top1,
+        answer=parity.answer,
         use=_USE_PROCESSOR if how is None else _USE,
     )
     write_text(folder / "README.md", text)
     return parity
+
+
+def _thresholds(classifier: Classifier) -> dict[str, str]:
+    """For the metadata of a model for any number of labels: the probability from which each is given."""
+    if classifier.thresholds is None:
+        return {}
+    return {"thresholds": json.dumps(dict(zip(classifier.classes, classifier.thresholds.tolist(), strict=True)))}
 
 
 def _of_one_shape(entries: Iterable[_Entry], shape: tuple[int, ...]) -> Iterator[_Entry]:

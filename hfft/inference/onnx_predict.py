@@ -24,15 +24,26 @@ class Model:
         facts = self.session.get_modelmeta().custom_metadata_map
         self.labels: list[str] = json.loads(facts["labels"])
         self.how: dict[str, Any] = json.loads(facts["preprocessing"])
+        # Of a model that gives an image any number of labels: the probability from which each is given.
+        self.thresholds: dict[str, float] | None = json.loads(facts.get("thresholds", "null"))
 
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
         """Label to probability for each image, the most probable first."""
         pictures = [open_picture(file, self.how.get("background")) for file in files]
         pixels = np.stack([prepare(picture, self.how) for picture in pictures])  # (B, 3, H, W)
         logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels})[0])  # (B, K)
+        if self.thresholds is not None:
+            shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
+            return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = powers / powers.sum(axis=1, keepdims=True)
         return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]
+
+    def answer(self, shares: Mapping[str, float]) -> dict[str, float]:
+        """Of probabilities the most probable label; all that reach their thresholds where there may be several."""
+        if self.thresholds is not None:
+            return {label: share for label, share in shares.items() if share >= self.thresholds[label]}
+        return dict(list(shares.items())[:1])
 
 
 def open_picture(file: str | Path, background: Sequence[int] | None = None) -> Image.Image:
@@ -80,6 +91,7 @@ def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         sys.exit("usage: python predict.py IMAGE ...")
-    for file, found in zip(sys.argv[1:], Model(Path(__file__).parent)(*sys.argv[1:]), strict=True):
-        label, probability = next(iter(found.items()))
-        print(f"{file}\t{label}\t{probability:.4f}")
+    model = Model(Path(__file__).parent)
+    for file, found in zip(sys.argv[1:], model(*sys.argv[1:]), strict=True):
+        for label, probability in model.answer(found).items() or [("none", float("nan"))]:
+            print(f"{file}\t{label}\t{probability:.4f}")

@@ -54,6 +54,8 @@ def make_labeler(
         for number, label in ((k, model.config.id2label[k]) for k in range(len(model.config.id2label)))
     ]
 
+    has_many_labels = getattr(model.config, "problem_type", None) == "multi_label_classification"  # each by itself
+
     def prepare(image: Image.Image) -> torch.Tensor:
         return processor(images=image, return_tensors="pt")["pixel_values"]  # (1, C, H, W)
 
@@ -76,7 +78,8 @@ def make_labeler(
             logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits[0].float()  # (K,)
         levels = ((pixels[0] - black) / (white - black) * 255).round().clamp(0, 255).to(torch.uint8)  # (3, H, W)
         shown = levels.flip(0) if is_blue_first else levels
-        return dict(zip(names, logits.softmax(0).tolist(), strict=True)), Image.fromarray(
+        shares = logits.sigmoid() if has_many_labels else logits.softmax(0)
+        return dict(zip(names, shares.tolist(), strict=True)), Image.fromarray(
             shown.permute(1, 2, 0).cpu().numpy()  # (H, W, 3)
         )
 

@@ -10,6 +10,7 @@ import torch
 from hfft.errors import ModelError
 
 TOLERANCE = 1e-4  # of logits up to 1; of larger ones, of the largest of the image
+TOP, LABELS = "class on top", "labels"
 _SIZES = (1, 2, 5, 16)  # images in a batch, in turn
 
 
@@ -28,9 +29,10 @@ class Parity:
         what: What they were.
         largest_difference: Of two logits.
         tolerance: What was allowed, times the largest logit of an image where that is larger than 1.
-        same_top1: Images with the same class on top. Where another one is, both have the same logit within the
-            tolerance: a tie.
+        same_top1: Images with the same class on top; of a model for any number of labels, with the same labels. Where
+            another one is, both have the same logit within the tolerance: a tie.
         batch_sizes: The numbers of images at once.
+        answer: What `same_top1` counts, in words.
     """
 
     images: int
@@ -39,6 +41,7 @@ class Parity:
     tolerance: float
     same_top1: int
     batch_sizes: tuple[int, ...]
+    answer: str = TOP
 
     @property
     def in_words(self) -> str:
@@ -47,7 +50,7 @@ class Parity:
         lines = (
             f"compared with torch on {self.images:,} {self.what}, in batches of {sizes}:",
             f"  logits differ by at most {self.largest_difference:.2g} ({self.tolerance:g} is allowed)",
-            f"  the same class on top for {self.same_top1:,} of {self.images:,}",
+            f"  the same {self.answer} for {self.same_top1:,} of {self.images:,}",
         )
         return "\n".join(lines)
 
@@ -57,6 +60,7 @@ def compare(
     reference: Callable[[torch.Tensor], torch.Tensor],
     images: Iterable[tuple[str, torch.Tensor]],
     what: str,
+    limits: np.ndarray | None = None,
 ) -> Parity:
     """Run both on the same batches of 1, 2, 5 and 16 images, in turn.
 
@@ -65,6 +69,7 @@ def compare(
         reference: The same in torch.
         images: Their names and pixels, (C, H, W) float32; at least one.
         what: What they are, for the result.
+        limits: Of a model for any number of labels, the logit from which each is given, (K,).
 
     Raises:
         ParityError: If `run` can't take a batch, or a logit differs by more than the tolerance or is no number.
@@ -85,10 +90,16 @@ def compare(
                     f"that differ by up to {difference:.3g}; allowed: {limit:.3g}. Nothing was written"
                 )
         largest = max(largest, float(differences.max()))
-        same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        same += _same_answers(found, expected, limits)
         count += len(batch)
         sizes.add(len(batch))
-    return Parity(count, what, largest, TOLERANCE, same, tuple(sorted(sizes)))
+    return Parity(count, what, largest, TOLERANCE, same, tuple(sorted(sizes)), TOP if limits is None else LABELS)
+
+
+def _same_answers(found: np.ndarray, expected: np.ndarray, limits: np.ndarray | None) -> int:
+    if limits is None:
+        return int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    return int(((found >= limits) == (expected >= limits)).all(axis=1).sum())
 
 
 def _batches(images: Iterable[tuple[str, torch.Tensor]]) -> Iterator[list[tuple[str, torch.Tensor]]]:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -106,7 +106,7 @@ def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, cl
     """Write each prediction as soon as it is there.
 
     JSON lines have the fields of `Prediction`, those that weren't asked for left out; CSV has a header and the columns
-    of a run's predictions.parquet that need no true label.
+    of a run's predictions.parquet that need no true label; several labels are a list as JSON has it.
 
     Args:
         predictions: For CSV, with all classes in `top`.
@@ -121,11 +121,18 @@ def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, cl
             stream.flush()
         return
     rows = csv.writer(stream, lineterminator="\n")
-    rows.writerow(_columns(classes))
+    has_header = False
     for prediction in predictions:
+        many = prediction.labels is not None
+        if not has_header:
+            rows.writerow(_columns(classes, is_multi_label=many))
+            has_header = True
         file, label, *probabilities = _row(prediction, classes)
+        label = json.dumps(label, ensure_ascii=False) if many else label
         rows.writerow([file, label, *(f"{value:.9g}" for value in probabilities)])  # all digits that a float32 has
         stream.flush()
+    if not has_header:
+        rows.writerow(_columns(classes))
 
 
 def check_table_file(file: Path) -> None:
@@ -173,9 +180,13 @@ def _write_parquet(predictions: Iterable[Prediction], file: Path, classes: Seque
     import pyarrow as pa  # which the other formats don't need
     from pyarrow import parquet
 
-    texts, numbers = _columns(classes)[:2], _columns(classes)[2:]
-    schema = pa.schema([*((name, pa.string()) for name in texts), *((name, pa.float32()) for name in numbers)])
     remaining = iter(predictions)
+    first = next(remaining, None)
+    many = first is not None and first.labels is not None
+    remaining = remaining if first is None else chain([first], remaining)
+    file_name, label, *numbers = _columns(classes, is_multi_label=many)
+    kinds = [(file_name, pa.string()), (label, pa.list_(pa.string()) if many else pa.string())]
+    schema = pa.schema([*kinds, *((name, pa.float32()) for name in numbers)])
     with parquet.ParquetWriter(file, schema) as writer:
         while piece := list(islice(remaining, _ROWS)):
             columns = zip(*(_row(prediction, classes) for prediction in piece), strict=True)
@@ -183,11 +194,15 @@ def _write_parquet(predictions: Iterable[Prediction], file: Path, classes: Seque
             writer.write_table(pa.table(arrays, schema=schema))
 
 
-def _columns(classes: Sequence[str]) -> list[str]:
-    return ["file", "prediction", "probability", *(f"probability {name}" for name in classes)]
+def _columns(classes: Sequence[str], *, is_multi_label: bool = False) -> list[str]:
+    best = [] if is_multi_label else ["probability"]  # which of several labels would have
+    return ["file", "prediction", *best, *(f"probability {name}" for name in classes)]
 
 
 def _row(prediction: Prediction, classes: Sequence[str]) -> list[Any]:
+    if prediction.labels is not None:
+        given = [name for name in classes if name in prediction.labels]  # in the order of the columns
+        return [prediction.file, given, *(prediction.top[name] for name in classes)]
     return [
         prediction.file,
         prediction.label,

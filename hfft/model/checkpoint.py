@@ -20,15 +20,19 @@ from hfft.remote import hub_problem
 
 CONFIG_FIELD = "hfft"
 """Where the config.json of a result keeps what it says of itself, beside what transformers reads."""
+SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 _HEAD_STD = 0.02
 
 
-def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedModel, Any]:
+def load_checkpoint(
+    spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """Load a pretrained classifier with a new head for these labels, and its image processor.
 
     Args:
         spec: The recipe's model section.
         labels: Class names; they become id2label and label2id.
+        is_multi_label: Whether an image has any number of labels.
 
     Returns:
         The model on the CPU, in evaluation mode, float32, and the processor.
@@ -37,7 +41,7 @@ def load_checkpoint(spec: ModelSpec, labels: Sequence[str]) -> tuple[PreTrainedM
         ModelError: If it can't be loaded, weights other than the head's are missing or don't fit, or its output for
             one image isn't one number per label.
     """
-    config = load_config(spec, labels)
+    config = load_config(spec, labels, is_multi_label=is_multi_label)
     processor = load_processor(spec, config)
     model = load_body(spec, config)
     _renew_head(model, spec.head)
@@ -130,8 +134,8 @@ def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
         raise _unusable(spec, error) from error
 
 
-def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
-    """The checkpoint's config with these labels and the recipe's image size.
+def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool = False) -> Any:
+    """The checkpoint's config with these labels, any number of which an image may have, and the recipe's image size.
 
     Raises:
         ModelError: If there is no such checkpoint, or its architecture can't be fine-tuned.
@@ -150,8 +154,7 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
-    set_labels(config, labels)
-    config.problem_type = "single_label_classification"
+    set_labels(config, labels, is_multi_label=is_multi_label)
     if spec.image_size is not None:
         _set_image_size(config, spec.image_size)
     if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
@@ -159,13 +162,22 @@ def load_config(spec: ModelSpec, labels: Sequence[str]) -> Any:
     return config
 
 
-def set_labels(config: Any, labels: Sequence[str]) -> None:
-    """Put the class names into a config of as many outputs, and take out what it says of a model with others."""
+def set_labels(config: Any, labels: Sequence[str], *, is_multi_label: bool = False) -> None:
+    """Put the class names into a config of as many outputs, and take out what it says of a model with others.
+
+    Its `problem_type` says what an output means: by it, transformers' `pipeline` takes softmax or sigmoid.
+    """
+    config.problem_type = MULTI_LABEL if is_multi_label else SINGLE_LABEL
     config.__dict__.pop(CONFIG_FIELD, None)
     config.id2label = dict(enumerate(labels))
     config.label2id = {label: number for number, label in enumerate(labels)}
     if config.model_type == "timm_wrapper":
         config.label_names = list(labels)  # saved in their place; transformers 5.24 keeps the checkpoint's own
+
+
+def has_many_labels(config: Any) -> bool:
+    """Whether a model says of each class by itself whether an image has it."""
+    return getattr(config, "problem_type", None) == MULTI_LABEL
 
 
 def labels_of(config: Any) -> tuple[str, ...]:

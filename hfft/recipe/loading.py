@@ -263,9 +263,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
     if recipe.folds is not None and recipe.data.splits.test != "auto":
         problems.append("data.splits.test: folds are the test images; leave it out, or folds")
-    for key, name in (("gamma", "focal"), ("tau", "logit_adjusted")):
-        if getattr(recipe.loss, key) is not None and recipe.loss.name != name:
-            problems.append(f"loss.{key}: the loss {recipe.loss.name!r} has none; leave it out")
+    problems += _loss_problems(recipe)
     problems += [f"hub.{problem}" for problem in _hub_contradictions(recipe)]
     for phase in recipe.phases[:-1]:
         if phase.adapter is not None and not phase.adapter.merge:
@@ -277,6 +275,28 @@ def _contradictions(recipe: Recipe) -> list[str]:
                 f"phases.{phase.name}.learning_rate: {problem}" for problem in _search_problems(phase, recipe)
             ]
     return [*problems, *_retaining_problems(recipe)]
+
+
+def _loss_problems(recipe: Recipe) -> list[str]:
+    problems = multi_label_problems(recipe) if recipe.data.task == "multi_label" else []
+    for key, name in (("gamma", "focal"), ("tau", "logit_adjusted")):
+        if getattr(recipe.loss, key) is not None and recipe.loss.name != name:
+            problems.append(f"loss.{key}: the loss {recipe.loss.name!r} has none; leave it out")
+    return problems
+
+
+def multi_label_problems(recipe: Recipe) -> list[str]:
+    """What a recipe asks for that has no meaning where an image has any number of labels."""
+    data = recipe.data
+    obstacles = {
+        "data.max_per_class: counts images of one class each": data.max_per_class is not None,
+        "data.weight_column: is for images with one label or shares of classes": data.weight_column is not None,
+        "loss.name: 'logit_adjusted' is for classes that exclude each other; class_weights: balanced makes up for "
+        "rare labels": recipe.loss.name == "logit_adjusted",
+        f"sampler: {recipe.sampler!r} draws images by their one class; class_weights: balanced makes up for rare "
+        "labels": recipe.sampler != "shuffle",
+    }
+    return [f"{problem}; leave it out for multi-label data" for problem, is_there in obstacles.items() if is_there]
 
 
 def _retaining_problems(recipe: Recipe) -> list[str]:

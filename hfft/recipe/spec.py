@@ -199,10 +199,13 @@ class DataSpec:
             JSON lines, Parquet; a file or a folder of them), tar shards, what `save_to_disk` wrote, or Hub id.
         config: Configuration name of a Hub data set.
         revision: Branch, tag or commit of a Hub data set.
+        task: Whether an image has one label (`single_label`) or any number of them (`multi_label`); `auto` takes it
+            from the labels: lists of classes, and several columns of 0 and 1, are multi-label.
         image_folder: Folder that paths in a table begin at; null is the table's own.
         image_column: Column with the image or its path; found by its type, else by its name, when null.
-        label_column: Column with the label, or with a list of shares of all classes; or a list of columns, one for
-            each class, with its share (soft labels, summing to 1). Found by its type, else by its name, when null.
+        label_column: Column with the label, with a list of labels, or with a list of shares of all classes; or a list
+            of columns, one for each class, with 0 and 1 (multi-label) or its share (soft labels, summing to 1).
+            Found by its type, else by its name, when null.
         weight_column: Column with the weight of each training image in the loss, on average 1; null weighs all alike.
         split_column: Column with the name of each row's split; null is `split`, where it holds such names.
         group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
@@ -226,6 +229,7 @@ class DataSpec:
     source: str
     config: str | None = None
     revision: str | None = None
+    task: Literal["auto", "single_label", "multi_label"] = "auto"
     image_folder: str | None = None
     image_column: str | None = None
     label_column: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = None

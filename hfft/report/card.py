@@ -24,8 +24,21 @@ FIGURES = "figures"  # folder beside the card
 _LISTED = 12  # classes that a sentence names
 _UNFOLDED = 30  # rows of a table that is shown at once
 _CONFUSED = 10  # pairs
+_ALWAYS = (
+    "It answers every image with one of its classes, also one that shows none of them; a low probability is a hint and "
+    "no proof."
+)
+_ANY = (
+    "It knows no labels but these, and may give some to an image that shows something else; thresholds of rare labels "
+    "were chosen on few images."
+)
+_INTERVALS = (
+    "In brackets: 95 % bootstrap intervals, images resampled{how}. They say how much the numbers would move with other "
+    "images of the same kind, and nothing of other seeds or other sources."
+)
 _HUB = "https://huggingface.co"
 
+_ONE = "which one of these classes an image shows"
 _USE_MODEL = f"""\
 from transformers import pipeline
 classify = pipeline("image-classification", model="{REPOSITORY}")
@@ -114,16 +127,18 @@ def _summary(facts: RunFacts) -> str:
         f"hfft {facts.environment['hfft']}."
     )
     if facts.judged is not None:
-        accuracy = facts.judged.metrics["accuracy"]
-        text += f" Accuracy on {_counted(facts.judged)}: **{_number(accuracy)}**."
+        value = facts.judged.metrics[facts.headline]
+        text += f" {spoken(facts.headline).capitalize()} on {_counted(facts.judged)}: **{_number(value)}**."
     return text
 
 
 def _purpose(facts: RunFacts) -> str:
+    which = "which of these classes an image shows, any number of them" if facts.is_multi_label else _ONE
+    data = "table_with_lists_of_labels.csv" if facts.is_multi_label else "folder_with_one_folder_per_class"
     return (
-        f"It says which one of these classes an image shows: {_listed(facts.labels)}. It is for images like those "
+        f"It says {which}: {_listed(facts.labels)}. It is for images like those "
         "that it was trained on: taken, cropped and labelled in the same way. On others, measure it first:\n\n"
-        + fence(f"hfft evaluate {REPOSITORY} --data folder_with_one_folder_per_class", "bash")
+        + fence(f"hfft evaluate {REPOSITORY} --data {data}", "bash")
     )
 
 
@@ -133,7 +148,17 @@ def _use(facts: RunFacts) -> str:
     needs += ["timm"] if facts.model_type == "timm_wrapper" else []
     text = f"{lines}\n\nNeeds {', '.join(needs)}. Resizing and scaling of pixels are saved with the model."
     examples = f"`examples/` holds {len(facts.examples)} of the images to try it on." if facts.examples else ""
-    return " ".join(part for part in (text, _adapter_note(facts), examples) if part)
+    return " ".join(part for part in (text, _labels_note(facts), _adapter_note(facts), examples) if part)
+
+
+def _labels_note(facts: RunFacts) -> str:
+    if not facts.is_multi_label:
+        return ""
+    return (
+        "Each label has a probability of its own: they don't sum to 1. An image has the labels whose probability "
+        "reaches their threshold, in the table below and in `config.json`; `hfft.Classifier` applies them (`.labels`), "
+        "`pipeline()` shows the probabilities alone."
+    )
 
 
 def _adapter_note(facts: RunFacts) -> str:
@@ -161,16 +186,27 @@ def _results(facts: RunFacts, figures: Mapping[str, str]) -> str:
     rows = [[part.name, f"{part.images:,}", *(_number(part.metrics[name]) for name in names)] for part in measured]
     parts = [
         table(["split", "images", *map(spoken, names)], rows),
-        "In brackets: 95 % bootstrap intervals, images resampled within each class. They say how much the numbers "
-        "would move with other images of the same kind, and nothing of other seeds or other sources.",
+        _INTERVALS.format(how="" if facts.is_multi_label else " within each class"),
+        _thresholds_note(facts),
         _beside(facts, split),
         f"By class, on {_counted(split)}, with Wilson's 95 % intervals:",
         _by_class(split),
-        _confusions(split, figures),
-        _calibration(split, figures),
+        "" if facts.is_multi_label else _confusions(split, figures),
+        _calibration(facts, split, figures),
         confidence_in_words(facts),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _thresholds_note(facts: RunFacts) -> str:
+    if not facts.is_multi_label:
+        return ""
+    chosen = (
+        "the threshold that gives each label its best F1 on the validation images, chosen anew for each line below"
+        if facts.confidence
+        else "a threshold of 0.5 for each label, as there were no validation images to choose others on"
+    )
+    return f"F1, subset accuracy and Hamming loss are those of labels given by {chosen}."
 
 
 def _beside(facts: RunFacts, split: SplitFacts) -> str:
@@ -185,15 +221,21 @@ def _beside(facts: RunFacts, split: SplitFacts) -> str:
 
 def _by_class(split: SplitFacts) -> str:
     rows = [[escape(label), f"{scores.images:,}", *_class_cells(scores)] for label, scores in split.by_class.items()]
-    return _maybe_folded(table(["class", "images", "precision", "recall", "F1"], rows), rows)
+    more = ["average precision", "threshold"] if any(row.threshold for row in split.by_class.values()) else []
+    return _maybe_folded(table(["class", "images", "precision", "recall", "F1", *more], rows), rows)
 
 
 def _class_cells(scores: ClassScores) -> list[str]:
     """Precision, recall and F1; `-` where there is nothing that one could be a share of."""
+    more = []
+    if scores.threshold is not None:
+        found = scores.average_precision
+        more = ["-" if found is None else f"{found:.3f}", f"{scores.threshold:.3f}"]
     return [
         _number(scores.precision, 3) if scores.predicted else "-",
         _number(scores.recall, 3) if scores.images else "-",
         _number(scores.f1, 3) if scores.images or scores.predicted else "-",
+        *more,
     ]
 
 
@@ -211,9 +253,14 @@ def _confusions(split: SplitFacts, figures: Mapping[str, str]) -> str:
     return "\n\n".join(part for part in (figure, listed) if part)
 
 
-def _calibration(split: SplitFacts, figures: Mapping[str, str]) -> str:
+def _calibration(facts: RunFacts, split: SplitFacts, figures: Mapping[str, str]) -> str:
     name = f"reliability_{split.name}"
     figure = f"\n\n![Reliability diagram of the {split.name} images]({figures[name]})" if name in figures else ""
+    if facts.is_multi_label:
+        return (
+            f"Expected calibration error {split.calibration_error:.3f}: how far the probability of a label is from the "
+            f"share of images that have it, on average over the labels.{figure}"
+        )
     return (
         f"Expected calibration error {split.calibration_error:.3f}: how far the probability of the predicted class is "
         f"from the share that is right, on average.{figure}"
@@ -250,8 +297,7 @@ def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
 
 def _limits(facts: RunFacts) -> list[str]:
     limits = [
-        "It answers every image with one of its classes, also one that shows none of them; a low probability is a "
-        "hint and no proof.",
+        _ANY if facts.is_multi_label else _ALWAYS,
         "How it does on images from other sources, cameras or times was not measured.",
     ]
     if not facts.is_adapter:

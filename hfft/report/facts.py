@@ -11,6 +11,7 @@ from hfft.errors import RunError
 from hfft.files import read_json
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.callbacks import HEADLINES
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import Group, Plan
 
@@ -37,6 +38,8 @@ class ClassScores:
         f1: Of both.
         images: Images of the class.
         predicted: Images taken for it.
+        average_precision: Of a label by itself; None where no image has it, or an image has one label.
+        threshold: The probability from which an image is given the label; None where it has one label.
     """
 
     precision: Measured
@@ -44,6 +47,8 @@ class ClassScores:
     f1: Measured
     images: int
     predicted: int
+    average_precision: float | None = None
+    threshold: float | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +145,7 @@ class RunFacts:
         result: Folder of the model or the adapter.
         recipe: Resolved.
         labels: Class names, in the order of the model's outputs.
+        is_multi_label: Whether an image has any number of them.
         splits: By name: train, then what else there is.
         phases: In order.
         checkpoint: What it was fine-tuned from.
@@ -160,6 +166,7 @@ class RunFacts:
     result: Path
     recipe: Recipe
     labels: tuple[str, ...]
+    is_multi_label: bool
     splits: Mapping[str, SplitFacts]
     phases: tuple[PhaseFacts, ...]
     checkpoint: Source
@@ -179,6 +186,11 @@ class RunFacts:
     def judged(self) -> SplitFacts | None:
         """The split to judge the model by: test, else validation, else none."""
         return next((self.splits[name] for name in HELD_OUT if name in self.splits), None)
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that comes first in every table."""
+        return HEADLINES[int(self.is_multi_label)]
 
     @property
     def is_adapter(self) -> bool:
@@ -226,6 +238,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             result=result,
             recipe=recipe,
             labels=tuple(data["labels"]),
+            is_multi_label=data.get("task") == "multi_label",
             splits={name: _split(name, part, measured) for name, part in data["splits"].items()},
             phases=tuple(_phase(folder / f"{n}-{spec.name}", spec) for n, spec in enumerate(recipe.phases)),
             checkpoint=Source(**environment["origin"]["checkpoint"]),
@@ -295,6 +308,8 @@ def _class(row: Mapping[str, Any]) -> ClassScores:
         **{share: Measured(row[share], row[f"{share}_low"], row[f"{share}_high"]) for share in _SHARES},
         images=row["images"],
         predicted=row["predicted"],
+        average_precision=row.get("average_precision"),
+        threshold=row.get("threshold"),
     )
 
 

@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from hfft.files import write_folder
 from hfft.report.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.report.fonts import letter
+from hfft.training.callbacks import HEADLINES
 
 # Okabe and Ito's colours, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/
 BLUE, ORANGE, GREEN, RED, GRAY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
@@ -45,10 +46,12 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
     figures: dict[str, Figure] = {}
     with _drawing(facts.labels):
         for split in facts.splits.values():
-            if split.metrics:
+            if split.metrics and not facts.is_multi_label:
                 figures[f"confusion_{split.name}"] = draw_confusion(split, facts.labels)
         if facts.judged is not None:
-            figures[f"reliability_{facts.judged.name}"] = draw_reliability(facts.judged)
+            figures[f"reliability_{facts.judged.name}"] = draw_reliability(
+                facts.judged, is_multi_label=facts.is_multi_label
+            )
         if any(phase.history for phase in facts.phases):
             figures["learning_curves"] = draw_learning_curves(facts.phases)
 
@@ -97,18 +100,21 @@ def draw_confusion(split: SplitFacts, labels: Sequence[str]) -> Figure:
     return figure
 
 
-def draw_reliability(split: SplitFacts) -> Figure:
+def draw_reliability(split: SplitFacts, *, is_multi_label: bool = False) -> Figure:
     """Accuracy beside the probability of the predicted class, and how many images have such a probability.
 
     Args:
         split: A measured split.
+        is_multi_label: Whether it is the share of images that have a label, of all labels together.
     """
+    what = ("probability of a label", "images x labels") if is_multi_label else ("probability of the predicted class",)
+    share = "share that has the label" if is_multi_label else "share that is right"
     figure = Figure(figsize=(4.6, 4.9), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1, label="as it should be")
     confidences, accuracies = [part.confidence for part in split.bins], [part.accuracy for part in split.bins]
     upper.plot(confidences, accuracies, color=BLUE, marker="o", label="measured")
-    upper.set(ylim=(-0.02, 1.02), ylabel="share that is right")
+    upper.set(ylim=(-0.02, 1.02), ylabel=share)
     upper.set_title(
         f"{split.name}: expected calibration error {split.calibration_error:.3f}"
         if split.calibration_error is not None
@@ -124,7 +130,7 @@ def draw_reliability(split: SplitFacts) -> Figure:
         color=BLUE,
         edgecolor="white",
     )
-    lower.set(xlim=(0, 1), xlabel="probability of the predicted class", ylabel="images")
+    lower.set(xlim=(0, 1), xlabel=what[0], ylabel=what[-1] if is_multi_label else "images")
     lower.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     return figure
 
@@ -144,7 +150,8 @@ def draw_learning_curves(phases: Sequence[PhaseFacts]) -> Figure:
             axes.axvline(start, color=GRAY, linewidth=0.8, linestyle=":")
         _curve(upper, phase, start, ("loss", "training", ORANGE, "-"))
         _curve(upper, phase, start, ("eval_loss", "validation", BLUE, "-"))
-        _curve(lower, phase, start, ("eval_accuracy", "accuracy", BLUE, "-"))
+        for name in HEADLINES:
+            _curve(lower, phase, start, (f"eval_{name}", name.replace("_", " "), BLUE, "-"))
         _curve(lower, phase, start, ("eval_macro_f1", "macro F1", RED, "--"))
         middle = (start + end) / 2
         upper.text(

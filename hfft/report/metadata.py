@@ -9,7 +9,7 @@ from hfft.report.words import spoken
 
 TASK = "image-classification"
 # What the Hub calls our metrics, where it has them, and how they are averaged.
-_METRICS = {"macro_f1": ("f1", {"average": "macro"})}
+_METRICS = {"macro_f1": ("f1", {"average": "macro"}), "micro_f1": ("f1", {"average": "micro"})}
 
 
 def card_data(facts: RunFacts) -> ModelCardData:
@@ -31,7 +31,7 @@ def card_data(facts: RunFacts) -> ModelCardData:
         license=facts.recipe.license or "unknown",
         library_name="peft" if facts.is_adapter else "transformers",
         pipeline_tag=TASK,
-        tags=["hfft", TASK, facts.model_type],
+        tags=["hfft", TASK, facts.model_type, *(["multi-label"] if facts.is_multi_label else [])],
         eval_results=_results(facts, facts.judged) if facts.judged else None,
         **others,
     )

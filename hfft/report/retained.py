@@ -14,13 +14,20 @@ def confidence_in_words(facts: RunFacts) -> str:
     if not found:
         return ""
     before, after = found["before"], found["after"]
-    return (
+    if "label_thresholds" in found:
+        labels = (
+            "In them too are the thresholds of the labels (`hfft.label_thresholds`), which `pipeline()` doesn't know."
+        )
+    else:
+        labels = ""
+    text = (
         f"Divided by a temperature of {found['temperature']:.3f}, fitted on {found['fitted_on']['images']:,} "
         f"{found['fitted_on']['split']} images and kept in `config.json` (`hfft.temperature`), the logits have a log "
         f"loss of {after['log_loss']:.4f} instead of {before['log_loss']:.4f} on the {found['measured_on']} images, "
         f"and an expected calibration error (15 bins) of {after['expected_calibration_error']:.3f} instead of "
         f"{before['expected_calibration_error']:.3f}. All other numbers here are without it, and so is `pipeline()`."
     )
+    return f"{text} {labels}".rstrip()
 
 
 def retention_in_words(facts: RunFacts) -> str:

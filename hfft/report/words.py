@@ -7,6 +7,7 @@ from typing import Any
 
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.report.facts import PhaseFacts, RunFacts
+from hfft.training.callbacks import headline_in
 from hfft.training.plan import Group
 
 _MINUTE, _HOUR = 60, 3600
@@ -55,7 +56,7 @@ def how_trained(phase: PhaseFacts) -> str:
     early = f" of {plan.steps:,} planned" if result.steps < plan.steps else ""
     kept = ""
     if result.metrics:
-        judge = str(arguments.get("metric_for_best_model", "accuracy")).removeprefix("eval_")
+        judge = str(arguments.get("metric_for_best_model", headline_in(result.metrics))).removeprefix("eval_")
         value = f" ({result.metrics[judge]:.4f})" if judge in result.metrics else ""
         kept = (
             f" The weights of step {result.best_step:,} were kept, the best by {spoken(judge)} on validation{value}."

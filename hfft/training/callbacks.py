@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,19 @@ from transformers import ProgressCallback, TrainerCallback
 from hfft.files import write_text
 from hfft.interruption import stop_signal
 
+HEADLINES = ("accuracy", "mean_average_precision")
+"""What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""
 _LOG = get_logger(__name__)
+
+
+def headline_in(metrics: Mapping[str, Any]) -> str | None:
+    """The headline among names of metrics; None where there is none."""
+    return next((name for name in HEADLINES if name in metrics), None)
+
+
+def is_evaluation(entry: Mapping[str, Any]) -> bool:
+    """Whether an entry of the Trainer's log holds the metrics of an evaluation."""
+    return headline_in({key.removeprefix("eval_"): value for key, value in entry.items()}) is not None
 
 
 class EpochSetter(TrainerCallback):
@@ -124,9 +137,11 @@ class PhaseProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Say how an evaluation went."""
-        if state.is_world_process_zero and "eval_accuracy" in (logs or {}):
+        metrics = {key[5:]: value for key, value in (logs or {}).items() if key.startswith("eval_")}
+        headline = headline_in(metrics)
+        if state.is_world_process_zero and headline is not None:
             loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
-            numbers = {"loss": loss, "accuracy": logs["eval_accuracy"], "macro F1": logs["eval_macro_f1"]}
+            numbers = {"loss": loss, headline.replace("_", " "): metrics[headline], "macro F1": metrics["macro_f1"]}
             shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items() if value is not None)
             epochs = f"epoch {state.epoch:g} of {args.num_train_epochs:g}"
             line = f"{self.title}: {epochs}, {shown} on validation{self._speed(float(state.epoch or 0))}"

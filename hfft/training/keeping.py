@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.callbacks import HEADLINES, headline_in
 from hfft.training.phases import PhaseResult
 
 _MOST_DIGITS = 6
@@ -81,7 +82,7 @@ def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> lis
     best = 0
     for number in range(1, len(phases)):
         arguments = phases[number].arguments
-        metric = str(arguments.get("metric_for_best_model") or "accuracy").removeprefix("eval_")
+        metric = str(arguments.get("metric_for_best_model") or _headline(results)).removeprefix("eval_")
         greater = arguments.get("greater_is_better")
         greater = not metric.endswith("loss") if greater is None else greater  # as transformers 5.24 has it
         before, after = (results[n].metrics.get(metric, float("nan")) for n in (best, number))
@@ -89,6 +90,11 @@ def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> lis
         steps.append(_Step(metric, best, number, (before, after), is_better))
         best = number if is_better else best
     return steps
+
+
+def _headline(results: Sequence[PhaseResult]) -> str:
+    """What phases are judged by, unless they say otherwise."""
+    return next((name for result in results if (name := headline_in(result.metrics))), HEADLINES[0])
 
 
 def _in_words(steps: Sequence[_Step], phases: Sequence[PhaseSpec], best: int) -> str:

@@ -46,8 +46,8 @@ class ImageLoss:
 
         Args:
             outputs: With `logits`, (B, K).
-            labels: (B,) class indices, or (B, K) shares of the classes, whose sum is the image's weight; -100 counts
-                for nothing.
+            labels: (B,) class indices, or (B, K) shares of the classes, whose sum is the image's weight, or for
+                LabelSetLoss 0 and 1; -100 counts for nothing.
             num_items_in_batch: Label entries of the whole optimizer step; None for the mean over this batch.
         """
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits  # (B, K)
@@ -79,6 +79,29 @@ class ImageLoss:
         logs = functional.log_softmax(logits, dim=1)  # (B, K)
         terms = labels * (1 - logs.exp()) ** self.gamma * -logs
         return (terms if weight is None else terms * weight).sum()
+
+
+class LabelSetLoss(ImageLoss):
+    """Binary cross entropy of each label by itself, for images with any number of labels.
+
+    The mean over the classes, normalised by images as ImageLoss is. Smoothing moves a target of 0 or 1 halfway to 1/2
+    where it is 1; mixed targets between them are taken as they are. Class weights multiply the term of an image that
+    has the label (`pos_weight` of torch's BCEWithLogitsLoss); the focal loss counts each label less that is predicted
+    well already.
+    """
+
+    def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The sum over images of the mean over classes, of logits (B, K) and labels (B, K) from 0 to 1."""
+        smoothing = self.label_smoothing
+        targets = labels.float() * (1 - smoothing) + smoothing / 2
+        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        if self.gamma == 0:
+            terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
+            return terms.sum() / logits.shape[1]
+        shares = logits.sigmoid()
+        has = targets * (1 - shares) ** self.gamma * -functional.logsigmoid(logits)
+        lacks = (1 - targets) * shares**self.gamma * -functional.logsigmoid(-logits)
+        return ((has if weight is None else has * weight) + lacks).sum() / logits.shape[1]
 
 
 def prior_shifts(counts: Sequence[int], tau: float) -> tuple[float, ...]:

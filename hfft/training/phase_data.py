@@ -23,9 +23,12 @@ class PhaseData:
         floats: Pixels of a batch to what the network takes.
         collate: Examples to batches.
         measure: Trainer's compute_metrics.
-        metrics: What it computes, by name, each from probabilities (N, K) and labels (N,).
+        metrics: What it computes, by name, each from probabilities (N, K) and labels, (N,) or multi-label (N, K); the
+            first is what a phase is judged by, unless it says otherwise.
         loss: Label smoothing to the loss.
         chances: How often each training image comes, (N,); each once per epoch when None.
+        is_multi_label: Whether an image has any number of labels: probabilities are then those of each label by
+            itself.
     """
 
     train: Examples
@@ -36,6 +39,12 @@ class PhaseData:
     metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
     loss: Callable[[float], ImageLoss] = ImageLoss
     chances: torch.Tensor | None = None
+    is_multi_label: bool = False
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that a phase is judged by, unless it says otherwise."""
+        return next(iter(self.metrics))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, Stopper
+from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
@@ -72,7 +72,9 @@ class PhaseResult:
     frozen: dict[str, int]
 
 
-def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bool) -> TrainingArguments:
+def training_arguments(
+    spec: PhaseSpec, folder: Path, *, seed: int, validate: bool, metric: str = HEADLINES[0]
+) -> TrainingArguments:
     """The Trainer's settings for a phase.
 
     Args:
@@ -80,6 +82,7 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
         folder: Its folder.
         seed: The recipe's seed.
         validate: Whether there are validation images.
+        metric: What the phase is judged by, unless it says otherwise.
 
     Raises:
         RecipeError: If transformers refuses a value or a combination.
@@ -88,7 +91,7 @@ def training_arguments(spec: PhaseSpec, folder: Path, *, seed: int, validate: bo
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
     has_accelerator = torch.accelerator.is_available()
     settings = {
-        "metric_for_best_model": "accuracy",
+        "metric_for_best_model": metric,
         "per_device_eval_batch_size": EVAL_BATCH,
         "save_total_limit": 1,
         "logging_steps": 50,
@@ -205,7 +208,8 @@ def _finish(
 ) -> tuple[Any, PhaseResult]:
     """Train a phase from its start or its newest whole checkpoint to its end."""
     spec, folder, title = stage.spec, stage.folder, stage.title
-    arguments = training_arguments(spec, folder, seed=stage.seed, validate=data.validation is not None)
+    validate = data.validation is not None
+    arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
     replayed = None if replay is None else replay.open(model, data, arguments, stage)
     spec = with_rate(model, data, replayed, arguments, stage)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
@@ -323,12 +327,15 @@ def _trainer(
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers = False
     source: PhaseData | Replayed = data if replayed is None else replayed
+    loss = data.loss(arguments.label_smoothing_factor)
+    if data.is_multi_label:
+        arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
     trainer = PhaseTrainer(
         model,
         arguments,
         groups=groups,
         freeze=freeze,
-        loss=data.loss(arguments.label_smoothing_factor),
+        loss=loss,
         replayed=replayed,
         floats=data.floats,
         train_dataset=source.train,
@@ -370,7 +377,7 @@ def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> li
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:
     state = trainer.state
     best = state.best_global_step or state.global_step
-    logged = [entry for entry in state.log_history if entry.get("step") == best and "eval_accuracy" in entry]
+    logged = [entry for entry in state.log_history if entry.get("step") == best and is_evaluation(entry)]
     left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_loss")
     metrics = {key[5:]: value for key, value in (logged[-1] if logged else {}).items() if key[:5] == "eval_"}
     speed = next((e["train_samples_per_second"] for e in reversed(state.log_history) if "train_runtime" in e), 0.0)

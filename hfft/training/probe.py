@@ -43,12 +43,14 @@ class HeadInputs:
         labels: Class indices of the training images, (N,).
         validation: (M, D).
         validation_labels: (M,).
+        is_multi_label: Whether labels are (N, K) and (M, K) of 0 and 1, each predicted by itself.
     """
 
     train: Sequence[torch.Tensor]
     labels: torch.Tensor
     validation: torch.Tensor
     validation_labels: torch.Tensor
+    is_multi_label: bool = False
 
 
 @dataclass(frozen=True)
@@ -364,7 +366,9 @@ def _evaluate(heads: Heads, standings: list[_Standing], inputs: HeadInputs, metr
         if not logits.isfinite().all():
             standing.best, standing.step, standing.has_failed = None, 0, True
             continue
-        probabilities = logits.cpu().double().softmax(dim=1).float().numpy()  # (M, K)
+        values = logits.cpu().double()
+        shares = values.sigmoid() if inputs.is_multi_label else values.softmax(dim=1)
+        probabilities = shares.float().numpy()  # (M, K)
         standing.take(metric(probabilities, labels), step)
 
 

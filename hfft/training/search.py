@@ -70,7 +70,9 @@ def _search(
     views = [_rows(replayed.train, view) for view in range(len(replayed.train.views))]
     parts = (replayed.train, replayed.validation)
     labels, validation_labels = (torch.from_numpy(np.asarray(part.labels)) for part in parts)
-    inputs = HeadInputs(views, labels, _rows(replayed.validation, 0), validation_labels)
+    inputs = HeadInputs(
+        views, labels, _rows(replayed.validation, 0), validation_labels, is_multi_label=data.is_multi_label
+    )
     choice = search_head(
         layer,
         inputs,

@@ -556,9 +556,10 @@ def test_an_unlabelled_split_matters_only_when_it_is_used():
         in_memory(source, SplitSpec(validation=None))
 
 
-def test_several_labels_per_image():
-    with pytest.raises(DataError, match=r"the column 'label' holds .*; allowed: one class per image"):
-        in_memory(DatasetDict(train=table([[0], [0, 1]], List(Value("int64")))), label_column="label")
+def test_several_labels_where_one_is_asked_for():
+    several = DatasetDict(train=table([[0], [0, 1]], List(Value("int64"))))
+    with pytest.raises(DataError, match=r"row 1 \(train/1\) holds \[0, 1\]; allowed for data.task single_label: one"):
+        in_memory(several, label_column="label", task="single_label")
 
 
 def test_splits_with_other_columns():

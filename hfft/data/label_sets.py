@@ -1,0 +1,308 @@
+"""Columns of a table -> the set of labels of each row, for multi-label data; and whether a table is multi-label.
+
+A set is written as a list of names, indices or 0 and 1 for each class; as text in CSV; or as columns of 0 and 1.
+"""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from datasets import ClassLabel, Dataset, Value
+
+from hfft.data.targets import are_shares
+from hfft.errors import DataError
+
+Label = str | tuple[str, ...]  # a column, or one for each class
+SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class LabelSets:
+    """The labels of rows.
+
+    Attributes:
+        names: Of the classes.
+        rows: By split, the class indices of each row, ascending; None for a row that nobody has labelled.
+    """
+
+    names: list[str]
+    rows: dict[str, list[list[int] | None]]
+
+
+def holds_sets(
+    tables: Mapping[str, Dataset], label: Label, task: str, files: Mapping[str, Sequence[str]], where: str
+) -> bool:
+    """Whether rows have any number of labels each: as asked, or as their values tell.
+
+    Lists of classes are, and so are lists or columns of 0 and 1 that don't have one 1 in every row.
+
+    Args:
+        tables: Rows by split.
+        label: Where the labels are.
+        task: `auto`, `single_label` or `multi_label`.
+        files: Names of the rows, by split.
+        where: Names the source in errors.
+
+    Raises:
+        DataError: With the first row that has not the one label that was asked for.
+    """
+    first = next(iter(tables.values()))
+    if task == "multi_label" or (isinstance(label, str) and label not in first.column_names):
+        return task == "multi_label"
+    kind = _kind(first, label)
+    told = [(split, row, value) for split, table in tables.items() for row, value in enumerate(_values(table, label))]
+    if kind == "text":
+        is_listed = _is_listed([value for _, _, value in told])
+        if not is_listed:
+            _tell_of_separators([value for _, _, value in told], task, where)
+        return is_listed and task == "auto"
+    if kind in ("flags", "floats"):
+        return task == "auto" and _are_sets(told, files, where)
+    if kind == "class" or task == "auto":
+        return kind != "class"
+    split, row, value = next((one for one in told if not _has_one(one[2])), told[0])
+    raise DataError(
+        f"{_row(where, files[split], row, value)}; allowed for data.task single_label: one class for each image; "
+        "multi_label takes lists"
+    )
+
+
+def _are_sets(told: Sequence[tuple[str, int, Any]], files: Mapping[str, Sequence[str]], where: str) -> bool:
+    """Whether rows of numbers are 0 and 1 for each class, and not shares, which sum to 1."""
+    flags = [_flags(value) for _, _, value in told]
+    odd = next((n for n, found in enumerate(flags) if found is not None and sum(found) != 1), None)
+    if odd is None:
+        return False
+    neither = next((n for n, found in enumerate(flags) if found is None and not are_shares(told[n][2])), None)
+    if neither is not None:
+        split, row, value = told[neither]
+        raise DataError(
+            f"{_row(where, files[split], row, value)}; allowed: 0 or 1 for each class (multi-label), or shares that "
+            "sum to 1"
+        )
+    if None in flags:
+        return False
+    split, row, value = told[odd]
+    _say(
+        f"{where}: takes the labels as multi-label, as row {row} ({files[split][row]}) has {sum(flags[odd] or ())} "
+        f"of the {len(value)} classes"
+    )
+    return True
+
+
+def read_sets(
+    tables: Mapping[str, Dataset], label: Label, files: Mapping[str, Sequence[str]], where: str
+) -> LabelSets:
+    """The labels of every row.
+
+    Args:
+        tables: Rows by split.
+        label: Where the labels are.
+        files: Names of the rows, by split.
+        where: Names the source in errors.
+
+    Raises:
+        DataError: With the first row that holds something else.
+    """
+    first = next(iter(tables.values()))
+    if isinstance(label, str) and label not in first.column_names:
+        raise DataError(f"{where}: data.task: multi_label needs a column with lists of labels, or columns of 0 and 1")
+    kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
+    every = [value for column in values.values() for value in column]
+    if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
+        names = list(label) if isinstance(label, tuple) else [str(k) for k in range(len(_first_list(every)))]
+        sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
+        return LabelSets(names, sets)
+    if kind == "text":
+        separator = None if _is_listed(every) else _separator(every)
+        values = {s: [_divide(v, separator, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
+    elif kind == "class":
+        split, row, value = next((s, n, v) for s, column in values.items() for n, v in enumerate(column))
+        raise DataError(
+            f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of labels, or "
+            "columns of 0 and 1 (label_column: [...])"
+        )
+    return _indexed(values, _declared(tables, label), files, where)
+
+
+def flag_columns(table: Dataset, without: Sequence[str | None]) -> tuple[str, ...]:
+    """Columns that hold 0 and 1 alone, two or more of them; else none.
+
+    Args:
+        table: Rows with any columns.
+        without: Columns that are something else.
+    """
+    found = []
+    for name, kind in table.features.items():
+        if name in without or not isinstance(kind, Value | ClassLabel) or len(table) == 0:
+            continue
+        if None in (_flags([value]) for value in table.select(range(min(len(table), 100)))[name][:]):
+            continue
+        if None not in (_flags([value]) for value in table[name][:]):
+            found.append(name)
+    return tuple(found) if len(found) > 1 else ()
+
+
+def list_columns(table: Dataset) -> list[str]:
+    """Columns of the type that a data set declares for several classes in a row."""
+    return [name for name, kind in table.features.items() if isinstance(getattr(kind, "feature", None), ClassLabel)]
+
+
+def _kind(table: Dataset, label: Label) -> str:
+    """What a row's labels are written as."""
+    if isinstance(label, tuple):
+        return "flags"
+    kind = table.features[label]
+    inner = getattr(kind, "feature", None)
+    if inner is None:
+        return "text" if kind in (Value("string"), Value("large_string")) else "class"
+    if isinstance(inner, ClassLabel):
+        return "declared"
+    if isinstance(inner, Value) and inner.dtype.startswith(("int", "uint", "bool")):
+        return "numbers"
+    return "floats" if isinstance(inner, Value) and inner.dtype.startswith("float") else "names"
+
+
+def _values(table: Dataset, label: Label) -> list[Any]:
+    if isinstance(label, str):
+        return table[label][:]
+    return [list(row) for row in zip(*(table[name][:] for name in label), strict=True)]
+
+
+def _row(where: str, files: Sequence[str], row: int, value: Any) -> str:
+    return f"{where}: label_column: row {row} ({files[row]}) holds {value!r}"
+
+
+def _flags(value: Any) -> list[int] | None:
+    """A row of 0 and 1, also as text; None if there is anything else in it."""
+    if not isinstance(value, list):
+        return None
+    found = [_FLAGS.get(str(one).strip().lower()) for one in value]
+    return None if None in found else [int(one or 0) for one in found]
+
+
+def _has_one(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and len(value) == 1)
+
+
+def _first_list(values: Sequence[Any]) -> list[Any]:
+    return next((value for value in values if value is not None), [])
+
+
+def _are_vectors(values: Sequence[Any], kind: str) -> bool:
+    """Whether lists of numbers have a 0 or 1 for each class, and are no lists of class indices."""
+    if kind == "floats":
+        return True
+    lists = [value for value in values if value is not None]
+    lengths = {len(value) for value in lists}
+    return len(lengths) == 1 and max(lengths) > 1 and all(_flags(value) is not None for value in lists)
+
+
+def _from_flags(value: Any, names: Sequence[str], where: str, files: Sequence[str], row: int) -> list[int] | None:
+    if value is None:
+        return None
+    found = _flags(value)
+    if found is None or len(found) != len(names):
+        raise DataError(
+            f"{_row(where, files, row, value)}; allowed for data.task multi_label: 0 or 1 for each of the "
+            f"{len(names)} classes"
+        )
+    return [number for number, flag in enumerate(found) if flag]
+
+
+def _is_listed(values: Sequence[Any]) -> bool:
+    """Whether all texts are lists in brackets."""
+    texts = [value.strip() for value in values if value is not None]
+    return bool(texts) and all(text[:1] == "[" and text[-1:] == "]" for text in texts)
+
+
+def _separator(values: Sequence[str | None]) -> str | None:
+    return next((mark for mark in SEPARATORS if any(mark in value for value in values if value)), None)
+
+
+def _divide(text: str | None, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:
+    """The labels in a text: a list as JSON or Python writes it, else what is between separators."""
+    if text is None:
+        return None
+    text = text.strip()
+    if not (text[:1] == "[" and text[-1:] == "]"):
+        return [part.strip() for part in text.split(separator)] if separator else [text]
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, list) and all(isinstance(one, str | int) for one in found):
+            return [str(one) for one in found]
+    raise DataError(
+        f'{_row(where, files, row, text)}; allowed: a list such as ["ant", "bee"], or labels between '
+        f"{' or '.join(map(repr, SEPARATORS))}; [] for an image of none of the classes"
+    )
+
+
+def _declared(tables: Mapping[str, Dataset], label: Label) -> list[str]:
+    features = [getattr(table.features[str(label)], "feature", None) for table in tables.values()]
+    return list(dict.fromkeys(name for one in features if isinstance(one, ClassLabel) for name in one.names))
+
+
+def _indexed(
+    values: Mapping[str, list[Any]], declared: list[str], files: Mapping[str, Sequence[str]], where: str
+) -> LabelSets:
+    """Lists of names or of indices, and the names of the classes in their natural order."""
+    found: dict[str, list[list[str] | None]] = {}
+    for split, column in values.items():
+        found[split] = []
+        for row, value in enumerate(column):
+            labels = None if value is None else [_name(one, declared) for one in value]
+            if labels is not None and not all(labels):
+                raise DataError(
+                    f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of names or "
+                    "of class numbers from 0, which may be empty"
+                )
+            found[split].append(None if labels is None else [str(one) for one in labels])
+    met = {name for column in found.values() for labels in column for name in labels or ()}
+    names = list(dict.fromkeys([*declared, *sorted(met, key=natural)]))
+    places = {name: place for place, name in enumerate(names)}
+    return LabelSets(
+        names,
+        {
+            split: [None if one is None else sorted({places[name] for name in one}) for one in column]
+            for split, column in found.items()
+        },
+    )
+
+
+def natural(text: str) -> tuple[int, int, str]:
+    """A key that sorts numbers by their value, in front of all other texts."""
+    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+
+
+def _name(value: Any, declared: Sequence[str]) -> str | None:
+    """A class's name; None where a value is none."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (declared and value >= len(declared)):
+        return None
+    return declared[value] if declared else str(value)
+
+
+def _tell_of_separators(values: Sequence[str | None], task: str, where: str) -> None:
+    """A class may be called `ant|bee`; more likely somebody meant two."""
+    odd = next((value for value in values if value and any(mark in value for mark in SEPARATORS[:2])), None)
+    if task == "auto" and odd is not None:
+        _say(
+            f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
+            "data.task=single_label",
+            is_warning=True,
+        )
+
+
+def _say(line: str, *, is_warning: bool = False) -> None:
+    PartialState()  # the logger asks it which process this is
+    (_LOG.warning if is_warning else _LOG.info)(line)
