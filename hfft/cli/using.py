@@ -116,12 +116,12 @@ def _predict(arguments: argparse.Namespace) -> None:
     )
     kept = Kept(_with_bar(answers, found.count, beside_lines=output is None and form != "table"))
     if output is not None:
-        save_predictions(kept, output, form, classifier.classes)
+        save_predictions(kept, output, form, classifier.classes, is_multi_label=classifier.is_multi_label)
     elif form == "table":
         _print_predictions(kept)
     else:
         with _reader_may_leave():
-            write_lines(kept, sys.stdout, form, classifier.classes)
+            write_lines(kept, sys.stdout, form, classifier.classes, is_multi_label=classifier.is_multi_label)
     kept.raise_for_skipped()
 
 

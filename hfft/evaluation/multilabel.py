@@ -75,7 +75,7 @@ class SetOutcomes:
             exact=times @ ~wrong.any(axis=1) / count,
             wrong=times @ wrong.mean(axis=1) / count,
             loss=times @ entry_losses(self.probabilities, self.labels).mean(axis=1) / count,
-            is_there=self.labels.any(axis=0),
+            is_there=np.asarray(self.labels.any(axis=0)),
         )
         if weights is not None:
             return found

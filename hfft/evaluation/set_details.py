@@ -70,9 +70,7 @@ def set_calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int 
     return {"expected_calibration_error": float(np.mean(errors)), "bins": together}
 
 
-def set_scores(
-    outcomes: SetOutcomes, thresholds: np.ndarray, classes: Sequence[str]
-) -> dict[str, dict[str, float | None]]:
+def set_scores(outcomes: SetOutcomes, thresholds: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Precision, recall and F1 of each label as in `class_scores`, with its average precision and threshold.
 
     Args:
@@ -81,8 +79,8 @@ def set_scores(
         classes: Their names.
     """
     counts = outcomes.tally()
-    numbers = (counts.hits, counts.images, counts.predicted)
-    table = share_rows(*(part.astype(int) for part in numbers), classes)
+    right, images, taken = (part.astype(int) for part in (counts.hits, counts.images, counts.predicted))
+    table = share_rows(right, images, taken, classes)
     precisions = average_precisions(outcomes.probabilities, outcomes.labels)
     return {
         name: {

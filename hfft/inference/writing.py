@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -79,7 +79,9 @@ def choose_format(asked: str | None, file: Path | None) -> str:
     return found
 
 
-def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, classes: Sequence[str]) -> None:
+def save_predictions(
+    predictions: Iterable[Prediction], file: Path, form: str, classes: Sequence[str], *, is_multi_label: bool = False
+) -> None:
     """Write a file, whole or not at all.
 
     Args:
@@ -87,6 +89,7 @@ def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, c
         file: Replaced if it exists.
         form: `jsonl`, `csv` or `parquet`.
         classes: Class names, in the order of the columns.
+        is_multi_label: Whether the predictions have `labels`.
 
     Raises:
         WritingError: If it can't be written.
@@ -94,15 +97,22 @@ def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, c
 
     def write(aside: Path) -> None:
         if form == "parquet":
-            _write_parquet(predictions, aside, classes)
+            _write_parquet(predictions, aside, classes, is_multi_label=is_multi_label)
             return
         with aside.open("w", encoding="utf-8", newline="") as stream:
-            write_lines(predictions, stream, form, classes)
+            write_lines(predictions, stream, form, classes, is_multi_label=is_multi_label)
 
     _write(file, write)
 
 
-def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, classes: Sequence[str]) -> None:
+def write_lines(
+    predictions: Iterable[Prediction],
+    stream: TextIO,
+    form: str,
+    classes: Sequence[str],
+    *,
+    is_multi_label: bool = False,
+) -> None:
     """Write each prediction as soon as it is there.
 
     JSON lines have the fields of `Prediction`, those that weren't asked for left out; CSV has a header and the columns
@@ -113,6 +123,7 @@ def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, cl
         stream: Is flushed after each line.
         form: `jsonl` or `csv`.
         classes: Class names, in the order of the columns.
+        is_multi_label: Whether the predictions have `labels`.
     """
     if form == "jsonl":
         for prediction in predictions:
@@ -121,18 +132,12 @@ def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, cl
             stream.flush()
         return
     rows = csv.writer(stream, lineterminator="\n")
-    has_header = False
+    rows.writerow(_columns(classes, is_multi_label=is_multi_label))
     for prediction in predictions:
-        many = prediction.labels is not None
-        if not has_header:
-            rows.writerow(_columns(classes, is_multi_label=many))
-            has_header = True
         file, label, *probabilities = _row(prediction, classes)
-        label = json.dumps(label, ensure_ascii=False) if many else label
+        label = json.dumps(label, ensure_ascii=False) if is_multi_label else label
         rows.writerow([file, label, *(f"{value:.9g}" for value in probabilities)])  # all digits that a float32 has
         stream.flush()
-    if not has_header:
-        rows.writerow(_columns(classes))
 
 
 def check_table_file(file: Path) -> None:
@@ -176,16 +181,15 @@ def _write(file: Path, write: Callable[[Path], Any]) -> None:
         raise WritingError(f"--output {file}: can't be written: {error.strerror or error}") from error
 
 
-def _write_parquet(predictions: Iterable[Prediction], file: Path, classes: Sequence[str]) -> None:
+def _write_parquet(
+    predictions: Iterable[Prediction], file: Path, classes: Sequence[str], *, is_multi_label: bool
+) -> None:
     import pyarrow as pa  # which the other formats don't need
     from pyarrow import parquet
 
     remaining = iter(predictions)
-    first = next(remaining, None)
-    many = first is not None and first.labels is not None
-    remaining = remaining if first is None else chain([first], remaining)
-    file_name, label, *numbers = _columns(classes, is_multi_label=many)
-    kinds = [(file_name, pa.string()), (label, pa.list_(pa.string()) if many else pa.string())]
+    file_name, label, *numbers = _columns(classes, is_multi_label=is_multi_label)
+    kinds = [(file_name, pa.string()), (label, pa.list_(pa.string()) if is_multi_label else pa.string())]
     schema = pa.schema([*kinds, *((name, pa.float32()) for name in numbers)])
     with parquet.ParquetWriter(file, schema) as writer:
         while piece := list(islice(remaining, _ROWS)):

@@ -25,16 +25,16 @@ _LISTED = 12  # classes that a sentence names
 _UNFOLDED = 30  # rows of a table that is shown at once
 _CONFUSED = 10  # pairs
 _ALWAYS = (
-    "It answers every image with one of its classes, also one that shows none of them; a low probability is a hint and "
-    "no proof."
+    "It answers every image with one of its classes, also one that shows none of them; a low probability is a hint "
+    "and no proof."
 )
 _ANY = (
     "It knows no labels but these, and may give some to an image that shows something else; thresholds of rare labels "
     "were chosen on few images."
 )
 _INTERVALS = (
-    "In brackets: 95 % bootstrap intervals, images resampled{how}. They say how much the numbers would move with other "
-    "images of the same kind, and nothing of other seeds or other sources."
+    "In brackets: 95 % bootstrap intervals, images resampled{how}. They say how much the numbers would move with "
+    "other images of the same kind, and nothing of other seeds or other sources."
 )
 _HUB = "https://huggingface.co"
 
@@ -156,8 +156,8 @@ def _labels_note(facts: RunFacts) -> str:
         return ""
     return (
         "Each label has a probability of its own: they don't sum to 1. An image has the labels whose probability "
-        "reaches their threshold, in the table below and in `config.json`; `hfft.Classifier` applies them (`.labels`), "
-        "`pipeline()` shows the probabilities alone."
+        "reaches their threshold, in the table below and in `config.json`; `hfft.Classifier` applies them "
+        "(`.labels`), `pipeline()` shows the probabilities alone."
     )
 
 
@@ -258,8 +258,8 @@ def _calibration(facts: RunFacts, split: SplitFacts, figures: Mapping[str, str])
     figure = f"\n\n![Reliability diagram of the {split.name} images]({figures[name]})" if name in figures else ""
     if facts.is_multi_label:
         return (
-            f"Expected calibration error {split.calibration_error:.3f}: how far the probability of a label is from the "
-            f"share of images that have it, on average over the labels.{figure}"
+            f"Expected calibration error {split.calibration_error:.3f}: how far the probability of a label is from "
+            f"the share of images that have it, on average over the labels.{figure}"
         )
     return (
         f"Expected calibration error {split.calibration_error:.3f}: how far the probability of the predicted class is "
@@ -318,7 +318,8 @@ def _limits(facts: RunFacts) -> list[str]:
             "thing, new things will be recognised less well than measured."
         )
     if "validation" in facts.splits:
-        limits.append("Weights were chosen by the validation images, whose numbers are therefore too good.")
+        chosen = "Weights and thresholds" if facts.is_multi_label else "Weights"
+        limits.append(f"{chosen} were chosen by the validation images, whose numbers are therefore too good.")
     if facts.recipe.license is None:
         limits.append("Its licence is unknown; those of the checkpoint and of the images may restrict its use.")
     return limits

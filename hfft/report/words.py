@@ -105,7 +105,7 @@ def machine(environment: Mapping[str, Any]) -> str:
 
 def spoken(metric: str) -> str:
     """A metric's name in a sentence."""
-    return metric.replace("_", " ").replace("f1", "F1")
+    return metric.replace("_", " ").replace("f1", "F1").replace("hamming", "Hamming")
 
 
 def shared_recipe(facts: RunFacts) -> Recipe:
