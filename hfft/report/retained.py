@@ -14,12 +14,9 @@ def confidence_in_words(facts: RunFacts) -> str:
     if not found:
         return ""
     before, after = found["before"], found["after"]
+    labels = ""
     if "label_thresholds" in found:
-        labels = (
-            "In them too are the thresholds of the labels (`hfft.label_thresholds`), which `pipeline()` doesn't know."
-        )
-    else:
-        labels = ""
+        labels = "The thresholds of the labels are there too (`hfft.label_thresholds`)."
     text = (
         f"Divided by a temperature of {found['temperature']:.3f}, fitted on {found['fitted_on']['images']:,} "
         f"{found['fitted_on']['split']} images and kept in `config.json` (`hfft.temperature`), the logits have a log "

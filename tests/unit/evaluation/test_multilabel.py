@@ -1,0 +1,168 @@
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from hfft.evaluation.modules import SET_MODULES, ProbabilityMetric, trainer_metrics
+from hfft.evaluation.multilabel import (
+    SET_METRICS,
+    SetOutcomes,
+    measure_sets,
+    set_differences,
+    sets_with_intervals,
+    sigmoid,
+)
+from hfft.evaluation.set_details import set_calibration, set_details, set_scores
+
+
+def draw(images=60, labels=5, seed=0, digits=None):
+    """Probabilities that know something of the labels; rounded, many are equal."""
+    rng = np.random.default_rng(seed)
+    truth = (rng.random((images, labels)) < np.linspace(0.6, 0.1, labels)).astype(np.uint8)
+    logits = rng.normal(size=truth.shape) + 1.5 * truth - 0.5
+    shares = sigmoid(logits)
+    return (shares if digits is None else shares.round(digits).astype(np.float32)), truth
+
+
+CASES = [draw(), draw(seed=1), draw(seed=2, digits=1), draw(images=300, labels=12, seed=3)]
+
+
+@pytest.mark.parametrize(("shares", "truth"), CASES)
+def test_metrics_are_those_of_scikit_learn(shares, truth):
+    given = shares >= 0.5
+    exact = shares.astype(np.float64)
+    expected = {
+        "mean_average_precision": sk.average_precision_score(truth, shares, average="macro"),
+        "macro_f1": sk.f1_score(truth, given, average="macro", zero_division=0),
+        "micro_f1": sk.f1_score(truth, given, average="micro"),
+        "subset_accuracy": sk.accuracy_score(truth, given),
+        "hamming_loss": sk.hamming_loss(truth, given),
+        "log_loss": np.mean([sk.log_loss(truth[:, k], exact[:, k], labels=[0, 1]) for k in range(truth.shape[1])])
+        if exact.min() > 0 and exact.max() < 1
+        else None,
+    }
+    for name, metric in SET_METRICS.items():
+        if expected[name] is not None:
+            assert metric(shares, truth) == pytest.approx(expected[name], abs=1e-9), name
+
+
+@pytest.mark.parametrize(("shares", "truth"), CASES)
+def test_details_are_those_of_scikit_learn(shares, truth):
+    given = shares >= 0.5
+    found = set_details(SetOutcomes.of(shares, truth))
+    count = truth.shape[1]
+    assert found["weighted_f1"] == pytest.approx(sk.f1_score(truth, given, average="weighted", zero_division=0))
+    assert found["macro_precision"] == pytest.approx(
+        sk.precision_score(truth, given, average="macro", zero_division=0)
+    )
+    assert found["macro_recall"] == pytest.approx(sk.recall_score(truth, given, average="macro", zero_division=0))
+    assert found["roc_auc"] == pytest.approx(sk.roc_auc_score(truth, shares, average="macro"))
+    brier = np.mean([sk.brier_score_loss(truth[:, k], shares[:, k].astype(np.float64)) for k in range(count)])
+    assert found["brier_score"] == pytest.approx(brier)
+
+
+@pytest.mark.parametrize(("shares", "truth"), CASES)
+def test_scores_by_label_are_those_of_scikit_learn(shares, truth):
+    names = [f"c{k}" for k in range(truth.shape[1])]
+    limits = np.linspace(0.2, 0.7, len(names))
+    given = shares >= limits
+    found = set_scores(SetOutcomes.of(shares, truth, given), limits, names)
+    for k, row in enumerate(found.values()):
+        precision, recall, f1, _ = sk.precision_recall_fscore_support(
+            truth[:, k], given[:, k], average="binary", zero_division=0
+        )
+        assert (row["precision"], row["recall"], row["f1"]) == pytest.approx((precision, recall, f1))
+        assert row["average_precision"] == pytest.approx(sk.average_precision_score(truth[:, k], shares[:, k]))
+        assert (row["images"], row["predicted"]) == (truth[:, k].sum(), given[:, k].sum())
+        assert row["threshold"] == limits[k]
+        assert row["recall_low"] <= row["recall"] <= row["recall_high"]
+
+
+def test_a_label_that_no_image_has():
+    shares, truth = draw()
+    truth[:, 2] = 0
+    found = {name: metric(shares, truth) for name, metric in SET_METRICS.items()}
+    others = [0, 1, 3, 4]
+    assert found["mean_average_precision"] == pytest.approx(
+        sk.average_precision_score(truth[:, others], shares[:, others])
+    )
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, shares >= 0.5, average="macro", zero_division=0))
+    assert set_scores(SetOutcomes.of(shares, truth), np.full(5, 0.5), list("abcde"))["c"]["average_precision"] is None
+    assert np.isfinite([row["low"] for row in sets_with_intervals(shares, truth).values()]).all()
+
+
+def test_no_label_at_all():
+    shares, truth = draw(images=4)
+    found = sets_with_intervals(shares, truth * 0)
+    assert found["mean_average_precision"] == {"value": 0, "low": 0, "high": 0}
+    assert found["hamming_loss"]["value"] == pytest.approx(np.mean(shares >= 0.5))
+
+
+def test_a_resample_is_measured_as_its_images_would_be():
+    shares, truth = draw(seed=4, digits=1)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), size=6)
+    found = measure_sets(SetOutcomes.of(shares, truth).tally(weights))
+    for number, times in enumerate(weights):
+        rows = np.repeat(np.arange(len(truth)), times)
+        alone = measure_sets(SetOutcomes.of(shares[rows], truth[rows]).tally())
+        for name, values in found.items():
+            assert values[number] == pytest.approx(float(alone[name])), name
+
+
+def test_intervals_are_as_wide_as_other_images_would_make_them():
+    value, width = [], []
+    for seed in range(60):
+        row = sets_with_intervals(*draw(images=150, seed=100 + seed))["mean_average_precision"]
+        assert row["low"] <= row["value"] <= row["high"]
+        value.append(row["value"])
+        width.append(row["high"] - row["low"])
+    assert np.mean(width) == pytest.approx(2 * 1.96 * np.std(value), rel=0.35)
+
+
+def test_intervals_of_many_images_come_from_fewer_resamples_and_are_reproducible():
+    shares, truth = draw(images=3000, labels=60)
+    assert sets_with_intervals(shares, truth) == sets_with_intervals(shares, truth)
+
+
+def test_differences_are_those_of_the_metrics():
+    (first, truth), (second, _) = draw(seed=5), draw(seed=6)
+    found = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(second, truth))
+    for name, metric in SET_METRICS.items():
+        assert found[name]["value"] == pytest.approx(metric(second, truth) - metric(first, truth))
+        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+    same = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(first, truth))
+    assert all(row == {"value": 0, "low": 0, "high": 0} for row in same.values())
+
+
+def test_calibration_is_the_mean_over_the_labels():
+    shares = np.array([[0.25, 0.9], [0.25, 0.9], [0.25, 0.9], [0.25, 0.9]], np.float32)
+    truth = np.array([[1, 1], [0, 1], [0, 0], [0, 0]])
+    found = set_calibration(shares, truth)
+    assert found["expected_calibration_error"] == pytest.approx((0 + 0.4) / 2, abs=1e-6)
+    assert [(part["images"], part["accuracy"]) for part in found["bins"]] == [(4, 0.25), (4, 0.5)]
+
+
+def test_the_sigmoid_of_large_logits():
+    found = sigmoid(np.array([[-1000.0, 0.0, 1000.0]]))
+    assert found.tolist() == [[0.0, 0.5, 1.0]]
+    assert SET_METRICS["log_loss"](found, np.array([[1, 0, 0]])) == pytest.approx((2 * 87.33654475 + np.log(2)) / 3)
+
+
+@pytest.mark.parametrize("name", sorted(SET_MODULES))
+def test_every_metric_is_a_module(name):
+    shares, truth = draw()
+    module = ProbabilityMetric(name, is_multi_label=True)
+    module.add_batch(predictions=shares[:30].tolist(), references=truth[:30].tolist())
+    module.add_batch(predictions=shares[30:].tolist(), references=truth[30:].tolist())
+    assert module.compute() == {name: pytest.approx(SET_MODULES[name](shares, truth))}
+
+
+def test_what_the_trainer_computes():
+    class Prediction:
+        predictions = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+        label_ids = (np.random.default_rng(1).random((20, 3)) < 0.5).astype(np.float32)
+
+    found = trainer_metrics(is_multi_label=True)(Prediction)
+    assert list(found) == list(SET_METRICS)
+    expected = sk.average_precision_score(Prediction.label_ids, Prediction.predictions)
+    assert found["mean_average_precision"] == pytest.approx(expected)
