@@ -37,6 +37,28 @@ def test_two_processes_end_with_the_weights_of_one(family, replay, batch, accumu
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
+def test_so_they_do_with_any_number_of_labels(workplace):
+    """A column more than class folders have; 21 images leave a process without one in the last step."""
+    rows = [
+        (split, f"{split}/{name}/{number:03d}.png", number % 2, int(name == "ant"))
+        for split, name, count in (
+            *(("train", "ant", 11), ("train", "bee", 10), ("validation", "ant", 5), ("validation", "bee", 4)),
+            *(("test", "ant", 4), ("test", "bee", 5)),
+        )
+        for number in range(count)
+    ]
+    lines = ["split,file_name,odd,ant", *(",".join(map(str, row)) for row in rows)]
+    (workplace / "photos" / "labels.csv").write_text("\n".join(lines))
+    more = ["data.source=photos/labels.csv", "data.label_column=[odd, ant]"]
+    succeed([*launch(), *train("dinov2", "two", "auto", 2), *more], workplace)
+    succeed([*ALONE, *train("dinov2", "one", "auto", 4), *more], workplace)
+    assert_same_result(workplace, "dinov2", "one", "two")
+    config = json.loads((workplace / "two/of_dinov2/model/config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
 def test_two_machines_end_with_the_weights_of_one_process(workplace):
     """Each is launched by itself, as on two computers; here the network between them is the loopback."""
     succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)

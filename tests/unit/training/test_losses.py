@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn import functional
 
-from hfft.training.losses import ImageLoss, prior_shifts
+from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 
 GENERATOR = torch.Generator().manual_seed(0)
 LOGITS = torch.randn(8, 5, generator=GENERATOR)
 HARD = torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+SETS = (torch.rand(8, 5, generator=torch.Generator().manual_seed(1)) < 0.4).float()
 SOFT = torch.softmax(torch.randn(8, 5, generator=GENERATOR), dim=1)
 
 
@@ -95,3 +96,48 @@ def test_logit_adjustment():
     adjusted = LOGITS + 0.5 * torch.log(torch.tensor(counts) / 100)
     loss = ImageLoss(shifts=prior_shifts(counts, 0.5))
     torch.testing.assert_close(loss(outputs(LOGITS), HARD), functional.cross_entropy(adjusted, HARD))
+
+
+# Any number of labels
+
+
+@pytest.mark.parametrize("sizes", [[8], [4, 4], [1] * 8, [5, 3]], ids=str)
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 1.0, 3.0]])
+def test_micro_batches_of_label_sets_add_up_to_torchs_mean(sizes, weights):
+    positive = None if weights is None else torch.tensor(weights)
+    expected = functional.binary_cross_entropy_with_logits(LOGITS, SETS, pos_weight=positive)
+    loss = LabelSetLoss(class_weights=weights)
+    total = sum(
+        loss(outputs(logits), part, num_items_in_batch=torch.tensor(SETS.numel()))
+        for logits, part in zip(LOGITS.split(sizes), SETS.split(sizes), strict=True)
+    )
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(loss(outputs(LOGITS), SETS), expected)
+
+
+def test_fillers_count_for_nothing_among_label_sets():
+    filled = torch.cat([SETS, torch.full((2, 5), -100.0)])
+    logits = torch.cat([LOGITS, torch.full((2, 5), 7.0)])
+    expected = functional.binary_cross_entropy_with_logits(LOGITS, SETS)
+    torch.testing.assert_close(LabelSetLoss()(outputs(logits), filled), expected)
+    found = LabelSetLoss()(outputs(logits), filled, num_items_in_batch=torch.tensor(SETS.numel()))
+    torch.testing.assert_close(found, expected)
+
+
+def test_smoothing_of_a_label_is_that_of_two_classes():
+    """A label is a question of yes and no: cross entropy over two logits, 0 and its own."""
+    pairs = torch.stack([torch.zeros_like(LOGITS), LOGITS], dim=-1).flatten(0, 1)
+    expected = functional.cross_entropy(pairs, SETS.flatten().long(), label_smoothing=0.2)
+    torch.testing.assert_close(LabelSetLoss(0.2)(outputs(LOGITS), SETS), expected)
+
+
+def test_focal_loss_of_a_label_is_that_of_two_classes():
+    pairs = torch.stack([torch.zeros_like(LOGITS), LOGITS], dim=-1).flatten(0, 1)
+    expected = ImageLoss(gamma=2.0)(outputs(pairs), SETS.flatten().long())
+    torch.testing.assert_close(LabelSetLoss(gamma=2.0)(outputs(LOGITS), SETS), expected)
+
+
+def test_targets_between_0_and_1_are_taken_as_they_are():
+    mixed = 0.3 * SETS + 0.7 * SETS.flip(0)
+    expected = functional.binary_cross_entropy_with_logits(LOGITS, mixed)
+    torch.testing.assert_close(LabelSetLoss()(outputs(LOGITS), mixed), expected)
