@@ -56,6 +56,8 @@ def holds_sets(
     if task == "multi_label" or (isinstance(label, str) and label not in first.column_names):
         return task == "multi_label"
     kind = _kind(first, label)
+    if kind == "class":
+        return False
     told = [(split, row, value) for split, table in tables.items() for row, value in enumerate(_values(table, label))]
     if kind == "text":
         is_listed = _is_listed([value for _, _, value in told])
@@ -64,8 +66,8 @@ def holds_sets(
         return is_listed and task == "auto"
     if kind in ("flags", "floats"):
         return task == "auto" and _are_sets(told, files, where)
-    if kind == "class" or task == "auto":
-        return kind != "class"
+    if task == "auto":
+        return True
     split, row, value = next((one for one in told if not _has_one(one[2])), told[0])
     raise DataError(
         f"{_row(where, files[split], row, value)}; allowed for data.task single_label: one class for each image; "

@@ -200,7 +200,7 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
 def _label_candidates(table: Dataset, spec: DataSpec, image: str, *, has_paths: bool) -> list[str] | tuple[str, ...]:
     """Columns that may hold the labels; a tuple of them holds 0 and 1 for each class."""
     sets, single = list_columns(table), _columns_of(table, ClassLabel)
-    declared = {"single_label": single, "multi_label": sets}.get(spec.task, [*single, *sets])
+    declared = {"single_label": single, "multi_label": sets}.get(spec.task, single or sets)
     found = declared or [name for name in _LABEL_NAMES if name in table.column_names]
     found = [name for name in found if name != image]
     if found or spec.label_column is not None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hub_server
 import numpy as np
 import pandas as pd
 import pytest
@@ -38,6 +39,11 @@ phases:
   - {name: head, learning_rate: auto, num_train_epochs: 3}
   - {name: last, unfreeze: {blocks: 2}, learning_rate: 5.0e-3, num_train_epochs: 12}
   - {name: lora, adapter: {on: attention}, learning_rate: 1.0e-3, num_train_epochs: 1}
+"""
+CLASSIFIER = """
+import json, sys
+import hfft
+print(json.dumps([answer.labels for answer in hfft.Classifier.from_pretrained(sys.argv[1])(sys.argv[2:])]))
 """
 SHORT = ["novelty=false", "retain.measure=false", "training.num_train_epochs=2"]
 PIPELINE = """
@@ -229,7 +235,10 @@ def test_recipes_that_make_sense(workplace, overrides, request):
         assert "a threshold of 0.5 for each label" in (found.model_dir / "README.md").read_text()
     if "interpolate" in overrides[-1]:
         assert found.metrics["interpolation"]["metric"] == "hamming_loss"
-    labels = hfft.Classifier.from_pretrained(found.folder)("colors/000.png").labels
+    classifier = hfft.Classifier.from_pretrained(found.folder)
+    thresholds = [row["threshold"] for row in found.metrics["by_class"]["test"].values()]
+    assert classifier.thresholds.tolist() == thresholds
+    labels = classifier("colors/000.png").labels
     assert set(labels) <= set(NAMES)
 
 
@@ -371,6 +380,29 @@ def test_the_page_shows_each_labels_own_probability(workplace):
     classifier = hfft.Classifier.from_pretrained("runs/colors")
     shares, _ = make_labeler(classifier.model, classifier.processor)("colors/000.png")
     assert shares == pytest.approx(classifier("colors/000.png", top=3).top, abs=1e-5)
+
+
+def test_what_was_pushed_gives_the_same_labels(workplace, tmp_path):
+    """By processes with caches of their own: transformers' probabilities and hfft's labels."""
+    with hub_server.running() as hub:
+
+        def child(*words, home):
+            environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
+            environment |= hub.environment(tmp_path / home, "hf_mine")
+            done = subprocess.run(
+                [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+            return json.loads(done.stdout.splitlines()[-1])
+
+        assert child("-m", "hfft", "push", "runs/colors", "me/colors", "--json", home="one")["largest_difference"] == 0
+        shares = child("-c", PIPELINE, "me/colors", *files(), home="two")
+        lines = child("-c", CLASSIFIER, "me/colors", *files(), home="two")
+    for rows, labels, ours in zip(
+        shares, lines, hfft.Classifier.from_pretrained("runs/colors")(files(), top=3), strict=True
+    ):
+        assert {row["label"]: row["score"] for row in rows} == pytest.approx(ours.top, abs=1e-5)
+        assert labels == pytest.approx(ours.labels)
 
 
 def test_two_runs(workplace, capsys):

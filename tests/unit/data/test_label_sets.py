@@ -7,6 +7,7 @@ import toy
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PillowImage
 
+from hfft.data.checking import check_images, fingerprint_of
 from hfft.data.label_sets import SEPARATORS
 from hfft.data.labels import label_keys, labels_of
 from hfft.data.sources import load_data, load_rows, read_splits
@@ -232,3 +233,42 @@ def test_rows_for_a_model_are_numbered_as_its_classes(folder):
     assert [sorted(row) for row in rows["label"][:]] == [[1, 3], [0], [], [0, 1], [3], [0, 1, 3]]
     with pytest.raises(DataError, match="the model does not know the classes bee; it knows cat, ant"):
         load_rows(DataSpec(source=source, task="multi_label"), ("cat", "ant"))
+
+
+# The audit
+
+
+def test_an_image_that_can_not_be_read_is_left_out_with_all_its_labels(folder):
+    source = write(folder, NAMES, map(flags, SETS))
+    (folder / "3.png").write_bytes(PICTURE[:30])
+    spec = DataSpec(source=source, splits=ALL)
+    checked = check_images(load_data(spec, 0), spec, None, lambda gone: load_data(spec, 0, without=gone))
+    assert [(skip.file, skip.label) for skip in checked.skipped] == [("3.png", "bee + cat")]
+    assert checked.images.counts("train") == {"ant": 3, "bee": 2, "cat": 2}
+
+
+def test_most_images_of_a_label_must_be_readable(folder):
+    source = write(folder, NAMES, map(flags, SETS))
+    for number in (1, 3):  # two of three images of cat, one of three of bee
+        (folder / f"{number}.png").write_bytes(PICTURE[:30])
+    spec = DataSpec(source=source, splits=ALL)
+    with pytest.raises(DataError, match=r"more than half of the images can't be read in the class cat \(2 of 3\);"):
+        check_images(load_data(spec, 0), spec, None, lambda gone: load_data(spec, 0, without=gone))
+
+
+def test_a_fingerprint_knows_the_labels(folder):
+    first = load(write(folder, NAMES, map(flags, SETS)))
+    same = load(write(folder, ["labels"], [[json.dumps(named(row))] for row in SETS], "lists.csv"))
+    other = load(write(folder, NAMES, map(flags, [*SETS[:-1], [0, 1]]), "other.csv"))
+    prints = [fingerprint_of(data.splits["train"]) for data in (first, same, other)]
+    assert prints[0] == prints[1] != prints[2]
+
+
+def test_one_label_comes_before_lists_where_both_are_declared():
+    images = [{"bytes": PICTURE, "path": None}] * 4
+    content = {"image": images, "kind": [0, 1, 0, 1], "tags": [[0], [], [1], [0, 1]]}
+    two = ClassLabel(names=["x", "y"])
+    rows = Dataset.from_dict(content, features=Features({"image": Image(), "kind": two, "tags": List(two)}))
+    data = DatasetDict(train=rows)
+    assert not load_data(DataSpec(source="x", splits=ALL), 0, data).is_multi_label
+    assert load_data(DataSpec(source="x", splits=ALL, task="multi_label"), 0, data).is_multi_label
