@@ -5,6 +5,7 @@ A set is written as a list of names, indices or 0 and 1 for each class; as text 
 
 import ast
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,10 +61,7 @@ def holds_sets(
         return False
     told = [(split, row, value) for split, table in tables.items() for row, value in enumerate(_values(table, label))]
     if kind == "text":
-        is_listed = _is_listed([value for _, _, value in told])
-        if not is_listed:
-            _tell_of_separators([value for _, _, value in told], task, where)
-        return is_listed and task == "auto"
+        return task == "auto" and _are_lists(told, files, where)
     if kind in ("flags", "floats"):
         return task == "auto" and _are_sets(told, files, where)
     if task == "auto":
@@ -73,6 +71,19 @@ def holds_sets(
         f"{_row(where, files[split], row, value)}; allowed for data.task single_label: one class for each image; "
         "multi_label takes lists"
     )
+
+
+def _are_lists(told: Sequence[tuple[str, int, Any]], files: Mapping[str, Sequence[str]], where: str) -> bool:
+    """Whether texts are lists in brackets, all or none of them."""
+    is_list = [value is None or _is_listed(value) for _, _, value in told]
+    if any(one and value is not None for one, (_, _, value) in zip(is_list, told, strict=True)) and not all(is_list):
+        split, row, value = told[is_list.index(False)]
+        raise DataError(
+            f"{_row(where, files[split], row, value)}, and other rows a list in brackets; allowed: a list in all rows "
+            "(multi-label), or data.task: single_label, which takes all of them for names of classes"
+        )
+    _tell_of_separators([value for _, _, value in told if value is not None and not _is_listed(value)], where)
+    return all(is_list) and any(value is not None for _, _, value in told)
 
 
 def _are_sets(told: Sequence[tuple[str, int, Any]], files: Mapping[str, Sequence[str]], where: str) -> bool:
@@ -118,11 +129,11 @@ def read_sets(
     kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
     every = [value for column in values.values() for value in column]
     if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
-        names = list(label) if isinstance(label, tuple) else [str(k) for k in range(len(_first_list(every)))]
+        names = list(label) if isinstance(label, tuple) else [str(k) for k in range(_usual_length(every))]
         sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
         return LabelSets(names, sets)
     if kind == "text":
-        separator = None if _is_listed(every) else _separator(every)
+        separator = _separator([value for value in every if value is not None and not _is_listed(value)])
         values = {s: [_divide(v, separator, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
     elif kind == "class":
         split, row, value = next((s, n, v) for s, column in values.items() for n, v in enumerate(column))
@@ -193,17 +204,23 @@ def _has_one(value: Any) -> bool:
     return value is None or (isinstance(value, list) and len(value) == 1)
 
 
-def _first_list(values: Sequence[Any]) -> list[Any]:
-    return next((value for value in values if value is not None), [])
+def _usual_length(values: Sequence[Any]) -> int:
+    """The length of most lists, so that the odd one is found wrong."""
+    return Counter(len(value) for value in values if value is not None).most_common(1)[0][0]
 
 
 def _are_vectors(values: Sequence[Any], kind: str) -> bool:
-    """Whether lists of numbers have a 0 or 1 for each class, and are no lists of class indices."""
+    """Whether lists of numbers have a 0 or 1 for each class, and are no lists of class indices.
+
+    They are if they hold nothing else and are equally long, or name the same number twice.
+    """
     if kind == "floats":
         return True
     lists = [value for value in values if value is not None]
+    if any(_flags(value) is None for value in lists):
+        return False
     lengths = {len(value) for value in lists}
-    return len(lengths) == 1 and max(lengths) > 1 and all(_flags(value) is not None for value in lists)
+    return (len(lengths) == 1 and max(lengths) > 1) or any(len(set(value)) < len(value) for value in lists)
 
 
 def _from_flags(value: Any, names: Sequence[str], where: str, files: Sequence[str], row: int) -> list[int] | None:
@@ -218,14 +235,14 @@ def _from_flags(value: Any, names: Sequence[str], where: str, files: Sequence[st
     return [number for number, flag in enumerate(found) if flag]
 
 
-def _is_listed(values: Sequence[Any]) -> bool:
-    """Whether all texts are lists in brackets."""
-    texts = [value.strip() for value in values if value is not None]
-    return bool(texts) and all(text[:1] == "[" and text[-1:] == "]" for text in texts)
+def _is_listed(text: str) -> bool:
+    """Whether a text is a list in brackets."""
+    text = text.strip()
+    return text[:1] == "[" and text[-1:] == "]"
 
 
-def _separator(values: Sequence[str | None]) -> str | None:
-    return next((mark for mark in SEPARATORS if any(mark in value for value in values if value)), None)
+def _separator(values: Sequence[str]) -> str | None:
+    return next((mark for mark in SEPARATORS if any(mark in value for value in values)), None)
 
 
 def _divide(text: str | None, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:
@@ -233,7 +250,7 @@ def _divide(text: str | None, separator: str | None, where: str, files: Sequence
     if text is None:
         return None
     text = text.strip()
-    if not (text[:1] == "[" and text[-1:] == "]"):
+    if not _is_listed(text):
         return [part.strip() for part in text.split(separator)] if separator else [text]
     for read in (json.loads, ast.literal_eval):
         try:
@@ -262,10 +279,10 @@ def _indexed(
         found[split] = []
         for row, value in enumerate(column):
             labels = None if value is None else [_name(one, declared) for one in value]
-            if labels is not None and not all(labels):
+            if labels is not None and not (all(labels) and len(set(labels)) == len(labels)):
                 raise DataError(
                     f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of names or "
-                    "of class numbers from 0, which may be empty"
+                    "of class numbers from 0, each once; it may be empty"
                 )
             found[split].append(None if labels is None else [str(one) for one in labels])
     met = {name for column in found.values() for labels in column for name in labels or ()}
@@ -294,10 +311,10 @@ def _name(value: Any, declared: Sequence[str]) -> str | None:
     return declared[value] if declared else str(value)
 
 
-def _tell_of_separators(values: Sequence[str | None], task: str, where: str) -> None:
+def _tell_of_separators(values: Sequence[str], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
-    odd = next((value for value in values if value and any(mark in value for mark in SEPARATORS[:2])), None)
-    if task == "auto" and odd is not None:
+    odd = next((value for value in values if any(mark in value for mark in SEPARATORS[:2])), None)
+    if odd is not None:
         _say(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
             "data.task=single_label",

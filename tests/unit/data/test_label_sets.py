@@ -191,6 +191,30 @@ def test_the_first_wrong_row_is_named(folder, header, rows, spec, message):
         load(write(folder, header, rows), **spec)
 
 
+def test_a_row_of_0_and_1_that_is_too_short():
+    """Not: class numbers, of which there are two."""
+    with pytest.raises(
+        DataError, match=r"row 2 \(train/2\) holds \[0, 1\]; allowed .*: 0 or 1 for each of the 3 classes"
+    ):
+        in_memory([[0, 1, 1], [1, 0, 0], [0, 1], [1, 1, 1]], List(Value("int64")))
+
+
+@pytest.mark.parametrize("row", [["ant", "ant"], ["ant", ""], [None]])
+def test_a_list_that_is_no_set_of_names(row):
+    with pytest.raises(
+        DataError, match=r"row 1 \(train/1\) holds .*a list of names or of class numbers from 0, each once"
+    ):
+        in_memory([["ant", "bee"], row], List(Value("string")))
+
+
+def test_lists_in_some_rows_of_csv(folder):
+    source = write(folder, ["labels"], [['["ant", "bee"]'], ["bee"], ['["ant"]']])
+    with pytest.raises(DataError, match=r"row 1 \(1.png\) holds 'bee', and other rows a list in brackets; allowed: a"):
+        load(source)
+    assert load(source, task="single_label").labels == ('["ant", "bee"]', '["ant"]', "bee")
+    assert found(load(source, task="multi_label")) == (("ant", "bee"), [{0, 1}, {1}, {0}])
+
+
 def test_several_labels_where_one_is_asked_for(folder):
     lines = [{"file_name": f"{k}.png", "labels": named(row)} for k, row in enumerate([[1], [0, 2]])]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
