@@ -19,6 +19,7 @@ from hfft.errors import DataError
 
 Label = str | tuple[str, ...]  # a column, or one for each class
 SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere
+_SAMPLE = 100  # values that are looked at to see whether a column holds 0 and 1
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _LOG = get_logger(__name__)
 
@@ -144,22 +145,39 @@ def read_sets(
     return _indexed(values, _declared(tables, label), files, where)
 
 
-def flag_columns(table: Dataset, without: Sequence[str | None]) -> tuple[str, ...]:
+def flag_columns(table: Dataset, without: Sequence[str | None], where: str) -> tuple[str, ...]:
     """Columns that hold 0 and 1 alone, two or more of them; else none.
 
     Args:
         table: Rows with any columns.
         without: Columns that are something else.
+        where: Names the source in errors.
+
+    Raises:
+        DataError: With the first other value of a column that holds mostly 0 and 1, which a guess would leave out.
     """
-    found = []
+    found, doubtful = [], None
     for name, kind in table.features.items():
         if name in without or not isinstance(kind, Value | ClassLabel) or len(table) == 0:
             continue
-        if None in (_flags([value]) for value in table.select(range(min(len(table), 100)))[name][:]):
+        if 2 * sum(map(_is_flag, table.select(range(min(len(table), _SAMPLE)))[name][:])) < min(len(table), _SAMPLE):
             continue
-        if None not in (_flags([value]) for value in table[name][:]):
+        values = table[name][:]
+        odd = next((row for row, value in enumerate(values) if not _is_flag(value)), None)
+        if odd is None:
             found.append(name)
+        else:
+            doubtful = doubtful or f"row {odd} holds {values[odd]!r} in the column {name!r}"
+    if doubtful is not None and found:
+        raise DataError(
+            f"{where}: {doubtful}, which holds mostly 0 and 1, as {', '.join(found)} do alone; name the columns of "
+            "the labels, for example label_column: [ant, bee]"
+        )
     return tuple(found) if len(found) > 1 else ()
+
+
+def _is_flag(value: Any) -> bool:
+    return _flags([value]) is not None
 
 
 def list_columns(table: Dataset) -> list[str]:
@@ -235,21 +253,21 @@ def _from_flags(value: Any, names: Sequence[str], where: str, files: Sequence[st
     return [number for number, flag in enumerate(found) if flag]
 
 
-def _is_listed(text: str) -> bool:
-    """Whether a text is a list in brackets."""
-    text = text.strip()
+def _is_listed(value: Any) -> bool:
+    """Whether a value is a text with a list in brackets."""
+    text = value.strip() if isinstance(value, str) else ""
     return text[:1] == "[" and text[-1:] == "]"
 
 
-def _separator(values: Sequence[str]) -> str | None:
-    return next((mark for mark in SEPARATORS if any(mark in value for value in values)), None)
+def _separator(values: Sequence[Any]) -> str | None:
+    return next((mark for mark in SEPARATORS if any(mark in str(value) for value in values)), None)
 
 
-def _divide(text: str | None, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:
+def _divide(value: Any, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:
     """The labels in a text: a list as JSON or Python writes it, else what is between separators."""
-    if text is None:
+    if value is None:
         return None
-    text = text.strip()
+    text = str(value).strip()
     if not _is_listed(text):
         return [part.strip() for part in text.split(separator)] if separator else [text]
     for read in (json.loads, ast.literal_eval):
@@ -278,7 +296,8 @@ def _indexed(
     for split, column in values.items():
         found[split] = []
         for row, value in enumerate(column):
-            labels = None if value is None else [_name(one, declared) for one in value]
+            labels = [_name(one, declared) for one in value] if isinstance(value, list) else [None]
+            labels = None if value is None else labels
             if labels is not None and not (all(labels) and len(set(labels)) == len(labels)):
                 raise DataError(
                     f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of names or "
@@ -311,9 +330,9 @@ def _name(value: Any, declared: Sequence[str]) -> str | None:
     return declared[value] if declared else str(value)
 
 
-def _tell_of_separators(values: Sequence[str], where: str) -> None:
+def _tell_of_separators(values: Sequence[Any], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
-    odd = next((value for value in values if any(mark in value for mark in SEPARATORS[:2])), None)
+    odd = next((value for value in values if any(mark in str(value) for mark in SEPARATORS[:2])), None)
     if odd is not None:
         _say(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "

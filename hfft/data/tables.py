@@ -130,7 +130,7 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         images = _path_columns(table)
     image = _column(spec.image_column, images, table, f"{where}: image_column")
     has_paths = of_files and table.features[image] == Value("string")
-    candidates = _label_candidates(table, spec, image, has_paths=has_paths)
+    candidates = _label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
     return Columns(
         image=image,
         label=_label_columns(spec.label_column, candidates, table, f"{where}: label_column"),
@@ -197,7 +197,9 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
 
 
-def _label_candidates(table: Dataset, spec: DataSpec, image: str, *, has_paths: bool) -> list[str] | tuple[str, ...]:
+def _label_candidates(
+    table: Dataset, spec: DataSpec, image: str, where: str, *, has_paths: bool
+) -> list[str] | tuple[str, ...]:
     """Columns that may hold the labels; a tuple of them holds 0 and 1 for each class."""
     sets, single = list_columns(table), _columns_of(table, ClassLabel)
     declared = {"single_label": single, "multi_label": sets}.get(spec.task, single or sets)
@@ -207,7 +209,7 @@ def _label_candidates(table: Dataset, spec: DataSpec, image: str, *, has_paths: 
         return found
     if spec.task == "multi_label" or (spec.task == "auto" and not (has_paths and _has_class_folders(table, image))):
         others = [image, spec.weight_column, spec.group_column, spec.split_column]
-        flags = flag_columns(table, others)
+        flags = flag_columns(table, others, where)
         if flags:
             return flags
     return [CLASS_FOLDER] if has_paths else []

@@ -215,6 +215,19 @@ def test_lists_in_some_rows_of_csv(folder):
     assert found(load(source, task="multi_label")) == (("ant", "bee"), [{0, 1}, {1}, {0}])
 
 
+def test_a_column_that_would_be_left_out_for_one_wrong_value(folder):
+    source = write(folder, NAMES, [[1, 1, 0], [0, 2, 1], *map(flags, SETS[2:])])
+    with pytest.raises(
+        DataError, match=r"row 1 holds '2' in the column 'bee', which holds mostly 0 and 1, as ant, cat do"
+    ):
+        load(source)
+
+
+def test_columns_of_other_numbers_are_no_labels(folder):
+    source = write(folder, [*NAMES, "width"], [[*flags(row), 640 + k] for k, row in enumerate(SETS)])
+    assert found(load(source)) == EXPECTED
+
+
 def test_several_labels_where_one_is_asked_for(folder):
     lines = [{"file_name": f"{k}.png", "labels": named(row)} for k, row in enumerate([[1], [0, 2]])]
     (folder / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -296,3 +309,17 @@ def test_one_label_comes_before_lists_where_both_are_declared():
     data = DatasetDict(train=rows)
     assert not load_data(DataSpec(source="x", splits=ALL), 0, data).is_multi_label
     assert load_data(DataSpec(source="x", splits=ALL, task="multi_label"), 0, data).is_multi_label
+
+
+def test_tables_of_other_types_in_their_splits(folder):
+    """Text in the one and lists in the other: no name is taken apart by letters."""
+    lines = {"train": [["ant", "bee"], ["ant"], ["bee"]], "test": ["ant", "bee", "ant"]}
+    for split, column in lines.items():
+        rows = [
+            json.dumps({"file_name": f"{k + 3 * (split == 'test')}.png", "labels": y}) for k, y in enumerate(column)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(rows))
+    for image in folder.glob("*.png"):
+        image.rename(folder.parent / image.name)
+    with pytest.raises(DataError, match=r"row 0 \(.*3.png\) holds 'ant'; allowed for data.task multi_label: a list"):
+        load(str(folder), image_folder=str(folder.parent))
