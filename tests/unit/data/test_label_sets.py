@@ -313,10 +313,10 @@ def test_one_label_comes_before_lists_where_both_are_declared():
 
 def test_tables_of_other_types_in_their_splits(folder):
     """Text in the one and lists in the other: no name is taken apart by letters."""
-    lines = {"train": [["ant", "bee"], ["ant"], ["bee"]], "test": ["ant", "bee", "ant"]}
+    lines = {"test": [["ant", "bee"], ["ant"], ["bee"]], "train": ["ant", "bee", "ant"]}
     for split, column in lines.items():
         rows = [
-            json.dumps({"file_name": f"{k + 3 * (split == 'test')}.png", "labels": y}) for k, y in enumerate(column)
+            json.dumps({"file_name": f"{k + 3 * (split == 'train')}.png", "labels": y}) for k, y in enumerate(column)
         ]
         (folder / f"{split}.jsonl").write_text("\n".join(rows))
     for image in folder.glob("*.png"):
