@@ -19,7 +19,8 @@ from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.multilabel import sets_with_intervals
 from hfft.evaluation.scores import flags_of, holds_sets
 from hfft.files import write_file, write_json
-from hfft.recipe.spec import Fold, Recipe
+from hfft.recipe.spec import Recipe
+from hfft.recipe.values import Fold
 from hfft.run import Run, finetune
 
 _LOG = get_logger(__name__)

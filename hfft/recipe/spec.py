@@ -1,140 +1,15 @@
 """The recipe as frozen dataclasses: one section, one class; the values of a YAML file after validation."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ByteSize, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_FIRST = re.compile(r"first [1-9]\d*")
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
-_REPO_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"  # neither the Hub nor its client take others
-_REPO_ID = re.compile(rf"(?!.*(--|\.\.))(?!.*\.git$)(?:{_REPO_WORD}/)?{_REPO_WORD}")
-_REPO_LENGTH = 96  # characters of the name
-
-UNFREEZE_WORDS = ("head", "norm", "bias", "all")
-UNFREEZE_COUNTS = ("blocks", "stages", "layers")
-COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
-SPLITS = ("train", "validation", "test")
+from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, RepoId, Size, Split, Unfreeze
 
 
-def _check_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("allowed are letters, digits, '-' and '_', starting with a letter or digit")
-    return value
-
-
-def _check_license(value: str) -> str:
-    if not _LICENSE.fullmatch(value):
-        raise ValueError("allowed: an identifier as in SPDX and on the Hub, for example apache-2.0 or cc-by-4.0")
-    return value.lower()  # as the Hub has them
-
-
-def _check_unfreeze(value: Any) -> Any:
-    allowed = (
-        f"allowed: {', '.join(UNFREEZE_WORDS)}, "
-        f"{', '.join('{' + word + ': N}' for word in UNFREEZE_COUNTS)}, {{blocks: first N}} or "
-        "{parts: [stem, block 0, norm, head, ...]}"
-    )
-    if isinstance(value, str) and value in UNFREEZE_WORDS:
-        return value
-    if isinstance(value, dict) and len(value) == 1:
-        ((word, amount),) = value.items()
-        if word in UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
-            return value
-        if word == "blocks" and isinstance(amount, str) and _FIRST.fullmatch(amount):
-            return value
-        if word == "parts" and isinstance(amount, list | tuple) and _are_names(amount):
-            return {word: tuple(amount)}
-    raise ValueError(allowed)
-
-
-def _are_names(values: Sequence[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(value, str) for value in values)
-
-
-def _check_split(value: Any) -> Any:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, float) and 0 < value < 1:
-        return value
-    if isinstance(value, Fold):
-        return value
-    if isinstance(value, dict) and set(value) == {"fold", "of"}:
-        fold, of = value["fold"], value["of"]
-        if type(fold) is int and type(of) is int and 0 <= fold < of and of > 1:
-            return Fold(fold=fold, of=of)
-    raise ValueError(
-        "allowed: the name of a split of the source, a fraction between 0 and 1 carved from train, or "
-        "{fold: I, of: N} with I from 0 to N - 1"
-    )
-
-
-def _check_crop(value: Any) -> Any:
-    is_pair = isinstance(value, list | tuple) and [type(bound) in (int, float) for bound in value] == [True, True]
-    if is_pair and 0 < value[0] <= value[1] <= 1:
-        return tuple(value)
-    raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
-
-
-def _check_color(value: Any) -> Any:
-    if isinstance(value, str) and value in COLORS:
-        return COLORS[value]
-    if isinstance(value, list | tuple) and len(value) == 3 and all(_is_level(part) for part in value):
-        return tuple(value)
-    raise ValueError(f"allowed: {', '.join(COLORS)}, or [red, green, blue] from 0 to 255")
-
-
-def _is_level(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255
-
-
-def _check_size(value: str) -> str:
-    try:
-        TypeAdapter(ByteSize).validate_python(value)
-    except ValidationError as error:
-        raise ValueError("allowed: a number of bytes with its unit, for example 20GB or 500MiB") from error
-    return value
-
-
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
-class Fold:
-    """One of several parts of train, of equal size, that each image is in once.
-
-    Attributes:
-        fold: Which one, from 0.
-        of: How many there are.
-    """
-
-    fold: int
-    of: int
-
-
-def _check_repo_id(value: str) -> str:
-    if not _REPO_ID.fullmatch(value) or len(value.rpartition("/")[2]) > _REPO_LENGTH:
-        raise ValueError(
-            "allowed: name or owner/name, of letters, digits, '-', '_' and '.', without '--' and '..', "
-            f"not beginning or ending with '-' or '.', the name of {_REPO_LENGTH} characters at most"
-        )
-    return value
-
-
-Name = Annotated[str, AfterValidator(_check_name)]
-License = Annotated[str, AfterValidator(_check_license)]
-RepoId = Annotated[str, AfterValidator(_check_repo_id)]
-Size = Annotated[str, AfterValidator(_check_size)]
-Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
-Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
-Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
-Color = Annotated[tuple[int, int, int], BeforeValidator(_check_color)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-
-
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelSpec:
     """The checkpoint to start from.
 
@@ -157,7 +32,7 @@ class ModelSpec:
     trust_remote_code: bool = False
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class SplitSpec:
     """Where each split comes from; `auto` takes the source's split of that name, else a fraction of train.
 
@@ -172,7 +47,7 @@ class SplitSpec:
     test: Split | None = "auto"
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class AugmentSpec:
     """Random changes of training images; none by default.
 
@@ -190,7 +65,7 @@ class AugmentSpec:
     mixup: Annotated[float, Field(ge=0)] = 0.0
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class DataSpec:
     """The images.
 
@@ -246,7 +121,7 @@ class DataSpec:
     leaks: Literal["warn", "stop"] = "warn"
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class LossSpec:
     """What training makes small; the metrics are always those of the unchanged logits.
 
@@ -263,7 +138,7 @@ class LossSpec:
     tau: Annotated[float, Field(gt=0)] | None = None
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class AdapterSpec:
     """A PEFT adapter; `r`, `lora_alpha` and `lora_dropout` are peft.LoraConfig's, null where the method has none.
 
@@ -289,7 +164,7 @@ class AdapterSpec:
     merge: bool = True
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class GradualSpec:
     """One phase written for several: each releases some more of the last blocks than the one before.
 
@@ -302,7 +177,7 @@ class GradualSpec:
     blocks: Annotated[int, Field(gt=0)] | Literal["all"] = "all"
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class PhaseSpec:
     """What is unfrozen, for how long, at which learning rate.
 
@@ -337,7 +212,7 @@ class PhaseSpec:
         return self.unfreeze == "head" and self.adapter is None and self.gradual is None
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class ReplaySpec:
     """Whether phases are fed with activations of the frozen part that were computed once.
 
@@ -366,7 +241,7 @@ class ReplaySpec:
         return int(TypeAdapter(ByteSize).validate_python(self.budget))
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class HubSpec:
     """Where on the Hub the result goes. The token is never part of it: `hf auth login`, or HF_TOKEN.
 
@@ -393,7 +268,7 @@ class HubSpec:
     base_model: RepoId | None = None
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class RetainSpec:
     """What the pretrained network knew: how much of it is left, and how much of it to take back.
 
@@ -407,7 +282,7 @@ class RetainSpec:
     interpolate: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] | None = None
 
 
-@dataclass(frozen=True, config=_STRICT, kw_only=True)
+@dataclass(frozen=True, config=STRICT, kw_only=True)
 class Recipe:
     """One experiment.
 

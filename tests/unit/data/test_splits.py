@@ -5,7 +5,8 @@ import pytest
 
 from hfft.data.sources import load_data
 from hfft.errors import DataError
-from hfft.recipe.spec import DataSpec, Fold, SplitSpec
+from hfft.recipe.spec import DataSpec, SplitSpec
+from hfft.recipe.values import Fold
 
 SIZES = {"ant": 40, "bee": 20, "cat": 7, "dog": 2, "elk": 1}
 

@@ -5,7 +5,8 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from hfft.data.labels import labels_of
 from hfft.data.splits import split_rows
 from hfft.data.stratifying import carve_sets
-from hfft.recipe.spec import Fold, SplitSpec
+from hfft.recipe.spec import SplitSpec
+from hfft.recipe.values import Fold
 
 SHARES = np.array([0.5, 0.3, 0.1, 0.04, 0.02])  # of the labels, from frequent to rare
 
