@@ -26,6 +26,7 @@ from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scoring import Scores, score
+from hfft.evaluation.validating import validating
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.held_out import own_rows, readable_rows, tell_of_absent
@@ -372,17 +373,17 @@ def _replay_folder(recipe: Recipe) -> Path:
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
-    from hfft.evaluation.modules import trainer_metrics  # which needs a second that scoring can do without
-
     augment = recipe.data.augment
     train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
     train, validation = images.splits["train"], images.splits.get("validation")
+    measured = validating(len(images.labels), is_multi_label=images.is_multi_label)
     return PhaseData(
         train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
         validation=None if validation is None else Examples(validation, evaluate_with.pixels),
         floats=train_with.floats,
         collate=Collator(augment.mixup, len(images.labels), train_with.floats),
-        measure=trainer_metrics(is_multi_label=images.is_multi_label),
+        reduce=measured.reduce,
+        measure=measured.compute,
         metrics=metrics_of(images),
         loss=loss_of(recipe, images),
         chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),

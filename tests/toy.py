@@ -16,7 +16,7 @@ from hfft.data.batches import Collator, Examples
 from hfft.data.rows import row_features
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.evaluation.metrics import METRICS
-from hfft.evaluation.modules import trainer_metrics
+from hfft.evaluation.validating import validating
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import run_phase
@@ -66,12 +66,14 @@ def phase_data(
     if eight_bit:
         assert transform.scale is not None
     train_with, evaluate_with = (part.pixels if eight_bit else part for part in (transform, evaluate))
+    measured = validating(len(CLASSES))
     return PhaseData(
         train=Examples(rows(train), train_with, seed=seed, targets=targets),
         validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
         collate=Collator(augment.mixup, len(CLASSES), transform.floats),
-        measure=trainer_metrics(),
+        reduce=measured.reduce,
+        measure=measured.compute,
         metrics=METRICS,
     )
 

@@ -31,12 +31,16 @@ class Tally:
 
 def tally(probabilities: np.ndarray, labels: np.ndarray) -> Tally:
     """Count one set of images."""
-    classes, predicted = probabilities.shape[1], probabilities.argmax(axis=1)
+    return tally_of(probabilities.argmax(axis=1), _of(probabilities, labels), labels, probabilities.shape[1])
+
+
+def tally_of(predicted: np.ndarray, chosen: np.ndarray, labels: np.ndarray, classes: int) -> Tally:
+    """Count one set of images, by their most probable class, (N,), and the probability of their label, (N,)."""
     return Tally(
         images=np.bincount(labels, minlength=classes),
         hits=np.bincount(labels[predicted == labels], minlength=classes),
         predicted=np.bincount(predicted, minlength=classes),
-        loss=losses(probabilities, labels).mean(),
+        loss=_negative_log(chosen).mean(),
     )
 
 
@@ -54,8 +58,15 @@ def measure(counts: Tally) -> dict[str, np.ndarray]:
 
 def losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Negative log probability of each image's label in nats, (N,) float64; at most 87.3, that of float32's least."""
-    chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return -np.log(np.maximum(chosen, np.finfo(np.float32).tiny))
+    return _negative_log(_of(probabilities, labels))
+
+
+def _of(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    return probabilities[np.arange(len(labels)), labels]
+
+
+def _negative_log(chosen: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(chosen.astype(np.float64), np.finfo(np.float32).tiny))
 
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:

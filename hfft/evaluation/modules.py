@@ -1,4 +1,4 @@
-"""The metrics as modules of `evaluate` that need no network, and all of them for the Trainer."""
+"""The metrics as modules of `evaluate` that need no network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,10 +7,9 @@ import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
 
-from hfft.errors import TrainingError
 from hfft.evaluation.details import DETAILS, TABLES
 from hfft.evaluation.metrics import METRICS
-from hfft.evaluation.multilabel import SET_METRICS, to_probabilities
+from hfft.evaluation.multilabel import SET_METRICS
 from hfft.evaluation.set_details import SET_DETAILS
 
 MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**METRICS, **DETAILS, **TABLES}
@@ -42,27 +41,3 @@ class ProbabilityMetric(evaluate.Metric):
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         return {self._metric: self._compute_metric(np.asarray(predictions), np.asarray(references))}
-
-
-def trainer_metrics(*, is_multi_label: bool = False) -> Callable[[Any], dict[str, float]]:
-    """All METRICS, or SET_METRICS, as `compute_metrics` of transformers.Trainer.
-
-    It hands over the gathered logits of a split.
-    """
-    names = SET_METRICS if is_multi_label else METRICS
-    modules = [ProbabilityMetric(name, is_multi_label=is_multi_label) for name in names]
-
-    def compute(prediction: Any) -> dict[str, float]:
-        logits, labels = prediction.predictions, prediction.label_ids  # (N, K), (N,)
-        if not np.isfinite(logits).all():
-            raise TrainingError(
-                "the network's outputs are no finite numbers any more; lower the learning rate, or train in bf16 or "
-                "float32 instead of fp16"
-            )
-        probabilities = to_probabilities(logits, is_multi_label=is_multi_label)
-        results: dict[str, float] = {}
-        for module in modules:
-            results |= module.compute(predictions=probabilities, references=labels) or {}
-        return results
-
-    return compute

@@ -22,6 +22,7 @@ class PhaseData:
         validation: Validation images, if there are any.
         floats: Pixels of a batch to what the network takes.
         collate: Examples to batches.
+        reduce: Trainer's preprocess_logits_for_metrics: what an evaluation keeps of a batch.
         measure: Trainer's compute_metrics.
         metrics: What it computes, by name, each from probabilities (N, K) and labels, (N,) or multi-label (N, K); the
             first is what a phase is judged by, unless it says otherwise.
@@ -35,6 +36,7 @@ class PhaseData:
     validation: Examples | None
     floats: Callable[[torch.Tensor], torch.Tensor]
     collate: Collator
+    reduce: Callable[[Any, torch.Tensor], torch.Tensor]
     measure: Callable[[Any], dict[str, float]]
     metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
     loss: Callable[[float], ImageLoss] = ImageLoss

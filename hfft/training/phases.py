@@ -342,7 +342,7 @@ def _trainer(
         eval_dataset=source.validation,
         data_collator=source.collate,
         compute_metrics=data.measure,
-        preprocess_logits_for_metrics=lambda logits, labels: logits[0] if isinstance(logits, tuple) else logits,
+        preprocess_logits_for_metrics=data.reduce,
     )
     trainer.chances = data.chances
     for replaced in (ProgressCallback, PrinterCallback):

@@ -4,8 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from hfft.errors import TrainingError
-from hfft.evaluation.modules import ProbabilityMetric, trainer_metrics
+from hfft.evaluation.modules import ProbabilityMetric
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]], np.float32)
 LABELS = np.array([0, 0, 0, 1])
@@ -17,23 +16,8 @@ EXPECTED = {
 }
 
 
-def logits(values):
-    return type("EvalPrediction", (), {"predictions": values, "label_ids": LABELS})
-
-
 def test_they_are_modules_of_evaluate_that_combine_and_stream():
     combined = evaluate.combine([ProbabilityMetric(name) for name in EXPECTED])
     for part in (slice(0, 3), slice(3, 4)):
         combined.add_batch(predictions=PROBABILITIES[part], references=LABELS[part])
     assert combined.compute() == pytest.approx(EXPECTED, abs=1e-6)
-
-
-def test_the_trainer_gets_all_of_them_from_logits():
-    compute = trainer_metrics()
-    assert compute(logits(np.log(PROBABILITIES))) == pytest.approx(EXPECTED, abs=1e-6)
-    assert compute(logits(np.log(PROBABILITIES))) == pytest.approx(EXPECTED, abs=1e-6)  # nothing is left over
-
-
-def test_logits_that_are_no_numbers_are_an_error():
-    with pytest.raises(TrainingError, match="lower the learning rate"):
-        trainer_metrics()(logits(PROBABILITIES * np.nan))

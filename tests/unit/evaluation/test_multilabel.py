@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfft.evaluation.modules import SET_MODULES, ProbabilityMetric, trainer_metrics
+from hfft.evaluation.modules import SET_MODULES, ProbabilityMetric
 from hfft.evaluation.multilabel import (
     SET_METRICS,
     SetOutcomes,
@@ -155,14 +155,3 @@ def test_every_metric_is_a_module(name):
     module.add_batch(predictions=shares[:30].tolist(), references=truth[:30].tolist())
     module.add_batch(predictions=shares[30:].tolist(), references=truth[30:].tolist())
     assert module.compute() == {name: pytest.approx(SET_MODULES[name](shares, truth))}
-
-
-def test_what_the_trainer_computes():
-    class Prediction:
-        predictions = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
-        label_ids = (np.random.default_rng(1).random((20, 3)) < 0.5).astype(np.float32)
-
-    found = trainer_metrics(is_multi_label=True)(Prediction)
-    assert list(found) == list(SET_METRICS)
-    expected = sk.average_precision_score(Prediction.label_ids, Prediction.predictions)
-    assert found["mean_average_precision"] == pytest.approx(expected)

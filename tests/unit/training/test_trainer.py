@@ -56,6 +56,7 @@ def plain_trainer(model, folder, data, **arguments):
         eval_dataset=data.validation,
         data_collator=data.collate,
         compute_metrics=data.measure,
+        preprocess_logits_for_metrics=data.reduce,
     )
 
 
