@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
-from conftest import make_photos
+from pictures import make_photos
 from scipy.stats import binomtest
 
 import hfft
