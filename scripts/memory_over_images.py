@@ -2,8 +2,8 @@
 
     python scripts/memory_over_images.py [--images 100000] [--classes 10]
 
-Made-up photos of 64 x 48, a ViT of two small blocks, one epoch of all its weights without replay. What counts is the memory
-of this process and its data loader workers together, mapped files included, at quarters of each stage's time.
+Made-up photos of 64 x 48, a ViT of two small blocks, one epoch of all its weights without replay. What counts is the
+memory of this process and its data loader workers together, mapped files included, at quarters of each stage's time.
 """
 
 import argparse
@@ -52,8 +52,15 @@ def save_checkpoint(folder: Path) -> None:
     """A ViT that hardly computes."""
     from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    ViTForImageClassification(ViTConfig(image_size=_SIDE, patch_size=8, **sizes)).save_pretrained(folder)
+    config = ViTConfig(
+        image_size=_SIDE,
+        patch_size=8,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+    )
+    ViTForImageClassification(config).save_pretrained(folder)
     ViTImageProcessor(size={"height": _SIDE, "width": _SIDE}).save_pretrained(folder)
 
 
