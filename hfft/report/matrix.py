@@ -9,7 +9,7 @@ from hfft.report.facts import SplitFacts
 _NUMBERED = 20  # classes up to which cells hold their counts
 _NAMED = 100  # classes up to which rows and columns have names
 _WIDEST = 900  # units of the picture that all cells together take at most
-_LARGEST, _SMALLEST = 76.0, 8.0  # units of a cell
+_LARGEST, _SMALLEST = 96.0, 8.0  # units of a cell
 _LETTER = 7.0  # units of a name's letter
 _LONGEST = 22  # letters of a name that is shown
 

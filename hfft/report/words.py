@@ -1,6 +1,7 @@
 """Phases, durations and machines in words, for cards and pages alike; plain text, not Markdown."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
@@ -125,6 +126,17 @@ def shared_recipe(facts: RunFacts) -> Recipe:
         training=shared(recipe.training),
         phases=tuple(dataclasses.replace(phase, arguments=shared(phase.arguments)) for phase in recipe.phases),
     )
+
+
+def shared_command(environment: Mapping[str, Any]) -> str:
+    """The command of a run as others may see it: `hfft`, and paths of somebody's disk by their last name."""
+    program, *arguments = map(str, environment["command"] or [""])
+    name = PureWindowsPath(program).name
+    shown = ["hfft" if name in ("hfft", "hfft.exe", "__main__.py") else name]
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        shown.append(f"{key}{equals}{_last_name(value)}")
+    return shlex.join(shown)
 
 
 def _last_name(text: str) -> str:
