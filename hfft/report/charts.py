@@ -133,9 +133,10 @@ def coverage_chart(confidence: Mapping[str, Any]) -> Chart:
         points = [_Point(x, y, f"the surest {x:.1%} of the images: {y:.1%} wrong") for x, y in pairs]
         _scatter(axes, points, _FIRST, sizes=[9] * len(points))
         axes.set(xlim=(0, 1.02), xlabel="share of images that are answered, the surest first", ylabel="wrong")
-        axes.set_ylim(bottom=0, top=max([*curve["risk"], 0.01]) * 1.1)
+        highest = max([*curve["risk"], 0.01])
+        axes.set_ylim(bottom=0, top=highest * 1.1)
         axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0, symbol=" %"))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if max(curve["risk"]) > 0.04 else 1, symbol=" %"))
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0 if highest > 0.04 else 1, symbol=" %"))
         svg = _as_svg(figure, "coverage", points)
     half = next(risk for covered, risk in zip(curve["coverage"], curve["risk"], strict=True) if covered >= 0.5)
     alt = f"Risk by coverage: {half:.1%} wrong in the surest half, {curve['risk'][-1]:.1%} in all"

@@ -59,6 +59,7 @@ def _environment() -> jinja2.Environment:
         "percent": _percent,
         "place": _place,
         "short": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
+        "signed": lambda value: f"{value:+.3f}",
         "spoken": spoken,
         "whole": lambda count: f"{count:,}",
     }
