@@ -157,9 +157,10 @@ def _as_grid(tensor: torch.Tensor | None, aspect: float) -> torch.Tensor | None:
     if tensor is None:
         return None
     if tensor.ndim == 4:
-        if _fits(*tensor.shape[2:], aspect):
+        _, first, second, third = tensor.shape
+        if _fits(second, third, aspect):
             return tensor
-        return tensor.permute(0, 3, 1, 2) if _fits(*tensor.shape[1:3], aspect) else None
+        return tensor.permute(0, 3, 1, 2) if _fits(first, second, aspect) else None
     if tensor.ndim != 3:
         return None
     tokens = tensor.shape[1]

@@ -236,9 +236,10 @@ def _as_svg(figure: Figure, name: str, points: Sequence[_Point]) -> Markup:
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(stream.getvalue())
-    for parent, tag in ((root, "metadata"), (root.find(f"{{{_SVG}}}defs"), "style")):
-        for element in [] if parent is None else parent.findall(f"{{{_SVG}}}{tag}"):
-            parent.remove(element)  # what would count for the whole page, or for nobody
+    for parent in [root, *root.findall(f"{{{_SVG}}}defs")]:
+        for tag in ("metadata", "style"):  # for nobody, or for the whole page
+            for element in parent.findall(f"{{{_SVG}}}{tag}"):
+                parent.remove(element)
     _tell_dots(root, points)
     for element in root.iter():
         _adapt(element, f"{name}-")

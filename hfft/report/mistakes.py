@@ -123,8 +123,8 @@ def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     if split is None or not split.confusion or not path.is_file():
         return None
     answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
-    answers = answers[answers["split"] == split.name]
-    wrong = answers[answers["label"] != answers["prediction"]]
+    answers = answers.loc[answers["split"] == split.name]
+    wrong = answers.loc[answers["label"] != answers["prediction"]]
     worst = wrong.sort_values("probability", ascending=False, kind="stable").head(_LISTED)
     names = [f"probability {label}" for label in worst["label"].unique()]
     known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst
@@ -168,7 +168,7 @@ def _illustrated(
                 pictures[place] = _small(_as_image(decode_row(row)))
             except (DataError, OSError) as error:
                 missing[place] = f"it can't be read: {error}"
-    overlays = _overlays(facts, chosen, {place: rows[place] for place in pictures})
+    overlays = _overlays(facts, chosen, {place: row for place, row in enumerate(rows) if row and place in pictures})
     for place in overlays.others:
         missing[place] = "it is another image now: the model answers otherwise"
     files: dict[str, Image.Image] = {}
