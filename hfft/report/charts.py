@@ -254,10 +254,19 @@ def _as_svg(figure: Figure, name: str, points: Sequence[_Point]) -> Markup:
 
 def _tell_dots(root: ElementTree.Element, points: Sequence[_Point]) -> None:
     groups = [e for e in root.iter(f"{{{_SVG}}}g") if e.get("id", "").startswith("points-")]
-    dots = [dot for group in groups for dot in group.iter(f"{{{_SVG}}}use")]
-    for dot, point in zip(dots, points, strict=False):
+    dots = [dot for group in groups for dot in _drawn(group)]
+    for dot, point in zip(dots, points, strict=True):
         dot.set("class", "dot")
         dot.set("data-tip", point.words)
+
+
+def _drawn(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """The shapes of a collection: matplotlib draws alike ones by reference, and few or different ones themselves."""
+    for element in group:
+        if element.tag in (f"{{{_SVG}}}use", f"{{{_SVG}}}path"):
+            yield element
+        elif element.tag == f"{{{_SVG}}}g":
+            yield from _drawn(element)
 
 
 def _adapt(element: ElementTree.Element, prefix: str) -> None:
