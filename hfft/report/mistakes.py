@@ -1,6 +1,7 @@
 """The worst mistakes of a run, with their pictures: chosen from its predictions, kept in its folder `mistakes/`."""
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate.logging import get_logger
+from accelerate import PartialState
 from datasets import Dataset
 from matplotlib import colormaps
 from PIL import Image
 
+from hfft.data.checking import fingerprint_of
 from hfft.data.decoding import decode_row
 from hfft.data.sources import ImageData, load_data
 from hfft.data.transforms import pixel_scale
@@ -27,10 +29,9 @@ FOLDER = "mistakes"
 """Folder of the run that holds the pictures and `mistakes.json`."""
 _LISTED = 24
 _SIDE = 224  # pixels at most
-_SAME = 0.05  # probability by which an answer may differ that another engine or precision gave
 _HEAT = 0.6  # of the colour, where most speaks for the answer
 
-_LOG = get_logger(__name__)
+_LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,9 @@ class Mistakes:
 
 @dataclass(frozen=True)
 class _Overlays:
-    """By place in the list of mistakes, what the network sees; and which answers aren't those that were measured."""
+    """By place in the list of mistakes, what the network sees; or why there is nothing."""
 
     pictures: dict[int, Image.Image]
-    others: tuple[int, ...]
     block: str
     reason: str
 
@@ -157,7 +157,7 @@ def _illustrated(
     try:
         rows = _rows_of(facts, chosen, images) if chosen.shown else []
     except (HfftError, OSError) as error:
-        reason = f"the images can't be read: {error}"
+        reason = f"there are no pictures of them: {error}"
         _LOG.warning(f"{facts.folder}: no pictures of mistakes: {reason}")
         return _without_pictures(chosen, reason), {}
     pictures: dict[int, Image.Image] = {}
@@ -169,8 +169,6 @@ def _illustrated(
             except (DataError, OSError) as error:
                 missing[place] = f"it can't be read: {error}"
     overlays = _overlays(facts, chosen, {place: row for place, row in enumerate(rows) if row and place in pictures})
-    for place in overlays.others:
-        missing[place] = "it is another image now: the model answers otherwise"
     files: dict[str, Image.Image] = {}
     shown = []
     for place, one in enumerate(chosen.shown):
@@ -197,8 +195,13 @@ def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> lis
     if images is None:
         if facts.data.kind == "memory":
             raise DataError("they were in memory when the run was made")
-        gone = [skip["file"] for skip in read_json(facts.folder / "data.json").get("skipped", ())]
+        noted = read_json(facts.folder / "data.json")
+        gone = [skip["file"] for skip in noted.get("skipped", ())]
+        PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next line needs
         images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
+        before = noted["splits"][chosen.split]["fingerprint"]
+        if chosen.split not in images.splits or fingerprint_of(images.splits[chosen.split]) != before:
+            raise DataError(f"the {chosen.split} images aren't those of the run any more")
     rows: Dataset | None = images.splits.get(chosen.split)
     places = {} if rows is None else {file: place for place, file in enumerate(rows["file"])}
     found: list[dict[str, Any] | None] = []
@@ -210,7 +213,7 @@ def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> lis
 
 def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]) -> _Overlays:
     if not rows:
-        return _Overlays({}, (), "", "there are no pictures")
+        return _Overlays({}, "", "there are no pictures")
     try:
         classifier = Classifier.from_pretrained(facts.result)
         classes = {label: number for number, label in enumerate(classifier.classes)}
@@ -219,20 +222,15 @@ def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]
         if len({one.shape for one in pixels}) > 1:
             raise ModelError("the model takes images of several sizes")
         inputs = classifier.transform.floats(torch.stack(pixels).to(classifier.model.device))
-        with torch.no_grad():
-            shares = classifier.model(pixel_values=inputs).logits.float().softmax(dim=1).cpu()  # (N, K)
-        told = [chosen.shown[place].probability for place in rows]
-        differ = (shares.gather(1, targets[:, None])[:, 0] - torch.tensor(told)).abs() > _SAME
-        others = tuple(place for place, is_other in zip(rows, differ.tolist(), strict=True) if is_other)
         found = attribute(classifier.model, inputs, targets.to(inputs.device))
         seen = _as_pictures(pixels, classifier.processor)
     except HfftError as error:
-        return _Overlays({}, (), "", str(error))
+        return _Overlays({}, "", str(error))
     pictures = {
         place: _small(_with_heat(picture, heat.numpy()))
         for place, picture, heat in zip(rows, seen, found.maps, strict=True)
     }
-    return _Overlays(pictures, others, found.block, "")
+    return _Overlays(pictures, found.block, "")
 
 
 def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.Image]:

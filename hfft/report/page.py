@@ -1,11 +1,10 @@
 """report.html: what a run says of itself, on a page that needs no other file; it renders and computes nothing."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from accelerate.logging import get_logger
 
 from hfft.data.findings import KINDS
 from hfft.data.sources import ImageData
@@ -39,7 +38,7 @@ _STAGES = {
 _ROWS = 1000  # classes that the table of images lists
 _PAIRS = 12
 
-_LOG = get_logger(__name__)
+_LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 
 def write_page(folder: str | Path, images: ImageData | None = None) -> Path:
