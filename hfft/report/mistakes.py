@@ -156,10 +156,9 @@ def _illustrated(
     """The mistakes with the names of their pictures, and the pictures by name."""
     try:
         rows = _rows_of(facts, chosen, images) if chosen.shown else []
-    except (HfftError, OSError) as error:
-        reason = f"there are no pictures of them: {error}"
-        _LOG.warning(f"{facts.folder}: no pictures of mistakes: {reason}")
-        return _without_pictures(chosen, reason), {}
+    except DataError as error:
+        _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
+        return _without_pictures(chosen, str(error)), {}
     pictures: dict[int, Image.Image] = {}
     missing = {place: "it is not among the images any more" for place, row in enumerate(rows) if row is None}
     for place, row in enumerate(rows):
@@ -192,16 +191,7 @@ def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
 
 def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> list[dict[str, Any] | None]:
     """The row of each mistake; None for one that isn't there any more, or has another label."""
-    if images is None:
-        if facts.data.kind == "memory":
-            raise DataError("they were in memory when the run was made")
-        noted = read_json(facts.folder / "data.json")
-        gone = [skip["file"] for skip in noted.get("skipped", ())]
-        PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next line needs
-        images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
-        before = noted["splits"][chosen.split]["fingerprint"]
-        if chosen.split not in images.splits or fingerprint_of(images.splits[chosen.split]) != before:
-            raise DataError(f"the {chosen.split} images aren't those of the run any more")
+    images = images or _same_images(facts, chosen.split)
     rows: Dataset | None = images.splits.get(chosen.split)
     places = {} if rows is None else {file: place for place, file in enumerate(rows["file"])}
     found: list[dict[str, Any] | None] = []
@@ -209,6 +199,27 @@ def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> lis
         row = rows[places[one.file]] if rows is not None and one.file in places else None
         found.append(row if row is not None and images.labels[row["label"]] == one.label else None)
     return found
+
+
+def _same_images(facts: RunFacts, split: str) -> ImageData:
+    """What the recipe finds, if the split still holds what it held.
+
+    Raises:
+        DataError: If not; the message names no place of this disk, as the page shows it.
+    """
+    if facts.data.kind == "memory":
+        raise DataError("the images were in memory when the run was made")
+    noted = read_json(facts.folder / "data.json")
+    gone = [skip["file"] for skip in noted.get("skipped", ())]
+    PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next lines needs
+    try:
+        images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
+        now = fingerprint_of(images.splits[split]) if split in images.splits else None
+    except (HfftError, OSError) as error:
+        raise DataError("the images can't be read where the recipe says") from error
+    if now != noted["splits"][split]["fingerprint"]:
+        raise DataError(f"the {split} images aren't those of the run any more")
+    return images
 
 
 def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]) -> _Overlays:
@@ -224,8 +235,8 @@ def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]
         inputs = classifier.transform.floats(torch.stack(pixels).to(classifier.model.device))
         found = attribute(classifier.model, inputs, targets.to(inputs.device))
         seen = _as_pictures(pixels, classifier.processor)
-    except HfftError as error:
-        return _Overlays({}, "", str(error))
+    except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
+        return _Overlays({}, "", (str(error).splitlines() or [type(error).__name__])[0])
     pictures = {
         place: _small(_with_heat(picture, heat.numpy()))
         for place, picture, heat in zip(rows, seen, found.maps, strict=True)

@@ -84,6 +84,7 @@
         else name.setAttribute("transform", `translate(${middle(name.dataset.class)} -6) rotate(-90)`);
       }
       here.style.visibility = "hidden";
+      at = [0, 0];
     };
     const words = (row, column) => {
       const [from, to] = [classes[order[row]], classes[order[column]]];
