@@ -209,6 +209,9 @@ def _same_images(facts: RunFacts, split: str) -> ImageData:
     """
     if facts.data.kind == "memory":
         raise DataError("the images were in memory when the run was made")
+    source = facts.recipe.data.source
+    if facts.data.kind == "local" and not Path(source).expanduser().exists():  # nor is it looked for on the Hub
+        raise DataError("the images aren't where the recipe says") from FileNotFoundError(f"there is no {source} here")
     noted = read_json(facts.folder / "data.json")
     gone = [skip["file"] for skip in noted.get("skipped", ())]
     PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next lines needs

@@ -173,10 +173,12 @@ def test_a_page_keeps_its_pictures_when_the_images_are_gone(runs, hfft_command):
     shutil.rmtree(runs / "bugs/mistakes")
     done = hfft_command("report", runs / "bugs")
     assert done.returncode == 0
-    assert "no pictures of mistakes: photos is no" in done.stderr
+    assert "no pictures of mistakes: there is no photos here" in done.stderr
     page = Page.of((runs / "bugs/report.html").read_text(encoding="utf-8"))
     assert page.all("img") == []
-    assert page.words.count("No picture: the images can't be read") == mistakes_of(runs / "bugs")["wrong"]
+    assert (
+        page.words.count("No picture: the images aren't where the recipe says") == mistakes_of(runs / "bugs")["wrong"]
+    )
 
 
 def test_pictures_that_were_missing_are_looked_for_again(home, runs, monkeypatch):
