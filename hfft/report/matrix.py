@@ -8,9 +8,11 @@ from hfft.report.facts import SplitFacts
 
 _NUMBERED = 20  # classes up to which cells hold their counts
 _NAMED = 100  # classes up to which rows and columns have names
-_WIDEST = 900  # units of the picture that all cells together take at most
-_LARGEST, _SMALLEST = 96.0, 8.0  # units of a cell
-_LETTER = 7.0  # units of a name's letter
+_WIDTH = 1024  # units of the picture at most
+_WIDEST = 640  # units that cells with counts take together at most
+_LARGEST = 96.0  # units of a cell
+_LETTERS, _LINE = 12.0, 0.95  # units of a name's letters at most, and their share of a cell
+_ADVANCE = 0.58  # from one letter to the next, in sizes of a letter
 _LONGEST = 22  # letters of a name that is shown
 
 
@@ -42,7 +44,8 @@ class Matrix:
         right: By class.
         cells: Those that aren't empty.
         side: Width and height of a cell, in units of the picture.
-        margin: Room for names at the left and at the top.
+        margin: Room for names at the left, and at the top where they are turned.
+        letters: Size of the names' letters.
         numbered: Whether cells hold their counts.
     """
 
@@ -53,12 +56,18 @@ class Matrix:
     cells: tuple[Cell, ...]
     side: float
     margin: float
+    letters: float
     numbered: bool
 
     @property
     def size(self) -> float:
         """Width and height of all cells together."""
         return self.side * len(self.labels)
+
+    @property
+    def turned(self) -> bool:
+        """Whether the names of columns are too long to be level."""
+        return max(map(len, self.names), default=0) * _ADVANCE * self.letters > self.side
 
 
 def lay_out(split: SplitFacts, labels: Sequence[str]) -> Matrix:
@@ -78,7 +87,10 @@ def lay_out(split: SplitFacts, labels: Sequence[str]) -> Matrix:
         if count
     ]
     names = tuple(map(_shortened, labels)) if len(labels) <= _NAMED else ()
-    side = min(max(_WIDEST / len(labels), _SMALLEST if names else 0.0), _LARGEST)
+    advance = _ADVANCE * max(map(len, names), default=0)
+    room = _WIDEST if numbered else _WIDTH - 14 - advance * min(_LETTERS, _WIDTH / len(labels))
+    side = min(room / len(labels), _LARGEST)
+    letters = min(_LETTERS, _LINE * side)
     return Matrix(
         labels=tuple(labels),
         names=names,
@@ -86,7 +98,8 @@ def lay_out(split: SplitFacts, labels: Sequence[str]) -> Matrix:
         right=tuple(split.confusion.get(label, {}).get(label, 0) for label in labels),
         cells=tuple(cells),
         side=round(side, 3),
-        margin=round(_LETTER * max(map(len, names)) + 14, 1) if names else 14.0,
+        margin=round(advance * letters + 14, 1),
+        letters=round(letters, 2),
         numbered=numbered,
     )
 

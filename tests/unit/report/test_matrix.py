@@ -28,11 +28,12 @@ def test_small_shares_of_many_classes_can_be_seen(split):
 
 @pytest.mark.parametrize("count", [2, 20, 100, 101, 1000])
 def test_no_matrix_is_wider_than_a_screen(split, count):
-    labels = [str(number) for number in range(count)]
+    labels = [f"a long name of a class, {number}" for number in range(count)]
     found = lay_out(replace(split, confusion={}), labels)
-    assert found.size <= 901
+    assert found.margin + found.size <= 1032  # the width of the page's text
     assert bool(found.names) == (count <= 100)
-    assert found.side >= (8 if found.names else 0)
+    assert found.letters <= found.side  # no name runs into the next
+    assert found.letters >= (8 if found.names else 0)
 
 
 def test_long_names_keep_both_ends(split):
