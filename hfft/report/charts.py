@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hfft.report.facts import PhaseFacts, SplitFacts
+from hfft.report.words import spoken
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Stand-ins for matplotlib, which knows no CSS, and what the page calls them.
@@ -51,6 +52,8 @@ _STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "legend.labelcolor": _INK,
 }
+# The first three that there are become curves.
+_SCORES = ("accuracy", "balanced_accuracy", "mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy")
 _SIZE = (4.3, 2.7)  # inches; small, so that its letters can be read on a phone
 
 
@@ -82,13 +85,12 @@ def curve_charts(phases: Sequence[PhaseFacts]) -> list[Chart]:
     """Loss, and scores on the validation images, over the epochs of all phases, one phase after the other."""
     charts = []
     losses = {"loss": ("training", _SECOND), "eval_loss": ("validation", _FIRST)}
-    scores = {
-        "eval_accuracy": ("accuracy", _FIRST),
-        "eval_balanced_accuracy": ("balanced accuracy", _SECOND),
-        "eval_macro_f1": ("macro F1", _THIRD),
-    }
+    logged = {key for phase in phases for entry in phase.history for key in entry}
+    known = [name for name in _SCORES if f"eval_{name}" in logged]
+    colors = (_FIRST, _SECOND, _THIRD)
+    scores = {f"eval_{name}": (spoken(name), color) for name, color in zip(known, colors, strict=False)}
     for name, title, lines in (("loss", "Loss", losses), ("scores", "Scores on validation images", scores)):
-        shown = {key: line for key, line in lines.items() if any(key in e for p in phases for e in p.history)}
+        shown = {key: line for key, line in lines.items() if key in logged}
         if not shown:
             continue
         with _drawing() as (figure, axes):

@@ -9,7 +9,7 @@ from hfft.errors import TrainingError
 from hfft.files import write_text
 from hfft.report.facts import Measured
 from hfft.report.rendering import render
-from hfft.report.words import spoken
+from hfft.report.words import headline, spoken
 
 _RETENTION = {
     "agreement": "same answers of the old head",
@@ -47,8 +47,9 @@ def render_comparison(found: Mapping[str, Any]) -> str:
         for row in found["rows"]
     ]
     names = list(rows[0]["metrics"])
-    beside = sorted(rows, key=lambda row: -row["metrics"]["accuracy"].value)
-    least = min(row["metrics"]["accuracy"].low for row in rows)
+    first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
+    beside = sorted((row for row in rows if first in row["metrics"]), key=lambda row: -row["metrics"][first].value)
+    least = min(row["metrics"][first].low for row in beside)
     measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
     return render(
         "compare.html",
@@ -57,9 +58,11 @@ def render_comparison(found: Mapping[str, Any]) -> str:
             "split": found["split"],
             "rows": rows,
             "names": names,
-            "best": beside[0],
+            "headline": spoken(first),
+            "run": beside[0]["run"],
+            "best": beside[0]["metrics"][first],
             "beside": [
-                {"name": row["run"], "value": row["metrics"]["accuracy"], "is_own": place == 0}
+                {"name": row["run"], "value": row["metrics"][first], "is_own": place == 0}
                 for place, row in enumerate(beside)
             ],
             "beside_low": min(math.floor(max(least - 0.02, 0) * 10) / 10, 0.9),

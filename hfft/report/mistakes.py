@@ -125,6 +125,8 @@ def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
     answers = answers.loc[answers["split"] == split.name]
     wrong = answers.loc[answers["label"] != answers["prediction"]]
+    if not all(isinstance(label, str) for label in wrong["label"]):
+        return None
     worst = wrong.sort_values("probability", ascending=False, kind="stable").head(_LISTED)
     names = [f"probability {label}" for label in worst["label"].unique()]
     known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst

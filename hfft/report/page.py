@@ -19,6 +19,7 @@ from hfft.report.rendering import embedded, render
 from hfft.report.words import (
     duration,
     for_all_phases,
+    headline,
     how_trained,
     machine,
     shared_command,
@@ -35,6 +36,7 @@ _STAGES = {
     "evaluation": "measuring the result",
     "retention": "measuring what is left",
 }
+_UNFOLDED = 30  # classes up to which the table of images is shown at once
 _ROWS = 1000  # classes that the table of images lists
 _PAIRS = 12
 
@@ -141,6 +143,7 @@ def _summary(facts: RunFacts) -> dict[str, Any]:
         "data_about": ", ".join(f"{part.images:,} {part.name}" for part in facts.splits.values())
         + f" images of {len(facts.labels):,} classes, from {data}.",
         "shown_labels": _shown_labels(facts),
+        "folded": len(facts.labels) > _UNFOLDED,
     }
 
 
@@ -154,23 +157,24 @@ def _shown_labels(facts: RunFacts) -> list[str]:
 
 def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     if split is None:
-        return {"accuracy": None, "beside": [], "beside_low": 0.0, "left_out": [], "baselines": []}
-    accuracy = split.metrics["accuracy"]
+        return {"headline": "", "best": None, "beside": [], "beside_low": 0.0, "left_out": [], "baselines": []}
+    name = headline(split.metrics)
     baselines, left_out = [], []
-    for name, row in facts.baselines.items():
-        title = _BASELINES.get(name, name)
+    for kind, row in facts.baselines.items():
+        title = _BASELINES.get(kind, kind)
         if split.name in row:
             metrics = {metric: Measured(**value) for metric, value in row[split.name].items()}
             baselines.append({"name": title, "about": row["about"], "metrics": metrics})
         else:
             left_out.append(f"{title} ({row['about']})")
-    rows = [{"name": "this model", "value": accuracy, "is_own": True}]
-    others = [{"name": row["name"], "value": row["metrics"]["accuracy"], "is_own": False} for row in baselines]
+    rows = [{"name": "this model", "value": split.metrics[name], "is_own": True}]
+    others = [{"name": row["name"], "value": row["metrics"][name], "is_own": False} for row in baselines]
     rows += sorted(others, key=lambda row: -row["value"].value)
     least = min(row["value"].low for row in rows)
     low = math.floor(max(least - 0.02, 0) * 10) / 10
     return {
-        "accuracy": accuracy,
+        "headline": spoken(name),
+        "best": split.metrics[name],
         "beside": rows,
         "beside_low": min(low, 0.9),
         "left_out": left_out,
@@ -180,13 +184,13 @@ def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
 
 def _measured(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     parts = [facts.splits[name] for name in ("test", "validation") if name in facts.splits]
-    if split is None or not split.confusion:
-        return {"measured_splits": [p for p in parts if p.metrics], "confusion": None, "confused": [], "classes": []}
+    is_confused = split is not None and bool(split.confusion)  # not where images have any number of labels
+    by_class = {} if split is None else split.by_class
     return {
         "measured_splits": [part for part in parts if part.metrics],
-        "confusion": lay_out(split, facts.labels),
-        "confused": most_confused(split, _PAIRS),
-        "classes": [_class_row(label, scores, split) for label, scores in split.by_class.items()],
+        "confusion": lay_out(split, facts.labels) if split is not None and is_confused else None,
+        "confused": most_confused(split, _PAIRS) if split is not None else [],
+        "classes": [_class_row(label, scores, split) for label, scores in by_class.items() if split is not None],
     }
 
 

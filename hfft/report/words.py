@@ -2,7 +2,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -106,6 +106,11 @@ def machine(environment: Mapping[str, Any]) -> str:
 def spoken(metric: str) -> str:
     """A metric's name in a sentence."""
     return metric.replace("_", " ").replace("f1", "F1")
+
+
+def headline(metrics: Collection[str]) -> str:
+    """The metric that a page begins with: accuracy, or where images have any number of labels, the first there is."""
+    return "accuracy" if "accuracy" in metrics else next(iter(metrics))
 
 
 def shared_recipe(facts: RunFacts) -> Recipe:

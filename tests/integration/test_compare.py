@@ -166,7 +166,7 @@ def test_a_page_is_written_beside_the_table_or_the_json(workplace, capsys):
     assert capsys.readouterr().out.endswith("page: pages.html\n")
     page = Page.of(Path("pages.html").read_text(encoding="utf-8"))
     accuracy = hfft.Run("runs/strong").metrics["test"]["accuracy"]["value"]
-    assert f"The most accurate {100 * accuracy:.1f} % strong" in page.words
+    assert f"The highest accuracy {100 * accuracy:.1f} % strong" in page.words
     assert "strong minus weak, on the 24 images of both" in page.words
     assert "accuracy +" in page.words
     assert main(["compare", "runs/weak", "runs/two", "runs/strong", "--json", "--html", "pages.html"]) == 0

@@ -24,11 +24,21 @@ def found(*rows, pair=None, notes=()):
 
 def test_the_most_accurate_run_is_told_first_and_all_are_listed():
     page = Page.of(render_comparison(found(row("runs/a", 0.5), row("runs/b", 0.75))))
-    assert "The most accurate 75.0 % b" in page.words
+    assert "The highest accuracy 75.0 % b" in page.words
     assert "a 0.500 0.375 to 0.625 0.500 0.375 to 0.625 40 last 1,234 1 min 15 s" in page.words
     assert "similarity (CKA)" not in page.words  # which no run has measured
     assert page.all("table", id="retention-table")
     assert [head["aria-sort"] for head in page.all("th") if "aria-sort" in head] == ["none"] * (7 + 4)
+
+
+def test_runs_that_measure_other_things_are_compared_by_what_they_share():
+    value = {"value": 0.5, "low": 0.25, "high": 0.75}
+    sets = row("runs/sets", 0.5, metrics={"mean_average_precision": value, "macro_f1": value})
+    one = row("runs/one", 0.5)
+    one = dataclasses.replace(one, metrics={**one.metrics, "macro_f1": {**value, "value": 0.625}})
+    page = Page.of(render_comparison(found(one, sets)))
+    assert "The highest macro F1 62.5 % one" in page.words
+    assert "sets - - 0.500 0.250 to 0.750" in page.words
 
 
 def test_folders_are_named_by_what_tells_them_apart():

@@ -233,10 +233,17 @@ def test_a_run_of_one_phase(tmp_path):
 
 
 def test_splits_without_a_confusion_leave_its_sections_out(facts):
-    several = replace(facts.splits["test"], confusion={}, by_class={}, bins=(), calibration_error=None)
-    page = shown(replace(facts, splits={**facts.splits, "test": several}, confidence={}))
-    assert "Accuracy on 8 test images" in page.words
+    metrics = {"mean_average_precision": facts.splits["test"].metrics["macro_f1"]}
+    several = replace(
+        facts.splits["test"], metrics=metrics, confusion={}, by_class={}, bins=(), calibration_error=None
+    )
+    page = shown(replace(facts, splits={"test": several}, confidence={}))
+    assert "Mean average precision on 8 test images 75.0 %" in page.words
     assert not page.all("svg", tabindex="0")
+    by_class = replace(several, by_class=facts.splits["test"].by_class)
+    table = shown(replace(facts, splits={"test": by_class})).words
+    assert "Class by class" in table
+    assert "mistaken" not in table
     assert not {"#confusion", "#classes", "#trust"} & {link["href"] for link in page.all("a")}
 
 
