@@ -30,6 +30,8 @@ class Row:
         phase: The phase whose model it is.
         trainable: Parameters that its largest phase trained.
         seconds: All it took.
+        retention: Of its model, as the run measured it: `agreement` of the old head's answers, `drift` and `cka` of
+            what enters the head, `nearest` neighbours that are right; empty where nothing was measured.
     """
 
     run: str
@@ -39,6 +41,7 @@ class Row:
     phase: str
     trainable: int
     seconds: float
+    retention: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,22 @@ class _Finished:
             phase=self.metrics.get("kept", {}).get("phase") or plans[-1].parent.name.partition("-")[2],
             trainable=max(read_json(path)["trainable"] for path in plans),
             seconds=round(seconds.get("total", sum(seconds.values())), 3),
+            retention=self._retention(),
         )
+
+    def _retention(self) -> dict[str, float | None]:
+        phases = self.metrics.get("retention", {}).get("phases", {})
+        if not phases:
+            return {}
+        kept = self.metrics.get("kept", {}).get("phase")
+        last = "interpolated" if "interpolated" in phases else kept if kept in phases else list(phases)[-1]
+        old, entering = phases[last]["old_task"] or {}, phases[last]["head_input"] or {}
+        return {
+            "agreement": old.get("agreement"),
+            "drift": entering.get("cosine_drift"),
+            "cka": entering.get("cka"),
+            "nearest": phases[last]["knn_accuracy"]["after"],
+        }
 
     def predictions(self, split: str) -> pd.DataFrame:
         path = self.folder / "predictions.parquet"

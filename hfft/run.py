@@ -251,6 +251,9 @@ def _end(
         with explained("result"):
             more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
             write_results(folder, recipe, images, scores, seconds, more)
+        from hfft.report.page import try_page  # and matplotlib, which nothing before needs
+
+        try_page(folder, images)
     state.wait_for_everyone()
 
 

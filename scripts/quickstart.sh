@@ -12,5 +12,5 @@ image=$(find data/elpv/test/defective -name '*.png' | sort | head -n 1)
 activate=""
 [ "${VIRTUAL_ENV:-}" != "$(pwd)/.venv" ] || activate="source .venv/bin/activate && "
 echo
-echo "The trained model is in runs/quickstart/model, its numbers in runs/quickstart/metrics.json. Try it:"
+echo "The trained model is in runs/quickstart/model, all about it on the page runs/quickstart/report.html. Try it:"
 echo "  ${activate}hfft predict runs/quickstart $image"

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from hfft.cli.printing import interval, print_table, spaced
-from hfft.errors import TrainingError
+from hfft.errors import RunError, TrainingError
 from hfft.startup import quick_imports
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the parsers of these verbs."""
-    _add_report(verbs.add_parser("report", help="render the model card and the figures of a finished run anew"))
+    _add_report(verbs.add_parser("report", help="render card, report.html and figures of a finished run anew"))
     _add_push(verbs.add_parser("push", help="send a run to the Hugging Face Hub, read it back and compare"))
     _add_sweep(verbs.add_parser("sweep", help="run a recipe with each combination of some values, and compare"))
     _add_compare(verbs.add_parser("compare", help="set finished runs side by side"))
@@ -42,6 +42,7 @@ def _add_push(push: argparse.ArgumentParser) -> None:
 def _add_sweep(swept: argparse.ArgumentParser) -> None:
     swept.add_argument("recipe", help="YAML file")
     swept.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
+    _add_html(swept)
     swept.set_defaults(run=_sweep)
 
 
@@ -49,14 +50,21 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too")
     compare.add_argument("--split", choices=("test", "validation"), help="test where all have it, when left out")
     compare.add_argument("--json", action="store_true", help="print JSON")
+    _add_html(compare)
     compare.set_defaults(run=_compare)
+
+
+def _add_html(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page of one file, too")
 
 
 def _report(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from hfft.report.card import write_report
+        from hfft.report.page import write_page
 
-    for path in write_report(arguments.folder):
+    card, *figures = write_report(arguments.folder)
+    for path in (card, write_page(arguments.folder), *figures):
         print(path)
 
 
@@ -85,11 +93,32 @@ def _push(arguments: argparse.Namespace) -> None:
 def _compare(arguments: argparse.Namespace) -> None:
     from hfft.comparison import compare
 
+    _check_html(arguments.html)
     found = compare(arguments.runs, split=arguments.split)
+    _write_html(found, arguments.html)
     if arguments.json:
         print(json.dumps(dataclasses.asdict(found)))
         return
     _print_comparison(found)
+    if arguments.html is not None:
+        print(f"page: {arguments.html}")
+
+
+def _check_html(file: Path | None) -> None:
+    """Before any work that would be lost."""
+    if file is not None and file.suffix.lower() not in (".html", ".htm"):
+        raise RunError(f"--html {file}: a page's name ends in .html")
+    if file is not None and (not file.parent.is_dir() or file.is_dir()):
+        raise RunError(f"--html {file}: {'it is a folder' if file.is_dir() else f'there is no folder {file.parent}'}")
+
+
+def _write_html(found: Any, file: Path | None) -> None:
+    if file is None:
+        return
+    with quick_imports():
+        from hfft.report.comparing import write_comparison
+
+    write_comparison(dataclasses.asdict(found), file)
 
 
 def _print_comparison(found: Any) -> None:
@@ -124,11 +153,18 @@ def _sweep(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from hfft.sweeping import plan_sweep, sweep
 
+    _check_html(arguments.html)
     found = sweep(plan_sweep(arguments.recipe, arguments.values))
     if len(found.finished) > 1:
         from hfft.comparison import compare
 
-        _print_comparison(compare(found.finished))
+        compared = compare(found.finished)
+        _write_html(compared, arguments.html)
+        _print_comparison(compared)
+        if arguments.html is not None:
+            print(f"page: {arguments.html}")
+    elif arguments.html is not None:
+        print(f"no page: {len(found.finished)} of the runs finished, and there is nothing to compare")
     if found.failed:
         told = "\n".join(f"  {name}: {reason}" for name, reason in found.failed.items())
         total = len(found.failed) + len(found.finished)

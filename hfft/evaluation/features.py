@@ -65,6 +65,16 @@ def collect_features(
     return Features({name: np.concatenate(parts) for name, parts in found.items()}, np.concatenate(logits))
 
 
+def block_modules(model: nn.Module, pixels: torch.Tensor) -> dict[str, str]:
+    """By name of a block, in their order, the path of the module whose output is the block's.
+
+    Args:
+        model: A classifier, without adapters.
+        pixels: Images as the network takes them, (2, C, H, W), where the model is.
+    """
+    return {name: path for name, (path, _) in _taps(model, pixels).items() if name != HEAD_INPUT}
+
+
 @contextmanager
 def head_input(model: nn.Module) -> Iterator[Callable[[int], torch.Tensor]]:
     """Watch what enters the head in forward passes.

@@ -1,9 +1,9 @@
 """The files of a finished run as frozen dataclasses: all that a card, a figure or a page says of it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,9 @@ class RunFacts:
         retention: As in metrics.json; empty where it wasn't measured.
         interpolation: As in metrics.json; empty where there was none.
         confidence: As in metrics.json; empty without validation images.
+        findings: Of the audit, as in data.json.
+        skipped: Images that can't be read, as in data.json.
+        blocks: Phase that changed the encoder to block to `cka` and `cosine_drift`.
     """
 
     folder: Path
@@ -181,6 +184,9 @@ class RunFacts:
     retention: Mapping[str, Any]
     interpolation: Mapping[str, Any]
     confidence: Mapping[str, Any]
+    findings: tuple[Mapping[str, Any], ...] = ()
+    skipped: tuple[Mapping[str, str], ...] = ()
+    blocks: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
 
     @property
     def judged(self) -> SplitFacts | None:
@@ -253,6 +259,9 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             retention=measured.get("retention", {}),
             interpolation=measured.get("interpolation", {}),
             confidence=measured.get("confidence", {}),
+            findings=tuple(data.get("findings", ())),
+            skipped=tuple(data.get("skipped", ())),
+            blocks=_blocks(folder, [spec.name for spec in recipe.phases]),
         )
 
 
@@ -311,6 +320,14 @@ def _class(row: Mapping[str, Any]) -> ClassScores:
         average_precision=row.get("average_precision"),
         threshold=row.get("threshold"),
     )
+
+
+def _blocks(folder: Path, phases: Sequence[str]) -> dict[str, Any]:
+    """What was measured after each phase that changed the encoder, and of interpolated weights."""
+    files = {name: folder / f"{n}-{name}" / "retention.json" for n, name in enumerate(phases)}
+    files["interpolation"] = folder / "retention.json"
+    found = {name: read_json(path) for name, path in files.items() if path.is_file()}
+    return {name: content["blocks"] for name, content in found.items() if content["changed"]}
 
 
 def _phase(folder: Path, spec: PhaseSpec) -> PhaseFacts:

@@ -1,7 +1,8 @@
 """Phases, durations and machines in words, for cards and pages alike; plain text, not Markdown."""
 
 import dataclasses
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -108,6 +109,11 @@ def spoken(metric: str) -> str:
     return metric.replace("_", " ").replace("f1", "F1").replace("hamming", "Hamming")
 
 
+def headline(metrics: Collection[str]) -> str:
+    """The metric that a page begins with: accuracy, or where images have any number of labels, the first there is."""
+    return "accuracy" if "accuracy" in metrics else next(iter(metrics))
+
+
 def shared_recipe(facts: RunFacts) -> Recipe:
     """The recipe as others may see it: folders of somebody's disk by their last name, and not where runs are put."""
     recipe, folder, images = facts.recipe, facts.recipe.replay.folder, facts.recipe.data.image_folder
@@ -126,6 +132,17 @@ def shared_recipe(facts: RunFacts) -> Recipe:
         training=shared(recipe.training),
         phases=tuple(dataclasses.replace(phase, arguments=shared(phase.arguments)) for phase in recipe.phases),
     )
+
+
+def shared_command(environment: Mapping[str, Any]) -> str:
+    """The command of a run as others may see it: `hfft`, and paths of somebody's disk by their last name."""
+    program, *arguments = map(str, environment["command"] or [""])
+    name = PureWindowsPath(program).name
+    shown = ["hfft" if name in ("hfft", "hfft.exe", "__main__.py") else name]
+    for argument in arguments:
+        key, equals, value = argument.rpartition("=")
+        shown.append(f"{key}{equals}{_last_name(value)}")
+    return shlex.join(shown)
 
 
 def _last_name(text: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import tiny
+from pages import Page
 from pictures import make_photos
 from scipy.stats import binomtest
 
@@ -158,3 +159,38 @@ def test_what_is_no_finished_run_is_refused(workplace, capsys):
     Path("runs/strong/predictions.parquet").write_bytes(bytes(8))
     assert main(["compare", "runs/weak", "runs/strong"]) == 2
     assert "the predictions can't be read" in capsys.readouterr().err
+
+
+def test_a_page_is_written_beside_the_table_or_the_json(workplace, capsys):
+    assert main(["compare", "runs/weak", "runs/strong", "--html", "pages.html"]) == 0
+    assert capsys.readouterr().out.endswith("page: pages.html\n")
+    page = Page.of(Path("pages.html").read_text(encoding="utf-8"))
+    accuracy = hfft.Run("runs/strong").metrics["test"]["accuracy"]["value"]
+    assert f"The highest accuracy {100 * accuracy:.1f} % strong" in page.words
+    assert "strong minus weak, on the 24 images of both" in page.words
+    assert "accuracy +" in page.words
+    assert main(["compare", "runs/weak", "runs/two", "runs/strong", "--json", "--html", "pages.html"]) == 0
+    json.loads(capsys.readouterr().out)
+    page = Page.of(Path("pages.html").read_text(encoding="utf-8"))
+    assert "Note runs/two has other classes (ant, bee) than runs/weak (ant, bee, cat)" in page.words
+    assert "choose by the validation images" in page.words
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("page.pdf", "ends in .html"), ("nowhere/page.html", "no folder nowhere"), ("a.html", "a folder")],
+)
+def test_a_page_that_has_no_place_is_refused_before_any_work(file, words, workplace, capsys):
+    Path("a.html").mkdir()
+    for command in (["compare", "runs/weak", "runs/strong"], ["sweep", "recipe.yaml", "seed=0,1"]):
+        assert main([*command, "--html", file]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_retention_is_that_of_the_model_at_hand(workplace):
+    kept = hfft.compare(["runs/weak", "runs/strong"]).rows[0].retention
+    stored = hfft.Run("runs/weak").metrics["retention"]["phases"]["head"]
+    assert kept["nearest"] == stored["knn_accuracy"]["after"]
+    assert kept["drift"] == stored["head_input"]["cosine_drift"] == 0
+    change("runs/weak/metrics.json", lambda metrics: metrics.pop("retention"))
+    assert hfft.compare(["runs/weak", "runs/strong"]).rows[0].retention == {}

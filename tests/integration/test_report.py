@@ -1,4 +1,4 @@
-"""The card of a real run: its lines work when copied, `hfft report` renders it anew, and nothing else changes."""
+"""Card and page of a real run: lines work when copied, `hfft report` renders them anew, and nothing else changes."""
 
 import io
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 from huggingface_hub import ModelCard
+from pages import Page
 from PIL import Image
 
 import hfft
@@ -120,14 +121,15 @@ def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
     before = contents(runs / name)
     result = runs / name / ("model" if name == "bugs" else "adapter")
     (result / "README.md").write_text("spoiled")
+    (runs / name / "report.html").write_text("spoiled")
     shutil.rmtree(runs / name / "figures")
     shutil.rmtree(result / "figures")
     done = hfft_command("report", runs / name)
     assert done.returncode == 0, done.stderr
     assert contents(runs / name) == before
     written = [Path(line) for line in done.stdout.splitlines()]
-    assert written[0] == result / "README.md"
-    assert sorted(written[1:]) == sorted((runs / name / "figures").iterdir())
+    assert written[:2] == [result / "README.md", runs / name / "report.html"]
+    assert sorted(written[2:]) == sorted((runs / name / "figures").iterdir())
 
 
 def test_report_follows_the_numbers_that_are_stored(runs, capsys):
@@ -137,6 +139,64 @@ def test_report_follows_the_numbers_that_are_stored(runs, capsys):
     path.write_text(json.dumps(metrics))
     assert main(["report", str(runs / "bugs")]) == 0
     assert "**0.1235 (" in card_of(runs / "bugs/model")
+
+
+def mistakes_of(run):
+    return json.loads((run / "mistakes/mistakes.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["bugs", "apart"])
+def test_a_run_ends_with_its_page_and_the_pictures_of_its_mistakes(home, name):
+    run = hfft.Run(home / "runs" / name)
+    page = Page.of((run.folder / "report.html").read_text(encoding="utf-8"))
+    found, answers = mistakes_of(run.folder), run.predictions
+    wrong = answers[(answers["split"] == "test") & (answers["label"] != answers["prediction"])]
+    assert (found["images"], found["wrong"]) == (9, len(wrong))
+    assert len(wrong) > 0
+    worst = wrong.sort_values("probability", ascending=False)
+    assert [one["file"] for one in found["shown"]] == worst["file"].tolist()
+    for one, (_, row) in zip(found["shown"], worst.iterrows(), strict=True):
+        assert one["label_probability"] == pytest.approx(row[f"probability {row['label']}"])
+        assert one["probability"] == pytest.approx(row[f"probability {row['prediction']}"])
+        assert Image.open(run.folder / "mistakes" / one["picture"]).size == (224, 7)
+        assert Image.open(run.folder / "mistakes" / one["overlay"]).size == (32, 32)  # what the network sees
+    assert found["block"].startswith("block ")
+    assert len(page.all("img")) == 2 * len(wrong)
+    assert str(home) not in page.words
+    assert "alice" not in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_page_keeps_its_pictures_when_the_images_are_gone(runs, hfft_command):
+    before = (runs / "bugs/report.html").read_bytes()
+    assert hfft_command("report", runs / "bugs").returncode == 0  # in a folder where there is no `photos`
+    assert (runs / "bugs/report.html").read_bytes() == before
+    shutil.rmtree(runs / "bugs/mistakes")
+    done = hfft_command("report", runs / "bugs")
+    assert done.returncode == 0
+    assert "no pictures of mistakes: there is no photos here" in done.stderr
+    page = Page.of((runs / "bugs/report.html").read_text(encoding="utf-8"))
+    assert page.all("img") == []
+    assert (
+        page.words.count("No picture: the images aren't where the recipe says") == mistakes_of(runs / "bugs")["wrong"]
+    )
+
+
+def test_pictures_that_were_missing_are_looked_for_again(home, runs, monkeypatch):
+    shutil.rmtree(runs / "bugs/mistakes")
+    monkeypatch.chdir(home)
+    assert main(["report", str(runs / "bugs")]) == 0
+    assert contents(runs / "bugs/mistakes") == contents(home / "runs/bugs/mistakes")
+
+
+def test_images_that_were_changed_are_not_shown_as_those_that_were_measured(home, runs, monkeypatch):
+    shutil.copytree(home / "photos", runs.parent / "photos")
+    shutil.rmtree(runs / "bugs/mistakes")
+    monkeypatch.chdir(runs.parent)
+    Image.new("RGB", (1200, 40)).save(Path("photos") / mistakes_of(home / "runs/bugs")["shown"][0]["file"])
+    assert main(["report", str(runs / "bugs")]) == 0
+    found = mistakes_of(runs / "bugs")
+    assert {one["missing"] for one in found["shown"]} == {found["no_overlay"]}
+    assert found["no_overlay"] == "the test images aren't those of the run any more"
 
 
 def test_report_of_an_unfinished_run_or_none_is_a_bad_request(runs, capsys):

@@ -39,7 +39,8 @@ def test_a_grid_runs_is_compared_and_is_not_run_twice(workplace, capsys):
     assert alone.predictions.equals(runs[1].predictions)
 
     (runs[1].folder / "metrics.json").unlink()  # as if it had been killed
-    assert main(GRID) == 0
+    assert main([*GRID, "--html", "grid.html"]) == 0
+    assert "2 runs side by side" in Path("grid.html").read_text(encoding="utf-8")
     again = capsys.readouterr().err
     assert f"{runs[0].folder} is finished" in again
     assert f"{runs[1].folder} is finished" not in again

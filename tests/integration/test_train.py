@@ -77,8 +77,9 @@ def test_a_run_from_start_to_use(workplace, capsys):
             "metrics.json",
             "model",
         ),
-        *("predictions.parquet", "recipe.yaml"),
+        *("mistakes", "predictions.parquet", "recipe.yaml", "report.html"),
     }
+    assert shown.err.count("report: runs/bugs/report.html\n") == 1
     assert run.recipe == hfft.load_recipe("recipe.yaml")
     for number, (name, changed) in enumerate((("head", 0), ("last", 0), ("lora", 0))):
         result = json.loads((run.phase_dir(number) / "result.json").read_text())

@@ -30,6 +30,7 @@ def test_two_processes_end_with_the_weights_of_one(family, replay, batch, accumu
     phases = assert_same_result(workplace, family, "one", "two")
     assert len(phases) == (3 if family == "dinov2" else 2)
     assert done.stderr.count("trains head;") == 1  # the main process alone speaks
+    assert done.stderr.count(f"report: two/of_{family}/report.html") == 1
     each = f"of 4 images ({batch} at once on each of 2 processes{', 2 accumulated' if accumulated > 1 else ''})"
     assert done.stderr.count(each) == len(phases)
     assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a share

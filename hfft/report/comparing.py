@@ -1,0 +1,95 @@
+"""Finished runs side by side, as a page of one file in the style of report.html."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hfft.errors import TrainingError
+from hfft.files import write_text
+from hfft.report.facts import Measured
+from hfft.report.rendering import render
+from hfft.report.words import headline, spoken
+
+_RETENTION = {
+    "agreement": "same answers of the old head",
+    "drift": "drift of features",
+    "cka": "similarity (CKA)",
+    "nearest": "right by nearest neighbours",
+}
+
+
+def write_comparison(found: Mapping[str, Any], file: Path) -> None:
+    """Write the page.
+
+    Args:
+        found: A `comparison.Comparison` as a dictionary.
+        file: Where to.
+
+    Raises:
+        TrainingError: If it can't be written.
+    """
+    try:
+        write_text(file, render_comparison(found))
+    except OSError as error:
+        raise TrainingError(f"{file}: can't be written: {error}") from error
+
+
+def render_comparison(found: Mapping[str, Any]) -> str:
+    """The page's text; `found` as for `write_comparison`."""
+    short = _short_names([row["run"] for row in found["rows"]])
+    rows = [
+        {
+            **row,
+            "run": short[row["run"]],
+            "metrics": {name: Measured(**value) for name, value in row["metrics"].items()},
+        }
+        for row in found["rows"]
+    ]
+    names = list(rows[0]["metrics"])
+    first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
+    beside = sorted((row for row in rows if first in row["metrics"]), key=lambda row: -row["metrics"][first].value)
+    least = min(row["metrics"][first].low for row in beside)
+    measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
+    return render(
+        "compare.html",
+        {
+            "title": f"{len(rows)} runs side by side",
+            "split": found["split"],
+            "rows": rows,
+            "names": names,
+            "headline": spoken(first),
+            "run": beside[0]["run"],
+            "best": beside[0]["metrics"][first],
+            "beside": [
+                {"name": row["run"], "value": row["metrics"][first], "is_own": place == 0}
+                for place, row in enumerate(beside)
+            ],
+            "beside_low": min(math.floor(max(least - 0.02, 0) * 10) / 10, 0.9),
+            "retention": {name: _RETENTION[name] for name in measured},
+            "pair": None if found["pair"] is None else _pair(found["pair"], short),
+            "notes": found["notes"],
+        },
+    )
+
+
+def _short_names(runs: Sequence[str]) -> dict[str, str]:
+    """Of each folder as many of its last names as tell it from the others."""
+    parts = {run: Path(run).parts for run in runs}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        ends = {run: "/".join(names[-count:]) for run, names in parts.items()}
+        if len(set(ends.values())) == len(ends):
+            return ends
+    return {run: run for run in runs}
+
+
+def _pair(pair: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    differences = []
+    for name, value in pair["differences"].items():
+        is_clear = value["low"] > 0 or value["high"] < 0
+        less_is_better = name.endswith("loss")  # as transformers has it
+        better = pair["second" if (value["value"] > 0) != less_is_better else "first"]
+        which = f"{short[better]} is better" if is_clear else "no clear difference"
+        differences.append({"name": spoken(name), "value": Measured(**value), "words": which})
+    names = {place: short[pair[place]] for place in ("first", "second")}
+    return {**pair, **names, "rows": differences}

@@ -1,0 +1,283 @@
+"""The worst mistakes of a run, with their pictures: chosen from its predictions, kept in its folder `mistakes/`."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from matplotlib import colormaps
+from PIL import Image
+
+from hfft.data.checking import fingerprint_of
+from hfft.data.decoding import decode_row
+from hfft.data.sources import ImageData, load_data
+from hfft.data.transforms import pixel_scale
+from hfft.errors import DataError, HfftError, ModelError
+from hfft.files import read_json, write_folder, write_json
+from hfft.inference.attribution import attribute
+from hfft.inference.classifier import Classifier
+from hfft.report.facts import RunFacts
+
+FOLDER = "mistakes"
+"""Folder of the run that holds the pictures and `mistakes.json`."""
+_LISTED = 24
+_SIDE = 224  # pixels at most
+_HEAT = 0.6  # of the colour, where most speaks for the answer
+
+_LOG = logging.getLogger(__name__)  # the main process alone gets here
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """An image that was taken for another class.
+
+    Attributes:
+        file: Its name, as in predictions.parquet.
+        label: Its class.
+        prediction: The class it was taken for.
+        label_probability: Of its class.
+        probability: Of the class it was taken for.
+        picture: File in the folder; None where there is none.
+        overlay: File of what the network gets to see, with the places that spoke for its answer; None where there is
+            none.
+        missing: Why there is no picture; empty where there is one.
+    """
+
+    file: str
+    label: str
+    prediction: str
+    label_probability: float
+    probability: float
+    picture: str | None = None
+    overlay: str | None = None
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class Mistakes:
+    """The worst mistakes on a split: wrong answers, those with the highest probability first.
+
+    Attributes:
+        split: Its name.
+        images: How many it has.
+        wrong: How many of them were taken for another class.
+        shown: The worst of these.
+        block: Which block's output the overlays show; empty where there are none.
+        no_overlay: Why there are none; empty where there are.
+    """
+
+    split: str
+    images: int
+    wrong: int
+    shown: tuple[Mistake, ...]
+    block: str = ""
+    no_overlay: str = ""
+
+
+@dataclass(frozen=True)
+class _Overlays:
+    """By place in the list of mistakes, what the network sees; or why there is nothing."""
+
+    pictures: dict[int, Image.Image]
+    block: str
+    reason: str
+
+
+def keep_mistakes(facts: RunFacts, images: ImageData | None = None) -> Mistakes | None:
+    """Choose the worst mistakes and write their pictures, unless all of them are there already.
+
+    Args:
+        facts: Of a finished run.
+        images: The run's; looked for where its recipe says when None.
+
+    Returns:
+        None where nothing was measured, or not as one class for each image.
+    """
+    chosen = choose_mistakes(facts)
+    if chosen is None:
+        return None
+    before = read_mistakes(facts.folder)
+    if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
+        return before
+    found, pictures = _illustrated(facts, chosen, images)
+
+    def write(aside: Path) -> None:
+        for name, picture in pictures.items():
+            picture.save(aside / name, quality=82)
+        write_json(aside / "mistakes.json", dataclasses.asdict(found))
+
+    write_folder(facts.folder / FOLDER, write)
+    return found
+
+
+def choose_mistakes(facts: RunFacts) -> Mistakes | None:
+    """The worst mistakes by predictions.parquet, without pictures; None as for `keep_mistakes`."""
+    path, split = facts.folder / "predictions.parquet", facts.judged
+    if split is None or not split.confusion or not path.is_file():
+        return None
+    answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
+    answers = answers.loc[answers["split"] == split.name]
+    wrong = answers.loc[answers["label"] != answers["prediction"]]
+    if not all(isinstance(label, str) for label in wrong["label"]):
+        return None
+    worst = wrong.sort_values("probability", ascending=False, kind="stable").head(_LISTED)
+    names = [f"probability {label}" for label in worst["label"].unique()]
+    known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst
+    shown = tuple(
+        Mistake(
+            row.file, row.label, row.prediction, float(known.loc[place, f"probability {row.label}"]), row.probability
+        )
+        for place, row in zip(worst.index, worst.itertuples(), strict=True)
+    )
+    return Mistakes(split.name, len(answers), len(wrong), shown)
+
+
+def read_mistakes(folder: Path) -> Mistakes | None:
+    """What a run folder keeps; None where it keeps nothing that can be read."""
+    try:
+        content = read_json(folder / FOLDER / "mistakes.json")
+        return Mistakes(**{**content, "shown": tuple(Mistake(**one) for one in content["shown"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _named(mistakes: Mistakes) -> list[tuple[Any, ...]]:
+    return [(mistakes.split, one.file, one.prediction, one.probability) for one in mistakes.shown]
+
+
+def _illustrated(
+    facts: RunFacts, chosen: Mistakes, images: ImageData | None
+) -> tuple[Mistakes, dict[str, Image.Image]]:
+    """The mistakes with the names of their pictures, and the pictures by name."""
+    try:
+        rows = _rows_of(facts, chosen, images) if chosen.shown else []
+    except DataError as error:
+        _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
+        return _without_pictures(chosen, str(error)), {}
+    pictures: dict[int, Image.Image] = {}
+    missing = {place: "it is not among the images any more" for place, row in enumerate(rows) if row is None}
+    for place, row in enumerate(rows):
+        if row is not None:
+            try:
+                pictures[place] = _small(_as_image(decode_row(row)))
+            except (DataError, OSError) as error:
+                missing[place] = f"it can't be read: {error}"
+    overlays = _overlays(facts, chosen, {place: row for place, row in enumerate(rows) if row and place in pictures})
+    files: dict[str, Image.Image] = {}
+    shown = []
+    for place, one in enumerate(chosen.shown):
+        if place in missing:
+            shown.append(dataclasses.replace(one, missing=missing[place]))
+            continue
+        overlay = f"{place}_seen.jpg" if place in overlays.pictures else None
+        files[f"{place}.jpg"] = pictures[place]
+        files |= {} if overlay is None else {overlay: overlays.pictures[place]}
+        shown.append(dataclasses.replace(one, picture=f"{place}.jpg", overlay=overlay))
+    return (
+        dataclasses.replace(chosen, shown=tuple(shown), block=overlays.block, no_overlay=overlays.reason),
+        files,
+    )
+
+
+def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
+    shown = tuple(dataclasses.replace(one, missing=reason) for one in chosen.shown)
+    return dataclasses.replace(chosen, shown=shown, no_overlay=reason)
+
+
+def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> list[dict[str, Any] | None]:
+    """The row of each mistake; None for one that isn't there any more, or has another label."""
+    images = images or _same_images(facts, chosen.split)
+    rows: Dataset | None = images.splits.get(chosen.split)
+    places = {} if rows is None else {file: place for place, file in enumerate(rows["file"])}
+    found: list[dict[str, Any] | None] = []
+    for one in chosen.shown:
+        row = rows[places[one.file]] if rows is not None and one.file in places else None
+        found.append(row if row is not None and images.labels[row["label"]] == one.label else None)
+    return found
+
+
+def _same_images(facts: RunFacts, split: str) -> ImageData:
+    """What the recipe finds, if the split still holds what it held.
+
+    Raises:
+        DataError: If not; the message names no place of this disk, as the page shows it.
+    """
+    if facts.data.kind == "memory":
+        raise DataError("the images were in memory when the run was made")
+    source = facts.recipe.data.source
+    if facts.data.kind == "local" and not Path(source).expanduser().exists():  # nor is it looked for on the Hub
+        raise DataError("the images aren't where the recipe says") from FileNotFoundError(f"there is no {source} here")
+    noted = read_json(facts.folder / "data.json")
+    gone = [skip["file"] for skip in noted.get("skipped", ())]
+    PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next lines needs
+    try:
+        images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
+        now = fingerprint_of(images.splits[split]) if split in images.splits else None
+    except (HfftError, OSError) as error:
+        raise DataError("the images can't be read where the recipe says") from error
+    if now != noted["splits"][split]["fingerprint"]:
+        raise DataError(f"the {split} images aren't those of the run any more")
+    return images
+
+
+def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]) -> _Overlays:
+    if not rows:
+        return _Overlays({}, "", "there are no pictures")
+    try:
+        classifier = Classifier.from_pretrained(facts.result)
+        classes = {label: number for number, label in enumerate(classifier.classes)}
+        targets = torch.tensor([classes[chosen.shown[place].prediction] for place in rows])
+        pixels = [classifier.transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)
+        if len({one.shape for one in pixels}) > 1:
+            raise ModelError("the model takes images of several sizes")
+        inputs = classifier.transform.floats(torch.stack(pixels).to(classifier.model.device))
+        found = attribute(classifier.model, inputs, targets.to(inputs.device))
+        seen = _as_pictures(pixels, classifier.processor)
+    except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
+        return _Overlays({}, "", (str(error).splitlines() or [type(error).__name__])[0])
+    pictures = {
+        place: _small(_with_heat(picture, heat.numpy()))
+        for place, picture, heat in zip(rows, seen, found.maps, strict=True)
+    }
+    return _Overlays(pictures, found.block, "")
+
+
+def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.Image]:
+    """What the network gets to see, of pixels (C, H, W) before they are scaled, or after."""
+    if pixels[0].dtype == torch.uint8:
+        levels = list(pixels)
+    else:
+        scale = pixel_scale(processor)
+        shown = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
+        order = [scale.channels.index(color) for color in range(3)]
+        levels = [one.to(torch.uint8)[order] for one in shown]
+    return [_as_image(one) for one in levels]
+
+
+def _as_image(decoded: Any) -> Image.Image:
+    """An RGB image of an image, or of pixels (C, H, W)."""
+    if isinstance(decoded, Image.Image):
+        return decoded.convert("RGB")
+    return Image.fromarray(decoded.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
+
+
+def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The picture in grays, and over it colours where most spoke for the answer; heat is (h, w)."""
+    wide = Image.fromarray((heat * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    strength = np.asarray(wide, dtype=np.float32)[..., None] / 255  # (H, W, 1)
+    colors = colormaps["inferno"](strength[..., 0])[..., :3] * 255  # (H, W, 3)
+    grays = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    share = _HEAT * strength
+    return Image.fromarray((grays * (1 - share) + colors * share).round().astype(np.uint8))
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return picture
