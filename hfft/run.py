@@ -44,7 +44,8 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, loss_of, phases_in, resolve_phases
+from hfft.planning import check_phases, loss_of, phases_in, resolve_phases, run_clock
+from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
@@ -56,6 +57,7 @@ from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
 from hfft.training.shelf import Origin
+from hfft.training.timing import RunClock
 
 _LOG = get_logger(__name__)
 
@@ -165,7 +167,7 @@ def finetune(
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state)
     pushers = save_pushers(recipe)
-    with watched(state):
+    with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
         run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite)
     push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
@@ -191,7 +193,7 @@ def _finetune(
         images = load_data(recipe.data, recipe.seed, data)
         config = load_config(recipe.model, images.labels) if model is None else _labelled(model, images.labels)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
-        check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
+        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
         checked = _check(images, recipe, data)
         images = checked.images
         make_repository(recipe)
@@ -207,7 +209,7 @@ def _finetune(
     replay = _replay(recipe, phases, processor, checked)
     phase_data = _phase_data(images, processor, recipe)
     results: list[PhaseResult] = []
-    stages = _stages(phases, folder, recipe.seed)
+    stages = _stages(phases, folder, recipe.seed, run_clock(recipe, plans, images))
     with _timed(seconds, "retention"):
         retaining = Retaining(recipe, network, images, processor, stages, is_loaded=model is None)
     for stage in stages:
@@ -333,7 +335,7 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
     return found[0]
 
 
-def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]:
+def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:
     return [
         Stage(
             number=number,
@@ -341,6 +343,7 @@ def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]
             folder=folder / f"{number}-{phase.name}",
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
             seed=seed,
+            clock=clock,
         )
         for number, phase in enumerate(phases)
     ]
