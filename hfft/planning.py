@@ -20,6 +20,7 @@ from hfft.training.losses import ImageLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.reporting import check_reporting
 from hfft.training.timing import Course, RunClock
 
 
@@ -60,6 +61,7 @@ def check_phases(
         ModelError: If the network doesn't have what a phase asks for.
     """
     loss_of(recipe, images)
+    check_reporting(recipe)
     plans = []
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):

@@ -56,6 +56,7 @@ from hfft.training.phase_data import PhaseData
 from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
+from hfft.training.reporting import finish_reporting, open_reporting
 from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
 
@@ -208,6 +209,8 @@ def _finetune(
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, checked)
     phase_data = _phase_data(images, processor, recipe)
+    reporting = open_reporting(recipe, folder)
+    callbacks = [*callbacks, *reporting]
     results: list[PhaseResult] = []
     stages = _stages(phases, folder, recipe.seed, run_clock(recipe, plans, images))
     with _timed(seconds, "retention"):
@@ -226,6 +229,7 @@ def _finetune(
     load = (lambda: load_checkpoint(recipe.model, images.labels)[0]) if model is None else None
     trained = Trained(stages, results, kept, phase_data, replay, load)
     _end(network, processor, recipe, images, trained, retained, seconds)
+    finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
 
 

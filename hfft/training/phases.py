@@ -324,6 +324,7 @@ def _trainer(
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers = False
+    arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
     source: PhaseData | Replayed = data if replayed is None else replayed
     trainer = PhaseTrainer(
         model,
