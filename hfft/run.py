@@ -29,6 +29,7 @@ from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.held_out import own_rows, readable_rows, tell_of_absent
+from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, push
 from hfft.inference.classifier import Classifier
@@ -222,6 +223,9 @@ def _finetune(
             network = plain_network(network, processor, recipe, results, folder)
         with _timed(seconds, "retention"), explained("retention"):
             retaining.after_phase(network, stage)
+        if recipe.label_hints and stage.number == 0:
+            with _timed(seconds, "label hints"), explained("label hints"):
+                hint_labels(network, stage, phase_data, replay, processor, images.labels)
     kept = choose_kept(recipe, results)
     _LOG.info(kept.reason)
     with _timed(seconds, "retention"), explained("retention"):

@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning", "retaining", "comparison"},
+    {"folder", "planning", "retaining", "hinting", "comparison"},
     {"held_out"},
     {"run"},
     {"folds", "sweeping"},
