@@ -14,7 +14,7 @@ from hfft.data.batches import Examples
 from hfft.data.targets import SHARES
 from hfft.data.transforms import evaluation_transform
 from hfft.evaluation.features import as_before
-from hfft.evaluation.label_hints import FOLDS, MOST_WORK, Hint, described, find_hints, out_of_fold
+from hfft.evaluation.label_hints import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluation.reference import Reference
 from hfft.evaluation.scoring import compute
 from hfft.files import read_json, write_json
@@ -53,15 +53,13 @@ def hint_labels(
     features = None
     if obstacle is None:
         with as_before(network):
-            features = _features(network, stage, data, replay, processor)
+            features = _features(network, stage, data, replay, processor, len(classes))
     if not PartialState().is_main_process:
         return
-    labels = np.asarray(data.train.rows["label"][:], dtype=np.int64)
-    if isinstance(features, torch.Tensor) and features[0].numel() * len(labels) * len(classes) > MOST_WORK:
-        features = "so many images, features and classes would take minutes"
     if not isinstance(features, torch.Tensor):
         _leave_out(path, obstacle or str(features))
         return
+    labels = np.asarray(data.train.rows["label"][:], dtype=np.int64)
     probabilities = out_of_fold(features, labels, classes=len(classes), seed=stage.seed)
     hints = find_hints(probabilities, labels)
     content = {
@@ -89,7 +87,7 @@ def _obstacle(stage: Stage, data: PhaseData, classes: int) -> str | None:
 
 
 def _features(
-    network: Any, stage: Stage, data: PhaseData, replay: Replay | None, processor: Any
+    network: Any, stage: Stage, data: PhaseData, replay: Replay | None, processor: Any, classes: int
 ) -> torch.Tensor | str:
     """What enters the head, (N, D), the same in every process; or why that is not known."""
     network.to(PartialState().device)
@@ -104,7 +102,8 @@ def _features(
     if replay is not None:
         recorded = replay.recorded(network, reference.head, data, arguments, stage.folder)
     if recorded is not None:
-        return reference.features(recorded, range(len(examples)))
+        width = reference.features(recorded, [0]).shape[1]
+        return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))
     plan, result = read_json(stage.folder / "plan.json"), read_json(stage.folder / "result.json")
     if len(examples) > _WORTH * plan["batch"] * result["steps"]:
         return (
@@ -115,7 +114,13 @@ def _features(
     network_of_both, then = reference.alone()
     workers = min(cpus_per_process(), 8)
     found = compute(network_of_both, examples, transform.floats, batch_size=device_batch, workers=workers, then=then)
-    return torch.from_numpy(found[1])
+    return _too_many(len(examples), found[1].shape[1], classes) or torch.from_numpy(found[1])
+
+
+def _too_many(images: int, width: int, classes: int) -> str | None:
+    if images * width * classes > MOST_WORK or images * width > MOST_NUMBERS:
+        return f"{images:,} images with {width:,} features and {classes:,} classes would take minutes, or gigabytes"
+    return None
 
 
 def _leave_out(path: Path, why: str) -> None:

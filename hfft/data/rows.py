@@ -215,7 +215,8 @@ def _class_names(tables: Sequence[Dataset], label: str, texts: Mapping[str, Sequ
 
 
 def _natural(text: str) -> tuple[int, int, str]:
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+    is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
+    return (0, int(text), text) if is_number else (1, 0, text)
 
 
 def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:

@@ -13,6 +13,7 @@ from torch import nn
 
 FOLDS = 5
 MOST_WORK = 3e10  # images x features x classes; more would take minutes on a CPU
+MOST_NUMBERS = 2e8  # images x features; a GiB
 
 _STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # of the weight penalty beside a mean of losses
 _SAMPLE = 5000  # images that the strength is chosen on

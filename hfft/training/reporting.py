@@ -172,7 +172,10 @@ class Reporting(TrainerCallback):
         if self._last is None:  # all phases had ended before
             return
         args, state, control = self._last
-        self._send({name.replace("/", "_", 1): value for name, value in metrics.items()}, self._steps_before(None))
+        sections = {"validation": "eval_result", "test": "test"}  # as transformers sorts names into sections
+        parts = [(*name.split("/"), value) for name, value in metrics.items()]
+        logs = {f"{sections[split]}_{name}": value for split, name, value in parts}
+        self._send(logs, self._steps_before(None))
         for name in list(self._begun):
             with self._tolerated(name):
                 self._others[name].on_train_end(args, state, control)
