@@ -107,7 +107,8 @@ def _waits(number: int) -> bool:
     if is_first:
         _request.signal, _request.since = number, now
     if _request.may_wait and is_first and os.environ.get("RANK", "0") == "0":
-        os.write(2, b"stopping once this step is saved; again to stop at once\n")  # print may be at work below us
+        over = b"\r\x1b[K" if os.isatty(2) else b""  # what a progress bar has drawn
+        os.write(2, over + b"stopping once this step is saved; again to stop at once\n")  # print may be below us
     return _request.may_wait and (is_first or now - _request.since < _ECHO)
 
 

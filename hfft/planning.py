@@ -1,7 +1,7 @@
 """What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,8 @@ from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.reporting import check_reporting
+from hfft.training.timing import Course, RunClock
 
 
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
@@ -64,6 +66,7 @@ def check_phases(
     if problems:
         raise RecipeError("\n".join(["the images have any number of labels (data.task):", *problems]))
     loss_of(recipe, images)
+    check_reporting(recipe)
     plans = []
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
@@ -81,6 +84,37 @@ def check_phases(
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
+
+
+def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:
+    """What a run will go through, for the time that is left.
+
+    Args:
+        recipe: What to do.
+        plans: Of its phases.
+        images: To train on and to score.
+    """
+    held_out = sum(len(rows) for split, rows in images.splits.items() if split != "train")
+    validation = len(images.splits.get("validation", ()))
+    courses = [
+        Course(
+            trained=round(plan.images * plan.epochs),
+            evaluated=round(validation * _evaluations(phase, plan)),
+            frozen_share=plan.frozen_share,
+            is_replayed=recipe.replay.mode != "off" and recipe.data.augment.mixup == 0,
+        )
+        for phase, plan in zip(recipe.phases, plans, strict=True)
+    ]
+    return RunClock(courses, held_out)
+
+
+def _evaluations(phase: PhaseSpec, plan: Plan) -> float:
+    """How often a phase looks at the validation images, about."""
+    asked = phase.arguments.get("eval_strategy", "epoch")
+    if asked != "steps":
+        return plan.epochs if asked == "epoch" else 0.0
+    every = phase.arguments.get("eval_steps") or phase.arguments.get("logging_steps") or 50
+    return 1 / every if every < 1 else plan.steps / every
 
 
 def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:

@@ -30,6 +30,7 @@ from hfft.evaluation.validating import validating
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.held_out import own_rows, readable_rows, tell_of_absent
+from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, push
 from hfft.inference.classifier import Classifier
@@ -45,7 +46,8 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases
+from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
+from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
@@ -56,7 +58,9 @@ from hfft.training.phase_data import PhaseData
 from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
+from hfft.training.reporting import finish_reporting, open_reporting
 from hfft.training.shelf import Origin
+from hfft.training.timing import RunClock
 
 _LOG = get_logger(__name__)
 
@@ -166,7 +170,7 @@ def finetune(
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state)
     pushers = save_pushers(recipe)
-    with watched(state):
+    with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
         run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite)
     push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
@@ -192,7 +196,7 @@ def _finetune(
         images = load_data(recipe.data, recipe.seed, data)
         config = _config(recipe, images, model)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
-        check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
+        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
         checked = _check(images, recipe, data)
         images = checked.images
         make_repository(recipe)
@@ -208,8 +212,10 @@ def _finetune(
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, checked)
     phase_data = _phase_data(images, processor, recipe)
+    reporting = open_reporting(recipe, folder)
+    callbacks = [*callbacks, *reporting]
     results: list[PhaseResult] = []
-    stages = _stages(phases, folder, recipe.seed)
+    stages = _stages(phases, folder, recipe.seed, run_clock(recipe, plans, images))
     with _timed(seconds, "retention"):
         retaining = Retaining(recipe, network, images, processor, stages, is_loaded=model is None)
     for stage in stages:
@@ -219,12 +225,16 @@ def _finetune(
             network = plain_network(network, processor, recipe, results, folder)
         with _timed(seconds, "retention"), explained("retention"):
             retaining.after_phase(network, stage)
+        if recipe.label_hints and stage.number == 0:
+            with _timed(seconds, "label hints"), explained("label hints"):
+                hint_labels(network, stage, phase_data, replay, processor, images.labels)
     kept = choose_kept(recipe, results)
     _LOG.info(kept.reason)
     with _timed(seconds, "retention"), explained("retention"):
         retained = retaining.finish(network, phase_data)
     trained = Trained(stages, results, kept, phase_data, replay, load)
     _end(network, processor, recipe, images, trained, retained, seconds)
+    finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
 
 
@@ -345,7 +355,7 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
     return found[0]
 
 
-def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]:
+def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:
     return [
         Stage(
             number=number,
@@ -353,6 +363,7 @@ def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Stage]
             folder=folder / f"{number}-{phase.name}",
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
             seed=seed,
+            clock=clock,
         )
         for number, phase in enumerate(phases)
     ]

@@ -31,9 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         with prompt_interruption():
             code = arguments.run(arguments)
     except HfftError as error:
+        _close_bars()
         say(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
+        _close_bars()
         number = stop_signal() or signal.SIGINT
         # A launcher ends its other processes with SIGTERM when one has died, often before they notice by themselves.
         by_launcher = number == signal.SIGTERM and "RANK" in os.environ
@@ -47,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code or 0
 
 
+def _close_bars() -> None:
+    if "tqdm" in sys.modules:
+        from hfft.progress import close_bars
+
+        close_bars()
+
+
 class _PlainFormatter(logging.Formatter):
     """The message alone, without the rank that Accelerate puts before every line, since only one rank speaks."""
 
@@ -54,8 +63,18 @@ class _PlainFormatter(logging.Formatter):
         return record.getMessage().removeprefix("[RANK 0] ")
 
 
+class _LinesAboveBars(logging.StreamHandler):
+    """Lines for a standard error output that may hold progress bars, too."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from hfft.progress import above_bars
+
+        with above_bars():
+            super().emit(record)
+
+
 def _show_log() -> None:
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _LinesAboveBars(sys.stderr)
     handler.setFormatter(_PlainFormatter())
     logger = logging.getLogger("hfft")
     logger.handlers = [handler]

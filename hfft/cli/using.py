@@ -127,10 +127,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _with_bar(answers: Iterator[Any], count: int | None, *, beside_lines: bool) -> Iterator[Any]:
     """A progress bar on a terminal, after three seconds; not among lines that appear there as they come."""
-    from tqdm import tqdm
+    from hfft.progress import SOON, bar
 
-    disable = True if beside_lines and sys.stdout.isatty() else None
-    yield from tqdm(answers, "predicting", count, unit=" images", delay=3, disable=disable)
+    shown = False if beside_lines and sys.stdout.isatty() else None
+    yield from bar("predicting", count, answers, delay=SOON, shown=shown)
 
 
 @contextmanager

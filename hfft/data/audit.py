@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
-from tqdm import tqdm
 
 from hfft.data.decoding import RULE, read_row
 from hfft.data.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
 from hfft.data.labels import label_keys
 from hfft.errors import DataError
 from hfft.files import write_folder
+from hfft.progress import SOON, bar
 
 _TOGETHER = 8  # images that a thread takes at once
 _DECODERS = ("pillow", "simplejpeg", "pillow-heif")
@@ -101,7 +101,7 @@ def audit(rows: Dataset, name: str, look: Look | None = None) -> Audit:
     problems: dict[int, str] = {}
     remarks: dict[int, str] = {}
     results = _examined(rows, partial(_examine, kept, look))
-    for place, found in enumerate(tqdm(results, name, len(rows), delay=3, unit=" images")):
+    for place, found in enumerate(bar(name, len(rows), results, delay=SOON)):
         records[place] = found.record
         if found.thumbnail is not None:
             thumbnails[place] = found.thumbnail

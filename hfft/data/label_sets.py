@@ -318,7 +318,8 @@ def _indexed(
 
 def natural(text: str) -> tuple[int, int, str]:
     """A key that sorts numbers by their value, in front of all other texts."""
-    return (0, int(text), text) if text.isdecimal() else (1, 0, text)
+    is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
+    return (0, int(text), text) if is_number else (1, 0, text)
 
 
 def _name(value: Any, declared: Sequence[str]) -> str | None:

@@ -23,6 +23,7 @@ PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_co
 CLASS_FOLDER = "class_folder"  # stands for the first folder of paths, in a table that has no labels
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
+_MOST_COLUMNS = 5000  # of a text table; far more than any table of images has
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
@@ -74,6 +75,9 @@ def read_text_table(file: Path) -> Dataset:
         raise DataError(f"{file}: {error.strerror or error}") from error
     if not text.strip():
         raise DataError(f"{file}: the file is empty")
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise DataError(f"{file}: line {line} holds a NUL character, which no text has; is it damaged?")
     separator = TEXT_TABLES[file.suffix.lower()]
     return _json_lines(text, file) if separator is None else _delimited(text, file, separator)
 
@@ -91,7 +95,16 @@ def _delimited(text: str, file: Path, separator: str) -> Dataset:
     columns = {name.strip(): [value or None for value in table[name]] for name in table}
     if len(columns) < len(table.columns):
         raise DataError(f"{file}: two columns have the same name: {', '.join(table.columns)}")
+    _check_names(list(columns), file)
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
+
+
+def _check_names(names: Sequence[str], file: Path) -> None:
+    if len(names) > _MOST_COLUMNS:
+        raise DataError(f"{file}: found {len(names):,} columns; allowed: {_MOST_COLUMNS:,}")
+    for name in names:
+        if "\0" in name:  # where Arrow's name would end
+            raise DataError(f"{file}: the column {name!r} has a NUL character in its name")
 
 
 def _json_lines(text: str, file: Path) -> Dataset:
@@ -107,6 +120,7 @@ def _json_lines(text: str, file: Path) -> Dataset:
             raise DataError(f"{file}: line {number} holds {type(row).__name__}; allowed: an object per line")
         rows.append(row)
     names = list(dict.fromkeys(name for row in rows for name in row))
+    _check_names(names, file)
     try:
         return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from tqdm import tqdm
 
 from hfft.data.content import part_of
 from hfft.data.formats import endings
 from hfft.errors import DataError
+from hfft.progress import SOON, bar
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
@@ -40,8 +40,8 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
     """
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
         found = pool.map(lambda file: list(_samples(file, file.relative_to(root).as_posix())), files)
-        bar = tqdm(found, "reading shards", len(files), delay=3, unit=" shards")
-        rows = [row for shard in bar for row in shard]
+        shards = bar("reading shards", len(files), found, unit="shards", delay=SOON)
+        rows = [row for shard in shards for row in shard]
     if not rows:
         raise DataError(f"{root}: the tar files hold no images")
     names = list(dict.fromkeys(name for row in rows for name in row))

@@ -22,6 +22,7 @@ from hfft.evaluation.scores import Scores, measured
 from hfft.evaluation.thresholds import kept_thresholds
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER, Engine, choose_engine
+from hfft.progress import SOON, bar
 
 _LOG = get_logger(__name__)
 _MANY = 16  # batches; fewer don't repay the preparation of an engine
@@ -126,7 +127,7 @@ def compute(
     program: Engine | None = None
     batches: list[list[torch.Tensor]] = []
     with torch.no_grad(), _broken_images_named():
-        for pixels in loader:
+        for pixels in bar("scoring", len(loader), loader, unit="batches", delay=SOON):
             batch = floats(pixels)
             lacking = 0 if engine == EAGER else batch_size - len(batch)  # other engines take one size only
             filled = torch.cat([batch, batch[-1:].expand(lacking, *batch.shape[1:])])

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hfft._version import __version__
 from hfft.data.decoding import decode_row
@@ -27,6 +26,7 @@ from hfft.inference.places import check_folder, name_of
 from hfft.inference.reading import ImageLike, Ready, read_ahead
 from hfft.inference.writing import WritingError
 from hfft.model.checkpoint import quiet
+from hfft.progress import SOON, bar
 from hfft.recipe.loading import load_recipe
 
 _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
@@ -183,7 +183,7 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
     model: Any = classifier.model
     processor: Any = classifier.processor
     read = sample.read(classifier.transform)
-    entries = iter(tqdm(read, "comparing", sample.count, unit=" images", delay=3, disable=None))
+    entries = iter(bar("comparing", sample.count, read, delay=SOON))
     first = next(entries)
     shape = tuple(first[1].shape)
     how = describe_preprocessing(processor, classifier.transform)

@@ -31,6 +31,7 @@ from hfft.recipe.spec import (
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
+_MOST_VALUES, _MOST_LETTERS, _DEEPEST = 100_000, 10_000_000, 50  # of a recipe
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 _SECRETS = ("token", "hf_token", "hub_token", "access_token", "use_auth_token", "api_key", "password", "secret")
 _FIELDS = "the fields of transformers.TrainingArguments"
@@ -100,7 +101,9 @@ def _read_yaml(path: Path) -> Any:
 def _parse_yaml(text: str, where: str) -> Any:
     try:
         return YAML(typ="safe", pure=True).load(text)
-    except ValueError as error:  # a tagged or date-like scalar that is none
+    except RecursionError as error:
+        raise RecipeError(f"{where}: not a recipe: nested too deeply") from error
+    except (ValueError, TypeError, KeyError) as error:  # a tagged or date-like scalar that is none; a key of keys
         raise RecipeError(f"{where}: not valid YAML: {error}") from error
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -111,10 +114,30 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 def _plain(content: Any, where: str) -> Any:
     """A copy of JSON types: keys are strings, dates and paths too."""
+    _check_amount(content, where)
     try:
         return json.loads(json.dumps(content, default=str))
     except (TypeError, ValueError) as error:  # a key that is a list, an alias inside its own anchor
         raise RecipeError(f"{where}: not a recipe: {error}") from error
+
+
+def _check_amount(content: Any, where: str) -> None:
+    """Refuse what a few lines of aliases blow up to gigabytes, and what is nested without end."""
+    values, letters = 0, 0
+    waiting = [(content, 0)]
+    while waiting:
+        node, depth = waiting.pop()
+        values += 1
+        letters += len(node) if isinstance(node, str) else 0
+        if values > _MOST_VALUES or letters > _MOST_LETTERS or depth > _DEEPEST:
+            raise RecipeError(
+                f"{where}: not a recipe: more than {_MOST_VALUES:,} values or {_MOST_LETTERS:,} letters, aliases "
+                f"counted each time, or nested more than {_DEEPEST} deep"
+            )
+        if isinstance(node, Mapping):
+            waiting += [(part, depth + 1) for part in (*node.keys(), *node.values())]
+        elif isinstance(node, list | tuple | set):
+            waiting += [(part, depth + 1) for part in node]
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

@@ -310,6 +310,8 @@ class Recipe:
         retain: What is measured, and kept, of what the pretrained network knew.
         novelty: Keeps features of 2,000 training images at most beside the model, so that it can say how unlike them
             an image is.
+        label_hints: Lists the training images whose label is least believed, after a first phase that trains the head
+            alone.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -331,5 +333,6 @@ class Recipe:
     keep: Literal["best", "last"] = "best"
     retain: RetainSpec = field(default_factory=RetainSpec)
     novelty: bool = False
+    label_hints: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

@@ -3,15 +3,18 @@
 import json
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import ProgressCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from hfft.files import write_text
 from hfft.interruption import stop_signal
+from hfft.progress import Bar, bar
+from hfft.training.timing import RunClock
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""
@@ -73,35 +76,46 @@ class Stopper(TrainerCallback):
             raise KeyboardInterrupt
 
 
-class PhaseProgress(ProgressCallback):
+class PhaseProgress(TrainerCallback):
     """A progress bar for the phase, and one line per evaluation.
 
-    The line's images per second are those of the training since the line before, without evaluating, logging and
+    The images per second are those of the training, in a line since the line before, without evaluating, logging and
     saving. Between the end of a step and the begin of the next one the Trainer does these, each followed by an event
     of its own, and then nothing but fetch the next step's batches (`_run_epoch`, read in transformers 5.24).
     """
 
-    def __init__(self, title: str, images: int) -> None:
+    def __init__(self, title: str, images: int, clock: RunClock | None = None, number: int = 0) -> None:
         """Choose what to show.
 
         Args:
             title: For example `phase 1/2 head`.
             images: Training images per epoch.
+            clock: Knows the rest of the run, and is told how fast this phase was.
+            number: Of the phase, from 0.
         """
         super().__init__()
         self.title = title
         self.images = images
+        self._clock = clock
+        self._number = number
+        self._bar: Bar | None = None
         self._epoch = 0.0  # at the last line
         self._computing = self._waiting = 0.0  # seconds since then
         self._event = 0.0  # time of the last event
+        self._begin = (0.0, 0.0)  # epoch and time
+        self._trained = 0.0  # seconds, before the last line
+        self._facts: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, unless bars are off."""
         self._epoch = float(state.epoch or 0)
-        if not args.disable_tqdm:
-            super().on_train_begin(args, state, control, **kwargs)
-            if self.training_bar is not None:
-                self.training_bar.set_description(self.title)
+        self._begin = (self._epoch, time.monotonic())
+        if state.is_world_process_zero and not args.disable_tqdm:
+            self._bar = bar(self.title, state.max_steps, unit="steps", shown=True)
+            self._bar.initial = self._bar.n = state.global_step
+            if self._clock is not None:
+                self._bar.after = partial(self._clock.left_after, self._number)
+            self._bar.refresh()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Starting the workers that read images is waiting for data, too."""
@@ -114,21 +128,28 @@ class PhaseProgress(ProgressCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Move the bar."""
         self._computing += self._since_event()
-        if self.training_bar is not None:
-            super().on_step_end(args, state, control, **kwargs)
+        if self._bar is not None:
+            seconds = self._trained + self._computing + self._waiting
+            if seconds > 0:
+                self._bar.speed = f"{self.images * (float(state.epoch) - self._begin[0]) / seconds:,.0f} images/s"
+            self._bar.update(state.global_step - self._bar.n)
 
-    def on_prediction_step(
-        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
-    ) -> None:
-        """Show no second bar: an evaluation is short beside a phase."""
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Say why the bar stands still."""
+        if self._bar is not None and "now" not in self._facts:
+            self._show(now="validating")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        if self.training_bar is not None:
-            super().on_train_end(args, state, control, **kwargs)
+        """Close the bar, and remember how fast the phase was."""
+        epoch, begun = self._begin
+        if self._clock is not None:
+            images = round(self.images * (float(state.epoch or 0) - epoch))
+            self._clock.note_trained(self._number, images, time.monotonic() - begun)
+        self.close()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The time of an evaluation is not the training's."""
+        self._facts.pop("now", None)
         self._since_event()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -137,19 +158,35 @@ class PhaseProgress(ProgressCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Say how an evaluation went."""
-        metrics = {key[5:]: value for key, value in (logs or {}).items() if key.startswith("eval_")}
+        logs = logs or {}
+        metrics = {key[5:]: value for key, value in logs.items() if key.startswith("eval_")}
         headline = headline_in(metrics)
         if state.is_world_process_zero and headline is not None:
             loss = next((entry["loss"] for entry in reversed(state.log_history) if "loss" in entry), None)
             numbers = {"loss": loss, headline.replace("_", " "): metrics[headline], "macro F1": metrics["macro_f1"]}
             shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items() if value is not None)
             epochs = f"epoch {state.epoch:g} of {args.num_train_epochs:g}"
-            line = f"{self.title}: {epochs}, {shown} on validation{self._speed(float(state.epoch or 0))}"
-            if self.training_bar is not None:
-                self.training_bar.write(line)
-            else:
-                _LOG.info(line)
+            _LOG.info(f"{self.title}: {epochs}, {shown} on validation{self._speed(float(state.epoch or 0))}")
+        if "loss" in logs:
+            self._show(loss=f"loss {logs['loss']:.3f}")
+        metric = str(args.metric_for_best_model or "accuracy").removeprefix("eval_")
+        if f"eval_{metric}" in logs:
+            self._facts.pop("now", None)
+            self._show(metric=f"validation {metric.replace('_', ' ')} {logs[f'eval_{metric}']:.3f}")
         self._since_event()
+
+    def close(self) -> None:
+        """Leave the bar as it is, on a line of its own."""
+        if self._bar is not None:
+            self._bar.after = None
+            self._bar.close()
+            self._bar = None
+
+    def _show(self, **facts: str) -> None:
+        self._facts |= facts
+        if self._bar is not None:
+            self._bar.facts = tuple(self._facts.values())
+            self._bar.refresh()
 
     def _speed(self, epoch: float) -> str:
         """Speed since the last line, which begins anew."""
@@ -157,6 +194,7 @@ class PhaseProgress(ProgressCallback):
         if seconds == 0:  # an evaluation before the first step
             return ""
         rate, share = self.images * (epoch - self._epoch) / seconds, 100 * self._waiting / seconds
+        self._trained += seconds
         self._epoch, self._computing, self._waiting = epoch, 0.0, 0.0
         return f", {rate:.0f} images/s, {share:.0f} % waiting for data"
 

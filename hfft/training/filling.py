@@ -8,9 +8,9 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hfft.data.batches import Examples
+from hfft.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
 
@@ -98,22 +98,21 @@ def _pass(
     batches = [list(span) for span in spans]
     loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers)
     device, images = PartialState().device, sum(map(len, spans))
-    hidden = None if PartialState().is_main_process else True  # None hides it where nobody watches a terminal
 
     def computed(inputs: Sequence[torch.Tensor]) -> Sequence[Sequence[torch.Tensor]]:
         return compute([_filled(tensor, batch).to(device) for tensor in inputs])
 
-    with tqdm(total=images, desc=title, unit=" images", disable=hidden) as bar, ThreadPoolExecutor(1) as ahead:
+    with bar(title, images) as shown, ThreadPoolExecutor(1) as ahead:
         waiting: list[tuple[range, Future[Any]]] = []  # one batch is computed while the one before is written
         for span, inputs in zip(spans, loader, strict=True):
             waiting.append((span, ahead.submit(computed, inputs)))
             if len(waiting) > 1:
                 done, outputs = waiting.pop(0)
                 yield done, outputs.result()
-                bar.update(len(done))
+                shown.update(len(done))
         for done, outputs in waiting:
             yield done, outputs.result()
-            bar.update(len(done))
+            shown.update(len(done))
 
 
 def _inputs(examples: Sequence[dict[str, Any]]) -> list[torch.Tensor]:

@@ -11,6 +11,7 @@ import torch
 from hfft.data.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.losses import ImageLoss
+from hfft.training.timing import RunClock
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Stage:
         folder: Its folder.
         title: Shown beside the progress.
         seed: The recipe's.
+        clock: Knows the rest of the run.
     """
 
     number: int
@@ -66,3 +68,4 @@ class Stage:
     folder: Path
     title: str
     seed: int
+    clock: RunClock | None = None

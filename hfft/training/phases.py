@@ -216,7 +216,8 @@ def _finish(
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
-    for callback in (*callbacks, *_own_callbacks(spec, folder, title, len(data.train))):
+    progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
+    for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
@@ -230,6 +231,7 @@ def _finish(
         with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
             _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
     finally:
+        progress.close()
         model = _released(trainer)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
     if trainer.is_world_process_zero():
@@ -326,6 +328,7 @@ def _trainer(
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers = False
+    arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
     source: PhaseData | Replayed = data if replayed is None else replayed
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
@@ -369,8 +372,8 @@ def _patience_used(state: TrainerState) -> int:
     return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
 
 
-def _own_callbacks(spec: PhaseSpec, folder: Path, title: str, images: int) -> list[TrainerCallback]:
-    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), PhaseProgress(title, images), Stopper(title)]
+def _own_callbacks(spec: PhaseSpec, folder: Path, title: str) -> list[TrainerCallback]:
+    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
     return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
 
 

@@ -73,6 +73,7 @@ class Plan:
         state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
         activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
         processes: That share the images.
+        frozen_share: Of the network, counted in blocks, that is in front of all that trains.
     """
 
     phase: str
@@ -88,6 +89,7 @@ class Plan:
     state_bytes: int
     activation_bytes: int | None = None
     processes: int = 1
+    frozen_share: float = 0.0
 
     @property
     def batch_in_words(self) -> str:
@@ -198,6 +200,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         epochs=epochs,
         state_bytes=4 * total + 12 * trainable,
         processes=processes,
+        frozen_share=_frozen_share(model, anatomy),
     )
 
 
@@ -265,6 +268,15 @@ def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any], process
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not any(word in name for word in _NO_DECAY)
+
+
+def _frozen_share(model: nn.Module, anatomy: Anatomy) -> float:
+    """For example 0.75: the last three of twelve blocks train; blocks are about alike in what they cost."""
+    frozen = frozen_parts(model, anatomy)
+    if "stem" not in frozen and anatomy.part("stem").tensors:
+        return 0.0
+    behind = [number for number, block in enumerate(anatomy.blocks) if block.name not in frozen]
+    return behind[0] / len(anatomy.blocks) if behind else 1.0
 
 
 def _in_words(model: nn.Module, anatomy: Anatomy) -> str:

@@ -14,11 +14,11 @@ import torch
 from accelerate.logging import get_logger
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
-from tqdm import tqdm
 from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.training_args import OptimizerNames
 
 from hfft.errors import ModelError, RecipeError, TrainingError
+from hfft.progress import bar
 from hfft.training.losses import ImageLoss
 
 # About a factor of sqrt(10) apart, over the range that AdamW trains linear heads in.
@@ -324,9 +324,8 @@ class Heads:
 def train_heads(heads: Heads, inputs: HeadInputs, course: Course, loss: ImageLoss) -> Iterator[int]:
     """Train heads for the steps of a phase; yields the number of each step, from 1, after it was taken."""
     device, arguments = heads.weight.device, course.arguments
-    hidden = arguments.disable_tqdm or not arguments.should_log
-    bar = tqdm(course.batches(), "learning rate", course.steps, unit=" steps", disable=hidden)
-    for step, (epoch, batch) in enumerate(bar, start=1):
+    batches = bar("learning rate", course.steps, course.batches(), unit="steps", shown=not arguments.disable_tqdm)
+    for step, (epoch, batch) in enumerate(batches, start=1):
         view = inputs.train[epoch % len(inputs.train)]
         features = view[batch.to(view.device)].to(device, torch.float32)  # (B, D)
         labels = inputs.labels[batch.to(inputs.labels.device)].to(device)  # (B,)

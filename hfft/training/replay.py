@@ -117,7 +117,7 @@ class Replay:
         job = Job(model.to(arguments.device), data, arguments, title)
         replayed = None
         try:
-            replayed, engine = self._open(job, stage.number, engine)
+            replayed, engine = self._open(job, stage, engine)
         except _Declined as reason:
             engine = None
             _LOG.info(f"{title}: every step computes the whole network: {reason}")
@@ -157,10 +157,11 @@ class Replay:
             return None
         return None if found is None else Recorded(cut, found[place], is_augmented=self._origin.is_random)
 
-    def _open(self, job: Job, number: int, asked: str) -> tuple[Replayed, str]:
+    def _open(self, job: Job, stage: Stage, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
         pixels = job.pixels(1)
+        number = stage.number
         cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
         if cut is None:
             raise _Declined("nothing that is frozen comes before all that trains")
@@ -174,7 +175,7 @@ class Replay:
                 self._paths.append(cut.path)
                 return _replayed(job, cut, found, pixels), engine
         derived = self._derive(job, own, places, asked)
-        found, engine = derived or self._record(job, number, own, places, asked)
+        found, engine = derived or self._record(job, stage, own, places, asked)
         self._paths.append(cut.path)
         return _replayed(job, cut, found, pixels), engine
 
@@ -214,13 +215,13 @@ class Replay:
         return result
 
     def _record(
-        self, job: Job, number: int, own: Boundary, places: Sequence[Place], asked: str
+        self, job: Job, stage: Stage, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
         is_exact = asked == EAGER
         batch = job.arguments.per_device_train_batch_size
         sample = job.pixels(batch if is_exact else max(batch, _BATCH))
-        boundaries = sorted([own, *self._later(job, number, own)], key=lambda boundary: boundary.cut.depth)
+        boundaries = sorted([own, *self._later(job, stage.number, own)], key=lambda boundary: boundary.cut.depth)
         shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]
         if self._spec.mode == "auto":
@@ -254,6 +255,8 @@ class Replay:
             wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
             recorded += self._shelf.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
+        if stage.clock is not None:
+            stage.clock.note_frozen(stage.number, recorded, seconds)
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
         found = self._shelf.find(job, own.cut, places, engine.name)
         if found is None:

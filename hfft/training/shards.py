@@ -19,7 +19,8 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm import tqdm
+
+from hfft.progress import SOON, bar
 
 FORMAT = 1
 _CHUNK_BYTES = 2**20
@@ -81,8 +82,7 @@ class Layout:
         """Those whose file isn't whole; a damaged one is named in the log and removed."""
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             results = pool.map(self._is_whole, spans)
-            hidden = not PartialState().is_main_process
-            whole = list(tqdm(results, "checking recordings", len(spans), delay=3, unit=" files", disable=hidden))
+            whole = list(bar("checking recordings", len(spans), results, unit="files", delay=SOON))
         return [span for span, is_whole in zip(spans, whole, strict=True) if not is_whole]
 
     def blocks(self, span: range) -> list[Leaf]:

@@ -11,7 +11,7 @@ PACKAGE = Path(hfft.__file__).parent
 # From the lowest to the highest; those in one row don't import each other. A new module needs a place here.
 LAYERS = (
     {"errors"},
-    {"files", "machine", "interruption", "startup", "launch", "liveness"},
+    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress"},
     {"recipe"},
     {"remote"},
     {"data", "model"},
@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning", "retaining", "comparison"},
+    {"folder", "planning", "retaining", "hinting", "comparison"},
     {"held_out"},
     {"run"},
     {"folds", "sweeping"},

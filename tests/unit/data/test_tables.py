@@ -70,6 +70,8 @@ def test_classes_that_pandas_takes_for_nothing(write):
 def test_labels_that_are_numbers_are_in_their_order(write):
     rows = "".join(f"{n}.png,{n}\n" for n in (10, 9, 1))
     assert load(write("t.csv", f"path,label\n{rows}")).labels == ("1", "9", "10")
+    long = "9" * 5000  # more than Python reads as a number
+    assert load(write("t.csv", f"path,label\n{rows}0.png,{long}\n")).labels == ("1", "9", "10", long)
 
 
 def test_images_in_another_folder(write, tmp_path):
@@ -95,6 +97,9 @@ BAD_TABLES = [
     ("t.csv", b"name,species\n1.png,a\n2.png,b\n", "label_column: none fits; name one of name, species"),
     ("t.csv", b"a,b\n1.png,2.png\n3.png,4.png\n", "image_column: several fit (a, b); name one of a, b"),
     ("t.csv", b"x,label\n1,2\n3,4\n", "image_column: none fits; name one of x, label"),
+    ("t.csv", b"path,label\n1.png,a\n2.p\0ng,b\n", "t.csv: line 3 holds a NUL character"),
+    ("t.jsonl", b'{"path\\u0000": "1.png", "label": "a"}\n', "t.jsonl: the column 'path\\x00' has a NUL character"),
+    ("t.tsv", b"\t".join(b"%d" % n for n in range(5001)) + b"\n" + b"\t" * 5000, "5,001 columns; allowed: 5,000"),
 ]
 
 

@@ -245,6 +245,12 @@ INVALID = [
 ]
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 10)}]\n"
+    for before, after in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
 @pytest.mark.parametrize(("changes", "message"), INVALID, ids=[message[:60] for _, message in INVALID])
 def test_an_invalid_recipe_says_where_what_was_found_and_what_is_allowed(changes, message):
     (line,) = problems(changed(changes))
@@ -311,7 +317,13 @@ seed: -1
         ("some words", ": a recipe is a mapping of keys to values, found text"),
         ("7", ": a recipe is a mapping of keys to values, found a number"),
         ("? [a, b]\n: 1\n", ": not a recipe: keys must be str"),
-        ("training: &t {optim_args: *t}\n", ": not a recipe: Circular reference detected"),
+        ("training: &t {optim_args: *t}\n", ": not a recipe: more than 100,000 values or 10,000,000 letters, aliases"),
+        (BOMB, ": not a recipe: more than 100,000 values or 10,000,000 letters, aliases counted each time, or nested"),
+        (f"a: &a {'x' * 200_000}\nb: [{', '.join(['*a'] * 60)}]\n", ": not a recipe: more than 100,000 values or 10,"),
+        (f"a: {'[' * 60}{']' * 60}\n", "or nested more than 50 deep"),
+        ("[" * 3000, ": not a recipe: nested too deeply"),
+        ("%YAML 9.9\n---\nname: a\n", ": not valid YAML: "),
+        ("<<: {{a: 1}: 2}\n", ": not "),
     ],
 )
 def test_a_file_that_is_no_recipe(text, message, tmp_path):

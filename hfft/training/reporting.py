@@ -1,0 +1,309 @@
+"""`report_to`: the logs of all phases go to TensorBoard, Weights & Biases and the like as one experiment.
+
+The Trainer of a phase would begin an experiment of its own, at step 0. Here transformers' own callbacks live as long
+as the run, and see steps that go on from phase to phase.
+"""
+
+import copy
+import difflib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from ruamel.yaml import YAML
+from transformers import TrainerCallback
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
+
+from hfft.errors import MissingPackageError, RecipeError, TrainingError
+from hfft.files import read_json, write_json
+from hfft.recipe.loading import dump_recipe
+from hfft.recipe.spec import Recipe
+
+BOARD = "tensorboard"
+"""Folder in a run's folder, with a folder for each phase."""
+_NOTE = "reporting.json"  # what has been sent elsewhere, and where
+
+_LOG = get_logger(__name__)
+
+
+def integrations(report_to: Any) -> list[str]:
+    """The integrations that a recipe's `training.report_to` asks for.
+
+    Args:
+        report_to: A name, a list of names, `all`, `none` or None.
+
+    Raises:
+        RecipeError: If transformers doesn't know one.
+        MissingPackageError: If its package is not installed.
+    """
+    names = [report_to] if isinstance(report_to, str) else list(report_to or [])
+    if names == ["all"]:
+        return get_available_reporting_integrations()
+    names = [] if names == ["none"] else list(dict.fromkeys(names))
+    for name in names:
+        if name not in INTEGRATION_TO_CALLBACK:
+            nearest = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            allowed = f"allowed: none, all, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
+            raise RecipeError(f"training.report_to: found {name!r}{hint}; {allowed}")
+        try:
+            INTEGRATION_TO_CALLBACK[name]()
+        except Exception as error:  # whatever the integration's package raises
+            what = str(error).strip().partition("\n")[0]
+            raise MissingPackageError(f"training.report_to: {name}: {what}; or leave it out") from error
+    return names
+
+
+def check_reporting(recipe: Recipe) -> None:
+    """Check what a recipe reports to.
+
+    Raises:
+        RecipeError: As `integrations`, or if a phase reports elsewhere.
+        MissingPackageError: As `integrations`.
+    """
+    shared = recipe.training.get("report_to")
+    for phase in recipe.phases:
+        if phase.arguments.get("report_to") != shared:
+            raise RecipeError(
+                f"phases.{phase.name}.report_to: all phases are one experiment; set training.report_to instead"
+            )
+    integrations(shared)
+
+
+def open_reporting(recipe: Recipe, folder: Path) -> list["Reporting"]:
+    """What a run reports with, if its recipe asks for it.
+
+    Args:
+        recipe: Resolved.
+        folder: The run folder.
+    """
+    names = integrations(recipe.training.get("report_to"))
+    return [Reporting(names, folder, YAML(typ="safe", pure=True).load(dump_recipe(recipe)))] if names else []
+
+
+def finish_reporting(reporting: Sequence["Reporting"], metrics: Mapping[str, Any]) -> None:
+    """End what `open_reporting` has opened, in the main process.
+
+    Args:
+        reporting: One, or none.
+        metrics: Content of metrics.json.
+    """
+    values = {
+        f"{split}/{name}": found["value"]
+        for split in ("validation", "test")
+        for name, found in metrics.get(split, {}).items()
+    }
+    for one in reporting if PartialState().is_main_process else ():
+        one.finish(values)
+
+
+class Reporting(TrainerCallback):
+    """Hands what the phases of a run log to some integrations, with steps that go on from phase to phase.
+
+    TensorBoard's files are in the run folder, a folder per phase, and are written anew from the Trainer's own log
+    where a phase is continued. What was sent elsewhere is noted, and not sent again.
+    """
+
+    def __init__(self, names: Sequence[str], folder: Path, recipe: Mapping[str, Any]) -> None:
+        """Choose where to.
+
+        Args:
+            names: Of integrations, as `integrations` returns them.
+            folder: The run folder.
+            recipe: Content of the resolved recipe, which is put beside the curves.
+        """
+        self._folder = folder
+        self._recipe = recipe
+        self._has_board = BOARD in names
+        self._board: Any = None
+        self._others = {name: INTEGRATION_TO_CALLBACK[name]() for name in names if name != BOARD}
+        self._begun: set[str] = set()
+        self._offset = 0  # steps of the phases before
+        self._number = 0
+        self._last: tuple[Any, Any, Any] | None = None  # arguments, state and control
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Go on with the experiment, or begin it."""
+        if not state.is_world_process_zero:
+            return
+        phase = Path(args.output_dir).name
+        self._number = int(phase.partition("-")[0])
+        self._offset = self._steps_before(self._number)
+        self._last = (self._named(args), state, control)
+        if self._has_board:
+            self._open_board(phase, model)
+        for name, callback in self._others.items():
+            if name not in self._begun:
+                self._begin(name, callback, model)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Send on what was logged."""
+        if not state.is_world_process_zero or not logs:
+            return
+        self._last = (self._named(args), state, control)
+        if self._board is not None:
+            self._board.on_log(args, self._shifted(state, state.global_step), control, logs=dict(logs))
+        step, kind = self._offset + state.global_step, _kind(logs)
+        sent = self._note.get("steps", {})
+        if self._others and step > sent.get(kind, -1):
+            self._send({**logs, "phase": self._number + 1}, step)
+            self._keep(steps={**sent, kind: step})
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The phase's curves are whole; the experiment goes on."""
+        if self._board is not None:
+            self._board.on_train_end(args, state, control)
+            self._board = None
+
+    def finish(self, metrics: Mapping[str, float]) -> None:
+        """End the experiment with the result: what was measured, beside the recipe.
+
+        Args:
+            metrics: For example `test/accuracy`.
+        """
+        if self._has_board:
+            self._write_result(metrics)
+        if self._last is None:  # all phases had ended before
+            return
+        args, state, control = self._last
+        sections = {"validation": "eval_result", "test": "test"}  # as transformers sorts names into sections
+        parts = [(*name.split("/"), value) for name, value in metrics.items()]
+        logs = {f"{sections[split]}_{name}": value for split, name, value in parts}
+        self._send(logs, self._steps_before(None))
+        for name in list(self._begun):
+            with self._tolerated(name):
+                self._others[name].on_train_end(args, state, control)
+                if name == "wandb":
+                    self._others[name]._wandb.finish()
+
+    def _steps_before(self, number: int | None) -> int:
+        """Steps of the phases before one, or of all: as many as they took, which may be fewer than planned."""
+        results = {int(path.parent.name.partition("-")[0]): path for path in self._folder.glob("*-*/result.json")}
+        return sum(read_json(path)["steps"] for n, path in results.items() if number is None or n < number)
+
+    def _named(self, args: Any) -> Any:
+        args = copy.copy(args)
+        args.run_name = args.run_name or self._folder.name
+        return args
+
+    def _shifted(self, state: Any, step: int) -> Any:
+        shifted = copy.copy(state)
+        shifted.global_step = self._offset + step
+        return shifted
+
+    def _open_board(self, phase: str, model: Any) -> None:
+        """Begin a phase's curves with what the Trainer has logged of it, in this process or in one before."""
+        assert self._last is not None
+        args, state, control = self._last
+        folder = self._folder / BOARD / phase
+        shutil.rmtree(folder, ignore_errors=True)
+        self._board = INTEGRATION_TO_CALLBACK[BOARD](tb_writer=_board_package()[0](str(folder)))
+        self._board.on_train_begin(args, state, control, model=model)
+        for entry in state.log_history:
+            logs = {name: value for name, value in entry.items() if name != "step"}
+            self._board.on_log(args, self._shifted(state, entry["step"]), control, logs=logs)
+
+    def _write_result(self, metrics: Mapping[str, float]) -> None:
+        folder = self._folder / BOARD
+        for path in folder.glob("events.*"):
+            path.unlink()
+        kind, hparams = _board_package()
+        with kind(str(folder)) as writer:  # whose add_hparams would write a second file
+            for summary in hparams(dict(flat(self._recipe)), dict(metrics)):
+                writer.file_writer.add_summary(summary)
+            for name, value in metrics.items():
+                writer.add_scalar(name, value, self._steps_before(None))
+
+    def _begin(self, name: str, callback: Any, model: Any) -> None:
+        assert self._last is not None
+        args, state, control = self._last
+        try:
+            with self._wandb_names():
+                callback.on_train_begin(args, state, control, model=model)
+        except Exception as error:  # whatever the integration's package raises: no account, no network
+            raise TrainingError(
+                f"training.report_to: {name}: {str(error).strip()}; leave it out, or use its offline mode"
+            ) from error
+        self._begun.add(name)
+        if name in ("wandb", "trackio"):
+            with self._tolerated(name):
+                getattr(callback, f"_{name}").config.update({"recipe": dict(self._recipe)}, allow_val_change=True)
+
+    @contextmanager
+    def _wandb_names(self) -> Iterator[None]:
+        """One W&B run for a run, also when it is continued; what the user has set counts more."""
+        mine = {"WANDB_RUN_ID": self._note.get("wandb") or uuid.uuid4().hex[:8], "WANDB_RESUME": "allow"}
+        mine = {} if "WANDB_RUN_ID" in os.environ or "wandb" not in self._others else mine
+        if mine:
+            self._keep(wandb=mine["WANDB_RUN_ID"])
+        added = [name for name in mine if name not in os.environ]
+        os.environ.update({name: mine[name] for name in added})
+        try:
+            yield
+        finally:
+            for name in added:
+                del os.environ[name]
+
+    def _send(self, logs: Mapping[str, Any], step: int) -> None:
+        assert self._last is not None
+        args, state, control = self._last
+        shifted = copy.copy(state)
+        shifted.global_step = step
+        for name in list(self._begun):
+            with self._tolerated(name):
+                self._others[name].on_log(args, shifted, control, logs=dict(logs))
+
+    @contextmanager
+    def _tolerated(self, name: str) -> Iterator[None]:
+        """A run doesn't end because nobody can be told of it any more."""
+        try:
+            yield
+        except Exception as error:  # whatever the integration's package raises
+            _LOG.warning(f"training.report_to: {name} fails and is told nothing more: {str(error).strip()}")
+            self._begun.discard(name)
+            self._others.pop(name, None)
+
+    @property
+    def _note(self) -> dict[str, Any]:
+        path = self._folder / _NOTE
+        return read_json(path) if path.is_file() else {}
+
+    def _keep(self, **found: Any) -> None:
+        write_json(self._folder / _NOTE, {**self._note, **found})
+
+
+def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """Nested values as `section.key`; a phase is called by its name, and what is no single value is text."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{above}{key}.")
+        elif isinstance(value, list) and all(isinstance(entry, Mapping) and "name" in entry for entry in value):
+            for entry in value:
+                rest = {name: part for name, part in entry.items() if name != "name"}
+                yield from flat(rest, f"{above}{key}.{entry['name']}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, bool | int | float | str) else str(value)
+
+
+def _kind(logs: Mapping[str, Any]) -> str:
+    """What is logged at one step several times: training, evaluation, the end of a phase."""
+    if any(name.startswith("eval_") for name in logs):
+        return "eval"
+    return "end" if "train_runtime" in logs else "train"
+
+
+def _board_package() -> tuple[Any, Any]:
+    """The class that writes, and the function that puts hyperparameters into words; of either package."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from torch.utils.tensorboard.summary import hparams
+    except ImportError:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+        from tensorboardX.summary import hparams  # pyright: ignore[reportMissingImports]
+    return SummaryWriter, hparams
