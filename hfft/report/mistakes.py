@@ -10,54 +10,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
-from datasets import Dataset
 from matplotlib import colormaps
 from PIL import Image
 
-from hfft.data.checking import fingerprint_of
 from hfft.data.decoding import decode_row
-from hfft.data.sources import ImageData, load_data
+from hfft.data.sources import ImageData
 from hfft.data.transforms import pixel_scale
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.files import read_json, write_folder, write_json
 from hfft.inference.attribution import attribute
 from hfft.inference.classifier import Classifier
 from hfft.report.facts import RunFacts
+from hfft.report.pictures import Shown, as_image, pictures_of, rows_of, small
 
 FOLDER = "mistakes"
 """Folder of the run that holds the pictures and `mistakes.json`."""
 _LISTED = 24
-_SIDE = 224  # pixels at most
 _HEAT = 0.6  # of the colour, where most speaks for the answer
 
 _LOG = logging.getLogger(__name__)  # the main process alone gets here
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """An image that was taken for another class.
-
-    Attributes:
-        file: Its name, as in predictions.parquet.
-        label: Its class.
-        prediction: The class it was taken for.
-        label_probability: Of its class.
-        probability: Of the class it was taken for.
-        picture: File in the folder; None where there is none.
-        overlay: File of what the network gets to see, with the places that spoke for its answer; None where there is
-            none.
-        missing: Why there is no picture; empty where there is one.
-    """
-
-    file: str
-    label: str
-    prediction: str
-    label_probability: float
-    probability: float
-    picture: str | None = None
-    overlay: str | None = None
-    missing: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,7 +47,7 @@ class Mistakes:
     split: str
     images: int
     wrong: int
-    shown: tuple[Mistake, ...]
+    shown: tuple[Shown, ...]
     block: str = ""
     no_overlay: str = ""
 
@@ -131,7 +102,7 @@ def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     names = [f"probability {label}" for label in worst["label"].unique()]
     known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst
     shown = tuple(
-        Mistake(
+        Shown(
             row.file, row.label, row.prediction, float(known.loc[place, f"probability {row.label}"]), row.probability
         )
         for place, row in zip(worst.index, worst.itertuples(), strict=True)
@@ -143,7 +114,7 @@ def read_mistakes(folder: Path) -> Mistakes | None:
     """What a run folder keeps; None where it keeps nothing that can be read."""
     try:
         content = read_json(folder / FOLDER / "mistakes.json")
-        return Mistakes(**{**content, "shown": tuple(Mistake(**one) for one in content["shown"])})
+        return Mistakes(**{**content, "shown": tuple(Shown(**one) for one in content["shown"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -157,18 +128,11 @@ def _illustrated(
 ) -> tuple[Mistakes, dict[str, Image.Image]]:
     """The mistakes with the names of their pictures, and the pictures by name."""
     try:
-        rows = _rows_of(facts, chosen, images) if chosen.shown else []
+        rows = rows_of(facts, chosen.split, chosen.shown, images) if chosen.shown else []
     except DataError as error:
         _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
         return _without_pictures(chosen, str(error)), {}
-    pictures: dict[int, Image.Image] = {}
-    missing = {place: "it is not among the images any more" for place, row in enumerate(rows) if row is None}
-    for place, row in enumerate(rows):
-        if row is not None:
-            try:
-                pictures[place] = _small(_as_image(decode_row(row)))
-            except (DataError, OSError) as error:
-                missing[place] = f"it can't be read: {error}"
+    pictures, missing = pictures_of(rows)
     overlays = _overlays(facts, chosen, {place: row for place, row in enumerate(rows) if row and place in pictures})
     files: dict[str, Image.Image] = {}
     shown = []
@@ -191,42 +155,6 @@ def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
     return dataclasses.replace(chosen, shown=shown, no_overlay=reason)
 
 
-def _rows_of(facts: RunFacts, chosen: Mistakes, images: ImageData | None) -> list[dict[str, Any] | None]:
-    """The row of each mistake; None for one that isn't there any more, or has another label."""
-    images = images or _same_images(facts, chosen.split)
-    rows: Dataset | None = images.splits.get(chosen.split)
-    places = {} if rows is None else {file: place for place, file in enumerate(rows["file"])}
-    found: list[dict[str, Any] | None] = []
-    for one in chosen.shown:
-        row = rows[places[one.file]] if rows is not None and one.file in places else None
-        found.append(row if row is not None and images.labels[row["label"]] == one.label else None)
-    return found
-
-
-def _same_images(facts: RunFacts, split: str) -> ImageData:
-    """What the recipe finds, if the split still holds what it held.
-
-    Raises:
-        DataError: If not; the message names no place of this disk, as the page shows it.
-    """
-    if facts.data.kind == "memory":
-        raise DataError("the images were in memory when the run was made")
-    source = facts.recipe.data.source
-    if facts.data.kind == "local" and not Path(source).expanduser().exists():  # nor is it looked for on the Hub
-        raise DataError("the images aren't where the recipe says") from FileNotFoundError(f"there is no {source} here")
-    noted = read_json(facts.folder / "data.json")
-    gone = [skip["file"] for skip in noted.get("skipped", ())]
-    PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next lines needs
-    try:
-        images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
-        now = fingerprint_of(images.splits[split]) if split in images.splits else None
-    except (HfftError, OSError) as error:
-        raise DataError("the images can't be read where the recipe says") from error
-    if now != noted["splits"][split]["fingerprint"]:
-        raise DataError(f"the {split} images aren't those of the run any more")
-    return images
-
-
 def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]) -> _Overlays:
     if not rows:
         return _Overlays({}, "", "there are no pictures")
@@ -243,7 +171,7 @@ def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]
     except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
         return _Overlays({}, "", (str(error).splitlines() or [type(error).__name__])[0])
     pictures = {
-        place: _small(_with_heat(picture, heat.numpy()))
+        place: small(_with_heat(picture, heat.numpy()))
         for place, picture, heat in zip(rows, seen, found.maps, strict=True)
     }
     return _Overlays(pictures, found.block, "")
@@ -258,14 +186,7 @@ def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.I
         shown = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
         order = [scale.channels.index(color) for color in range(3)]
         levels = [one.to(torch.uint8)[order] for one in shown]
-    return [_as_image(one) for one in levels]
-
-
-def _as_image(decoded: Any) -> Image.Image:
-    """An RGB image of an image, or of pixels (C, H, W)."""
-    if isinstance(decoded, Image.Image):
-        return decoded.convert("RGB")
-    return Image.fromarray(decoded.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
+    return [as_image(one) for one in levels]
 
 
 def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
@@ -276,8 +197,3 @@ def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
     grays = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
     share = _HEAT * strength
     return Image.fromarray((grays * (1 - share) + colors * share).round().astype(np.uint8))
-
-
-def _small(picture: Image.Image) -> Image.Image:
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return picture

@@ -9,12 +9,16 @@ from typing import Any
 from hfft.data.findings import KINDS
 from hfft.data.sources import ImageData
 from hfft.errors import TrainingError
-from hfft.files import read_json, write_text
+from hfft.files import write_text
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
+from hfft.report.doubts import FOLDER as HINTS
+from hfft.report.doubts import Doubts, keep_doubts
 from hfft.report.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
 from hfft.report.matrix import lay_out
-from hfft.report.mistakes import FOLDER, Mistake, Mistakes, keep_mistakes
+from hfft.report.mistakes import FOLDER as MISTAKES
+from hfft.report.mistakes import Mistakes, keep_mistakes
+from hfft.report.pictures import Shown
 from hfft.report.rendering import embedded, render
 from hfft.report.words import (
     duration,
@@ -60,7 +64,7 @@ def write_page(folder: str | Path, images: ImageData | None = None) -> Path:
     facts = read_facts(folder)
     page = facts.folder / PAGE
     try:
-        write_text(page, render_page(facts, keep_mistakes(facts, images)))
+        write_text(page, render_page(facts, keep_mistakes(facts, images), keep_doubts(facts, images)))
     except OSError as error:
         raise TrainingError(
             f"{page}: can't be written: {error}; once it can, `hfft report {folder}` writes it"
@@ -85,12 +89,13 @@ def try_page(folder: Path, images: ImageData) -> None:
     _LOG.info(f"report: {page}")
 
 
-def render_page(facts: RunFacts, mistakes: Mistakes | None) -> str:
+def render_page(facts: RunFacts, mistakes: Mistakes | None, doubts: Doubts | None = None) -> str:
     """The page's text.
 
     Args:
         facts: Of the run.
         mistakes: Its worst mistakes, whose pictures are in its folder; None where they aren't known.
+        doubts: Its label hints, likewise.
     """
     split = facts.judged
     context = {
@@ -108,7 +113,8 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None) -> str:
         "curves": curve_charts(facts.phases),
         "mistakes": mistakes,
         "pictures": [] if mistakes is None else [_picture(facts, one, "taken for") for one in mistakes.shown],
-        "hints": _hints(facts),
+        "doubts": doubts,
+        "hints": [] if doubts is None else [_picture(facts, one, "may be", HINTS) for one in doubts.shown],
         **_retention(facts),
         **_training(facts),
     }
@@ -119,7 +125,7 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None) -> str:
         "classes": ("Classes", "classes"),
         "trust": ("Confidence", "trust"),
         "mistakes": ("Mistakes", "mistakes"),
-        "hints": ("Labels", "hints"),
+        "hints": ("Labels", "doubts"),
         "retention": ("Retention", "retention"),
     }
     always = [("data", "Images"), ("phases", "Training"), ("recipe", "Recipe")]
@@ -233,9 +239,9 @@ def _trust(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     }
 
 
-def _picture(facts: RunFacts, one: Mistake, verb: str) -> dict[str, Any]:
+def _picture(facts: RunFacts, one: Shown, verb: str, folder: str = MISTAKES) -> dict[str, Any]:
     """An image in a gallery; a picture that was removed since is said to be missing."""
-    files = {key: facts.folder / FOLDER / name for key in ("picture", "overlay") if (name := getattr(one, key))}
+    files = {key: facts.folder / folder / name for key in ("picture", "overlay") if (name := getattr(one, key))}
     there = {key: embedded(path) for key, path in files.items() if path.is_file()}
     missing = one.missing or "" if "picture" in there else one.missing or "its file is gone"
     return {
@@ -249,14 +255,6 @@ def _picture(facts: RunFacts, one: Mistake, verb: str) -> dict[str, Any]:
         "overlay": there.get("overlay"),
         "missing": missing,
     }
-
-
-def _hints(facts: RunFacts) -> list[dict[str, Any]]:
-    """Images whose labels the model believes least, from `label_hints/hints.json`, a list of what `Mistake` holds."""
-    path = facts.folder / "label_hints" / "hints.json"
-    if not path.is_file():
-        return []
-    return [_picture(facts, Mistake(**one), "may be") for one in read_json(path)]
 
 
 def _retention(facts: RunFacts) -> dict[str, Any]:

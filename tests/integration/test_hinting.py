@@ -54,6 +54,9 @@ def test_wrong_labels_are_listed_and_told(workplace, capsys):
         assert train[hint["row"]]["file"] == hint["file"]
         assert hint["label_probability"] < hint["believed_probability"] <= 1
         assert hint["file"] in line
+    page = (workplace / "runs/bugs/report.html").read_text()
+    assert "2 of 60 training images look like another class" in page
+    assert [(workplace / "runs/bugs/label_hints" / f"{n}.jpg").is_file() for n in range(3)] == [True, True, False]
 
 
 def test_they_can_be_switched_off(workplace, capsys):

@@ -334,16 +334,6 @@ def test_findings_of_the_audit_are_listed_by_kind(run):
     assert "audit found" not in shown(quiet).words
 
 
-def test_labels_that_the_model_believes_least_have_a_place(run):
-    assert "Least believed" not in shown(read_facts(run)).words
-    (run / "label_hints").mkdir()
-    hint = {"file": "a/1.png", "label": "ant", "prediction": "bee", "label_probability": 0.125, "probability": 0.75}
-    (run / "label_hints/hints.json").write_text(json.dumps([hint]))
-    words = shown(read_facts(run)).words
-    assert "Least believed labels" in words
-    assert "ant may be bee 0.750 bee, 0.125 ant a/1.png" in words
-
-
 def test_no_path_of_the_disk_is_on_the_page(tmp_path):
     home = tmp_path / "alice"
     (home / "photos").mkdir(parents=True)
