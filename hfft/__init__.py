@@ -12,11 +12,12 @@ from hfft.errors import DataError, HfftError, HubError, ModelError, PushError, R
 if TYPE_CHECKING:
     from hfft.comparison import compare
     from hfft.folds import Folds, cross_validate
+    from hfft.held_out import evaluate
     from hfft.hub.pushing import push
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
-    from hfft.run import Run, evaluate, finetune
+    from hfft.run import Run, finetune
 
 _HOMES = {
     "Classifier": "hfft.inference.classifier",
@@ -25,7 +26,7 @@ _HOMES = {
     "Run": "hfft.run",
     "cross_validate": "hfft.folds",
     "compare": "hfft.comparison",
-    "evaluate": "hfft.run",
+    "evaluate": "hfft.held_out",
     "finetune": "hfft.run",
     "load_recipe": "hfft.recipe.loading",
     "push": "hfft.hub.pushing",

@@ -1,6 +1,7 @@
-"""Images that a model was not trained on: the split that a run left out, or new data."""
+"""Images that a model was not trained on, the split that a run left out or new data, and its scores on them."""
 
 from pathlib import Path
+from typing import Literal
 
 from accelerate.logging import get_logger
 from datasets import Dataset
@@ -8,16 +9,66 @@ from datasets import Dataset
 from hfft.data.checking import check_rows, fingerprint_of
 from hfft.data.sources import load_data, load_rows
 from hfft.errors import RunError
-from hfft.evaluation.scoring import Scores
+from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split
+from hfft.inference.classifier import Classifier
+from hfft.machine import cpus_per_process
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
+from hfft.training.phases import EVAL_BATCH
 
 _LOG = get_logger(__name__)
 
 
-def tell_of_absent(scores: Scores) -> None:
+def evaluate(
+    source: str | Path,
+    *,
+    data: str | None = None,
+    split: str | None = None,
+    batch_size: int = EVAL_BATCH,
+    workers: int | None = None,
+    bad_images: Literal["skip", "stop"] = "skip",
+) -> Scores:
+    """Score a finished run or any classifier on labelled images.
+
+    The images may lack classes that the model knows, which is logged: macro F1 takes such a class as 0, as it is the
+    mean over all classes of the model, and balanced accuracy leaves it out.
+
+    Args:
+        source: Run folder, model folder, adapter folder or Hub id.
+        data: Folder or Hub id of labelled images; the run's own data when None.
+        split: Which split; `test` of a run's own data, everything of new data when None.
+        batch_size: Images per forward pass and process.
+        workers: Processes that read images; one per core, but 8 at most, when None.
+        bad_images: What to do about images of new data that can't be read: leave them out and list them, or stop.
+
+    Raises:
+        HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
+            aren't those that the run left out of its training.
+    """
+    if data is None and not (Path(source) / "recipe.yaml").is_file():
+        raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
+    classifier = Classifier.from_pretrained(source)
+    if data is not None:
+        task = "multi_label" if classifier.is_multi_label else "single_label"
+        rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
+    else:
+        rows = own_rows(Path(source), split or "test")
+    name = split or "test"
+    scores = score(
+        classifier.model,
+        {name: rows},
+        classifier.transform,
+        classes=classifier.classes,
+        batch_size=batch_size,
+        workers=min(cpus_per_process(), 8) if workers is None else workers,
+    )[name]
+    _tell_of_absent(scores)
+    return scores
+
+
+def _tell_of_absent(scores: Scores) -> None:
     """Say which of the model's classes no image is labelled with."""
     absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
     if absent:

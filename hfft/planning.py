@@ -16,7 +16,7 @@ from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
-from hfft.recipe.loading import multi_label_problems
+from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes

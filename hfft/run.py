@@ -25,11 +25,10 @@ from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.beside import Trained, Way, score_beside
-from hfft.evaluation.scoring import Scores, score
+from hfft.evaluation.scoring import Scores
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
-from hfft.held_out import own_rows, readable_rows, tell_of_absent
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, push
@@ -49,7 +48,7 @@ from hfft.model.checkpoint import (
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
-from hfft.recipe.spec import DataSpec, PhaseSpec, Recipe
+from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
 from hfft.training.adapted import plain_network, restore_kept
 from hfft.training.failures import explained
@@ -265,53 +264,6 @@ def _end(
 
         try_page(folder, images)
     state.wait_for_everyone()
-
-
-def evaluate(
-    source: str | Path,
-    *,
-    data: str | None = None,
-    split: str | None = None,
-    batch_size: int = EVAL_BATCH,
-    workers: int | None = None,
-    bad_images: Literal["skip", "stop"] = "skip",
-) -> Scores:
-    """Score a finished run or any classifier on labelled images.
-
-    The images may lack classes that the model knows, which is logged: macro F1 takes such a class as 0, as it is the
-    mean over all classes of the model, and balanced accuracy leaves it out.
-
-    Args:
-        source: Run folder, model folder, adapter folder or Hub id.
-        data: Folder or Hub id of labelled images; the run's own data when None.
-        split: Which split; `test` of a run's own data, everything of new data when None.
-        batch_size: Images per forward pass and process.
-        workers: Processes that read images; one per core, but 8 at most, when None.
-        bad_images: What to do about images of new data that can't be read: leave them out and list them, or stop.
-
-    Raises:
-        HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
-            aren't those that the run left out of its training.
-    """
-    if data is None and not (Path(source) / "recipe.yaml").is_file():
-        raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
-    classifier = Classifier.from_pretrained(source)
-    if data is not None:
-        task = "multi_label" if classifier.is_multi_label else "single_label"
-        rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
-    else:
-        rows = own_rows(Run(source).folder, split or "test")
-    name = split or "test"
-    scores = score(
-        classifier.model,
-        {name: rows},
-        classifier.transform,
-        classes=classifier.classes,
-        batch_size=batch_size,
-        workers=min(cpus_per_process(), 8) if workers is None else workers,
-    )[name]
-    tell_of_absent(scores)
-    return scores
 
 
 def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:

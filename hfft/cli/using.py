@@ -162,8 +162,8 @@ def _in_words(prediction: Any) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     with quick_imports():
+        from hfft.held_out import evaluate
         from hfft.inference.writing import check_table_file, save_table
-        from hfft.run import evaluate
 
     if arguments.output is not None:
         check_table_file(arguments.output)

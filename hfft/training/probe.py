@@ -377,10 +377,8 @@ def _check(arguments: TrainingArguments, inputs: HeadInputs) -> None:
     if arguments.greater_is_better is None:
         raise RecipeError("learning_rate: auto needs to know what is better: set metric_for_best_model")
     if arguments.optim not in ("adamw_torch", "adamw_torch_fused"):
-        found = OptimizerNames(arguments.optim).value
-        raise RecipeError(
-            f"learning_rate: auto found optim {found}; allowed: adamw_torch, adamw_torch_fused; else give a number"
-        )
+        found, allowed = OptimizerNames(arguments.optim).value, "adamw_torch, adamw_torch_fused"
+        raise RecipeError(f"learning_rate: auto found optim {found}; allowed: {allowed}; else give a number")
 
 
 def _choose(table: Sequence[GridPoint], greater_is_better: bool) -> HeadChoice:
