@@ -14,8 +14,16 @@ from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFact
 from hfft.report.figures import write_figures
 from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
-from hfft.report.retained import confidence_in_words, interpolation_in_words, retention_in_words
-from hfft.report.words import duration, for_all_phases, how_trained, machine, shared_recipe, spoken
+from hfft.report.retained import confidence_in_words, retention_in_words
+from hfft.report.words import (
+    duration,
+    for_all_phases,
+    how_trained,
+    interpolation_in_words,
+    machine,
+    shared_recipe,
+    spoken,
+)
 
 REPOSITORY = (
     "this/folder"  # stands for the model in the lines to copy; whoever publishes the card puts the Hub id there
@@ -290,7 +298,10 @@ def _training(facts: RunFacts, figures: Mapping[str, str]) -> str:
         "that finished a phase; of a run that was interrupted, they leave out what came before."
     )
     kept = f"{escape(facts.kept)}." if len(phases) > 1 and facts.kept else ""
-    retained = [interpolation_in_words(facts), retention_in_words(facts)]
+    way = interpolation_in_words(facts)
+    if way:
+        way = f"{way}; nothing was trained for that (https://hf.co/papers/2109.01903)."
+    retained = [way, retention_in_words(facts)]
     parts = ("\n".join(phases), for_all_phases(facts.recipe), kept, held, *retained, where, figure)
     return "\n\n".join(part for part in parts if part)
 

@@ -25,6 +25,7 @@ from hfft.report.words import (
     for_all_phases,
     headline,
     how_trained,
+    interpolation_in_words,
     machine,
     shared_command,
     shared_recipe,
@@ -290,19 +291,8 @@ def _retention(facts: RunFacts) -> dict[str, Any]:
         "retention_about": f"The encoder after each phase beside the pretrained one, on {sample['images']:,} "
         f"{sample['split']} images; drift and similarity in the table are of what enters the head."
         + (f" Nearest neighbours were right in {before:.3f} before." if before is not None else ""),
-        "interpolation": _interpolation(facts),
+        "interpolation": f"{words}." if (words := interpolation_in_words(facts)) else "",
     }
-
-
-def _interpolation(facts: RunFacts) -> str:
-    if not facts.interpolation:
-        return ""
-    metric, images = facts.interpolation["metric"], facts.interpolation["images"]
-    chosen = "as the recipe says" if metric is None else f"chosen by {spoken(metric)} on {images:,} validation images"
-    return (
-        f"The weights lie {facts.interpolation['alpha']:g} of the way from the model of the head phase (0) to the "
-        f"final one (1), {chosen}."
-    )
 
 
 def _findings(facts: RunFacts) -> list[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""What the encoder still knows, the way back to it, and what confidence is worth, as parts of the card."""
+"""What the encoder still knows, and what confidence is worth, as parts of the card."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from hfft.report.facts import RunFacts
 from hfft.report.markdown import escape, table
-from hfft.report.words import spoken
 
 
 def confidence_in_words(facts: RunFacts) -> str:
@@ -43,18 +42,6 @@ def retention_in_words(facts: RunFacts) -> str:
         "cosine and similarity is linear centred kernel alignment, of what enters the head"
         f"{'' if before is None else f'; nearest neighbours were right in {before:.3f} before'}.\n\n"
         + table(header, rows)
-    )
-
-
-def interpolation_in_words(facts: RunFacts) -> str:
-    """How far the weights went; empty where they are the final ones."""
-    if not facts.interpolation:
-        return ""
-    metric, images = facts.interpolation["metric"], facts.interpolation["images"]
-    chosen = "as the recipe says" if metric is None else f"chosen by {spoken(metric)} on {images:,} validation images"
-    return (
-        f"The weights lie {facts.interpolation['alpha']:g} of the way from the model of the head phase (0) to the "
-        f"final one (1), {chosen}; nothing was trained for that (https://hf.co/papers/2109.01903)."
     )
 
 

@@ -149,3 +149,15 @@ def _last_name(text: str) -> str:
     """A path's last part, if the text is an absolute path of any system."""
     is_path = text.startswith(("~", "..")) or PurePosixPath(text).is_absolute() or PureWindowsPath(text).drive
     return PureWindowsPath(text).name if is_path else text
+
+
+def interpolation_in_words(facts: RunFacts) -> str:
+    """How far the weights went, without a full stop; empty where they are the final ones."""
+    if not facts.interpolation:
+        return ""
+    metric, images = facts.interpolation["metric"], facts.interpolation["images"]
+    chosen = "as the recipe says" if metric is None else f"chosen by {spoken(metric)} on {images:,} validation images"
+    return (
+        f"The weights lie {facts.interpolation['alpha']:g} of the way from the model of the head phase (0) to the "
+        f"final one (1), {chosen}"
+    )
