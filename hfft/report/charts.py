@@ -103,8 +103,14 @@ def curve_charts(phases: Sequence[PhaseFacts]) -> list[Chart]:
     return charts
 
 
-def reliability_chart(split: SplitFacts) -> Chart:
-    """Accuracy beside the probability of the predicted class; the dots' areas tell how many images have such a one."""
+def reliability_chart(split: SplitFacts, *, is_multi_label: bool = False) -> Chart:
+    """Accuracy beside the probability of the predicted class; the dots' areas tell how many images have such a one.
+
+    Args:
+        split: A measured split.
+        is_multi_label: Whether it is the share of images that have a label, of all labels together.
+    """
+    what, of, share = ("label", "labels of images", "there") if is_multi_label else ("answer", "images", "right")
     with _drawing() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=_MUTED, linestyle=(0, (3, 3)), linewidth=1)
         axes.plot([b.confidence for b in split.bins], [b.accuracy for b in split.bins], color=_FIRST)
@@ -113,15 +119,15 @@ def reliability_chart(split: SplitFacts) -> Chart:
             _Point(
                 part.confidence,
                 part.accuracy,
-                f"{part.images:,} images with a probability of {part.low:.1f} to {part.high:.1f}: "
-                f"{part.confidence:.3f} on average, {part.accuracy:.3f} right",
+                f"{part.images:,} {of} with a probability of {part.low:.1f} to {part.high:.1f}: "
+                f"{part.confidence:.3f} on average, {part.accuracy:.3f} {share}",
             )
             for part in split.bins
         ]
         _scatter(axes, points, _FIRST, sizes=[10 + 90 * part.images / most for part in split.bins])
-        axes.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel="probability of the answer", ylabel="share that is right")
+        axes.set(xlim=(0, 1.03), ylim=(0, 1.05), xlabel=f"probability of the {what}", ylabel=f"share that is {share}")
         svg = _as_svg(figure, "reliability", points)
-    alt = "Reliability: " + "; ".join(f"{b.confidence:.2f} said, {b.accuracy:.2f} right" for b in split.bins)
+    alt = "Reliability: " + "; ".join(f"{b.confidence:.2f} said, {b.accuracy:.2f} {share}" for b in split.bins)
     return Chart("Is a probability what it says?", svg, alt)
 
 

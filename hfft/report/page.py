@@ -198,6 +198,7 @@ def _measured(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
         "confusion": lay_out(split, facts.labels) if split is not None and is_confused else None,
         "confused": most_confused(split, _PAIRS) if split is not None else [],
         "classes": [_class_row(label, scores, split) for label, scores in by_class.items() if split is not None],
+        "has_thresholds": any(scores.threshold is not None for scores in by_class.values()),
     }
 
 
@@ -212,19 +213,23 @@ def _class_row(label: str, scores: ClassScores, split: SplitFacts) -> dict[str, 
         "recall": scores.recall if scores.images else None,
         "f1": scores.f1 if scores.images or scores.predicted else None,
         "confused": "" if most is None else f"{most} ({others[most]:,})",
+        "average_precision": scores.average_precision,
+        "threshold": scores.threshold,
     }
 
 
 def _trust(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
-    charts: list[Chart] = [] if split is None or not split.bins else [reliability_chart(split)]
+    charts: list[Chart] = []
+    if split is not None and split.bins:
+        charts.append(reliability_chart(split, is_multi_label=facts.is_multi_label))
     found, words = facts.confidence, ""
     if split is not None and split.calibration_error is not None:
         words = (
-            f"On average, a probability is {split.calibration_error:.3f} away from the share that is right (expected "
-            "calibration error). "
+            f"On average, a probability is {split.calibration_error:.3f} away from the share that is "
+            f"{'there' if facts.is_multi_label else 'right'} (expected calibration error). "
         )
     if found:
-        charts.append(coverage_chart(found))
+        charts += [coverage_chart(found)] if "risk_coverage" in found else []
         before, after = found["before"], found["after"]
         words += (
             f"Divided by a temperature of {found['temperature']:.3f}, fitted on {found['fitted_on']['images']:,} "

@@ -215,7 +215,7 @@ def test_recordings_are_found_again_where_they_are(workplace, monkeypatch):
     seen = []
     recorded = Replay.recorded
     monkeypatch.setattr(Replay, "recorded", lambda *a: seen.append(recorded(*a)) or seen[-1])
-    hfft.finetune(hfft.load_recipe("recipe.yaml", ["data.augment={flip: true}"]))
+    hfft.finetune(hfft.load_recipe("recipe.yaml", ["data.augment={flip: true}", "label_hints=false"]))
     assert [len(found.rows) for found in seen] == [30]
     about = hfft.Run("runs/bugs").metrics["baselines"]["knn"]["about"]
     assert "30 training images as augmented in the first epoch" in about

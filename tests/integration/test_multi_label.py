@@ -172,6 +172,11 @@ def test_card_and_figures(workplace):
     figures = {path.name for path in (workplace / "runs/colors/figures").glob("*.png")}
     assert figures == {"learning_curves.png", "reliability_test.png"}
     assert main(["report", "runs/colors"]) == 0
+    page = (workplace / "runs/colors/report.html").read_text()
+    for words in ("Mean average precision", "whose probability reaches their threshold", "probability of the label"):
+        assert words in page
+    for words in ("were taken for", "mistaken most often for", "I don't know", "None</"):
+        assert words not in page
     assert (workplace / "runs/colors/model/README.md").read_text() == card
 
 
