@@ -101,7 +101,8 @@ def _plan(arguments: argparse.Namespace) -> None:
 def _print_plan(plan: Any, title: str) -> None:
     print(f"\n{title}: trains {plan.trains}")
     print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
-    print(f"  {plan.steps:,} steps of {plan.batch_in_words}, {plan.epochs:g} epochs")
+    epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
+    print(f"  {plan.steps:,} steps of {plan.batch_in_words}, {epochs}")
     if plan.processes > 1:
         least, most = plan.images // plan.processes, -(-plan.images // plan.processes)
         share = f"{least} or {most}" if most > least else f"{least}"

@@ -47,7 +47,7 @@ class Inspection:
         notes = len(self.findings) - harm
         if not self.findings:
             return f"{images:,} images, nothing found"
-        return f"{images:,} images, {harm} findings that stop training or spoil its numbers, {notes} to know of"
+        return f"{images:,} images; findings that stop training or spoil its numbers: {harm}, to know of: {notes}"
 
     def by_kind(self) -> dict[str, list[Finding]]:
         """The findings of each kind, those that do harm first."""

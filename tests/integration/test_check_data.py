@@ -54,7 +54,7 @@ def test_notes_alone_are_no_failure(tmp_path, check):
     code, out, _ = check("photos")
     assert code == 0
     assert "72" not in out.splitlines()[-1]
-    assert out.endswith("74 images, 0 findings that stop training or spoil its numbers, 2 to know of\n")
+    assert out.endswith("74 images; findings that stop training or spoil its numbers: 0, to know of: 2\n")
 
 
 def test_as_many_findings_as_were_asked_for(tmp_path, check):
