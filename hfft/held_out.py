@@ -29,6 +29,7 @@ def evaluate(
     batch_size: int = EVAL_BATCH,
     workers: int | None = None,
     bad_images: Literal["skip", "stop"] = "skip",
+    trust_remote_code: bool = False,
 ) -> Scores:
     """Score a finished run or any classifier on labelled images.
 
@@ -42,6 +43,7 @@ def evaluate(
         batch_size: Images per forward pass and process.
         workers: Processes that read images; one per core, but 8 at most, when None.
         bad_images: What to do about images of new data that can't be read: leave them out and list them, or stop.
+        trust_remote_code: As for `Classifier.from_pretrained`.
 
     Raises:
         HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
@@ -49,7 +51,7 @@ def evaluate(
     """
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
-    classifier = Classifier.from_pretrained(source)
+    classifier = Classifier.from_pretrained(source, trust_remote_code=trust_remote_code)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
         rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)

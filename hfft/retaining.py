@@ -119,16 +119,16 @@ class Retaining:
         )
 
 
-def keep_novelty(folder: Path, images: ImageData, seed: int) -> None:
+def keep_novelty(folder: Path, images: ImageData, recipe: Recipe) -> None:
     """Write the features that tell how unlike the training images others are, beside a model.
 
     Args:
         folder: Of the model or adapter, as it will be opened.
         images: The run's.
-        seed: Chooses among them.
+        recipe: Its seed chooses among them.
     """
-    classifier = Classifier.from_pretrained(folder)
-    find_novelty(classifier.model, images, classifier.transform, seed=seed).save(folder)
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    find_novelty(classifier.model, images, classifier.transform, seed=recipe.seed).save(folder)
 
 
 def _head_stage(stages: Sequence[Stage]) -> Stage:

@@ -255,7 +255,7 @@ def _end(
         state.wait_for_everyone()
         scores, baselines = _score_result(folder, images, recipe, trained)
         if recipe.novelty and state.is_main_process:
-            keep_novelty(folder / result_name(recipe), images, recipe.seed)
+            keep_novelty(folder / result_name(recipe), images, recipe)
     if state.is_main_process:
         with explained("result"):
             more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
@@ -362,7 +362,7 @@ def _score_result(
 ) -> tuple[dict[str, Scores], dict[str, Any]]:
     """Score the folder that was written and not the network in memory: that is what users will open."""
     model_folder = folder / result_name(recipe)
-    classifier = Classifier.from_pretrained(model_folder)
+    classifier = Classifier.from_pretrained(model_folder, trust_remote_code=recipe.model.trust_remote_code)
     if classifier.classes != images.labels:
         found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
         raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")

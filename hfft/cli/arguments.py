@@ -19,3 +19,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """A recipe and its overrides."""
     parser.add_argument("recipe", help="YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example phases.head.learning_rate=5e-4")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether the code that a model brings may run."""
+    parser.add_argument(
+        "--trust-remote-code",
+        action="store_true",
+        help="run the Python code that the model brings; of a run, its recipe says so",
+    )

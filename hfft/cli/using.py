@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hfft.cli.arguments import count, whole
+from hfft.cli.arguments import add_trust, count, whole
 from hfft.cli.printing import print_metrics, print_table, say, spaced
 from hfft.errors import DataError
 from hfft.startup import quick_imports
@@ -48,6 +48,7 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         action="store_true",
         help="how unlike all training images each one is, from 0 to 1; not in CSV or Parquet",
     )
+    add_trust(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -62,6 +63,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--bad-images", choices=("skip", "stop"), default="skip", help="what to do about images that can't be read"
     )
+    add_trust(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -74,6 +76,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
     )
     export.add_argument("--most", type=count, default=1000, help="images to compare on, at most; evenly spread")
+    add_trust(export)
     export.set_defaults(run=_export)
 
 
@@ -84,6 +87,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
     demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
+    add_trust(demo)
     demo.set_defaults(run=_demo)
 
 
@@ -103,6 +107,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         raise DataError(f"--novelty: {form} has no column for it; leave it out, or choose --format jsonl")
     classifier = Classifier.from_pretrained(
         arguments.model,
+        trust_remote_code=arguments.trust_remote_code,
         device=arguments.device,
         calibrated=arguments.calibrated,
         precision=arguments.precision,
@@ -174,6 +179,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         workers=arguments.workers,
         bad_images=arguments.bad_images,
+        trust_remote_code=arguments.trust_remote_code,
     )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -210,6 +216,7 @@ def _export(arguments: argparse.Namespace) -> None:
         images=arguments.images,
         most=arguments.most,
         overwrite=arguments.overwrite,
+        trust_remote_code=arguments.trust_remote_code,
     )
     print(f"{export.parity.in_words}\nexported: {export.folder}")
 
@@ -233,6 +240,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             host=arguments.host,
             port=arguments.port,
             device=arguments.device,
+            trust_remote_code=arguments.trust_remote_code,
             tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
         )
     except KeyboardInterrupt:

@@ -59,10 +59,11 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
         with explained(doing), tidy_client():
             snapshot = Path(snapshot_download(repo_id, revision=commit, cache_dir=cache, token=get_token()))
-        _compare_files(snapshot, files, f"{repo_id} at {commit[:8]}")
+        where, trusts = f"{repo_id} at {commit[:8]}", recipe.model.trust_remote_code
+        _compare_files(snapshot, files, where)
         images, from_data = _images(recipe)
         differences = [
-            _compare_logits(ours, snapshot / place, images, f"{repo_id} at {commit[:8]}")
+            _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trusts)
             for ours, place in folders.items()
         ]
     return Check(len(images), from_data, max(differences))
@@ -77,10 +78,12 @@ def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:
             raise PushError(f"{where}: {file.path} isn't what was sent; push again")
 
 
-def _compare_logits(ours: Path, theirs: Path, images: Sequence[Decoded], where: str) -> float:
-    expected = _logits(ours, images)
+def _compare_logits(
+    ours: Path, theirs: Path, images: Sequence[Decoded], where: str, *, trust_remote_code: bool
+) -> float:
+    expected = _logits(ours, images, trust_remote_code=trust_remote_code)
     try:
-        found = _logits(theirs, images)
+        found = _logits(theirs, images, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise PushError(
             f"{where}: what was pushed can't be opened: {str(error).replace(str(theirs), where)}"
@@ -95,9 +98,9 @@ def _compare_logits(ours: Path, theirs: Path, images: Sequence[Decoded], where: 
     return difference
 
 
-def _logits(folder: Path, images: Sequence[Decoded]) -> torch.Tensor:
+def _logits(folder: Path, images: Sequence[Decoded], *, trust_remote_code: bool) -> torch.Tensor:
     """(N, K) float32, image by image as sizes may differ, through the folder's own processor."""
-    model, processor = open_model(str(folder))
+    model, processor = open_model(str(folder), trust_remote_code=trust_remote_code)
     transform = evaluation_transform(processor)
     with torch.inference_mode():
         return torch.cat([model(pixel_values=transform(image).unsqueeze(0)).logits.float() for image in images])

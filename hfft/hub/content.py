@@ -28,7 +28,7 @@ _EXAMPLE = re.compile(r"```python\n(?:(?!```).)*pipeline\((?:(?!```).)*this/fold
 _ADAPTER_EXAMPLE = """```python
 import hfft
 
-classify = hfft.Classifier.from_pretrained("this/folder")  # loads `{base}` too
+classify = hfft.Classifier.from_pretrained("this/folder"{trust})  # loads `{base}` too
 classify(["image.jpg"])
 ```"""
 _BLOCK = 2**20
@@ -217,7 +217,8 @@ def fill_card(text: str, repo_id: str, base: str | None = None) -> str:
             the number of classes from there, and hfft's Classifier doesn't.
     """
     if base is not None:
-        text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base), text)
+        trust = ", trust_remote_code=True" if "trust_remote_code=True" in text else ""
+        text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base, trust=trust), text)
     return text.replace(_PLACE, repo_id)
 
 

@@ -17,11 +17,14 @@ from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
 from hfft.evaluation.multilabel import to_probabilities
 from hfft.evaluation.thresholds import at_temperature, kept_thresholds
-from hfft.inference.opening import local_folder, open_model, place
+from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.recipe.loading import load_recipe
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from hfft.evaluation.novelty import Novelty
 
 BATCH = 32  # images per forward pass
@@ -96,18 +99,17 @@ class Classifier:
         cls,
         source: str | os.PathLike[str],
         *,
-        revision: str | None = None,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | str | None = None,
         calibrated: bool = False,
         precision: float | None = None,
         novelty: bool = False,
+        **opening: "Unpack[Opening]",
     ) -> "Classifier":
         """Open a run folder, or a model or an adapter in a folder or on the Hub.
 
         Args:
             source: Folder or Hub id.
-            revision: Branch, tag or commit on the Hub.
             device: Where to compute; on the accelerator, if there is one, when None.
             dtype: What to compute in, such as `bfloat16`; in float32, as the evaluation does, when None.
             calibrated: Divides the logits by the temperature that was fitted on the run's validation images: the same
@@ -115,17 +117,22 @@ class Classifier:
             precision: One of 0.9, 0.95 and 0.99: calibrated, and UNSURE wherever the probability is below the one
                 from which that share of the answers to the run's validation images was right.
             novelty: Says of each image how unlike all training images it is; for a run with `novelty: true`.
+            **opening: `revision`, a branch, tag or commit on the Hub; `trust_remote_code`, which runs the Python code
+                that the model brings, where it brings some (of a run, its recipe says so).
 
         Raises:
-            ModelError: If there is no such model, device or type, or it doesn't keep what was asked for.
+            ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
+                code that isn't trusted.
         """
-        model, processor = open_model(model_source(source), revision=revision)
+        if recipe_trusts(source):
+            opening["trust_remote_code"] = True
+        model, processor = open_model(model_source(source), **opening)
         place(model, device, dtype)
         classifier = cls(model, processor, calibrated=calibrated, precision=precision)
         if novelty:
             from hfft.evaluation.novelty import Novelty  # and what reads data sets, which others don't need
 
-            classifier.novelty = Novelty.load(local_folder(model_source(source), revision=revision))
+            classifier.novelty = Novelty.load(local_folder(model_source(source), revision=opening.get("revision")))
         return classifier
 
     @overload
@@ -266,12 +273,21 @@ def model_source(source: str | os.PathLike[str]) -> str:
         ModelError: If the run has no model yet.
     """
     folder = Path(source)
-    if not (folder / "recipe.yaml").is_file() or (folder / "config.json").is_file():  # a pushed model has both
+    if not _is_run(folder):
         return str(source)
     for result in (folder / "model", folder / "adapter"):
         if (result / "config.json").is_file():
             return str(result)
     raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+
+
+def recipe_trusts(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a run folder whose recipe trusts the code that its checkpoint brings."""
+    return _is_run(Path(source)) and load_recipe(Path(source) / "recipe.yaml").model.trust_remote_code
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()  # a pushed model has both
 
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:

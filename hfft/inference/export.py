@@ -97,6 +97,7 @@ def export_onnx(
     images: Path | None = None,
     most: int = MOST_IMAGES,
     overwrite: bool = False,
+    trust_remote_code: bool = False,
 ) -> Export:
     """Export a model to ONNX, compare it with torch in onnxruntime, and only then put it in its place.
 
@@ -107,6 +108,7 @@ def export_onnx(
             where it has none; for a model without a run, generated images.
         most: Compare on so many images at most, evenly spread.
         overwrite: Whether an earlier export is replaced.
+        trust_remote_code: As for `Classifier.from_pretrained`.
 
     Raises:
         MissingPackageError: If a package of the extra `onnx` is missing.
@@ -118,7 +120,7 @@ def export_onnx(
     folder = _folder(source, output)
     check_folder(folder, "--output", _FILES, overwrite=overwrite)
     sample = _sample(source, images, most)
-    classifier = Classifier.from_pretrained(source, device="cpu")
+    classifier = Classifier.from_pretrained(source, device="cpu", trust_remote_code=trust_remote_code)
     done: list[Parity] = []
     try:
         write_folder(folder, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))

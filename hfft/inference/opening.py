@@ -1,7 +1,8 @@
 """A folder or a Hub id -> a model on its device, and its image processor."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import httpx2
 import torch
@@ -15,30 +16,41 @@ from hfft.model.checkpoint import reopen
 from hfft.remote import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
+_CODE = ["*.py"]
 _IN_FOLDERS = ["*/*"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def open_model(source: str, *, revision: str | None = None) -> tuple[PreTrainedModel, Any]:
+class Opening(TypedDict, total=False):
+    """What `open_model` takes beside a source."""
+
+    revision: str | None
+    trust_remote_code: bool
+
+
+def open_model(
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, Any]:
     """Load a model or an adapter that was saved with its labels and its processor.
 
     Args:
         source: Folder or Hub id, of a model or of an adapter, which is merged into what it sits on.
         revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Returns:
         The model on the CPU, in evaluation mode, float32, and the processor.
 
     Raises:
-        ModelError: If there is no such model, or part of it is missing.
+        ModelError: If there is no such model, part of it is missing, or it brings code that isn't trusted.
     """
     if Path(source).is_dir():
         if revision is not None:
             raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
-        return _open_folder(Path(source))
-    folder = _download(source, revision)
+        return _open_folder(Path(source), trust_remote_code=trust_remote_code)
+    folder = _download(source, revision, [*_FILES, *_CODE] if trust_remote_code else _FILES)
     try:
-        return _open_folder(folder)
+        return _open_folder(folder, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace(str(folder), source)) from error
 
@@ -76,27 +88,27 @@ def place(model: PreTrainedModel, device: torch.device | str | int | None, dtype
     model.to(_dtype(dtype))  # pyright: ignore[reportArgumentType]
 
 
-def _open_folder(folder: Path) -> tuple[PreTrainedModel, Any]:
+def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
     if not (folder / ADAPTER_CONFIG_NAME).is_file():
-        return reopen(folder)
+        return reopen(folder, trust_remote_code=trust_remote_code)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: the adapter has no config.json, so nobody can know its labels")
     from hfft.model.adapters import open_adapter  # and PEFT, which other models don't need
 
     try:
-        return open_adapter(folder)
+        return open_adapter(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ModelError(f"{folder}: the adapter can't be loaded: {reason}") from error
 
 
-def _download(repo_id: str, revision: str | None) -> Path:
+def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
     """The repository's files that make a model, in the cache of huggingface_hub."""
     problem = hub_problem(repo_id, "model", revision)
     if problem is None:
         try:
             return Path(
-                snapshot_download(repo_id, revision=revision, allow_patterns=_FILES, ignore_patterns=_IN_FOLDERS)
+                snapshot_download(repo_id, revision=revision, allow_patterns=[*files], ignore_patterns=_IN_FOLDERS)
             )
         except HFValidationError:
             problem = "it is no Hub id either (name, or owner/name)"

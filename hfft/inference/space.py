@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from hfft.errors import ModelError
 from hfft.files import write_folder, write_text
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
@@ -15,6 +16,7 @@ from hfft.inference.opening import holds_adapter
 from hfft.inference.places import check_folder, name_of
 from hfft.inference.writing import WritingError
 from hfft.model.checkpoint import save_model
+from hfft.model.remote_code import own_code
 
 _MODEL = "model"  # folder in the Space
 _FILES = ("app.py", "requirements.txt", "README.md", ".gitattributes", _MODEL, "__pycache__")
@@ -47,12 +49,18 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     Raises:
         MissingPackageError: If gradio is missing.
         DataError: If the folder can't be written.
-        ModelError: If there is no such model.
+        ModelError: If there is no such model, or it brings Python code, which nothing in the Space would run.
         WritingError: If writing fails.
     """
     require("demo", "gradio")
     check_folder(folder, "--space", _FILES, overwrite=overwrite)
     classifier = Classifier.from_pretrained(source, device="cpu")
+    code = own_code(classifier.model.config.to_dict())
+    if code is not None:
+        raise ModelError(
+            f"--space: the model brings Python code of its own ({code}.py), which a Space would not run; "
+            "`hfft demo` without --space shows it here"
+        )
     on_hub = not Path(source).is_dir() and not holds_adapter(source)
     title = name_of(source)
 

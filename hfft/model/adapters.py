@@ -19,6 +19,7 @@ from hfft.files import write_folder
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
+from hfft.model.remote_code import check_code
 from hfft.recipe.spec import AdapterSpec, ModelSpec
 
 _ADDED = re.compile(r"\.(lora_|ia3_l|vera_lambda_|vera_[AB]\b)")  # as PEFT 0.21 names what it adds
@@ -213,16 +214,25 @@ def restore_adapter(model: PeftModel, folder: str | Path) -> None:
         raise RuntimeError(f"{folder}: the adapter lacks {', '.join(lost[:5])}")
 
 
-def open_adapter(folder: Path) -> tuple[PreTrainedModel, Any]:
+def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
     """Load an adapter folder of a run on top of what it was trained on: a plain model, merged, and its processor.
 
+    Args:
+        folder: Of the adapter.
+        trust_remote_code: Runs the Python code that the base checkpoint brings, where it brings some.
+
     Raises:
-        ModelError: If the base checkpoint or one of the adapter's weights is missing.
+        ModelError: If the base checkpoint or one of the adapter's weights is missing, or code isn't trusted.
     """
+    check_code(folder, trust_remote_code=trust_remote_code)
     base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-    spec = ModelSpec(checkpoint=base["base_model_name_or_path"], revision=base.get("revision"))
+    spec = ModelSpec(
+        checkpoint=base["base_model_name_or_path"],
+        revision=base.get("revision"),
+        trust_remote_code=trust_remote_code,
+    )
     with quiet():
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         try:
             model = load_body(spec, config)
         except ModelError as error:

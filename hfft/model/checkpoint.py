@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from hfft.errors import ModelError
 from hfft.files import write_folder
 from hfft.model.anatomy import REFUSED, dissect
+from hfft.model.remote_code import check_code
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
@@ -239,18 +240,27 @@ def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
     write_folder(folder, write)
 
 
-def reopen(folder: str | Path) -> tuple[PreTrainedModel, Any]:
-    """Load a finished model, folder or Hub id, just as it is: its own head, labels and processor.
+def reopen(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
+    """Load a finished model just as it is: its own head, labels and processor.
+
+    Args:
+        folder: Of the model.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Raises:
-        ModelError: If there is no such model, or a weight is missing.
+        ModelError: If there is no such model, a weight is missing, or it brings code that isn't trusted.
     """
-    spec = ModelSpec(checkpoint=str(folder))
+    spec = ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code)
     _check_exists(spec)
+    check_code(Path(folder), trust_remote_code=trust_remote_code)
     with quiet():
         try:
             model, report = AutoModelForImageClassification.from_pretrained(
-                str(folder), output_loading_info=True, use_safetensors=True, dtype=torch.float32
+                str(folder),
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                use_safetensors=True,
+                dtype=torch.float32,
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise _unusable(spec, error) from error

@@ -151,12 +151,23 @@ def _purpose(facts: RunFacts) -> str:
 
 
 def _use(facts: RunFacts) -> str:
-    lines = fence(_USE_ADAPTER if facts.is_adapter else _USE_MODEL, "python")
+    use = _USE_ADAPTER if facts.is_adapter else _USE_MODEL
+    if facts.code is not None:
+        use = use.replace(f'"{REPOSITORY}"', f'"{REPOSITORY}", trust_remote_code=True')
+    lines = fence(use, "python")
     needs = ["hfft" if facts.is_adapter else "transformers", "torch", "torchvision", "pillow"]
     needs += ["timm"] if facts.model_type == "timm_wrapper" else []
     text = f"{lines}\n\nNeeds {', '.join(needs)}. Resizing and scaling of pixels are saved with the model."
     examples = f"`examples/` holds {len(facts.examples)} of the images to try it on." if facts.examples else ""
-    return " ".join(part for part in (text, _labels_note(facts), _adapter_note(facts), examples) if part)
+    return " ".join(
+        part for part in (text, _code_note(facts), _labels_note(facts), _adapter_note(facts), examples) if part
+    )
+
+
+def _code_note(facts: RunFacts) -> str:
+    if facts.code is None:
+        return ""
+    return f"The network is the Python code in `{facts.code}.py`: read it before you trust it."
 
 
 def _labels_note(facts: RunFacts) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from hfft.errors import RunError
 from hfft.files import read_json
+from hfft.model.remote_code import own_code
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.callbacks import HEADLINES
@@ -153,6 +154,7 @@ class RunFacts:
         environment: Content of environment.json.
         seconds: By stage, of the process that finished the run.
         model_type: Of the network, as transformers calls it.
+        code: The module that the network brings along; None where it is transformers' or timm's own.
         adapter_base: What an adapter has to be added to; None for a plain model.
         examples: Images for the widget.
         kept: Why it is the model of which phase, in a sentence; empty where nobody asked.
@@ -177,6 +179,7 @@ class RunFacts:
     environment: Mapping[str, Any]
     seconds: Mapping[str, float]
     model_type: str
+    code: str | None
     adapter_base: str | None
     examples: tuple[Example, ...]
     kept: str
@@ -239,6 +242,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
         data, environment = read_json(folder / "data.json"), read_json(folder / "environment.json")
         result = folder / result_name(recipe)
         is_adapter = result.name == "adapter"
+        config = read_json(result / "config.json")
         return RunFacts(
             folder=folder,
             result=result,
@@ -251,7 +255,8 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             data=Source(**environment["origin"]["data"]),
             environment=environment,
             seconds=measured["seconds"],
-            model_type=read_json(result / "config.json")["model_type"],
+            model_type=config["model_type"],
+            code=own_code(config),
             adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
             kept=measured.get("kept", {}).get("reason", ""),

@@ -159,7 +159,7 @@ def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]
     if not rows:
         return _Overlays({}, "", "there are no pictures")
     try:
-        classifier = Classifier.from_pretrained(facts.result)
+        classifier = Classifier.from_pretrained(facts.result, trust_remote_code=facts.recipe.model.trust_remote_code)
         classes = {label: number for number, label in enumerate(classifier.classes)}
         targets = torch.tensor([classes[chosen.shown[place].prediction] for place in rows])
         pixels = [classifier.transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)

@@ -1,0 +1,95 @@
+"""A checkpoint with Python code of its own: run only where a recipe or a user says so, and then everywhere."""
+
+import json
+
+import hub_server
+import numpy as np
+import pushable
+import pytest
+import tiny
+import torch
+from transformers import AutoModelForImageClassification
+
+import hfft
+from hfft.__main__ import main
+from hfft.data.decoding import decode
+from hfft.errors import ModelError
+
+LOUD = '''
+from transformers import ViTForImageClassification
+
+
+class LoudViT(ViTForImageClassification):
+    """Answers that nobody can take for those of transformers' own ViT."""
+
+    def forward(self, pixel_values=None, labels=None, **more):
+        output = super().forward(pixel_values=pixel_values, **more)
+        output.logits = 3 - output.logits
+        return output
+'''
+
+
+def save_loud(folder):
+    tiny.save(folder, "vit", classes=10)
+    (folder / "modeling_loud.py").write_text(LOUD)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"auto_map": {"AutoModelForImageClassification": "modeling_loud.LoudViT"}, "architectures": ["LoudViT"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.fixture(scope="module")
+def loud(tmp_path_factory):
+    place = tmp_path_factory.mktemp("loud")
+    pushable.make_photos(place / "photos")
+    save_loud(place / "vit")
+    model = {"checkpoint": str(place / "vit"), "trust_remote_code": True}
+    phases = [{"name": "head", "unfreeze": "head", "learning_rate": 1e-2}]
+    return hfft.finetune(hfft.load_recipe(pushable.recipe(place, model=model, phases=phases))).folder
+
+
+def plain_logits(folder, classifier, image):
+    """What the same weights answer without the code."""
+    plain = AutoModelForImageClassification.from_pretrained(folder, trust_remote_code=False).eval()
+    assert type(plain).__name__ == "ViTForImageClassification"
+    with torch.inference_mode():
+        return plain(pixel_values=classifier.transform(decode(str(image))).unsqueeze(0)).logits[0].numpy()
+
+
+def test_a_run_is_scored_and_opened_with_the_code_that_it_was_trained_with(loud):
+    image = next((loud.parent.parent / "photos" / "test" / "amber").iterdir())
+    classifier = hfft.Classifier.from_pretrained(loud)
+    assert type(classifier.model).__name__ == "LoudViT"
+    [answer] = classifier([image], top=2)
+    logits = 3 - plain_logits(loud / "model", classifier, image)
+    expected = np.exp(logits) / np.exp(logits).sum()
+    assert [answer.top[name] for name in classifier.classes] == pytest.approx(expected.tolist(), abs=1e-5)
+
+    scores = hfft.evaluate(loud)  # in a run folder, whose recipe trusts the code
+    told = json.loads((loud / "metrics.json").read_text())["test"]["log_loss"]["value"]
+    assert scores.metrics["log_loss"]["value"] == pytest.approx(told, abs=1e-6)
+    assert 'model="this/folder", trust_remote_code=True' in (loud / "model" / "README.md").read_text()
+
+
+def test_a_model_with_code_is_not_opened_without_it_and_without_trust(loud, capsys):
+    with pytest.raises(ModelError, match=r"brings Python code of its own.*modeling_loud.*trust_remote_code=True"):
+        hfft.Classifier.from_pretrained(loud / "model")
+    trusted = hfft.Classifier.from_pretrained(loud / "model", trust_remote_code=True)
+    assert type(trusted.model).__name__ == "LoudViT"
+
+    photos = str(loud.parent.parent / "photos" / "test")
+    for verb in (("predict", photos), ("evaluate", "--data", photos)):
+        assert main([verb[0], str(loud / "model"), *verb[1:]]) == 2
+        assert "--trust-remote-code" in capsys.readouterr().err
+        assert main([verb[0], str(loud / "model"), *verb[1:], "--trust-remote-code"]) == 0
+
+
+def test_code_goes_to_the_hub_and_is_trusted_there_by_a_user_alone(loud, tmp_path, monkeypatch):
+    with hub_server.running() as hub:
+        hub.add_user("me", "hf_mine")
+        hub_server.connect(hub, monkeypatch, tmp_path / "home")
+        hfft.push(loud, "me/loud")
+        assert "modeling_loud.py" in hub.files("me/loud")
+        with pytest.raises(ModelError, match="trust_remote_code=True"):  # the recipe there trusts it, which counts not
+            hfft.Classifier.from_pretrained("me/loud")
+        opened = hfft.Classifier.from_pretrained("me/loud", trust_remote_code=True)
+        assert type(opened.model).__name__ == "LoudViT"
