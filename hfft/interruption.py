@@ -94,6 +94,20 @@ def prompt_interruption() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def last_words() -> Iterator[None]:
+    """Let no request to stop end this process, but one inside `prompt_interruption`, before it has said why it ends.
+
+    To be put around that: what comes when its handlers are gone is ignored, as the end is near.
+    """
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _end_worker(number: int) -> None:
     """In a forked process: SIGTERM ends it, as if there were no handler; Ctrl-C is the main process's affair."""
     if number == signal.SIGTERM:

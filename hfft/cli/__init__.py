@@ -11,7 +11,7 @@ from hfft._version import __version__
 from hfft.cli import sharing, training, using
 from hfft.cli.printing import say
 from hfft.errors import HfftError
-from hfft.interruption import prompt_interruption, stop_signal
+from hfft.interruption import last_words, prompt_interruption, stop_signal
 
 _BY_SIGNAL = 128  # plus its number, as shells have it
 
@@ -27,6 +27,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parser().parse_args(argv)
     _show_log()
+    with last_words():
+        return _run(arguments)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Run the verb, and tell of its failure."""
     try:
         with prompt_interruption():
             code = arguments.run(arguments)

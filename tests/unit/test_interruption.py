@@ -32,6 +32,25 @@ except KeyboardInterrupt:
 gc.collect()
 """
 
+LAST_WORDS = """
+import os, signal, sys
+from hfft import cli
+
+say = cli.say
+def interrupted(line):
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(os.getpid(), number)
+    say(line)
+cli.say = interrupted
+sys.exit(cli.main(["report", "nowhere"]))
+"""
+
+
+def test_a_process_that_is_stopped_while_it_tells_of_its_error_tells_it_still():
+    """A launcher stops the others within milliseconds of the first that fails."""
+    done = subprocess.run([sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: nowhere is no run folder: it has no recipe.yaml\n")
+
 
 def test_an_interruption_arrives_although_a_finalizer_swallowed_it():
     class Swallows:
