@@ -1,10 +1,8 @@
 """Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
-import json
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -36,6 +33,7 @@ from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
 from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
@@ -276,38 +274,8 @@ def finished_phase(folder: Path) -> PhaseResult | None:
     return PhaseResult(**read_json(path)) if path.is_file() else None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step whose files all open; a damaged one is passed over with a warning."""
-    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
-    for _, path in sorted(found.items(), reverse=True):
-        problem = _damage(path)
-        if problem is None:
-            return path
-        _LOG.warning(f"{path}: not whole ({problem}); trying the one before")
-    return None
-
-
-def _damage(folder: Path) -> str | None:
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = [*folder.glob("*.safetensors")]
-        if not weights:
-            return "no weights"
-        for path in weights:
-            with safe_open(path, framework="pt") as tensors:
-                tensors.keys()
-        for name in ("optimizer.pt", "scheduler.pt"):
-            with zipfile.ZipFile(folder / name) as archive:
-                broken = archive.testzip()
-            if broken is not None:
-                return f"{name}: {broken} is damaged"
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return str(error).splitlines()[0]
-    return None
-
-
 def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
-    problem = _damage(folder / result.checkpoint)
+    problem = damage(folder / result.checkpoint)
     if problem is not None:
         raise TrainingError(
             f"{folder / result.checkpoint}: the weights of this finished phase can't be read ({problem}); remove "
