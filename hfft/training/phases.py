@@ -40,6 +40,7 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
+from hfft.training.sharding import check_shardable, shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -117,6 +118,7 @@ def training_arguments(
         arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+    check_shardable(spec.name, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
@@ -208,12 +210,17 @@ def _finish(
     spec, folder, title = stage.spec, stage.folder, stage.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
+    shards = shards_of(model)
+    model = model if shards is None else shards.network
     replayed = None if replay is None else replay.open(model, data, arguments, stage)
     spec = with_rate(model, data, replayed, arguments, stage)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
+    if shards is not None:
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
+        trainer.shards = shards
     progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
     for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
@@ -231,11 +238,13 @@ def _finish(
     finally:
         progress.close()
         model = _released(trainer)
-    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
+    if shards is not None:
+        model = shards.gather_all()
+    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
-    return model, result
+    return model.to(arguments.device), result
 
 
 def _synchronised(model: Any, title: str) -> Any:
