@@ -2,8 +2,8 @@
 
 Where there is no GPU, accelerate 1.15 quietly makes FSDP to DDP: AcceleratorState asks for a distributed type such as
 MULTI_GPU, and PartialState finds MULTI_CPU. What this module replaces, in its own process, is that answer alone; the
-device is named by accelerate's own variable. Trainer, accelerate's fsdp2_prepare_model, torch's fully_shard and hfft are
-the real ones, on a mesh of CPUs that talk by gloo. What fsdp2_prepare_model has made of a network is printed.
+device is named by accelerate's own variable. Trainer, accelerate's fsdp2_prepare_model, torch's fully_shard and hfft
+are the real ones, on a mesh of CPUs that talk by gloo. What fsdp2_prepare_model has made of a network is printed.
 """
 
 import os
@@ -37,7 +37,8 @@ def tell_of_shards() -> None:
         whole = sum(parameter.numel() for parameter in spread)
         here = sum(parameter.to_local().numel() for parameter in spread)
         if accelerator.is_main_process:
-            print(f"spread: {len(spread)} of {len(parameters)} tensors, {here} of {whole} numbers here, {units} units")
+            told = f"{len(spread)} of {len(parameters)} tensors, {here} of {whole} numbers here, {units} units"
+            os.write(1, f"spread: {told}\n".encode())
         return model
 
     accelerate.accelerator.fsdp2_prepare_model = prepare_and_tell

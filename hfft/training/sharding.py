@@ -43,8 +43,9 @@ class Shards:
         Args:
             model: As `prepare_phase` left it; becomes the whole.
         """
+        model.train()  # LeViT keeps tensors of a backward pass, which can't be copied, as long as it evaluates
         self.network = copy.deepcopy(model)
-        self.whole = model.cpu()
+        self.whole = model.eval().cpu()
         self._frozen: Collection[str] = ()
 
     def set_up(self, accelerator: Accelerator, frozen: Collection[str], cut: Cut | None) -> None:
@@ -61,7 +62,8 @@ class Shards:
         if not accelerator.is_fsdp2:
             raise TrainingError(f"FSDP was asked for, and accelerate trains {accelerator.distributed_type} instead")
         self._frozen = frozen
-        network, plugin = self.network, accelerator.state.fsdp_plugin
+        network: Any = self.network
+        plugin: Any = accelerator.state.fsdp_plugin
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = _block_classes(network)
         plugin.cpu_ram_efficient_loading = False  # which takes buffers for shards
@@ -72,7 +74,8 @@ class Shards:
         for parameter in network.parameters():
             parameter.data = parameter.data.contiguous()  # torch 2.14 shards no weights in channels-last order
         if accelerator.native_amp:
-            autocast = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
+            handler: Any = accelerator.autocast_handler
+            autocast: Any = get_mixed_precision_context_manager(True, handler)
             network.forward = convert_outputs_to_fp32(autocast(network.forward))
         # Units of their own for embeddings are made for language models; some classifiers raise where asked for them.
         network.get_input_embeddings = network.get_output_embeddings = _nothing
