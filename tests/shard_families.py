@@ -25,7 +25,7 @@ PHASES = {
 
 
 def problem(family: str, spec: PhaseSpec, accelerator: Accelerator) -> str | None:
-    """What is wrong with a step of a sharded network of the family, beside that of a plain one; None if all is well."""
+    """What is wrong with a step of a sharded network of the family, beside that of a plain one; None if nothing."""
     torch.manual_seed(0)
     pixels = torch.rand(2, 3, tiny.SIDE, tiny.SIDE)
     model = prepare_phase(tiny.build(family), spec, pixels[:1])

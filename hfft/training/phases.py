@@ -239,12 +239,12 @@ def _finish(
         progress.close()
         model = _released(trainer)
     if shards is not None:
-        model = shards.gather_all()
+        model = shards.gather_all().to(arguments.device)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
-    return model.to(arguments.device), result
+    return model, result
 
 
 def _synchronised(model: Any, title: str) -> Any:

@@ -21,8 +21,11 @@ from hfft.launch import is_fsdp_asked
 from hfft.model.anatomy import block_modules
 from hfft.model.cut import Cut
 
-# Whose steps take each number of a weight by itself: the others were not tried on shards.
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
+OPTIMIZERS = (
+    "adamw_torch",
+    "adamw_torch_fused",
+    "sgd",
+)  # tried on shards; others look at a whole weight, as Adafactor
 _REFUSED = {
     "fp16": "its gradient scaler was not tried on shards; use bf16",
     "torch_compile": "it was not tried on shards",
