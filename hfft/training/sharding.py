@@ -21,11 +21,8 @@ from hfft.launch import is_fsdp_asked
 from hfft.model.anatomy import block_modules
 from hfft.model.cut import Cut
 
-OPTIMIZERS = (
-    "adamw_torch",
-    "adamw_torch_fused",
-    "sgd",
-)  # tried on shards; others look at a whole weight, as Adafactor
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""What was tried on shards; others look at a whole weight, as Adafactor does."""
 _REFUSED = {
     "fp16": "its gradient scaler was not tried on shards; use bf16",
     "torch_compile": "it was not tried on shards",
