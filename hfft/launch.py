@@ -6,7 +6,7 @@ from typing import Any
 
 import psutil
 import torch
-from accelerate import PartialState
+from accelerate import DistributedType, PartialState
 from accelerate.logging import get_logger
 
 from hfft.errors import RunError
@@ -20,6 +20,24 @@ _COUNTS = {  # environment variable -> who sets it
     "PMI_SIZE": "mpirun",
 }
 _HOW = "docs/scaling.md says how to launch"
+_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by `accelerate launch`
+# What `accelerate launch` may ask of FSDP, by its variables, and hfft doesn't do.
+_FSDP_ASKED = {
+    "FSDP_VERSION": ("2", "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),
+    "FSDP_STATE_DICT_TYPE": (
+        "FULL_STATE_DICT",
+        "FULL_STATE_DICT",
+        "fsdp_state_dict_type",
+        "checkpoints are whole files, which one process opens too",
+    ),
+    "FSDP_OFFLOAD_PARAMS": ("false", "false", "fsdp_offload_params", "weights on the CPU were never tried"),
+    "FSDP_ACTIVATION_CHECKPOINTING": (
+        "false",
+        "false",
+        "fsdp_activation_checkpointing",
+        "it renames the network's modules; activation_checkpointing in the recipe does the same without",
+    ),
+}
 
 
 def check_launch(state: PartialState) -> None:
@@ -27,8 +45,8 @@ def check_launch(state: PartialState) -> None:
 
     Raises:
         RunError: If there are fewer processes than launcher, srun or mpirun were told to start, each of which would
-            train alone; or if the launcher was asked for FSDP or DeepSpeed, whose checkpoints can't be continued here,
-            and which on a CPU silently train whole copies.
+            train alone; or if the launcher was asked for DeepSpeed, for FSDP in a way that hfft doesn't do, or for
+            FSDP where accelerate would silently train whole copies: on a CPU, or in one process.
     """
     wanted, who = max((_count(os.environ.get(name)), who) for name, who in _COUNTS.items())
     if state.num_processes == 1 and (of_launcher := _launcher_count()) > wanted:
@@ -38,18 +56,40 @@ def check_launch(state: PartialState) -> None:
             f"{who} was asked for {wanted} processes and {state.num_processes} of them would train alone; "
             f"on a CPU --cpu starts one: use recipes/accelerate/cpu2.yaml. {_HOW}"
         )
-    for name, flag in (("FSDP", "ACCELERATE_USE_FSDP"), ("DeepSpeed", "ACCELERATE_USE_DEEPSPEED")):
-        if os.environ.get(flag, "false").lower() == "true":
-            raise RunError(
-                f"{name} was asked for, and hfft doesn't train under it yet: use recipes/accelerate/ddp.yaml, with "
-                f"activation_checkpointing or an adapter where memory is short. {_HOW}"
-            )
+    if os.environ.get(_DEEPSPEED, "false").lower() == "true":
+        raise RunError(
+            f"DeepSpeed was asked for, and hfft doesn't train under it yet: use recipes/accelerate/ddp.yaml, with "
+            f"activation_checkpointing or an adapter where memory is short. {_HOW}"
+        )
+    if is_fsdp_asked():
+        _check_fsdp(state)
     visible = torch.cuda.device_count()
     if state.num_processes == 1 and visible > 1:
         _LOG.info(
             f"{visible} GPUs are visible and one is used; all of them: "
             f"accelerate launch --multi_gpu --num_processes {visible} -m hfft train ..."
         )
+
+
+def is_fsdp_asked() -> bool:
+    """Whether `accelerate launch` was told to shard."""
+    return os.environ.get(_FSDP, "false").lower() == "true"
+
+
+def _check_fsdp(state: PartialState) -> None:
+    for variable, (allowed, default, option, reason) in _FSDP_ASKED.items():
+        found = os.environ.get(variable, default)
+        if found.upper() != allowed.upper():
+            raise RunError(
+                f"{option}: found {found}; allowed: {allowed}, as {reason}: use recipes/accelerate/fsdp2.yaml. {_HOW}"
+            )
+    if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+        where = "in one process" if state.distributed_type == DistributedType.NO else "on CPUs"
+        raise RunError(
+            f"FSDP was asked for, and is not active: {where} accelerate trains whole copies of the network and "
+            f"doesn't say so; use several GPUs, or recipes/accelerate/cpu2.yaml. {_HOW}"
+        )
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
 
 
 def _count(text: str | None) -> int:

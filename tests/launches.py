@@ -70,11 +70,11 @@ def write_recipe(folder: Path, family: str) -> None:
     (folder / f"{family}.yaml").write_text(recipe + (LORA if family == "dinov2" else ""))
 
 
-def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1) -> list[str]:
-    """The end of a command."""
+def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1, module: str = "hfft") -> list[str]:
+    """The end of a command; `module` may be one that stands for hfft, such as `fsdp_on_cpu`."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
     overrides = [f"training.{name}={value}" for name, value in sizes.items()]
-    return ["-m", "hfft", "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
+    return ["-m", module, "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
 
 
 def assert_same_result(

@@ -168,6 +168,22 @@ def head_modules(anatomy: Anatomy) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in anatomy.part("head").tensors))
 
 
+def block_modules(model: nn.Module) -> list[str]:
+    """Full names of the modules that the blocks are, in the order of registration.
+
+    What else belongs to a block, such as the downsampling in front of it, is left out, and for timm models what their
+    group matcher takes for a block may be a part of one.
+
+    Args:
+        model: What AutoModelForImageClassification returned, or a PeftModel around it.
+    """
+    config: Any = model.config
+    family = str(config.model_type)
+    rules = _timm_rules(model) if family == "timm_wrapper" else _family_rules(family)
+    names = dict.fromkeys(rules.block(name.removeprefix(PEFT_PREFIX)) for name in tensor_names(model))
+    return [name for name, _ in model.named_modules() if name.removeprefix(PEFT_PREFIX) in names]
+
+
 def families() -> tuple[str, ...]:
     """Model types whose anatomy is known; `timm_wrapper` stands for every timm model with a group matcher."""
     return (*_LAYOUTS, "timm_wrapper")
@@ -199,6 +215,14 @@ class _Rules:
                 return (stage, 0) if stage > 0 else "stem"
             if match:
                 return kind
+        return None
+
+    def block(self, name: str) -> str | None:
+        """The beginning of a tensor's name that says in which block it is."""
+        for pattern, kind, _ in self.patterns:
+            match = pattern.match(name)
+            if match:
+                return match.group().rstrip(".") if kind == "block" else None
         return None
 
     def describe(self) -> str:

@@ -70,6 +70,11 @@ class Cut:
         """Modules that run before it: the order of the cuts of a network."""
         return len(self._before)
 
+    @property
+    def bypassed_modules(self) -> list[nn.Module]:
+        """The outermost modules that a forward pass from the cut on doesn't compute."""
+        return [self._model.get_submodule(name) for name in self._answers]
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of all weights and buffers in front of the cut, and of their order in memory, when first asked for."""

@@ -83,37 +83,43 @@ class Freeze:
         """
         self._model = model
         self._held = held_modules(model, batchnorm)
-        self._before = self._hashes()
+        self._before = hash_tensors(self._frozen_tensors())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all frozen tensors: parameters, and buffers of modules in evaluation mode."""
+        return frozenset(self._before)
 
     def hold(self) -> None:
         """Put what is frozen back into evaluation mode; `model.train()` undoes it at every step of a Trainer."""
         for module in self._held:
             module.training = False
 
-    def prove(self) -> "Proof":
+    def prove(self, model: nn.Module | None = None) -> "Proof":
         """Compare every frozen tensor with its bytes at the start.
+
+        Args:
+            model: Whose tensors to compare, by name; the one that was frozen when None.
 
         Raises:
             TrainingError: If one changed; names it.
         """
-        after = self._hashes()
+        network = self._model if model is None else model
+        tensors = {name: value for name, value in _tensors(network).items() if name in self._before}
+        after = hash_tensors(tensors)
         changed = [name for name, value in self._before.items() if after.get(name) != value]
         if changed:
             raise TrainingError(f"{len(changed)} frozen tensors changed during the phase, the first is {changed[0]}")
-        sizes = [tensor.numel() * tensor.element_size() for tensor in self._frozen_tensors().values()]
+        sizes = [tensor.numel() * tensor.element_size() for tensor in tensors.values()]
         return Proof(tensors=len(sizes), bytes=sum(sizes))
 
     def _frozen_tensors(self) -> dict[str, torch.Tensor]:
         held = {id(module) for module in self._held}
-        tensors = {name: value for name, value in self._model.named_parameters() if not value.requires_grad}
+        names = {name for name, value in self._model.named_parameters() if not value.requires_grad}
         for prefix, module in self._model.named_modules():
             if id(module) in held:
-                own = module._buffers.items()
-                tensors |= {f"{prefix}.{name}": value for name, value in own if value is not None}
-        return tensors
-
-    def _hashes(self) -> dict[str, bytes]:
-        return hash_tensors(self._frozen_tensors())
+                names |= {f"{prefix}.{name}".removeprefix(".") for name in module._buffers}
+        return {name: value for name, value in _tensors(self._model).items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -218,6 +224,10 @@ def _named_parts(anatomy: Anatomy, name: str) -> Iterable[str]:
     span = re.fullmatch(r"block (\d+)\.\.(\d+)", name)
     names = [f"block {number}" for number in range(int(span[1]), int(span[2]) + 1)] if span else [name]
     return [tensor for part in names for tensor in anatomy.part(part).tensors]
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers(remove_duplicate=False))}
 
 
 def _owner(model: nn.Module, name: str) -> nn.Module:

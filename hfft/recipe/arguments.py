@@ -42,8 +42,8 @@ OWNED = {
     "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
     "logging_nan_inf_filter": "a loss that is no number ends the phase",
     "save_on_each_node": "checkpoints are saved once, in the run folder",
-    "fsdp": "hfft doesn't train under FSDP yet; use several processes (DDP), or an adapter",
-    "fsdp_config": "hfft doesn't train under FSDP yet; use several processes (DDP), or an adapter",
+    "fsdp": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    "fsdp_config": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "deepspeed": "hfft doesn't train under DeepSpeed yet; use several processes (DDP), or an adapter",
     "local_rank": "start hfft with `accelerate launch`",
 }

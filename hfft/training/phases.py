@@ -1,10 +1,8 @@
 """Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
-import json
 import sys
 import time
-import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -16,7 +14,6 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
-from safetensors import SafetensorError, safe_open
 from transformers import (
     EarlyStoppingCallback,
     PrinterCallback,
@@ -36,12 +33,14 @@ from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
 from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
+from hfft.training.sharding import check_shardable, shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -119,6 +118,7 @@ def training_arguments(
         arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+    check_shardable(spec.name, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
@@ -210,12 +210,17 @@ def _finish(
     spec, folder, title = stage.spec, stage.folder, stage.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
+    shards = shards_of(model)
+    model = model if shards is None else shards.network
     replayed = None if replay is None else replay.open(model, data, arguments, stage)
     spec = with_rate(model, data, replayed, arguments, stage)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
+    if shards is not None:
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
+        trainer.shards = shards
     progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
     for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
@@ -233,7 +238,9 @@ def _finish(
     finally:
         progress.close()
         model = _released(trainer)
-    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove()))
+    if shards is not None:
+        model = shards.gather_all().to(arguments.device)
+    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
     trainer.accelerator.wait_for_everyone()
@@ -276,38 +283,8 @@ def finished_phase(folder: Path) -> PhaseResult | None:
     return PhaseResult(**read_json(path)) if path.is_file() else None
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step whose files all open; a damaged one is passed over with a warning."""
-    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
-    for _, path in sorted(found.items(), reverse=True):
-        problem = _damage(path)
-        if problem is None:
-            return path
-        _LOG.warning(f"{path}: not whole ({problem}); trying the one before")
-    return None
-
-
-def _damage(folder: Path) -> str | None:
-    try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
-        weights = [*folder.glob("*.safetensors")]
-        if not weights:
-            return "no weights"
-        for path in weights:
-            with safe_open(path, framework="pt") as tensors:
-                tensors.keys()
-        for name in ("optimizer.pt", "scheduler.pt"):
-            with zipfile.ZipFile(folder / name) as archive:
-                broken = archive.testzip()
-            if broken is not None:
-                return f"{name}: {broken} is damaged"
-    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return str(error).splitlines()[0]
-    return None
-
-
 def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
-    problem = _damage(folder / result.checkpoint)
+    problem = damage(folder / result.checkpoint)
     if problem is not None:
         raise TrainingError(
             f"{folder / result.checkpoint}: the weights of this finished phase can't be read ({problem}); remove "

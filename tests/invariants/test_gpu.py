@@ -39,7 +39,11 @@ def test_the_weights_are_those_of_a_cpu_within_tolerance(tmp_path):
         torch.testing.assert_close(there.state_dict()[name].cpu(), value, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+FSDP = ("fsdp2.yaml", "--num_processes", 2)
+
+
+@TWO
 @pytest.mark.parametrize("family", ["vit", "convnext", "dinov2"])
 @pytest.mark.parametrize("replay", ["auto", "off"])
 def test_two_devices_end_with_the_weights_of_one(family, replay, tmp_path, photos):
@@ -48,3 +52,28 @@ def test_two_devices_end_with_the_weights_of_one(family, replay, tmp_path, photo
     succeed([*launch("ddp.yaml", "--num_processes", 2), *train(family, "two", replay, 2)], tmp_path, gpus=True)
     succeed([*ALONE, *train(family, "one", replay, 4)], tmp_path, gpus=True)
     assert_same_result(tmp_path, family, "one", "two", tolerance=1e-4)
+
+
+@TWO
+@pytest.mark.parametrize("family", ["vit", "convnext", "dinov2"])
+@pytest.mark.parametrize("replay", ["auto", "off"])
+def test_two_devices_that_share_the_weights_end_with_those_of_one(family, replay, tmp_path, photos):
+    photos({"train/ant": 11, "train/bee": 10, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
+    write_recipe(tmp_path, family)
+    succeed([*launch(*FSDP), *train(family, "two", replay, 1, 2)], tmp_path, gpus=True)
+    succeed([*ALONE, *train(family, "one", replay, 4)], tmp_path, gpus=True)
+    assert_same_result(tmp_path, family, "one", "two", tolerance=1e-4)
+    for phase in (tmp_path / "two" / f"of_{family}").glob("*/result.json"):
+        other = tmp_path / "one" / phase.relative_to(tmp_path / "two")
+        assert json.loads(phase.read_text())["frozen"] == json.loads(other.read_text())["frozen"]
+
+
+@TWO
+def test_two_devices_that_share_the_weights_in_bfloat16(tmp_path, photos):
+    photos({"train/ant": 11, "train/bee": 10, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
+    write_recipe(tmp_path, "vit")
+    options = ["precision=bfloat16", "training.activation_checkpointing=true", "training.optim=adamw_torch_fused"]
+    done = succeed([*launch(*FSDP), *train("vit", "two", "off", 2), *options], tmp_path, gpus=True)
+    assert "report: two/of_vit/report.html" in done.stderr
+    results = [json.loads(path.read_text()) for path in (tmp_path / "two/of_vit").glob("*/result.json")]
+    assert [result["frozen"]["changed"] for result in results] == [0, 0]

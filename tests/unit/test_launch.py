@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import DistributedType
 
 from hfft import launch
 from hfft.errors import RunError
@@ -12,12 +13,13 @@ from hfft.launch import check_launch
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in (*launch._COUNTS, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+    for name in (*launch._COUNTS, *launch._FSDP_ASKED, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
 
 
-def state(processes=1):
-    return SimpleNamespace(num_processes=processes)
+def state(processes=1, kind=DistributedType.MULTI_GPU):
+    return SimpleNamespace(num_processes=processes, distributed_type=kind)
 
 
 def under(monkeypatch, *command):
@@ -74,10 +76,48 @@ def test_launches_of_one_process(monkeypatch, command):
     check_launch(state())
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DeepSpeed"])
-def test_sharding_is_refused(monkeypatch, name):
-    monkeypatch.setenv(f"ACCELERATE_USE_{name.upper()}", "true")
-    with pytest.raises(RunError, match=f"{name} was asked for, and hfft doesn't train under it yet: use recipes"):
+def test_deepspeed_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match="DeepSpeed was asked for, and hfft doesn't train under it yet: use recipes"):
+        check_launch(state(2))
+
+
+def test_fsdp_2_on_gpus(monkeypatch):
+    assert not launch.is_fsdp_asked()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "True")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")  # accelerate launch's default
+    check_launch(state(2))
+    assert launch.is_fsdp_asked()
+    assert launch.os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("kind", "where"), [(DistributedType.MULTI_CPU, "on CPUs"), (DistributedType.NO, "in one process")]
+)
+def test_fsdp_that_would_quietly_be_something_else(monkeypatch, kind, where):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(
+        RunError, match=f"FSDP was asked for, and is not active: {where} accelerate trains whole copies"
+    ):
+        check_launch(state(2, kind))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("FSDP_VERSION", "1", "fsdp_version: found 1; allowed: 2"),
+        ("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT", "found SHARDED_STATE_DICT; allowed: FULL_STATE_DICT"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "fsdp_offload_params: found true; allowed: false"),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "activation_checkpointing in the recipe does the same"),
+    ],
+)
+def test_what_fsdp_is_not_asked_for_here(monkeypatch, variable, value, message):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RunError, match=message):
         check_launch(state(2))
 
 

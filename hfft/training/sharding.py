@@ -1,0 +1,198 @@
+"""A phase under FSDP 2: its network is spread over the processes, and a whole copy of it stays with each of them.
+
+Accelerate shards a network in place and for good. So a phase works on a copy, and what the rest of hfft sees, saves
+and opens again is the whole network, into which the weights are gathered for a checkpoint and when the phase ends.
+"""
+
+import copy
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import convert_outputs_to_fp32, get_mixed_precision_context_manager
+from torch import nn
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import TrainingArguments
+
+from hfft.errors import RecipeError, TrainingError
+from hfft.launch import is_fsdp_asked
+from hfft.model.anatomy import block_modules
+from hfft.model.cut import Cut
+
+OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
+"""What was tried on shards; others look at a whole weight, as Adafactor does."""
+_REFUSED = {
+    "fp16": "its gradient scaler was not tried on shards; use bf16",
+    "torch_compile": "it was not tried on shards",
+}
+
+
+class Shards:
+    """A network that accelerate spreads over the processes, and its whole copy.
+
+    Attributes:
+        whole: The copy, on the CPU while the phase trains.
+        network: What is trained.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Take a copy of a network to train.
+
+        Args:
+            model: As `prepare_phase` left it; becomes the whole.
+        """
+        model.train()  # LeViT keeps tensors of a backward pass, which can't be copied, as long as it evaluates
+        self.network = copy.deepcopy(model)
+        self.whole = model.eval().cpu()
+        self._frozen: Collection[str] = ()
+
+    def set_up(self, accelerator: Accelerator, frozen: Collection[str], cut: Cut | None) -> None:
+        """Tell accelerate how to spread the network, before it does.
+
+        Args:
+            accelerator: Of the phase's Trainer.
+            frozen: Names of the tensors that don't change in the phase: they are not gathered for a checkpoint.
+            cut: Where a replayed phase begins: what lies in front of it is not spread, as no step needs it.
+
+        Raises:
+            TrainingError: If accelerate doesn't shard.
+        """
+        if not accelerator.is_fsdp2:
+            raise TrainingError(f"FSDP was asked for, and accelerate trains {accelerator.distributed_type} instead")
+        self._frozen = frozen
+        network: Any = self.network
+        plugin: Any = accelerator.state.fsdp_plugin
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = _block_classes(network)
+        plugin.cpu_ram_efficient_loading = False  # which takes buffers for shards
+        plugin.mixed_precision_policy = None  # autocast is what one process and DDP have
+        plugin.ignored_modules = None
+        if cut is not None:
+            plugin.ignored_modules = [module.cpu() for module in cut.bypassed_modules]
+        for parameter in network.parameters():
+            parameter.data = parameter.data.contiguous()  # torch 2.14 shards no weights in channels-last order
+        if accelerator.native_amp:
+            handler: Any = accelerator.autocast_handler
+            autocast: Any = get_mixed_precision_context_manager(True, handler)
+            network.forward = convert_outputs_to_fp32(autocast(network.forward))
+        # Units of their own for embeddings are made for language models; some classifiers raise where asked for them.
+        network.get_input_embeddings = network.get_output_embeddings = _nothing
+
+    @torch.no_grad()
+    def gather(self) -> Any:
+        """The whole network with the present values of all that the phase changes; for all processes together.
+
+        Statistics of BatchNorm that trains are those of the first process, as they are under DDP.
+        """
+        self._gather([name for name in _tensors(self.whole) if name not in self._frozen])
+        return self.whole
+
+    @torch.no_grad()
+    def gather_all(self) -> Any:
+        """The whole network with the present values of every tensor, frozen ones too; for all processes together."""
+        self._gather(list(_tensors(self.whole)))
+        return self.whole
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Put the whole network's values of all that the phase changes into the shards.
+
+        Frozen ones stay as they are, so that the proof at the end of the phase compares what was trained with.
+        """
+        present, wanted = _tensors(self.network), _tensors(self.whole)
+        for name, tensor in present.items():
+            if name not in self._frozen:
+                tensor.copy_(_as(tensor, wanted[name]))
+
+    @torch.no_grad()
+    def align(self) -> None:
+        """Give all processes the first one's buffers where they change."""
+        for name, buffer in self.network.named_buffers():
+            if name not in self._frozen:
+                torch.distributed.broadcast(buffer, 0)
+
+    def _gather(self, names: list[str]) -> None:
+        self.align()
+        present, wanted = _tensors(self.network), _tensors(self.whole)
+        for name in names:
+            tensor = present[name]
+            wanted[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+def shards_of(model: Any) -> Shards | None:
+    """The network apart from its whole copy where this launch shards; else None.
+
+    Args:
+        model: As `prepare_phase` left it.
+    """
+    return Shards(model) if is_fsdp_asked() else None
+
+
+def check_shardable(phase: str, arguments: TrainingArguments) -> None:
+    """Refuse settings of a phase that don't go with shards, where this launch shards.
+
+    Raises:
+        RecipeError: With the setting and what to use instead.
+    """
+    if not is_fsdp_asked():
+        return
+    for name, reason in _REFUSED.items():
+        if getattr(arguments, name):
+            raise RecipeError(f"phases.{phase}.{name}: not under FSDP: {reason}")
+    kind = str(getattr(arguments.optim, "value", arguments.optim))
+    if kind not in OPTIMIZERS:
+        raise RecipeError(f"phases.{phase}.optim: found {kind!r}; allowed under FSDP: {', '.join(OPTIMIZERS)}")
+
+
+@torch.no_grad()
+def whole_state(optimizer: Any) -> dict[str, Any]:
+    """An optimizer's state as one process would save it; for all processes together."""
+    state = optimizer.state_dict()
+    tensors = {number: {name: _whole(value) for name, value in own.items()} for number, own in state["state"].items()}
+    return {**state, "state": tensors}
+
+
+@torch.no_grad()
+def load_whole_state(optimizer: Any, state: dict[str, Any]) -> None:
+    """Put a state from `whole_state`, or of one process, into an optimizer of shards."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    tensors = {
+        number: {
+            name: _as(parameters[number], value) if _is_like(parameters[number], value) else value
+            for name, value in own.items()
+        }
+        for number, own in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": tensors})
+
+
+def _whole(value: Any) -> Any:
+    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
+
+
+def _as(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """A whole value as the part of it that this process has of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return value
+    value = value.contiguous().to(tensor.device)
+    return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
+
+
+def _is_like(parameter: torch.Tensor, value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.shape == parameter.shape
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def _block_classes(network: Any) -> list[str]:
+    """Names of the classes of the blocks; torch's own stand for many other things too."""
+    kinds = {type(network.get_submodule(name)) for name in block_modules(network)}
+    return sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("torch."))
+
+
+def _nothing() -> None:
+    return None
