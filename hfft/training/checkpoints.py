@@ -4,6 +4,7 @@ import json
 import zipfile
 from pathlib import Path
 
+from accelerate import PartialState
 from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
 
@@ -22,16 +23,18 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def damage(folder: Path) -> str | None:
-    """What keeps a checkpoint from being continued or reloaded; None where all its files open."""
+    """What keeps a checkpoint from being continued by as many processes; None where all its files open."""
     try:
-        json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         weights = [*folder.glob("*.safetensors")]
         if not weights:
             return "no weights"
+        config = "adapter_config.json" if (folder / "adapter_model.safetensors").exists() else "config.json"
+        for path in (folder / "trainer_state.json", folder / config):
+            json.loads(path.read_text(encoding="utf-8"))
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
-        for name in ("optimizer.pt", "scheduler.pt"):
+        for name in ("optimizer.pt", "scheduler.pt", *_random_states()):  # Trainer goes on without the last, silently
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:
@@ -39,3 +42,9 @@ def damage(folder: Path) -> str | None:
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return str(error).splitlines()[0]
     return None
+
+
+def _random_states() -> list[str]:
+    """The files that Trainer writes, one for each process."""
+    processes = PartialState().num_processes
+    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec
+from hfft.training.checkpoints import newest_checkpoint
 
 AUGMENT = AugmentSpec(crop=(0.5, 1.0), flip=True, mixup=0.2)
 STEPS = {"num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 2}
@@ -94,19 +95,31 @@ def test_a_finished_phase_whose_weights_are_damaged_is_refused(tmp_path):
         run("vit", tmp_path, unfreeze="head")
 
 
-def test_a_damaged_newest_checkpoint_costs_time_and_not_the_result(tmp_path):
-    model, _ = run("vit", tmp_path / "whole", unfreeze="all", arguments=STEPS)
-    with pytest.raises(KeyboardInterrupt):
-        run("vit", tmp_path / "parts", callbacks=[StopAt(7)], unfreeze="all", arguments=STEPS)
-    path = tmp_path / "parts" / "checkpoint-6" / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:100])
-    again, _ = run("vit", tmp_path / "parts", unfreeze="all", arguments=STEPS)
-    assert torch.equal(again.classifier.weight, model.classifier.weight)
-
-
 def test_a_finished_phase_is_reloaded_and_not_trained(tmp_path):
     model, result = run("vit", tmp_path, unfreeze="all")
     again, same = run("vit", tmp_path, callbacks=[StopAt(1)], unfreeze="all")
     assert same == result
     assert all(torch.equal(model.state_dict()[name], value) for name, value in again.state_dict().items())
     shutil.rmtree(tmp_path)
+
+
+@pytest.mark.parametrize("how", ["cut", "gone"])
+@pytest.mark.parametrize(
+    ("family", "phase"), [("vit", {"unfreeze": "all"}), ("vit", {"adapter": AdapterSpec(lora_dropout=0.1)})], ids=str
+)
+def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_one_before_is_continued(family, phase, how, tmp_path):
+    model, _ = run(family, tmp_path / "whole", arguments=STEPS, **phase)
+    with pytest.raises(KeyboardInterrupt):
+        run(family, tmp_path / "parts", callbacks=[StopAt(5)], arguments=STEPS, **phase)
+    names = sorted(path.name for path in (tmp_path / "parts" / "checkpoint-4").iterdir())
+    needed = [name for name in names if name not in ("training_args.bin", "README.md")]
+    assert len(needed) > 5
+    for name in needed:
+        folder = tmp_path / name / "phase"
+        shutil.copytree(tmp_path / "parts", folder)
+        damaged = folder / "checkpoint-4" / name
+        damaged.unlink() if how == "gone" else damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+        assert newest_checkpoint(folder).name == "checkpoint-2", name
+    again, _ = run(family, folder, arguments=STEPS, **phase)
+    expected, got = model.state_dict(), again.state_dict()
+    assert all(torch.equal(expected[name], got[name]) for name in expected)
