@@ -108,7 +108,7 @@ def test_so_do_other_networks_with_replay_and_without(family, replay, changes, w
 
 def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
     """Of the first process's part of each batch, in all processes."""
-    more = ["phases.all.batchnorm=train", "keep=last"]
+    more = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
     shard(workplace, *sharded("resnet", "fsdp", "off", 4), *more)
     succeed([*launch(), *train("resnet", "ddp", "off", 4), *more], workplace)
     fsdp, ddp = (load_file(workplace / name / "of_resnet/model/model.safetensors") for name in ("fsdp", "ddp"))
