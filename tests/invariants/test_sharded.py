@@ -106,6 +106,19 @@ def test_so_do_other_networks_with_replay_and_without(family, replay, changes, w
         assert done.stderr.count(": replays what enters") == 3
 
 
+def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
+    """Of the first process's part of each batch, in all processes."""
+    more = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
+    shard(workplace, *sharded("resnet", "fsdp", "off", 4), *more)
+    succeed([*launch(), *train("resnet", "ddp", "off", 4), *more], workplace)
+    fsdp, ddp = (load_file(workplace / name / "of_resnet/model/model.safetensors") for name in ("fsdp", "ddp"))
+    start = load_file(workplace / "resnet/model.safetensors")
+    moved = [name for name in fsdp if name.endswith("running_var") and not torch.equal(fsdp[name], start[name])]
+    assert len(moved) > 10
+    for name, value in ddp.items():
+        torch.testing.assert_close(fsdp[name], value, rtol=1e-4, atol=1e-6)
+
+
 def test_bfloat16_and_activation_checkpointing(workplace):
     options = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6"]
     shard(workplace, *sharded("vit", "two", "off", 2), *options)

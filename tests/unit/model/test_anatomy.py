@@ -6,7 +6,9 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from hfft.errors import ModelError
-from hfft.model.anatomy import REFUSED, dissect, families, tensor_names
+from hfft.model.adapters import attach
+from hfft.model.anatomy import PEFT_PREFIX, REFUSED, block_modules, dissect, families, tensor_names
+from hfft.recipe.spec import AdapterSpec
 
 TIMM = (
     "tf_efficientnet_lite0",
@@ -136,3 +138,21 @@ def test_a_family_that_cannot_be_fine_tuned_is_refused_with_the_reason(family):
 def test_an_unknown_part_is_refused():
     with pytest.raises(ModelError, match=r"no part is called 'blocks 1'; the parts are stem, block 0..3, norm, head"):
         dissect(tiny.build("vit")).part("blocks 1")
+
+
+@pytest.mark.parametrize("family", tiny.CONFIGS)
+def test_each_block_is_a_module(family):
+    """What of a block lies outside of its module comes before it: downsampling, a stage's tokens."""
+    model = tiny.build(family)
+    modules, blocks = block_modules(model), dissect(model).blocks
+    assert len(modules) == len(set(modules)) == BLOCKS[family]
+    for block in blocks:
+        (path,) = {path for path in modules for name in block.tensors if name.startswith(f"{path}.")}
+        inside = set(tensor_names(model.get_submodule(path)))
+        assert {name.removeprefix(f"{path}.") for name in block.tensors} >= inside
+
+
+def test_blocks_of_an_adapted_network_are_the_modules_in_it():
+    plain = tiny.build("vit")
+    names = block_modules(plain)
+    assert block_modules(attach(plain, AdapterSpec())) == [f"{PEFT_PREFIX}{name}" for name in names]

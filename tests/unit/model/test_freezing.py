@@ -224,3 +224,22 @@ def test_the_proof_counts_what_it_compared():
     proof = Freeze(model).prove()
     # weight and bias; BatchNorm's weight, bias, mean, variance and its count of int64
     assert (proof.tensors, proof.bytes) == (7, 4 * (6 + 2 + 2 + 2 + 2 + 2) + 8)
+
+
+def test_the_proof_reads_another_copy_of_the_network_by_name():
+    """As under FSDP, where what is trained is gathered into one that was kept aside."""
+    model, other = tiny.build("resnet"), tiny.build("resnet")
+    set_trainable(model, trainable_names(model, dissect(model), "head"))
+    freeze = Freeze(model)
+    buffers = {name for name, _ in model.named_buffers()}
+    assert freeze.names == ({name for name, _ in model.named_parameters()} | buffers) - {
+        "classifier.1.weight",
+        "classifier.1.bias",
+    }
+    with torch.no_grad():
+        other.classifier[1].weight += 1
+        proof = freeze.prove(other)
+        assert proof == freeze.prove()
+        other.resnet.embedder.embedder.normalization.running_var[0] += 1e-6
+    with pytest.raises(TrainingError, match=r"1 frozen tensors changed.*embedder.normalization.running_var"):
+        freeze.prove(other)
