@@ -34,7 +34,11 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 def _add_check(check: argparse.ArgumentParser) -> None:
     check.add_argument("source", help="folder, table, shards, Hub id or recipe")
     check.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="as for train: data.label_column=..., data.audit=quick"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="as for train: data.label_column=..., data.audit=quick",
     )
     check.add_argument("--max-shown", type=whole, default=10, metavar="N", help="findings of a kind; 0 shows all")
     check.add_argument("--json", action="store_true", help="print JSON, all findings included")
