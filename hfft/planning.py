@@ -59,7 +59,7 @@ def check_phases(
         The plan of each phase.
 
     Raises:
-        RecipeError: If transformers refuses an argument, or the metric is unknown.
+        RecipeError: If transformers refuses an argument, the metric is unknown, or a process would see no image.
         ModelError: If the network doesn't have what a phase asks for.
     """
     problems = multi_label_problems(recipe) if images.is_multi_label else []
@@ -75,6 +75,11 @@ def check_phases(
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))
         if str(metric).removeprefix("eval_") not in known:
             raise RecipeError(f"{where}.metric_for_best_model: found {metric!r}; allowed: {', '.join(known)}")
+        if phase.arguments.get("auto_find_batch_size") and processes > 1:
+            raise RecipeError(
+                f"{where}.auto_find_batch_size: is for one process, and there are {processes}; run the recipe with "
+                "one first, which tells the batch that fits, set per_device_train_batch_size to it and leave this out"
+            )
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         try:
             skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))

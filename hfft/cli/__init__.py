@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from hfft._version import __version__
 from hfft.cli import sharing, training, using
+from hfft.cli.arguments import VerbParser
 from hfft.cli.printing import say
 from hfft.errors import HfftError
 from hfft.interruption import last_words, prompt_interruption, stop_signal
@@ -91,7 +92,7 @@ def _show_log() -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="hfft", description="Fine-tune image classifiers, in phases.")
     parser.add_argument("--version", action="version", version=f"hfft {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=VerbParser)
     for module in (training, using, sharing):
         module.add_verbs(verbs)
     return parser

@@ -1,6 +1,52 @@
-"""Kinds of arguments that several verbs take."""
+"""How a verb reads its words and options, and kinds of arguments that several verbs take."""
 
 import argparse
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+
+class VerbParser(argparse.ArgumentParser):
+    """Arguments of a verb, whose words may stand before, between and after its options.
+
+    argparse gives the last positional argument the words up to the next option and calls the others unrecognized;
+    its `parse_intermixed_args` is not for parsers that have verbs.
+    """
+
+    def parse_known_args(  # pyright: ignore[reportIncompatibleMethodOverride] of its three forms, one is made here
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse all arguments; what argparse left over goes to the verb's list of words, or is refused."""
+        found, left = super().parse_known_args(args, namespace)
+        if left:
+            self._take(found, left)
+        return found, []
+
+    def _take(self, found: argparse.Namespace, left: Sequence[str]) -> None:
+        words = next((action for action in self._get_positional_actions() if action.nargs in ("*", "+")), None)
+        assigns = words is not None and str(words.metavar).startswith("key=")
+        left = [word for word in left if word != "--"]
+        for word in left:
+            if word.startswith("-") and word != "-":
+                self.error(self._unknown(word, assigns=assigns))
+            if words is None:
+                self.error(f"found {word!r}; `{self.prog}` takes no more words")
+            if assigns and "=" not in word:
+                self.error(f"found {word!r}; allowed: {words.metavar}")
+        if words is not None:
+            setattr(found, words.dest, [*getattr(found, words.dest), *left])
+
+    def _unknown(self, word: str, *, assigns: bool) -> str:
+        name = word.partition("=")[0]
+        known = [option for option in self._option_string_actions if option.startswith("--") and option != "--help"]
+        nearest = difflib.get_close_matches(name, known, n=1)
+        if nearest:
+            hint = f"did you mean {nearest[0]}?"
+        elif assigns and "=" in word:
+            hint = f"an override has no dashes: {word.lstrip('-')}"
+        else:
+            hint = f"allowed: {', '.join(known)}" if known else "it takes none"
+        return f"unknown option {name}; {hint}"
 
 
 def whole(text: str) -> int:
@@ -18,7 +64,9 @@ def count(text: str) -> int:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """A recipe and its overrides."""
     parser.add_argument("recipe", help="YAML file")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example phases.head.learning_rate=5e-4")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="for example phases.head.learning_rate=5e-4"
+    )
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:

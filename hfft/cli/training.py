@@ -34,7 +34,11 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 def _add_check(check: argparse.ArgumentParser) -> None:
     check.add_argument("source", help="folder, table, shards, Hub id or recipe")
     check.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="as for train: data.label_column=..., data.audit=quick"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="as for train: data.label_column=..., data.audit=quick",
     )
     check.add_argument("--max-shown", type=whole, default=10, metavar="N", help="findings of a kind; 0 shows all")
     check.add_argument("--json", action="store_true", help="print JSON, all findings included")
@@ -87,13 +91,21 @@ def _plan(arguments: argparse.Namespace) -> None:
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
         counts = {split: images.counts(split) for split in images.splits}
-        print(json.dumps({"splits": counts, "phases": [dataclasses.asdict(plan) for plan in plans]}))
+        print(
+            json.dumps(
+                {"splits": counts, "shards": images.shards, "phases": [dataclasses.asdict(plan) for plan in plans]}
+            )
+        )
         return
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
     many = ", any number of them in an image" if images.is_multi_label else ""
     print(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")
     if images.columns:
         print(f"columns: {images.columns}")
+    if images.shards and arguments.processes > 1:
+        print(
+            f"shards: {images.shards}; images are divided, not shards: each process reads its images from all of them"
+        )
     for number, plan in enumerate(plans, start=1):
         _print_plan(plan, f"phase {number}/{len(plans)} {plan.phase}")
 
@@ -102,10 +114,10 @@ def _print_plan(plan: Any, title: str) -> None:
     print(f"\n{title}: trains {plan.trains}")
     print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
-    print(f"  {plan.steps:,} steps of {plan.batch_in_words}, {epochs}")
+    print(f"  {plan.steps_in_words}, {epochs}")
     if plan.processes > 1:
-        least, most = plan.images // plan.processes, -(-plan.images // plan.processes)
-        share = f"{least} or {most}" if most > least else f"{least}"
+        least, most = plan.shares
+        share = f"{least} to {most}" if most > least else f"{least}"
         print(f"  each process sees {share} of {plan.images:,} images per epoch")
     activations = ""
     if plan.activation_bytes is not None:

@@ -43,11 +43,13 @@ class Found:
             multi-label, a list, or None for none), `file` and, where groups were asked for, `group`.
         columns: Which columns of a table are used for what, in words; empty for folders.
         empty: Class folders without an image.
+        shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
     """
 
     splits: dict[str, Dataset]
     columns: str = ""
     empty: tuple[str, ...] = ()
+    shards: int = 0
 
 
 def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: Path | None = None) -> Found:

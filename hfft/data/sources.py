@@ -45,12 +45,14 @@ class ImageData:
         labels: Class names, in the order of the label indices.
         columns: Which columns of a table are used for what, in words; empty for folders.
         carved: Splits that were taken out of train.
+        shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
     """
 
     splits: Mapping[str, Dataset]
     labels: tuple[str, ...]
     columns: str = ""
     carved: tuple[str, ...] = ()
+    shards: int = 0
 
     @property
     def is_multi_label(self) -> bool:
@@ -89,7 +91,7 @@ def load_data(
     splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     labels = class_names(splits["train"])
     carved = tuple(carved_shares(found.splits, spec.splits))
-    data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved)
+    data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
     return data
 
@@ -232,7 +234,8 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         return standardize(_metadata_tables(folder, tables), spec, spec.source, root=folder)
     tables = table_files(folder, (".parquet",))
     if tables:
-        return standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
+        found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
+        return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
     tables = table_files(folder, TEXT_TABLES)
     if tables:
         _refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
@@ -277,11 +280,17 @@ def _metadata_tables(folder: Path, files: Sequence[Path]) -> dict[str, Table]:
 
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
     """Parquet files as the folder's card describes them, else in splits that their names tell."""
-    card = folder / "README.md"
-    if card.is_file() and re.search(r"^(configs|dataset_info):", card.read_text("utf-8", "replace"), re.MULTILINE):
+    if _has_card(folder):
         return _load(spec.source, str(folder), spec.config)
     files = {split: [glob.escape(str(file)) for file in named] for split, named in splits_of(folder, tables).items()}
     return _load(spec.source, "parquet", data_files=files)
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether a card says which files are whose."""
+    card = folder / "README.md"
+    found = card.is_file() and re.search(r"^(configs|dataset_info):", card.read_text("utf-8", "replace"), re.MULTILINE)
+    return bool(found)
 
 
 def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> dict[str, Table]:
@@ -299,7 +308,8 @@ def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec
     """Images in tar files."""
     _refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
     tables = {split: Table(read_tars(list(named), root), root, names="file") for split, named in files.items()}
-    return standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
+    found = standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
+    return dataclasses.replace(found, shards=sum(map(len, files.values())))
 
 
 def _read_class_folders(folder: Path, spec: DataSpec) -> Found:

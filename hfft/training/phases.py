@@ -189,7 +189,7 @@ def run_phase(
         _LOG.info(f"{stage.title}: was finished")
         _reload(model, stage.folder, result)
         return model, result
-    finds_batch = stage.spec.arguments.get("auto_find_batch_size") and PartialState().num_processes == 1
+    finds_batch = stage.spec.arguments.get("auto_find_batch_size")  # on one process: planning refuses it on several
     start = {name: value.cpu().clone() for name, value in model.state_dict().items()} if finds_batch else None
     while True:
         try:
@@ -212,8 +212,9 @@ def _finish(
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
     shards = shards_of(model)
     model = model if shards is None else shards.network
-    replayed = None if replay is None else replay.open(model, data, arguments, stage)
-    spec = with_rate(model, data, replayed, arguments, stage)
+    with explained(title, arguments):
+        replayed = None if replay is None else replay.open(model, data, arguments, stage)
+        spec = with_rate(model, data, replayed, arguments, stage)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
@@ -224,10 +225,7 @@ def _finish(
     if trainer.is_world_process_zero():
         clear_partial(folder)
         write_json(folder / "plan.json", dataclasses.asdict(plan))
-    _LOG.info(
-        f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps} steps of "
-        f"{plan.batch_in_words}"
-    )
+    _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
         with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():

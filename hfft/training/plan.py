@@ -66,13 +66,14 @@ class Plan:
         total: Parameters of the network, adapter included.
         groups: Parameter groups of the optimizer.
         images: Training images per epoch.
-        batch: Images per optimizer step, over all processes.
+        batch: Images per optimizer step at most, over all processes.
         device_batch: Images per forward pass of one process.
         steps: Optimizer steps.
         epochs: Passes over the training images.
         state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
         activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
         processes: That share the images.
+        shares: Images per epoch of the process that sees fewest and of the one that sees most.
         frozen_share: Of the network, counted in blocks, that is in front of all that trains.
     """
 
@@ -89,17 +90,25 @@ class Plan:
     state_bytes: int
     activation_bytes: int | None = None
     processes: int = 1
+    shares: Sequence[int] = ()
     frozen_share: float = 0.0
 
     @property
     def batch_in_words(self) -> str:
         """For example `64 images (8 at once on each of 4 processes, 2 accumulated)`."""
         accumulated = self.batch // (self.device_batch * self.processes)
-        if self.batch == self.device_batch:
-            return f"{self.batch} images"
         place = f" on each of {self.processes} processes" if self.processes > 1 else ""
         more = f", {accumulated} accumulated" if accumulated > 1 else ""
-        return f"{self.batch} images ({self.device_batch} at once{place}{more})"
+        made = "" if self.batch == self.device_batch else f"{self.device_batch} at once{place}{more}"
+        if self.images < self.batch:
+            room = f"there is room for {self.batch}"
+            return f"all {self.images} images ({f'{room}: {made}' if made else room})"
+        return f"{self.batch} images ({made})" if made else f"{self.batch} images"
+
+    @property
+    def steps_in_words(self) -> str:
+        """For example `1,000 steps of 8 images`."""
+        return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
@@ -200,6 +209,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         epochs=epochs,
         state_bytes=4 * total + 12 * trainable,
         processes=processes,
+        shares=_shares(images, arguments, processes),
         frozen_share=_frozen_share(model, anatomy),
     )
 
@@ -253,17 +263,43 @@ def parameter_groups(
 
 
 def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any], processes: int) -> int:
-    size = arguments["per_device_train_batch_size"]
-    if images < processes:
-        raise RecipeError(f"phases.{spec.name}: {images} training images are too few for {processes} processes")
-    if not arguments["dataloader_drop_last"]:
-        return math.ceil(images / size)
-    if size > images:
-        raise RecipeError(
-            f"phases.{spec.name}: a batch of {size} is larger than the {images} training images, and "
-            "dataloader_drop_last leaves it out"
+    size, drops = arguments["per_device_train_batch_size"], arguments["dataloader_drop_last"]
+    batches = images // size if drops else math.ceil(images / size)
+    if batches >= processes:
+        return batches
+    if processes == 1:
+        problem = (
+            f"a batch of {size} is larger than the {images} training images, and dataloader_drop_last leaves it out"
         )
-    return images // size
+    elif drops:
+        problem = (
+            f"{processes} processes with batches of {size} need {processes * size} images for a step, there are "
+            f"{images}, and dataloader_drop_last leaves them out; {_fewer(images, size, batches, processes)}"
+        )
+    else:
+        problem = (
+            f"{images} training images are {batches} {'batch' if batches == 1 else 'batches'} of {size}, so that "
+            f"{processes - batches} of {processes} processes would never see one; "
+            f"{_fewer(images, size, batches, processes)}"
+        )
+    raise RecipeError(f"phases.{spec.name}: {problem}")
+
+
+def _fewer(images: int, size: int, batches: int, processes: int) -> str:
+    """What to do where there are fewer batches than processes."""
+    if batches == 0:
+        return f"launch 1 with per_device_train_batch_size={images}"
+    smaller = f", or set per_device_train_batch_size={images // processes}" if images >= processes else ""
+    return f"launch {batches}{smaller}"
+
+
+def _shares(images: int, arguments: Mapping[str, Any], processes: int) -> tuple[int, int]:
+    """Images per epoch of the last process and of the first: whole batches are dealt in turn."""
+    size = arguments["per_device_train_batch_size"]
+    rounds, rest = divmod(images, size * processes)
+    if arguments["dataloader_drop_last"]:
+        return rounds * size, rounds * size
+    return rounds * size + max(rest - (processes - 1) * size, 0), rounds * size + min(rest, size)
 
 
 def _decays(name: str, parameter: nn.Parameter) -> bool:

@@ -1,10 +1,14 @@
+import numpy as np
 import pytest
 import tiny
+import toy
+from shards import write_tar
 
+from hfft.cli import main
 from hfft.data.sources import load_data
 from hfft.errors import RecipeError
 from hfft.planning import class_weights, phases_in, plan_recipe
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import dump_recipe, load_recipe
 
 HEAD = {"name": "head", "learning_rate": 0.1}
 
@@ -70,3 +74,43 @@ def test_a_rate_that_is_still_to_be_found_is_planned(recipe):
     found = recipe(phases=[{**HEAD, "learning_rate": "auto"}])
     (plan,) = plan_recipe(found)[1]
     assert {group.learning_rate for group in plan.groups} == {None}
+
+
+def test_processes_that_would_see_no_image_are_refused(recipe):
+    asked = recipe(training={"per_device_train_batch_size": 4})
+    assert plan_recipe(asked, processes=2)[1][0].shares == (4, 4)
+    with pytest.raises(RecipeError, match=r"phases\.head: 8 training images are 2 batches of 4, so that 1 of 3 "):
+        plan_recipe(asked, processes=3)
+
+
+def test_a_batch_can_be_found_by_one_process_only(recipe):
+    asked = recipe(training={"per_device_train_batch_size": 2, "auto_find_batch_size": True})
+    assert plan_recipe(asked)[1][0].device_batch == 2
+    with pytest.raises(
+        RecipeError, match=r"phases\.head\.auto_find_batch_size: is for one process, and there are 2; "
+    ):
+        plan_recipe(asked, processes=2)
+
+
+def test_the_shares_of_a_folder_of_shards_are_printed(recipe, tmp_path, monkeypatch, capsys):
+    asked = recipe(data={"source": "shards", "splits": {"test": None, "validation": None}})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(asked))
+    (tmp_path / "shards").mkdir()
+    for number in range(3):  # 5, 5 and 3 images
+        members = [
+            (f"{n}.{ending}", content)
+            for n in range(5 - number // 2 * 2)
+            for ending, content in (
+                ("png", toy.png(toy.picture(0, np.random.default_rng(n)))),
+                ("cls", b"%d" % (n % 2)),
+            )
+        ]
+        write_tar(tmp_path / "shards" / f"train-{number}.tar", members)
+    assert main(["plan", "recipe.yaml", "--processes", "3", "training.per_device_train_batch_size=3"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert "shards: 3; images are divided, not shards: each process reads its images from all of them" in lines
+    assert "6 steps of 9 images (3 at once on each of 3 processes), 3 epochs" in lines
+    assert "each process sees 3 to 6 of 13 images per epoch" in lines
+    assert main(["plan", "recipe.yaml"]) == 0
+    assert "shards:" not in capsys.readouterr().out

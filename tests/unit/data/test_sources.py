@@ -358,6 +358,7 @@ def parquet(tmp_path):
 def test_a_folder_of_parquet_files(parquet):
     data = load(parquet, SplitSpec(validation=None))
     assert data.labels == ("dog", "ant", "cat")
+    assert data.shards == 2
     assert data.splits["train"]["label"][:] == [0, 1, 2, 0]
     assert data.splits["test"]["label"][:] == [2, 1]
     assert data.splits["train"]["file"][:] == ["train/0", "train/1", "train/2", "train/3"]

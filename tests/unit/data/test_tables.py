@@ -271,6 +271,7 @@ def test_shards_of_several_splits(tmp_path):
     assert data.labels == ("0", "1", "2", "3")
     assert read_content(data.splits["train"][5]["image"]) == content[1]
     assert len(load(tmp_path / "test-0.tar").splits["train"]) == 4
+    assert [load(tmp_path).shards, load(tmp_path / "test-0.tar").shards] == [3, 1]
 
 
 def test_shards_that_cannot_be_used(tmp_path):

@@ -1,17 +1,24 @@
 import dataclasses
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import tiny
 import torch
+import toy
+from accelerate.data_loader import BatchSamplerShard
+from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
+from hfft.data.batches import FILLER
 from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec
 from hfft.training import plan as plan_module
 from hfft.training.phases import training_arguments, try_arguments
 from hfft.training.plan import expand_phases, parameter_groups, plan_phase, prepare_phase
+from hfft.training.trainer import PhaseTrainer
 
 
 def planned(family, *, images=100, processes=1, **phase):
@@ -51,7 +58,7 @@ def test_counts():
 
 @pytest.mark.parametrize(
     ("images", "batch", "accumulation", "processes", "epochs"),
-    [(100, 8, 1, 1, 3), (100, 8, 4, 1, 2), (101, 8, 1, 2, 1), (7, 8, 2, 2, 2), (100, 8, 3, 2, 1.5)],
+    [(100, 8, 1, 1, 3), (100, 8, 4, 1, 2), (101, 8, 1, 2, 1), (7, 4, 2, 2, 2), (100, 8, 3, 2, 1.5)],
 )
 def test_steps_are_those_that_the_trainer_takes(images, batch, accumulation, processes, epochs):
     arguments = {
@@ -64,6 +71,67 @@ def test_steps_are_those_that_the_trainer_takes(images, batch, accumulation, pro
     updates = max(loader // accumulation + int(loader % accumulation > 0), 1)  # Trainer.set_initial_training_values
     assert plan.steps == math.ceil(epochs * updates)
     assert plan.batch == batch * accumulation * processes
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize(
+    ("images", "batch", "processes"), [(12, 6, 2), (12, 1, 12), (13, 6, 2), (78, 6, 12), (21, 2, 2), (100, 8, 3)]
+)
+def test_shares_are_what_accelerate_deals(images, batch, processes, drops):
+    settings = {"per_device_train_batch_size": batch, "dataloader_drop_last": drops}
+    arguments = SimpleNamespace(**settings, world_size=processes, seed=0)
+    trainer: Any = SimpleNamespace(args=arguments, train_dataset=toy.phase_data(train=images).train, chances=None)
+    batches = BatchSampler(PhaseTrainer._get_train_sampler(trainer), batch, drops)
+    dealt = [[*BatchSamplerShard(batches, processes, rank)] for rank in range(processes)]
+    seen = [[index for indices in share for index in indices if index != FILLER] for share in dealt]
+    plan = planned("vit", images=images, processes=processes, arguments={**settings, "num_train_epochs": 1})
+    assert plan.shares == (min(map(len, seen)), max(map(len, seen)))
+    assert plan.steps == len(dealt[0])
+    together = sorted(index for share in seen for index in share)
+    assert len(together) == len(set(together))  # every image once
+    assert drops or together == [*range(images)]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "processes", "drops", "said"),
+    [
+        (12, 6, 12, False, "12 training images are 2 batches of 6, so that 10 of 12 processes would never see one; "
+         "launch 2, or set per_device_train_batch_size=1"),
+        (7, 8, 2, False, "7 training images are 1 batch of 8, so that 1 of 2 processes would never see one; launch 1, "
+         "or set per_device_train_batch_size=3"),
+        (12, 6, 12, True, "12 processes with batches of 6 need 72 images for a step, there are 12, and "
+         "dataloader_drop_last leaves them out; launch 2, or set per_device_train_batch_size=1"),
+        (3, 1, 4, False, "3 training images are 3 batches of 1, so that 1 of 4 processes would never see one; "
+         "launch 3"),
+        (3, 8, 4, True, "4 processes with batches of 8 need 32 images for a step, there are 3, and "
+         "dataloader_drop_last leaves them out; launch 1 with per_device_train_batch_size=3"),
+    ],
+)  # fmt: skip
+def test_processes_without_an_image_are_refused(images, batch, processes, drops, said):
+    arguments = {"per_device_train_batch_size": batch, "dataloader_drop_last": drops}
+    with pytest.raises(RecipeError) as caught:
+        planned("vit", images=images, processes=processes, arguments=arguments)
+    assert str(caught.value) == f"phases.p: {said}"
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "accumulation", "processes", "words"),
+    [
+        (100, 8, 1, 1, "39 steps of 8 images"),
+        (100, 8, 2, 2, "12 steps of 32 images (8 at once on each of 2 processes, 2 accumulated)"),
+        (12, 32, 1, 1, "3 steps of all 12 images (there is room for 32)"),
+        (12, 6, 2, 2,
+         "3 steps of all 12 images (there is room for 24: 6 at once on each of 2 processes, 2 accumulated)"),
+    ],
+)  # fmt: skip
+def test_steps_in_words(images, batch, accumulation, processes, words):
+    arguments = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
+    assert planned("vit", images=images, processes=processes, arguments=arguments).steps_in_words == words
+
+
+def test_one_step_in_words():
+    plan = planned("vit", images=12, arguments={"per_device_train_batch_size": 12, "num_train_epochs": 1})
+    assert plan.steps_in_words == "1 step of 12 images"
 
 
 def test_layer_decay_shrinks_the_rate_from_the_head_down():
