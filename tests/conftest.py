@@ -21,6 +21,7 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+import warm  # noqa: E402
 from pictures import THREE_CLASSES, make_photos  # noqa: E402
 
 
@@ -50,10 +51,15 @@ def work_with(tmp_path: Path, photos: Callable[..., Path], monkeypatch: pytest.M
 
 @pytest.fixture
 def hfft_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`hfft_command("train", "recipe.yaml")`: the real command line in a process of its own, in `tmp_path`."""
+    """`hfft_command("train", "recipe.yaml")`: the real command line in a process of its own, in `tmp_path`.
 
-    def run(*arguments: str | Path, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    Forked from one that has imported everything, unless it shall be `fresh`.
+    """
+
+    def run(*arguments: str | Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hfft", *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        if not fresh:
+            return warm.run(command, cwd=tmp_path)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     return run

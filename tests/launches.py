@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import tiny
 import torch
+import warm
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,10 @@ def launch(config: str = "cpu2.yaml", *options: Any) -> list[Any]:
 def run(
     command: Sequence[Any], folder: Path, *, gpus: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; GPUs are hidden unless asked for."""
+    """Run to the end, without the imports of the first process; GPUs are hidden unless asked for."""
     hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, **hidden, **environment}
-    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False, env=env)
+    return warm.run(command, cwd=folder, env=env)
 
 
 def succeed(command: Sequence[Any], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -124,7 +124,7 @@ def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
     (runs / name / "report.html").write_text("spoiled")
     shutil.rmtree(runs / name / "figures")
     shutil.rmtree(result / "figures")
-    done = hfft_command("report", runs / name)
+    done = hfft_command("report", runs / name, fresh=True)
     assert done.returncode == 0, done.stderr
     assert contents(runs / name) == before
     written = [Path(line) for line in done.stdout.splitlines()]
