@@ -1,6 +1,7 @@
 """Shared by all tests: no network, one thread, and two makers: a folder of photos and a run of the command line."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
@@ -19,10 +20,19 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+gc.disable()  # until all is imported, as `hfft.startup` has it
+
 import pytest  # noqa: E402
 import tiny  # noqa: E402
 import warm  # noqa: E402
 from pictures import THREE_CLASSES, make_photos  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """What was imported is not walked over again: Trainer collects garbage at each phase's begin."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
