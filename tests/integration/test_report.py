@@ -132,6 +132,21 @@ def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
     assert sorted(written[2:]) == sorted((runs / name / "figures").iterdir())
 
 
+def test_a_run_that_draws_nothing_is_drawn_later(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["train", "recipe.yaml", "name=quiet", "report=false"]) == 0
+    assert "`hfft report runs/quiet` makes them" in capsys.readouterr().err
+    quiet, drawn = Path("runs/quiet"), Path("runs/bugs")
+    assert not any((quiet / name).exists() for name in ("report.html", "figures", "mistakes", "model/figures"))
+    assert "![" not in card_of(quiet / "model")
+    assert hfft.Run(quiet).metrics["test"] == hfft.Run(drawn).metrics["test"]
+    assert main(["report", str(quiet)]) == 0
+    files = [{path.relative_to(run).as_posix() for path in run.rglob("*")} for run in (quiet, drawn)]
+    assert files[0] == files[1]
+    for name in ("figures/confusion_test.png", "figures/learning_curves.svg", "mistakes/mistakes.json"):
+        assert (quiet / name).read_bytes() == (drawn / name).read_bytes()
+
+
 def test_report_follows_the_numbers_that_are_stored(runs, capsys):
     path = runs / "bugs/metrics.json"
     metrics = json.loads(path.read_text())
