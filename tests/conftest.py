@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 _HF_HOME = tempfile.mkdtemp(prefix="hfft-tests-")
@@ -28,8 +29,16 @@ import warm  # noqa: E402
 from pictures import THREE_CLASSES, make_photos  # noqa: E402
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported is not walked over again: Trainer collects garbage at each phase's begin."""
+    if "hfft.run" in sys.modules and len(session.items) > 1:
+        import_module("hfft.report.page")  # as runs do at their end
     gc.collect()
     gc.freeze()
     gc.enable()

@@ -72,10 +72,11 @@ def write_recipe(folder: Path, family: str) -> None:
 
 
 def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1) -> list[str]:
-    """The end of a command."""
+    """The end of a command; with `output` one, of a run that draws nothing."""
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
     overrides = [f"training.{name}={value}" for name, value in sizes.items()]
-    return ["-m", "hfft", "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
+    overrides += [f"output_dir={output}", f"replay.mode={replay}", f"report={str(output != 'one').lower()}"]
+    return ["-m", "hfft", "train", f"{family}.yaml", *overrides]
 
 
 def assert_same_result(

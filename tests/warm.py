@@ -25,11 +25,16 @@ from typing import Any
 
 # Beginnings of variables that are read when a library is imported, so that a fork couldn't obey a change of them.
 _AT_IMPORT = ("HF_", "HOME", "HUGGING", "LANG", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS")
-_IMPORTS = (
+_OF_THE_HUB = ("HF_", "HUGGING", "PYTHONPATH", "TRANSFORMERS")  # those that no import of the second list reads
+_ALL = (
     *("hfft.cli", "hfft.comparison", "hfft.folds", "hfft.held_out", "hfft.hub.pushing", "hfft.inference.classifier"),
     *("hfft.report.card", "hfft.report.comparing", "hfft.report.page", "hfft.run", "hfft.sweeping"),
     *("accelerate.commands.launch", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("peft", "pyarrow.parquet", "torch.distributed.run", "torchvision.transforms.v2"),
+)
+_WITHOUT_HUB = (
+    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "pandas", "pyarrow.parquet", "sympy"),
+    *("scipy.optimize", "torch._dynamo.aot_compile", "torch.distributed.tensor", "torchvision.transforms.v2"),
 )
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
 
@@ -42,7 +47,8 @@ class Popen(subprocess.Popen):
         files, new_session = more[9:15], more[20]
         words = [] if shell or isinstance(args, str | bytes) else [os.fspath(word) for word in args]
         environment = dict(os.environ if env is None else env)
-        if executable or preexec_fn or pass_fds or not _is_plain(words) or not _imports_alike(environment):
+        imports = _importable(environment)
+        if executable or preexec_fn or pass_fds or not _is_plain(words) or imports is None:
             super()._execute_child(args, *more)
             return
         request = {
@@ -52,7 +58,8 @@ class Popen(subprocess.Popen):
             "new_session": bool(new_session),
         }
         theirs = (files[0], files[3], files[5])
-        self.pid = _server().fork(request, [number if file == -1 else file for number, file in enumerate(theirs)])
+        given = [number if file == -1 else file for number, file in enumerate(theirs)]
+        self.pid = _server(imports).fork(request, given)
         self._child_created = True
         self._close_pipe_fds(*files)
 
@@ -72,29 +79,31 @@ def _at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_AT_IMPORT)}
 
 
+_AT_START = _at_import(os.environ)
+
+
+def _importable(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+    """What may have been imported before this environment was known."""
+    changed = dict(_at_import(environment).items() ^ _AT_START.items())
+    if not changed:
+        return _ALL
+    return _WITHOUT_HUB if all(name.startswith(_OF_THE_HUB) for name in changed) else None
+
+
 @functools.cache
-def _imported_with() -> dict[str, str]:
-    return _at_import(os.environ)
-
-
-def _imports_alike(environment: Mapping[str, str]) -> bool:
-    return _at_import(environment) == _imported_with()
-
-
-@functools.cache
-def _server() -> _Server:
-    return _Server()
+def _server(imports: Sequence[str]) -> _Server:
+    return _Server(imports)
 
 
 class _Server:
-    """The process that has imported everything, seen from outside."""
+    """The process that has imported, seen from outside."""
 
-    def __init__(self) -> None:
+    def __init__(self, imports: Sequence[str]) -> None:
         self._socket, theirs = socket.socketpair()
-        environment = {**os.environ, **_imported_with()}
+        others = {name: value for name, value in os.environ.items() if not name.startswith(_AT_IMPORT)}
         with theirs:
-            command = [sys.executable, __file__, str(theirs.fileno())]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=environment)
+            command = [sys.executable, __file__, str(theirs.fileno()), *imports]
+            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env={**others, **_AT_START})
 
     def fork(self, request: Mapping[str, Any], files: Sequence[int]) -> int:
         """Start a process; its id. It becomes a child of this process, as its parent ends at once."""
@@ -164,6 +173,10 @@ def _become(request: Mapping[str, Any]) -> None:
     if request["new_session"]:
         os.setsid()
     os.chdir(request["folder"])
+    own, new = (where.get("PYTHONPATH", "") for where in (os.environ, request["environment"]))
+    if own != new:
+        rest = [path for path in sys.path[1:] if path not in own.split(os.pathsep)]
+        sys.path[1:] = [*filter(None, new.split(os.pathsep)), *rest]
     os.environ.clear()
     os.environ.update(request["environment"])
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -192,16 +205,16 @@ def _execute(words: Sequence[str]) -> None:
         runpy.run_path(first, run_name="__main__")
 
 
-def _import_all() -> None:
-    for name in _IMPORTS:
+def _import(names: Sequence[str]) -> None:
+    for name in names:
         import_module(name)
-    del sys.modules["accelerate.commands.launch"]  # which runs as __main__
+    sys.modules.pop("accelerate.commands.launch", None)  # which runs as __main__
     gc.collect()
     gc.freeze()
 
 
 if __name__ == "__main__":
-    _import_all()
+    _import(sys.argv[2:])
     wanted = _serve(socket.socket(fileno=int(sys.argv[1])))
     _become(wanted)
     _execute(wanted["words"])

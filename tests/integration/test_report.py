@@ -4,12 +4,12 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import warm
 from huggingface_hub import ModelCard
 from pages import Page
 from PIL import Image
@@ -78,7 +78,7 @@ def test_the_lines_of_the_card_work_when_copied(home, tmp_path, result):
     picture = next((home / "photos/test/ant").iterdir())
     shutil.copy(picture, tmp_path / "image.jpg")
     code = lines.replace(REPOSITORY, str(home / "runs" / result))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = warm.run([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     best = hfft.Classifier.from_pretrained(home / "runs" / result)([picture])[0]
     (label,) = best.top

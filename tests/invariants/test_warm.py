@@ -63,3 +63,17 @@ def test_a_failure_is_shown(tmp_path):
     done = warm.run([sys.executable, "-c", "raise ValueError('so')"])
     assert done.returncode == 1
     assert done.stderr.endswith("ValueError: so\n")
+
+
+def test_a_home_of_its_own_costs_the_imports_of_the_hub_alone(tmp_path):
+    """Elsewhere lies a module, and what is read at the import of huggingface_hub."""
+    (tmp_path / "beside.py").write_text("THERE = True")
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    asked = "import sys; print('torch' in sys.modules, 'huggingface_hub' in sys.modules); import beside; "
+    asked += "from huggingface_hub.constants import HF_HOME; print(HF_HOME)"
+    assert warm.run([sys.executable, "-c", asked], env=environment).stdout == f"True False\n{tmp_path}\n"
+
+
+def test_another_number_of_threads_makes_a_fresh_process():
+    asked = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
+    assert warm.run(asked, env={**os.environ, "OMP_NUM_THREADS": "3"}).stdout == "False\n"
