@@ -207,7 +207,7 @@ def write_results(
     seconds: dict[str, float],
     more: Mapping[str, Any],
 ) -> None:
-    """Write predictions, card, figures and, as the mark of a finished run, metrics.json.
+    """Write predictions, card, the figures that are wanted and, as the mark of a finished run, metrics.json.
 
     Args:
         folder: The run folder.
@@ -217,7 +217,7 @@ def write_results(
         seconds: By stage.
         more: Further sections of metrics.json.
     """
-    from hfft.report.card import write_report  # and matplotlib, which nothing else needs
+    from hfft.report.card import write_report
 
     if scores:
         table = pd.concat([found.table(split) for split, found in scores.items()], ignore_index=True)
@@ -237,7 +237,7 @@ def write_results(
         **more,
         "seconds": rounded,
     }
-    write_report(folder, metrics=content)
+    write_report(folder, metrics=content, draws=recipe.report)
     write_json(folder / "metrics.json", content)
 
 

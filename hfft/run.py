@@ -260,9 +260,12 @@ def _end(
         with explained("result"):
             more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
             write_results(folder, recipe, images, scores, seconds, more)
-        from hfft.report.page import try_page  # and matplotlib, which nothing before needs
+        if recipe.report:
+            from hfft.report.page import try_page  # and matplotlib
 
-        try_page(folder, images)
+            try_page(folder, images)
+        else:
+            _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
     state.wait_for_everyone()
 
 

@@ -1,12 +1,14 @@
 """Shared by all tests: no network, one thread, and two makers: a folder of photos and a run of the command line."""
 
 import atexit
+import gc
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 
 _HF_HOME = tempfile.mkdtemp(prefix="hfft-tests-")
@@ -19,9 +21,27 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+gc.disable()  # until all is imported, as `hfft.startup` has it
+
 import pytest  # noqa: E402
 import tiny  # noqa: E402
+import warm  # noqa: E402
 from pictures import THREE_CLASSES, make_photos  # noqa: E402
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that no process is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was imported is not walked over again: Trainer collects garbage at each phase's begin."""
+    if "hfft.run" in sys.modules and len(session.items) > 1:
+        import_module("hfft.report.page")  # as runs do at their end
+    gc.collect()
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture
@@ -50,10 +70,15 @@ def work_with(tmp_path: Path, photos: Callable[..., Path], monkeypatch: pytest.M
 
 @pytest.fixture
 def hfft_command(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`hfft_command("train", "recipe.yaml")`: the real command line in a process of its own, in `tmp_path`."""
+    """`hfft_command("train", "recipe.yaml")`: the real command line in a process of its own, in `tmp_path`.
 
-    def run(*arguments: str | Path, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
+    Forked from one that has imported everything, unless it shall be `fresh`.
+    """
+
+    def run(*arguments: str | Path, fresh: bool = False) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "hfft", *map(str, arguments)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+        if not fresh:
+            return warm.run(command, cwd=tmp_path)
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
 
     return run

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import tiny
 import torch
+import warm
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
@@ -48,10 +49,10 @@ def launch(config: str = "cpu2.yaml", *options: Any) -> list[Any]:
 def run(
     command: Sequence[Any], folder: Path, *, gpus: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end; GPUs are hidden unless asked for."""
+    """Run to the end, without the imports of the first process; GPUs are hidden unless asked for."""
     hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, **hidden, **environment}
-    return subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True, check=False, env=env)
+    return warm.run(command, cwd=folder, env=env)
 
 
 def succeed(command: Sequence[Any], folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -71,10 +72,14 @@ def write_recipe(folder: Path, family: str) -> None:
 
 
 def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1, module: str = "hfft") -> list[str]:
-    """The end of a command; `module` may be one that stands for hfft, such as `fsdp_on_cpu`."""
+    """The end of a command; with `output` one, of a run that draws nothing.
+
+    `module` may be one that stands for hfft, such as `fsdp_on_cpu`.
+    """
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
     overrides = [f"training.{name}={value}" for name, value in sizes.items()]
-    return ["-m", module, "train", f"{family}.yaml", f"output_dir={output}", f"replay.mode={replay}", *overrides]
+    overrides += [f"output_dir={output}", f"replay.mode={replay}", f"report={str(output != 'one').lower()}"]
+    return ["-m", module, "train", f"{family}.yaml", *overrides]
 
 
 def assert_same_result(

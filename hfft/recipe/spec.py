@@ -312,6 +312,7 @@ class Recipe:
             an image is.
         label_hints: Lists the training images whose label is least believed, after a first phase that trains the head
             alone.
+        report: Draws figures and writes report.html when the run ends; with false, `hfft report RUN` does so later.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.
     """
@@ -334,5 +335,6 @@ class Recipe:
     retain: RetainSpec = field(default_factory=RetainSpec)
     novelty: bool = False
     label_hints: bool = True
+    report: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"

@@ -11,7 +11,6 @@ from hfft.errors import TrainingError
 from hfft.files import write_folder, write_text
 from hfft.recipe.loading import dump_recipe
 from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
-from hfft.report.figures import write_figures
 from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
 from hfft.report.retained import confidence_in_words, retention_in_words
@@ -57,12 +56,15 @@ classify = hfft.Classifier.from_pretrained("{REPOSITORY}")
 print(classify(["image.jpg"]))"""
 
 
-def write_report(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> tuple[Path, ...]:
+def write_report(
+    folder: str | Path, *, metrics: Mapping[str, Any] | None = None, draws: bool = True
+) -> tuple[Path, ...]:
     """Render figures and card of a finished run anew; nothing else in its folder changes.
 
     Args:
         folder: Of the run.
         metrics: Content of metrics.json, where the run is about to write it; read from there when None.
+        draws: Whether there are figures; else the card alone is written, and shows none.
 
     Returns:
         What was written: the card and the figures.
@@ -73,12 +75,18 @@ def write_report(folder: str | Path, *, metrics: Mapping[str, Any] | None = None
     """
     facts = read_facts(folder, metrics=metrics)
     try:
-        figures = write_figures(facts)
+        figures = _drawn(facts) if draws else ()
         return (write_card(facts, figures), *figures)
     except OSError as error:
         raise TrainingError(
             f"{folder}: card and figures can't be written: {error}; once they can, the same command writes them"
         ) from error
+
+
+def _drawn(facts: RunFacts) -> tuple[Path, ...]:
+    from hfft.report.figures import write_figures  # and matplotlib, which nothing else needs
+
+    return write_figures(facts)
 
 
 def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
@@ -100,7 +108,8 @@ def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
         for path in shown.values():
             shutil.copyfile(path, aside / path.name)
 
-    write_folder(facts.result / FIGURES, copy)
+    if shown:
+        write_folder(facts.result / FIGURES, copy)
     card = facts.result / "README.md"
     write_text(card, render_card(facts, {stem: f"{FIGURES}/{path.name}" for stem, path in shown.items()}))
     return card

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from hfft.report.arranging import arrange
 from hfft.report.facts import PhaseFacts, SplitFacts
 from hfft.report.words import spoken
 
@@ -27,6 +28,7 @@ _COLORS = {
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # letters stay letters, which readers can find, and screen readers read
     "svg.hashsalt": "hfft",
+    "font.family": "DejaVu Sans",  # to measure by; one name, as each is looked up at every word
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelcolor": _MUTED,
@@ -228,7 +230,7 @@ def _scatter(axes: Axes, points: Sequence[_Point], color: str, *, sizes: Sequenc
 def _drawing() -> Iterator[tuple[Figure, Axes]]:
     """A figure with matplotlib's own settings and ours, whatever the user's are."""
     with style.context(["default", _STYLE], after_reset=True), matplotlib.rc_context():
-        figure = Figure(figsize=_SIZE, layout="constrained")
+        figure = Figure(figsize=_SIZE)
         yield figure, figure.subplots()
 
 
@@ -241,6 +243,7 @@ def _as_svg(figure: Figure, name: str, points: Sequence[_Point]) -> Markup:
         points: All dots.
     """
     stream = io.StringIO()
+    arrange(figure)
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     ElementTree.register_namespace("", _SVG)
     root = ElementTree.fromstring(stream.getvalue())

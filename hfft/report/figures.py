@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hfft.files import write_folder
+from hfft.report.arranging import arrange
 from hfft.report.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.report.fonts import letter
 from hfft.training.callbacks import HEADLINES
@@ -57,8 +58,8 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
 
         def write(aside: Path) -> None:
             for name, figure in figures.items():
+                arrange(figure)
                 figure.savefig(aside / f"{name}.png", metadata={"Software": None})
-                figure.set_layout_engine("none")  # it stays as it was found for the first file
                 figure.savefig(aside / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
         folder = facts.folder / "figures"
@@ -77,7 +78,7 @@ def draw_confusion(split: SplitFacts, labels: Sequence[str]) -> Figure:
     counts = _matrix(split.confusion, labels)  # (K, K)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)  # for the colours alone
     side = float(np.clip(2.2 + 0.42 * size, 4.2, 13))
-    figure = Figure(figsize=(side * 1.12, side), layout="constrained")
+    figure = Figure(figsize=(side * 1.12, side))
     axes = figure.subplots()
     scale = PowerNorm(1 if size <= _NUMBERED else 0.5, vmin=0, vmax=1)  # small shares of many classes can be seen
     cells = axes.pcolormesh(
@@ -94,7 +95,7 @@ def draw_confusion(split: SplitFacts, labels: Sequence[str]) -> Figure:
         for (row, column), count in np.ndenumerate(counts):
             color = "white" if shares[row, column] > 0.55 else "#222222" if count else "#999999"
             axes.text(column + 0.5, row + 0.5, f"{count:,}", ha="center", va="center", color=color, fontsize=fontsize)
-    bar = figure.colorbar(cells, ax=axes, fraction=0.046, pad=0.02, aspect=20 if size <= 6 else 40)
+    bar = figure.colorbar(cells, ax=axes, fraction=0.046, pad=0.02, aspect=20 if size <= 6 else 40, use_gridspec=False)
     bar.set_label("share of the images of a class")
     bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
     return figure
@@ -109,7 +110,7 @@ def draw_reliability(split: SplitFacts, *, is_multi_label: bool = False) -> Figu
     """
     what = ("probability of a label", "images x labels") if is_multi_label else ("probability of the predicted class",)
     share = "share that has the label" if is_multi_label else "share that is right"
-    figure = Figure(figsize=(4.6, 4.9), layout="constrained")
+    figure = Figure(figsize=(4.6, 4.9))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     upper.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1, label="as it should be")
     confidences, accuracies = [part.confidence for part in split.bins], [part.accuracy for part in split.bins]
@@ -141,7 +142,7 @@ def draw_learning_curves(phases: Sequence[PhaseFacts]) -> Figure:
     Args:
         phases: Of a run, in order.
     """
-    figure = Figure(figsize=(7.2, 5.2), layout="constrained")
+    figure = Figure(figsize=(7.2, 5.2))
     upper, lower = figure.subplots(2, 1, sharex=True)
     start = 0.0
     for number, phase in enumerate(phases):

@@ -36,7 +36,7 @@ def test_a_clean_folder(tmp_path, check):
 
 def test_a_hostile_folder_in_a_real_process(tmp_path, hfft_command):
     expected = hostile.make_hostile(tmp_path / "photos")
-    done = hfft_command("check-data", "photos", "--max-shown", "0")
+    done = hfft_command("check-data", "photos", "--max-shown", "0", fresh=True)
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     for kind, files in expected:
         assert f"\n{kind} (" in done.stdout

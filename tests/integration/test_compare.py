@@ -22,6 +22,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, disable_tqdm: true}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-3, max_steps: 1}
 """

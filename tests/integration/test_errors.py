@@ -70,7 +70,7 @@ def check_refusal(code, out, err, *, before, after):
 def test_a_typo_in_a_real_process(tmp_path, recipe, hfft_command):
     name = recipe(phase={"learning_rte": 0.1}, nmae="x")
     before = everything(tmp_path)
-    done = hfft_command("train", name)
+    done = hfft_command("train", name, fresh=True)
     message = check_refusal(done.returncode, done.stdout, done.stderr, before=before, after=everything(tmp_path))
     assert message == (
         "error: recipe.yaml: 2 problems\n"
@@ -257,7 +257,7 @@ def test_predict_on_a_folder_without_images(tmp_path, checkpoint, refused):
 def test_predict_with_a_folder_that_is_no_model_in_a_real_process(tmp_path, image, hfft_command):
     (tmp_path / "nothing").mkdir()
     before = everything(tmp_path)
-    done = hfft_command("predict", "nothing", image)
+    done = hfft_command("predict", "nothing", image, fresh=True)
     message = check_refusal(done.returncode, done.stdout, done.stderr, before=before, after=everything(tmp_path))
     assert message.startswith("error: ")
     assert "nothing gave no image classifier" in message

@@ -16,6 +16,7 @@ model: {checkpoint: vit}
 data: {source: photos, augment: {flip: true}}
 training: {optim: sgd, learning_rate: 0.05, dataloader_num_workers: 0, num_train_epochs: 4}
 precision: float32
+report: false
 replay: {mode: "off"}
 phases:
   - {name: head, unfreeze: head}

@@ -16,6 +16,7 @@ model: {checkpoint: vit}
 data: {source: photos, splits: {validation: 0.2}}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 1, disable_tqdm: true}
 precision: float32
+report: false
 folds: 3
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}

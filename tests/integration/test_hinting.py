@@ -17,6 +17,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 1, disable_tqdm: true}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}
 """
@@ -41,7 +42,7 @@ def read(workplace):
 
 
 def test_wrong_labels_are_listed_and_told(workplace, capsys):
-    assert main(["train", "recipe.yaml"]) == 0
+    assert main(["train", "recipe.yaml", "report=true"]) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("label hints: ")]
     assert line.startswith("label hints: 2 of 60 training images may belong to another class, to be looked at: ")
     found = read(workplace)

@@ -21,6 +21,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, disable_tqdm: true, num_train_epochs: 4}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 3.0e-2}
   - {name: all, unfreeze: all, learning_rate: 1.0e-3, num_train_epochs: 2}

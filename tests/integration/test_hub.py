@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pushable
 import pytest
 import tiny
 import torch
+import warm
 
 from hfft.data.decoding import decode
 from hfft.data.transforms import evaluation_transform
@@ -73,7 +73,7 @@ def hub():
 
 @pytest.fixture
 def child(hub, tmp_path):
-    """`child(["-m", "hfft", ...], home="a")`: a Python process with that home of the Hugging Face libraries."""
+    """`child(["-m", "hfft", ...], home="a")`: a process that imports the Hugging Face libraries with that home."""
 
     def run(words, home="home", token="hf_mine"):
         environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
@@ -81,7 +81,7 @@ def child(hub, tmp_path):
         tests = str(Path(tiny.__file__).parent)  # for TRAINER
         environment["PYTHONPATH"] = os.pathsep.join([tests, environment.get("PYTHONPATH", "")])
         command = [sys.executable, *map(str, words)]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return warm.run(command, cwd=tmp_path, env=environment)
 
     return run
 

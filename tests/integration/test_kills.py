@@ -5,15 +5,18 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
-SCRIPT = Path(__file__).parents[2] / "scripts/kill_and_continue.py"
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+import kill_and_continue
 
 
 @pytest.mark.slow
-def test_three_kills(tmp_path):
-    command = [sys.executable, SCRIPT, "--kills", "3", "--replay", "on", "--folder", tmp_path]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "3 of 3 ended bit-equal" in done.stdout
+def test_three_kills(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subprocess, "Popen", warm.Popen)
+    monkeypatch.setattr(sys, "argv", ["kills", "--kills", "3", "--replay", "on", "--folder", str(tmp_path)])
+    code, said = kill_and_continue.main(), capsys.readouterr().out
+    assert code == 0, said
+    assert "3 of 3 ended bit-equal" in said
     for kind in ("time", "saving", "recording"):
-        assert f"replay on, {kind}: killed " in done.stdout
+        assert f"replay on, {kind}: killed " in said

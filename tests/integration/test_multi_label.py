@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+import warm
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn import metrics as sk
@@ -295,13 +296,8 @@ def files(count=6):
 
 
 def test_the_pipeline_gives_the_classifiers_probabilities(workplace):
-    found = subprocess.run(
-        [sys.executable, "-c", PIPELINE, "runs/colors/model", *files()],
-        env=os.environ,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    found = warm.run([sys.executable, "-c", PIPELINE, "runs/colors/model", *files()])
+    assert found.returncode == 0, found.stderr
     ours = hfft.Classifier.from_pretrained("runs/colors")(files(), top=3)
     assert any(sum(prediction.top.values()) > 1.2 for prediction in ours)  # which no softmax gives
     for rows, prediction in zip(json.loads(found.stdout), ours, strict=True):
@@ -394,9 +390,7 @@ def test_what_was_pushed_gives_the_same_labels(workplace, tmp_path):
         def child(*words, home):
             environment = {name: value for name, value in os.environ.items() if name != "HF_TOKEN"}
             environment |= hub.environment(tmp_path / home, "hf_mine")
-            done = subprocess.run(
-                [sys.executable, *words], env=environment, capture_output=True, text=True, check=False
-            )
+            done = warm.run([sys.executable, *words], env=environment)
             assert done.returncode == 0, done.stderr
             return json.loads(done.stdout.splitlines()[-1])
 

@@ -32,6 +32,7 @@ data: {source: photos}
 training:
   {per_device_train_batch_size: 8, dataloader_num_workers: 0, disable_tqdm: true, metric_for_best_model: log_loss}
 precision: float32
+report: false
 phases:
   - {name: all, unfreeze: all, learning_rate: 1.0e-2, num_train_epochs: 20}
 """

@@ -4,12 +4,12 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import tiny
+import warm
 from huggingface_hub import ModelCard
 from pages import Page
 from PIL import Image
@@ -78,7 +78,7 @@ def test_the_lines_of_the_card_work_when_copied(home, tmp_path, result):
     picture = next((home / "photos/test/ant").iterdir())
     shutil.copy(picture, tmp_path / "image.jpg")
     code = lines.replace(REPOSITORY, str(home / "runs" / result))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = warm.run([sys.executable, "-c", code], cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     best = hfft.Classifier.from_pretrained(home / "runs" / result)([picture])[0]
     (label,) = best.top
@@ -124,12 +124,27 @@ def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
     (runs / name / "report.html").write_text("spoiled")
     shutil.rmtree(runs / name / "figures")
     shutil.rmtree(result / "figures")
-    done = hfft_command("report", runs / name)
+    done = hfft_command("report", runs / name, fresh=True)
     assert done.returncode == 0, done.stderr
     assert contents(runs / name) == before
     written = [Path(line) for line in done.stdout.splitlines()]
     assert written[:2] == [result / "README.md", runs / name / "report.html"]
     assert sorted(written[2:]) == sorted((runs / name / "figures").iterdir())
+
+
+def test_a_run_that_draws_nothing_is_drawn_later(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["train", "recipe.yaml", "name=quiet", "report=false"]) == 0
+    assert "`hfft report runs/quiet` makes them" in capsys.readouterr().err
+    quiet, drawn = Path("runs/quiet"), Path("runs/bugs")
+    assert not any((quiet / name).exists() for name in ("report.html", "figures", "mistakes", "model/figures"))
+    assert "![" not in card_of(quiet / "model")
+    assert hfft.Run(quiet).metrics["test"] == hfft.Run(drawn).metrics["test"]
+    assert main(["report", str(quiet)]) == 0
+    files = [{path.relative_to(run).as_posix() for path in run.rglob("*")} for run in (quiet, drawn)]
+    assert files[0] == files[1]
+    for name in ("figures/confusion_test.png", "figures/learning_curves.svg", "mistakes/mistakes.json"):
+        assert (quiet / name).read_bytes() == (drawn / name).read_bytes()
 
 
 def test_report_follows_the_numbers_that_are_stored(runs, capsys):

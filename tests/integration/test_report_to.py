@@ -24,6 +24,7 @@ training:
   {report_to: tensorboard, per_device_train_batch_size: 4, dataloader_num_workers: 0, num_train_epochs: 2,
   logging_steps: 2, disable_tqdm: true}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}
   - {name: last, unfreeze: {blocks: 2}, learning_rate: 1.0e-3}

@@ -19,6 +19,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 2, disable_tqdm: true}
 precision: float32
+report: false
 replay: {mode: "off"}
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}

@@ -13,6 +13,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, disable_tqdm: true, max_steps: 2}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head}
 """

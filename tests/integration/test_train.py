@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import warm
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
@@ -135,9 +136,9 @@ def test_a_stopped_run_continues_to_the_same_weights(workplace):
     """Stopped once in each of the phases, and started again each time."""
     longer = ["training.num_train_epochs=4", "training.dataloader_num_workers=2"]
     command = [sys.executable, "-m", "hfft", "train", "recipe.yaml", *longer]
-    subprocess.run([*command, "name=whole"], check=True, capture_output=True)
+    assert warm.run([*command, "name=whole"]).returncode == 0
     for phase, stop in (("0-head", signal.SIGKILL), ("1-last", signal.SIGINT), ("2-lora", signal.SIGKILL)):
-        process = subprocess.Popen([*command, "name=parts"], stderr=subprocess.PIPE, text=True, start_new_session=True)
+        process = warm.Popen([*command, "name=parts"], stderr=subprocess.PIPE, text=True, start_new_session=True)
         deadline = time.monotonic() + 120
         while not list(Path("runs/parts").glob(f"{phase}/checkpoint-*")) and time.monotonic() < deadline:
             assert process.poll() is None, process.communicate()[1]
@@ -148,7 +149,8 @@ def test_a_stopped_run_continues_to_the_same_weights(workplace):
         assert "Traceback" not in said
         assert ("continues with the same command" in said) == (stop == signal.SIGINT)
         assert not Path("runs/parts/metrics.json").exists()
-    done = subprocess.run([*command, "name=parts"], check=True, capture_output=True, text=True)
+    done = warm.run([*command, "name=parts"])
+    assert done.returncode == 0, done.stderr
     assert "phase 1/3 head: was finished" in done.stderr
     whole, parts = (weights(Path("runs") / name) for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

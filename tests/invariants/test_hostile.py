@@ -22,6 +22,7 @@ def recipe(tmp_path, name, source, **data):
             "training": {"num_train_epochs": 2, "learning_rate": 1e-3, "per_device_train_batch_size": 8},
             "phases": [{"name": "head"}, {"name": "block", "unfreeze": {"blocks": 1}}],
             "precision": "float32",
+            "report": False,
             "replay": {"engine": "torch"},
         }
     )

@@ -96,8 +96,9 @@ def test_scores_need_no_evaluate(checkpoint, photos, imported):
 @pytest.fixture
 def without_torch(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch")
-    yield
     gc.unfreeze()
+    yield
+    gc.freeze()  # as conftest.py has it
 
 
 def test_imports_are_not_collected(without_torch):
@@ -114,9 +115,10 @@ def test_the_collector_is_back_after_an_import_that_fails(without_torch):
 
 
 def test_a_process_with_torch_keeps_collecting():
+    before = gc.get_freeze_count()
     with quick_imports():
         assert gc.isenabled()
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= before
 
 
 def test_a_collector_that_was_off_stays_off(without_torch):

@@ -7,6 +7,7 @@ import finished
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from hfft.report import figures as figures_module
@@ -54,6 +55,21 @@ def test_the_background_is_white(facts):
     for name in NAMES:
         image = Image.open(facts.folder / "figures" / f"{name}.png").convert("RGB")
         assert image.getpixel((1, 1)) == image.getpixel((image.width - 2, image.height - 2)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_around_the_axes_is_cut_off(facts, monkeypatch, name):
+    drawn = {}
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, path, **more: (drawn.update({path: self}), save(self, path, **more))
+    )
+    write_figures(facts)
+    figure = next(figure for path, figure in drawn.items() if path.name == f"{name}.png")
+    figure.set_dpi(150)
+    outline, written = figure.bbox, figure.get_tightbbox().transformed(figure.dpi_scale_trans)
+    assert outline.x0 <= written.x0 <= written.x1 <= outline.x1
+    assert outline.y0 <= written.y0 <= written.y1 <= outline.y1
 
 
 def test_cells_hold_the_counts(facts):
