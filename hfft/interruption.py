@@ -1,13 +1,18 @@
 """Ctrl-C and SIGTERM: one KeyboardInterrupt, in the main process, soon; while a phase trains, after saving."""
 
+import atexit
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+_Result = TypeVar("_Result")
 
 _AT_ONCE, _LATER, _NEVER = 0.001, 1.0, 0.0  # seconds, as setitimer takes them
 _ECHO = 3.0  # seconds in which a launcher passes on what the terminal has sent already
@@ -106,6 +111,43 @@ def last_words() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def apart(do: Callable[[], _Result]) -> _Result:
+    """Do what waits for threads of its own, in one more thread: an interruption ends the wait for it at once.
+
+    It is left behind then, and goes on until the process ends; so it must change nothing that counts.
+
+    Args:
+        do: Its result is returned, and its exception raised, here.
+    """
+    future: Future[_Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(do())
+        except BaseException as error:  # handed over to the caller's thread
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future.result()
+
+
+def end_process(code: int) -> None:
+    """End this process without waiting for its other threads, if there are any.
+
+    The interpreter's own end waits for each thread of a pool, such as an upload that waits to be tried again.
+
+    Args:
+        code: Exit status.
+    """
+    if threading.active_count() == 1:
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def _end_worker(number: int) -> None:

@@ -21,8 +21,8 @@ LFS = (".safetensors", ".bin", ".png")  # files that go to the large file storag
 class Failure:
     """Answer requests badly.
 
-    `status` is answered with `headers` and `message`; `cut` reads half of the request's body, then closes the
-    connection without an answer.
+    `status` is answered with `headers` and `message`, once `hold` is set; `cut` reads half of the request's body, then
+    closes the connection without an answer.
     """
 
     method: str
@@ -32,6 +32,7 @@ class Failure:
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     times: int = 1_000_000
     cut: bool = False
+    hold: threading.Event | None = None
     also_do: bool = False  # does what was asked before the connection is cut
     hits: int = 0
 
@@ -213,6 +214,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(int(self.headers.get("Content-Length", 0)) // 2)
         else:
             self._read()
+            if failure.hold is not None:
+                failure.hold.wait()
             self._reply({"error": failure.message}, failure.status, failure.headers)
             return
         self.close_connection = True

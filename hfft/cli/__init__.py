@@ -12,16 +12,17 @@ from hfft.cli import sharing, training, using
 from hfft.cli.arguments import VerbParser
 from hfft.cli.printing import say
 from hfft.errors import HfftError
-from hfft.interruption import last_words, prompt_interruption, stop_signal
+from hfft.interruption import end_process, last_words, prompt_interruption, stop_signal
 
 _BY_SIGNAL = 128  # plus its number, as shells have it
+_CONTINUES = "a run continues with the same command, without --overwrite"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        argv: Arguments; those of the process when None.
+        argv: Arguments; those of the process when None, which ends here once it was interrupted.
 
     Returns:
         0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
@@ -29,7 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     _show_log()
     with last_words():
-        return _run(arguments)
+        code = _run(arguments)
+    if argv is None and stop_signal() is not None:
+        end_process(code)
+    return code
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -47,7 +51,8 @@ def _run(arguments: argparse.Namespace) -> int:
         # A launcher ends its other processes with SIGTERM when one has died, often before they notice by themselves.
         by_launcher = number == signal.SIGTERM and "RANK" in os.environ
         cause = "interrupted, or another process of this launch has ended" if by_launcher else "interrupted"
-        say(f"{cause}; a run continues with the same command, without --overwrite")
+        again = "the same command finishes the push" if arguments.verb == "push" else _CONTINUES
+        say(f"{cause}; {again}")
         return _BY_SIGNAL + number
     if "RANK" in os.environ:
         from hfft.liveness import leave

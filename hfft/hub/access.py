@@ -1,27 +1,19 @@
 """May this be pushed: asked before anything is trained or sent, and quickly; imports no torch."""
 
-import logging
-import re
-import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import (
-    build_hf_headers,
-    disable_progress_bars,
-    get_session,
-    hf_raise_for_status,
-    parse_ratelimit_headers,
-)
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hfft._version import __version__
 from hfft.errors import HubError, PushError
+from hfft.hub.waiting import InterruptibleApi, asked_wait
 from hfft.recipe.spec import HubSpec
 
 _CONNECTING, _ANSWERING = 1.5, 10.0  # seconds
@@ -55,7 +47,7 @@ def connection() -> HfApi:
     token = get_token()
     if token is None:
         raise HubError(_NO_TOKEN)
-    return HfApi(token=token, library_name="hfft", library_version=__version__)
+    return InterruptibleApi(token=token, library_name="hfft", library_version=__version__)
 
 
 def reach(spec: HubSpec, *, make: bool = True) -> Destination:
@@ -94,27 +86,6 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
         if make and spec.revision is not None:
             _find_or_make_branch(api, repo_id, spec)
     return Destination(repo_id, private, spec.revision)
-
-
-@contextmanager
-def tidy_client() -> Iterator[None]:
-    """Let huggingface_hub draw progress bars on a terminal alone, and tell of retries without signatures.
-
-    It logs whole addresses, and those of a large file storage grant access to whoever reads the log.
-    """
-    logger = logging.getLogger("huggingface_hub.utils._http")
-    logger.addFilter(_without_query)
-    draws = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
-    try:
-        with nullcontext() if draws else disable_progress_bars():
-            yield
-    finally:
-        logger.removeFilter(_without_query)
-
-
-def _without_query(record: logging.LogRecord) -> bool:
-    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), None
-    return True
 
 
 @contextmanager
@@ -161,12 +132,16 @@ def _of_answer(doing: str, error: HfHubHTTPError) -> HubError:
         return HubError(f"{answer}: no such repository or branch, or this token may not see it")
     if status in (409, 412):
         return PushError(f"{answer}: something else is changing this repository; {_AGAIN}")
-    if status == 429:
-        limit = parse_ratelimit_headers(response.headers)
-        wait = response.headers.get("Retry-After") or (None if limit is None else limit.reset_in_seconds)
-        pause = f"in {wait} s" if wait else "later"
-        return PushError(f"{answer}: too many requests, and it asks to come back {pause}; {_AGAIN}")
+    wait = asked_wait(response.headers)
+    if status == 429 or wait is not None:
+        limited = "rate limited: " if status == 429 else ""
+        pause = "later" if wait is None else f"in {_spoken(wait)}"
+        return PushError(f"{answer}: {limited}it asks to come back {pause}; {_AGAIN} then")
     return PushError(f"{answer}; {_AGAIN}")
+
+
+def _spoken(seconds: int) -> str:
+    return f"{seconds} s" if seconds < 120 else f"{-(-seconds // 60)} minutes"
 
 
 def _words(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,9 +18,11 @@ from hfft.data.decoding import Decoded, decode_row
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
-from hfft.hub.access import explained, tidy_client
+from hfft.hub.access import explained
 from hfft.hub.content import File, hash_file
+from hfft.hub.waiting import tidy_client
 from hfft.inference.opening import open_model
+from hfft.interruption import apart
 from hfft.recipe.spec import Recipe
 
 _IMAGES = 4
@@ -55,10 +58,11 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
     """
     PartialState()  # loggers below ask it which process this is
-    with TemporaryDirectory(prefix="hfft-") as cache:
+    with TemporaryDirectory(prefix="hfft-", ignore_cleanup_errors=True) as cache:
         doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
         with explained(doing), tidy_client():
-            snapshot = Path(snapshot_download(repo_id, revision=commit, cache_dir=cache, token=get_token()))
+            download = partial(snapshot_download, repo_id, revision=commit, cache_dir=cache, token=get_token())
+            snapshot = Path(apart(download))
         where, trusts = f"{repo_id} at {commit[:8]}", recipe.model.trust_remote_code
         _compare_files(snapshot, files, where)
         images, from_data = _images(recipe)

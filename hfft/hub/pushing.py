@@ -13,8 +13,9 @@ from pydantic import ValidationError
 from hfft._version import __version__
 from hfft.errors import HubError
 from hfft.files import read_json, write_json
-from hfft.hub.access import Destination, connection, explained, reach, tidy_client
+from hfft.hub.access import Destination, connection, explained, reach
 from hfft.hub.content import File, check_adapter, check_base, collect, finished_recipe, leftovers, parts, refuse_secret
+from hfft.hub.waiting import tidy_client
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
 

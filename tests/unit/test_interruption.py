@@ -4,12 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from hfft import interruption
-from hfft.interruption import patient, prompt_interruption, stop_signal
+from hfft.interruption import apart, patient, prompt_interruption, stop_signal
 
 HALF_MADE = """
 import gc, os, signal, time
@@ -50,6 +51,45 @@ def test_a_process_that_is_stopped_while_it_tells_of_its_error_tells_it_still():
     """A launcher stops the others within milliseconds of the first that fails."""
     done = subprocess.run([sys.executable, "-c", LAST_WORDS], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "error: nowhere is no run folder: it has no recipe.yaml\n")
+
+
+POOL = """
+import atexit, threading, time
+from concurrent.futures import ThreadPoolExecutor
+from hfft.interruption import end_process
+
+atexit.register(print, "tidied up")
+pool = ThreadPoolExecutor()
+pool.submit(time.sleep, 60)
+print("working")
+end_process(3)
+"""
+
+
+def test_a_process_ends_although_a_thread_of_a_pool_works():
+    command = [sys.executable, "-c", POOL]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=12)
+    assert (done.returncode, done.stdout) == (3, "working\ntidied up\n")
+
+
+def test_what_is_done_apart_is_interrupted_at_once():
+    left = threading.Event()
+
+    def work():
+        with prompt_interruption():
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            apart(lambda: left.wait(60))
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert not left.is_set()
+    left.set()
+
+
+def test_results_and_errors_of_what_is_done_apart_arrive():
+    assert apart(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        apart(lambda: 1 // 0)
 
 
 def test_an_interruption_arrives_although_a_finalizer_swallowed_it():

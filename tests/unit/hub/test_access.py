@@ -130,13 +130,13 @@ def test_a_network_that_swallows_everything(hub, monkeypatch):
             "whoami",
             {"status": 429, "headers": {"Retry-After": "77"}},
             PushError,
-            r"answered 429 .*: too many requests, and it asks to come back in 77 s; .* the same command finishes",
+            r"answered 429 .*: rate limited: it asks to come back in 77 s; .* the same command finishes the job then",
         ),
         (
             "create",
             {"status": 429, "headers": {"ratelimit": '"api";r=0;t=55'}},
             PushError,
-            "too many requests, and it asks to come back in 55 s",
+            "rate limited: it asks to come back in 55 s",
         ),
         (
             "create",

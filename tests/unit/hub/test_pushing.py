@@ -1,6 +1,12 @@
 import json
 import logging
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -150,11 +156,21 @@ TROUBLE = {
     "412 at the commit": ("POST", "/commit/", {"status": 412}, "something else is changing this repository", 1),
     "429 at the commit": (
         *("POST", "/commit/", {"status": 429, "headers": {"Retry-After": "3"}}),
-        *("too many requests, and it asks to come back in 3 s", 1),
+        *("rate limited: it asks to come back in 3 s", 1),
     ),
     "429 while uploading": (
         *("POST", "/preupload/", {"status": 429, "headers": {"Retry-After": "3"}}),
-        *("too many requests, and it asks to come back in 3 s", 1),
+        *("rate limited: it asks to come back in 3 s", 1),
+    ),
+    "429 for an hour while uploading": (
+        *("PUT", "/storage/", {"status": 429, "headers": {"Retry-After": "3600"}}),
+        "(no luck): rate limited: it asks to come back in 60 minutes; nothing here was changed; the same command "
+        "finishes the job then",
+        1,
+    ),
+    "503 for two hours while reading back": (
+        *("GET", "/resolve/.*/model", {"status": 503, "headers": {"Retry-After": "7201"}}),
+        *("the Hub answered 503 (no luck): it asks to come back in 121 minutes", 1),
     ),
     "answer of the commit lost": ("POST", "/commit/", {"cut": True, "also_do": True}, "the connection was lost (", 1),
     "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing here was", 1),
@@ -176,14 +192,46 @@ def test_trouble_is_told_leaves_the_run_alone_and_a_second_push_succeeds(name, m
     assert "Traceback" not in said
     assert "hf_mine" not in said
     assert pushable.contents(merged) == before
-    if "429 while" in name:
+    if name == "429 while uploading":
         assert no_waits == [4.0] * 5  # huggingface_hub heeds Retry-After, and gives up
+    if "hour" in name:
+        assert no_waits == []
     hub.failures.clear()
     assert main(["push", str(merged), "me/cells"]) == 0
     count = len(MODEL | pushable.shown(merged))
     assert f"read back: {count} files equal, logits of 4 images of the run within 0" in capsys.readouterr().out
     assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged)}
     assert len(hub.titles("me/cells")) == 2  # one commit of ours, whatever happened before
+
+
+@pytest.mark.parametrize(
+    ("state", "number"), [("waits to try again", signal.SIGTERM), ("is being answered", signal.SIGINT)]
+)
+def test_one_signal_ends_a_push_that(state, number, merged, hub, tmp_path):
+    """Several files are under way, each in a thread of huggingface_hub that no signal reaches."""
+    hold = threading.Event()
+    how = {"hold": hold} if state == "is being answered" else {"status": 429, "headers": {"Retry-After": "50"}}
+    failure = hub.fail("PUT", "/storage/", **how)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "hfft", "push", merged, "me/cells"],
+        env={**os.environ, **hub.environment(tmp_path / "home")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while failure.hits < 2 and child.poll() is None:
+            time.sleep(0.05)
+        if "try" in state:
+            assert any("Rate limited. Waiting 51.0s before retry" in line for line in child.stderr)
+        child.send_signal(number)
+        _, said = child.communicate(timeout=12)  # less than the 50 s, and than the test Hub's patience
+    finally:
+        hold.set()
+        child.kill()
+        child.wait()
+    assert child.returncode == 128 + number
+    assert said.endswith("interrupted; the same command finishes the push\n")
+    assert hub.titles("me/cells") == ["initial commit"]
 
 
 def test_what_arrived_before_the_connection_was_lost_is_not_sent_again(merged, hub, no_waits):
