@@ -24,7 +24,7 @@ from importlib import import_module
 from typing import Any
 
 # Beginnings of variables that are read when a library is imported, so that a fork couldn't obey a change of them.
-_AT_IMPORT = ("HF_", "HOME", "HUGGING", "LANG", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "TORCH", "TRANSFORMERS")
+_AT_IMPORT = ("HF_", "HOME", "HUGGING", "LANG", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "TRANSFORMERS")
 _OF_THE_HUB = ("HF_", "HUGGING", "PYTHONPATH", "TRANSFORMERS")  # those that no import of the second list reads
 _ALL = (
     *("hfft.cli", "hfft.comparison", "hfft.folds", "hfft.held_out", "hfft.hub.pushing", "hfft.inference.classifier"),

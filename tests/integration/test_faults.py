@@ -118,6 +118,7 @@ def test_one_of_two_processes_fails(fault, faulty, said, workplace):
     assert "phase 2/2 all: continues from checkpoint-" in again.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code", "step"), [("SIGTERM", 143, 5), ("SIGINT", 130, 6), ("SIGINT", 130, 12)])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_equal(fault, code, step, workplace):
     """In the middle of an epoch, at the end of one, which is evaluated first, and after the last step."""

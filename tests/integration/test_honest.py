@@ -222,6 +222,7 @@ def test_recordings_are_found_again_where_they_are(workplace, monkeypatch):
     assert "30 training images as augmented in the first epoch" in about
 
 
+@pytest.mark.slow
 def test_a_short_run_is_not_made_long_by_its_baselines(workplace):
     short = ["phases=[{name: all, unfreeze: all, max_steps: 1}]", "training.per_device_train_batch_size=2"]
     run = hfft.finetune(hfft.load_recipe("recipe.yaml", short))

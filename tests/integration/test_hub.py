@@ -127,6 +127,7 @@ def assert_same(answers, predictions, logits):
         assert answer == pytest.approx(expected, abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "merged"])
 def test_a_fresh_process_classifies_as_the_run_was_evaluated(kind, workplace, child):
     phases = pushable.recipe(workplace)["phases"]
@@ -183,13 +184,14 @@ def test_a_private_repository_is_not_for_others(workplace, child):
     assert "the Hub has no model of that name, or it is private" in refused.stderr
 
 
+@pytest.mark.slow
 def test_a_push_in_the_middle_of_which_the_hub_fails(workplace, child, hub):
-    """With huggingface_hub's own five tries and waits; the second push finishes the job."""
+    """With huggingface_hub's own five tries, and once its waits; the third push finishes the job."""
     assert child(["-m", "hfft", "train", write_recipe(workplace)]).returncode == 0
     run = workplace / "runs/cells"
     before = pushable.contents(run)
     for how, words in (
-        ({"status": 500}, "the Hub answered 500 (no luck)"),
+        ({"status": 500, "headers": {"Retry-After": "0"}}, "the Hub answered 500 (no luck)"),
         ({"cut": True}, "the connection was lost"),
     ):
         failure = hub.fail("PUT", "/storage/", **how)

@@ -33,6 +33,7 @@ def checkpoint(tmp_path_factory):
     return tiny.save(tmp_path_factory.mktemp("checkpoint"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carved", [True, False], ids=["carved splits", "splits of the source"])
 def test_broken_files_leave_no_trace_in_the_result(carved, checkpoint, tmp_path):
     (tmp_path / "checkpoint").symlink_to(checkpoint)
