@@ -112,7 +112,7 @@ def _features(
         )
     device_batch = stage.spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     network_of_both, then = reference.alone()
-    workers = min(cpus_per_process(), 8)
+    workers = stage.spec.arguments.get("dataloader_num_workers", min(cpus_per_process(), 8))
     found = compute(network_of_both, examples, transform.floats, batch_size=device_batch, workers=workers, then=then)
     return _too_many(len(examples), found[1].shape[1], classes) or torch.from_numpy(found[1])
 

@@ -370,7 +370,7 @@ def _score_result(
     way = Way(
         classifier.transform,
         batch_size=recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=min(cpus_per_process(), 8),
+        workers=recipe.phases[-1].arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
         engine=recorded_with(trained.stages[0].folder),
     )
     splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}

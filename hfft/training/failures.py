@@ -46,8 +46,8 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
             raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
         if _NO_WORKER in str(error):
             raise TrainingError(
-                f"{title}: {str(error).splitlines()[0]} A process that reads images died, most often for lack of "
-                f"memory or of shared memory; fewer dataloader_num_workers need less, and {_CONTINUES}"
+                f"{title}: {str(error).splitlines()[0].rstrip('. ')}. A process that reads images died, most often "
+                f"for lack of memory or of shared memory; fewer dataloader_num_workers need less, and {_CONTINUES}"
             ) from error
         if any(words in str(error) for words in _NO_SPACE):
             raise TrainingError(f"{title}: weights can't be written; is the disk full? {_CONTINUES}") from error

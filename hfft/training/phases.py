@@ -210,8 +210,9 @@ def _finish(
     spec, folder, title = stage.spec, stage.folder, stage.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
-    replayed = None if replay is None else replay.open(model, data, arguments, stage)
-    spec = with_rate(model, data, replayed, arguments, stage)
+    with explained(title, arguments):
+        replayed = None if replay is None else replay.open(model, data, arguments, stage)
+        spec = with_rate(model, data, replayed, arguments, stage)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)

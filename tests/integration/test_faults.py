@@ -43,6 +43,38 @@ own = phases._own_callbacks
 phases._own_callbacks = lambda *arguments: [Fault(), *own(*arguments)]
 sys.exit(main(["train", *sys.argv[2:]]))
 """
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from transformers import TrainerCallback
+import hfft.data.batches as batches
+import hfft.training.phases as phases
+from hfft.cli import main
+
+split, begins, *words = sys.argv[1:]
+begun = Path("begun")
+
+class Begin(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        if f"{Path(args.output_dir).name} {state.global_step}" == begins:
+            begun.touch()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        if f"{Path(args.output_dir).name} end" == begins:
+            begun.touch()
+
+def decode_row(row, own=batches.decode_row):
+    is_worker = torch.utils.data.get_worker_info() is not None
+    if is_worker and row["file"].startswith(split) and (begun.exists() or begins == "at once"):
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is short
+    return own(row)
+
+batches.decode_row = decode_row
+own = phases._own_callbacks
+phases._own_callbacks = lambda *arguments: [Begin(), *own(*arguments)]
+sys.exit(main(["train", *words]))
+"""
 
 
 @pytest.fixture
@@ -51,6 +83,7 @@ def workplace(tmp_path, photos):
     tiny.save(tmp_path / "vit", "vit")
     (tmp_path / "r.yaml").write_text(RECIPE)
     (tmp_path / "faulty.py").write_text(FAULTY)
+    (tmp_path / "worker.py").write_text(WORKER)
     return tmp_path
 
 
@@ -130,3 +163,31 @@ def test_a_full_disk_ends_with_one_line_and_costs_no_checkpoint(workplace):
         succeed(command, workplace)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize(
+    ("split", "begins", "replay", "title"),
+    [
+        ("train", "1-all 5", "off", "phase 2/2 all"),
+        ("validation", "1-all 5", "off", "phase 2/2 all"),
+        ("train", "at once", "auto", "phase 1/2 head"),
+        ("validation", "1-all end", "auto", "result"),
+    ],
+    ids=["training", "evaluation", "recording", "result"],
+)
+def test_a_worker_that_the_system_kills_ends_with_one_line(split, begins, replay, title, workplace):
+    words = ["r.yaml", f"replay.mode={replay}", "training.dataloader_num_workers=2"]
+    done = run([*ALONE, "worker.py", split, begins, *words], workplace)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (error,) = our_errors(done)
+    assert re.match(
+        rf"error: {title}: DataLoader worker \(pid.*(signal: Killed|exited unexpectedly)\. A process", error
+    )
+    assert error.endswith(
+        "A process that reads images died, most often for lack of memory or of shared memory; fewer "
+        "dataloader_num_workers need less, and the same command continues from the last whole checkpoint"
+    )
+    again = succeed([*ALONE, "-m", "hfft", "train", *words], workplace)
+    assert ("phase 1/2 head: was finished" in again.stderr) == (title != "phase 1/2 head")
+    assert (workplace / "runs/r/metrics.json").is_file()
