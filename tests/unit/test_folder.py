@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import pytest
 from datasets import Dataset
@@ -7,7 +8,7 @@ from hfft.data.checking import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError
-from hfft.folder import describe_origin, is_done, open_folder
+from hfft.folder import _may_differ, describe_origin, is_done, open_folder
 from hfft.recipe.loading import load_recipe
 
 
@@ -152,3 +153,12 @@ def test_a_run_keeps_where_it_came_from(tmp_path):
     }
     split = json.loads((tmp_path / "r" / "data.json").read_text())["splits"]["train"]
     assert (split["images"], split["carved"]) == (2, False)
+
+
+@pytest.mark.parametrize(("full", "expected"), [((True, True), False), ((True, False), True), ((False, False), True)])
+def test_kernels_of_a_gpu_may_differ_unless_every_phase_is_fully_deterministic(full, expected):
+    phases = [{"name": name, "full_determinism": asked} for name, asked in zip(("head", "more"), full, strict=True)]
+    asked = recipe(phases=phases, replay={"mode": "off"}, precision="float32")
+    assert _may_differ(asked, SimpleNamespace(device="cpu")) == []
+    found = _may_differ(asked, SimpleNamespace(device="cuda:0"))
+    assert ["full_determinism" in line for line in found] == [True] * expected
