@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -31,7 +31,7 @@ from hfft.files import read_json
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
-from hfft.hub.pushing import Pushed, push
+from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch
 from hfft.liveness import watched
@@ -60,6 +60,9 @@ from hfft.training.replay import Replay, recorded_with
 from hfft.training.reporting import finish_reporting, open_reporting
 from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LOG = get_logger(__name__)
 
@@ -120,26 +123,9 @@ class Run:
         """Folder of a phase, counted from 0."""
         return self.folder / f"{number}-{self.recipe.phases[number].name}"
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        what: Literal["model", "adapter", "both"] | None = None,
-        private: bool = True,
-        revision: str | None = None,
-        create_pr: bool = False,
-        commit_message: str | None = None,
-    ) -> Pushed:
+    def push_to_hub(self, repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
         """Push the run as `hfft.push` does."""
-        return push(
-            self,
-            repo_id,
-            what=what,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-        )
+        return push(self, repo_id, **pushing)
 
 
 def finetune(

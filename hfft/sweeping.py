@@ -42,7 +42,8 @@ def plan_sweep(source: str | Path, assignments: Sequence[str]) -> list[Recipe]:
         assignments: `key=value` as overrides have it, or `key=value1,value2`: commas outside of brackets divide.
 
     Raises:
-        RecipeError: If no key has several values, a recipe isn't right, or two of them would have the same name.
+        RecipeError: If no key has several values, a recipe isn't right or pushes its result, or two of them would have
+            the same name.
     """
     values = {}
     for assignment in assignments:
@@ -62,6 +63,12 @@ def plan_sweep(source: str | Path, assignments: Sequence[str]) -> list[Recipe]:
         parts = [f"{short[key]}-{_plain(value)}" for key, value in zip(varied, choice, strict=True)]
         name = "-".join([base, *parts])
         recipes.append(load_recipe(source, [*fixed, *own, f"name={name}"]))
+    pushed = [recipe.hub.repo_id for recipe in recipes if recipe.hub.repo_id is not None]
+    if pushed:
+        raise RecipeError(
+            f"hub.repo_id: found {pushed[0]}, where the last run of a sweep would end and not the best; leave it out "
+            f"(hub.repo_id=null), and push the one that you want: hfft push {recipes[0].output_dir}/NAME {pushed[0]}"
+        )
     names = [recipe.name for recipe in recipes]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)

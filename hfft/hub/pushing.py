@@ -5,7 +5,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from pydantic import ValidationError
@@ -18,6 +18,9 @@ from hfft.hub.content import File, check_adapter, check_base, collect, finished_
 from hfft.hub.waiting import tidy_client
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
 _RECORD = "hub.json"  # in the run folder: what was pushed where
@@ -60,41 +63,39 @@ class Pushed:
         )
 
 
-def push(
-    run: str | os.PathLike[str],
-    repo_id: str,
-    *,
-    what: Literal["model", "adapter", "both"] | None = None,
-    private: bool = True,
-    revision: str | None = None,
-    create_pr: bool = False,
-    commit_message: str | None = None,
-) -> Pushed:
+class Pushing(TypedDict, total=False):
+    """What `push` takes beside a run and a repository; left out is as HubSpec has it."""
+
+    what: Literal["model", "adapter", "both"] | None
+    private: bool
+    revision: str | None
+    create_pr: bool
+    commit_message: str | None
+    base_model: str | None
+
+
+def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
     """Push a finished run in one commit, download it into an empty cache, and compare hashes and logits.
 
     Args:
         run: Its folder.
         repo_id: `owner/name`, or `name` for an own repository; made if it isn't there.
-        what: `model`, `adapter` or `both`; what the run ends with when None.
-        private: Who may see a new repository: its owner alone, or everybody. A repository that is there and public is
-            not pushed to with true.
-        revision: Branch, made if it isn't there; `main` when None.
-        create_pr: Opens a pull request instead of changing the branch.
-        commit_message: Title of the commit; one that names the run when None.
+        **pushing: `what`, one of `model`, `adapter` and `both`: what the run ends with when left out. `private`, who
+            may see a new repository: its owner alone, as when left out, or everybody with false; one that is there and
+            public is pushed to with false alone. `revision`, a branch, made if it isn't there; `main` when left out.
+            `create_pr` opens a pull request instead of changing the branch. `commit_message`, title of the commit; one
+            that names the run when left out. `base_model`, Hub id of what the adapter sits on, if it was trained on a
+            folder.
 
     Raises:
         HubError: If it can't be pushed as asked.
         PushError: If the push failed; the run is as it was, and the same push finishes the job.
     """
+    unknown = [key for key in pushing if key not in Pushing.__annotations__]
+    if unknown:
+        raise TypeError(f"push takes no {unknown[0]!r}; allowed: {', '.join(Pushing.__annotations__)}")
     try:
-        spec = HubSpec(
-            repo_id=repo_id,
-            what=what,
-            private=private,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
-        )
+        spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
     return push_run(Path(run), spec)

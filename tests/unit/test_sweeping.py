@@ -52,6 +52,14 @@ def test_keys_of_one_name_are_told_apart(recipe):
     assert found[0].name == "base-head_learning_rate-1e-2-last_learning_rate-1e-4"
 
 
+def test_nothing_of_a_grid_is_pushed(recipe):
+    recipe.write_text(RECIPE + "hub: {repo_id: me/swept}")
+    with pytest.raises(RecipeError, match="push the one that you want"):
+        plan_sweep(recipe, ["seed=0,1"])
+    found = plan_sweep(recipe, ["seed=0,1", "hub.repo_id=null"])
+    assert [r.hub.repo_id for r in found] == [None, None]
+
+
 def test_a_name_of_its_own_is_the_beginning_of_all(recipe):
     assert [r.name for r in plan_sweep(recipe, ["name=other", "seed=3,4"])] == ["other-seed-3", "other-seed-4"]
 
@@ -66,6 +74,11 @@ def test_a_name_of_its_own_is_the_beginning_of_all(recipe):
         (["seed=0,,1"], "a value is missing before or after a comma"),
         (["seed=0,1", "sead=1"], "did you mean 'seed'"),
         (["seed=0,x"], "seed: found 'x'"),
+        (
+            ["seed=0,1", "hub.repo_id=me/swept"],
+            r"hub.repo_id: found me/swept, where the last run of a sweep .*: hfft push runs/NAME me/swept$",
+        ),
+        (["hub.repo_id=null,me/swept"], "leave it out"),
         (["training.weight_decay=0.1,0_1"], "two runs of the sweep would be called base-weight_decay-0_1"),
     ],
 )

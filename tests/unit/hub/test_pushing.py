@@ -127,6 +127,24 @@ def test_files_of_an_earlier_push_that_would_be_opened_go_and_others_stay(merged
     assert len(hub.titles("me/cells")) == 2
 
 
+def test_from_python_the_adapters_base_can_be_named_as_well(merged, hub):
+    put_base(hub, merged)
+    with pytest.raises(HubError, match="the adapter sits on"):
+        hfft.push(merged, "me/lora", what="adapter")
+    pushed = [
+        hfft.push(merged, "me/lora", what="adapter", base_model="me/vit"),
+        hfft.Run(merged).push_to_hub("me/lora", what="adapter", base_model="me/vit"),
+    ]
+    assert pushed[0] == pushed[1]
+    assert json.loads(hub.files("me/lora")["adapter_config.json"])["base_model_name_or_path"] == "me/vit"
+
+
+def test_an_unknown_word_of_a_push_is_a_mistake_of_the_program(merged, hub):
+    with pytest.raises(TypeError, match="push takes no 'hub_strategy'; allowed: what, private, "):
+        hfft.push(merged, "me/cells", hub_strategy="every_save")
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
 def test_a_file_that_comes_back_otherwise(damaged, merged, hub):
     hub.damaged = damaged
