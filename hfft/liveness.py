@@ -2,8 +2,8 @@
 
 Collective operations wait half an hour for a process that has stopped, on a CPU whatever `ddp_timeout` says. A shorter
 limit would also end waits that are right, such as for the main process that reads every image. So each process says
-every few seconds, from a thread of its own, that it is alive. A main thread that alone is stuck, such as in a file system
-that hangs, is not noticed.
+every few seconds, from a thread of its own, that it is alive. A main thread that alone is stuck, such as in a file
+system that hangs, is not noticed.
 """
 
 import os
