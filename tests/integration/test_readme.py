@@ -48,7 +48,8 @@ def test_every_command_line_of_hfft_runs(workplace, capsys):
     lines = [shlex.split(line)[1:] for line in commands() if line.startswith("hfft ")]
     assert len(lines) == 10
     for line in lines:
-        assert main(line) == 0, (line, capsys.readouterr().err)
+        few = ["training.per_device_train_batch_size=1"] if "--processes" in line else []  # images stand in for more
+        assert main([*line, *few]) == 0, (line, capsys.readouterr().err)
 
 
 def test_the_other_commands_name_scripts_that_exist_and_recipes_that_load():
