@@ -13,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfft.data.transforms import evaluation_transform
-from hfft.errors import DataError, ModelError
+from hfft.errors import DataError, ModelError, RecipeError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
 from hfft.evaluation.multilabel import to_probabilities
 from hfft.evaluation.thresholds import at_temperature, kept_thresholds
@@ -283,7 +283,12 @@ def model_source(source: str | os.PathLike[str]) -> str:
 
 def recipe_trusts(source: str | os.PathLike[str]) -> bool:
     """Whether a source is a run folder whose recipe trusts the code that its checkpoint brings."""
-    return _is_run(Path(source)) and load_recipe(Path(source) / "recipe.yaml").model.trust_remote_code
+    if not _is_run(Path(source)):
+        return False
+    try:
+        return load_recipe(Path(source) / "recipe.yaml").model.trust_remote_code
+    except RecipeError:  # of another version of hfft
+        return False
 
 
 def _is_run(folder: Path) -> bool:
