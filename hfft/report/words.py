@@ -55,6 +55,7 @@ def how_trained(phase: PhaseFacts) -> str:
     epochs = max((entry["epoch"] for entry in phase.history if "epoch" in entry), default=plan.epochs)
     passes = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     early = f" of {plan.steps:,} planned" if result.steps < plan.steps else ""
+    taken = f"{result.steps:,}{early} {'step' if result.steps == plan.steps == 1 else 'steps'}"
     kept = ""
     if result.metrics:
         judge = str(arguments.get("metric_for_best_model", headline_in(result.metrics))).removeprefix("eval_")
@@ -65,7 +66,7 @@ def how_trained(phase: PhaseFacts) -> str:
     replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
     return (
         f"Trained {what_trains(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "
-        f"{result.steps:,}{early} steps of {plan.batch_in_words} ({passes}), {optimizer}, "
+        f"{taken} of {plan.batch_in_words} ({passes}), {optimizer}, "
         f"learning rate {rates(plan.groups)}, {schedule} schedule, weight decay {decay:g}.{kept}{replayed}"
     )
 
