@@ -194,7 +194,6 @@ TROUBLE = {
     "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing here was", 1),
     "500 while reading back": ("GET", "/resolve/.*/model", {"status": 500}, "the files were sent (commit ", 1),
     "cut while reading back": ("GET", "/tree/", {"cut": True}, "the files were sent (commit ", 1),
-    "bad card": ("POST", "/validate-yaml", {"status": 400}, "uploading: Invalid metadata in README.md", 1),
 }
 
 
@@ -249,6 +248,20 @@ def test_one_signal_ends_a_push_that(state, number, merged, hub, tmp_path):
         child.wait()
     assert child.returncode == 128 + number
     assert said.endswith("interrupted; the same command finishes the push\n")
+    assert hub.titles("me/cells") == ["initial commit"]
+
+
+def test_a_card_that_the_hub_refuses(merged, hub, tmp_path, capsys):
+    run = tmp_path / "cells"
+    shutil.copytree(merged, run)
+    card = run / "model/README.md"
+    card.write_text(card.read_text().replace("\nlicense: unknown\n", "\nlicense: apache2\n"))
+    assert main(["push", str(run), "me/cells"]) == 2
+    said = capsys.readouterr().err
+    assert 'me/cells: uploading: Invalid metadata in README.md - "license" must be one of [apache-2.0, mit, ' in said
+    assert " ...; nothing was sent. Change `license` or `widget` in the recipe and run its `hfft train`" in said
+    assert "the same command finishes the job" not in said
+    assert len(said) < 800
     assert hub.titles("me/cells") == ["initial commit"]
 
 
