@@ -95,8 +95,16 @@ INVALID = [
     ({"replay.views": 0}, "replay.views: found 0; allowed: greater than 0 or 'auto'"),
     ({"replay.budget": "much"}, "replay.budget: found 'much'; allowed: a number of bytes with its unit"),
     ({"replay.engine": "tensorrt"}, "replay.engine: found 'tensorrt'; allowed: 'auto', 'torch' or 'onnxruntime'"),
-    ({"license": "CC BY 4.0"}, "as the Hub refuses others, or 'other'; did you mean 'cc-by-4.0'?"),
-    ({"license": "Apache2"}, "as the Hub refuses others, or 'other'; did you mean 'apache-2.0'?"),
+    (
+        {"license": "CC BY 4.0"},
+        "license: found 'CC BY 4.0'; allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, "
+        "as the Hub refuses others, or 'other'; did you mean 'cc-by-4.0'?",
+    ),
+    (
+        {"license": "Apache2"},
+        "license: found 'Apache2'; allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, "
+        "as the Hub refuses others, or 'other'; did you mean 'apache-2.0'?",
+    ),
     ({"license": ""}, "license: found ''; allowed: an identifier of https://huggingface.co/docs/hub/repositories-lic"),
     ({"widget": 0}, "widget: found 0; allowed: greater than 0"),
     ({"widget": 1000}, "widget: found 1000; allowed: less than or equal to 20"),
