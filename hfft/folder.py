@@ -30,7 +30,7 @@ from hfft.files import read_json, write_file, write_folder, write_json, write_te
 from hfft.machine import describe_environment
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import HubSpec, Recipe
-from hfft.report.facts import result_name
+from hfft.report.facts import read_facts, result_name
 
 _EXAMPLES = "examples"  # folder beside the model's weights
 _EXAMPLE_SIDE = 512  # pixels at most
@@ -52,7 +52,7 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
     if overwrite or _is_empty(folder):
         return False
-    before, now = _without_hub(folder / "recipe.yaml"), dump_recipe(dataclasses.replace(recipe, hub=HubSpec()))
+    before, now = _trained_before(folder / "recipe.yaml"), _trained(recipe)
     if before != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", lineterm="", n=0)
         raise RunError(
@@ -66,12 +66,64 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
     return (folder / "metrics.json").is_file()
 
 
-def _without_hub(path: Path) -> str:
-    """A run's recipe but for where its result is pushed to, which makes it no other run."""
+def _trained(recipe: Recipe) -> str:
+    """A recipe but for where its result is pushed to and what only its card shows, which make it no other run."""
+    return dump_recipe(dataclasses.replace(recipe, hub=HubSpec(), license=None, widget=None))
+
+
+def _trained_before(path: Path) -> str:
     try:
-        return dump_recipe(dataclasses.replace(load_recipe(path), hub=HubSpec()))
+        return _trained(_read_recipe(path))
     except RecipeError:  # of another version of hfft
         return path.read_text(encoding="utf-8")
+
+
+def _read_recipe(path: Path) -> Recipe:
+    """A run's recipe; one without the license, where that is none of the Hub's."""
+    try:
+        return load_recipe(path)
+    except RecipeError:
+        return load_recipe(path, ["license=null"])
+
+
+def card_changes(folder: Path, recipe: Recipe) -> list[str]:
+    """Keys for the card alone that a finished run's recipe has otherwise.
+
+    Args:
+        folder: Of the run.
+        recipe: The same one, but for such keys.
+    """
+    before = _read_recipe(folder / "recipe.yaml")
+    return [key for key in ("license", "widget") if getattr(before, key) != getattr(recipe, key)]
+
+
+def update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+    """Let a finished run's recipe and card say what another recipe for it says; the rest of the run stays.
+
+    Args:
+        folder: Of the run.
+        recipe: From now on.
+        checked: The run's images, if `widget` has changed.
+
+    Raises:
+        RunError: If the images aren't those of the run any more.
+    """
+    from hfft.report.card import write_card  # and matplotlib, which nothing else needs
+    from hfft.report.figures import write_figures
+
+    measured = read_json(folder / "metrics.json")
+    if checked is not None:
+        noted = {name: split["fingerprint"] for name, split in read_json(folder / "data.json")["splits"].items()}
+        if noted != dict(checked.fingerprints):
+            raise RunError(f"{folder}: widget: the images have changed since this run was made; leave it as it was")
+        count = recipe.widget or 0
+        measured["examples"] = _write_examples(folder / result_name(recipe), checked.images, count)
+        write_json(folder / "metrics.json", measured)
+        if count == 0:
+            shutil.rmtree(folder / result_name(recipe) / _EXAMPLES, ignore_errors=True)
+    facts = dataclasses.replace(read_facts(folder), recipe=recipe)
+    write_card(facts, write_figures(facts))
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
 
 
 def _is_empty(folder: Path) -> bool:

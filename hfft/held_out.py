@@ -1,7 +1,7 @@
 """Images that a model was not trained on, the split that a run left out or new data, and its scores on them."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from accelerate.logging import get_logger
 from datasets import Dataset
@@ -13,10 +13,14 @@ from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
+from hfft.inference.opening import Opening
 from hfft.machine import cpus_per_process
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.training.phases import EVAL_BATCH
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LOG = get_logger(__name__)
 
@@ -29,7 +33,7 @@ def evaluate(
     batch_size: int = EVAL_BATCH,
     workers: int | None = None,
     bad_images: Literal["skip", "stop"] = "skip",
-    trust_remote_code: bool = False,
+    **opening: "Unpack[Opening]",
 ) -> Scores:
     """Score a finished run or any classifier on labelled images.
 
@@ -43,7 +47,7 @@ def evaluate(
         batch_size: Images per forward pass and process.
         workers: Processes that read images; one per core, but 8 at most, when None.
         bad_images: What to do about images of new data that can't be read: leave them out and list them, or stop.
-        trust_remote_code: As for `Classifier.from_pretrained`.
+        **opening: As for `Classifier.from_pretrained`.
 
     Raises:
         HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
@@ -51,7 +55,7 @@ def evaluate(
     """
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
-    classifier = Classifier.from_pretrained(source, trust_remote_code=trust_remote_code)
+    classifier = Classifier.from_pretrained(source, **opening)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
         rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)

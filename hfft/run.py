@@ -28,7 +28,15 @@ from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scoring import Scores
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
-from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
+from hfft.folder import (
+    card_changes,
+    describe_origin,
+    is_done,
+    open_folder,
+    result_name,
+    update_card,
+    write_results,
+)
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, Pushing, push
@@ -174,6 +182,7 @@ def _finetune(
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
+        _update_card(folder, recipe, data)
         _LOG.info(f"{folder} is finished; --overwrite runs it again")
         return Run(folder)
     seconds: dict[str, float] = {}
@@ -221,6 +230,20 @@ def _finetune(
     _end(network, processor, recipe, images, trained, retained, seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
+
+
+def _update_card(folder: Path, recipe: Recipe, data: DatasetDict | None) -> None:
+    """Write the card of a finished run anew, if the recipe asks for another one."""
+    state, changed = PartialState(), card_changes(folder, recipe)
+    state.wait_for_everyone()
+    if not changed:
+        return
+    checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data) if "widget" in changed else None
+    if state.is_main_process:
+        with explained("card"):
+            update_card(folder, recipe, checked)
+    state.wait_for_everyone()
+    _LOG.info(f"{folder}: the card was written anew: {', '.join(f'{key} {getattr(recipe, key)}' for key in changed)}")
 
 
 def _end(

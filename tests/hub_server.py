@@ -16,6 +16,21 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 LFS = (".safetensors", ".bin", ".png")  # files that go to the large file storage, as .gitattributes has it
 
+# The Hub's own words in May 2026, from issue 4218 of huggingface_hub.
+LICENSE_REFUSED = (
+    '"license" must be one of [apache-2.0, mit, openrail, bigscience-openrail-m, creativeml-openrail-m, '
+    "bigscience-bloom-rail-1.0, bigcode-openrail-m, afl-3.0, artistic-2.0, bsl-1.0, bsd, bsd-2-clause, bsd-3-clause, "
+    "bsd-3-clause-clear, c-uda, cc, cc0-1.0, cc-by-2.0, cc-by-2.5, cc-by-3.0, cc-by-4.0, cc-by-sa-3.0, cc-by-sa-4.0, "
+    "cc-by-nc-2.0, cc-by-nc-3.0, cc-by-nc-4.0, cc-by-nd-4.0, cc-by-nc-nd-3.0, cc-by-nc-nd-4.0, cc-by-nc-sa-2.0, "
+    "cc-by-nc-sa-3.0, cc-by-nc-sa-4.0, cdla-sharing-1.0, cdla-permissive-1.0, cdla-permissive-2.0, wtfpl, ecl-2.0, "
+    "epl-1.0, epl-2.0, etalab-2.0, eupl-1.1, eupl-1.2, agpl-3.0, gfdl, gpl, gpl-2.0, gpl-3.0, lgpl, lgpl-2.1, "
+    "lgpl-3.0, isc, h-research, intel-research, lppl-1.3c, ms-pl, apple-ascl, apple-amlr, mpl-2.0, odc-by, odbl, "
+    "openmdw-1.0, openrail++, osl-3.0, postgresql, ofl-1.1, ncsa, unlicense, zlib, pddl, lgpl-lr, "
+    "deepfloyd-if-license, fair-noncommercial-research-license, llama2, llama3, llama3.1, llama3.2, llama3.3, llama4, "
+    "grok2-community, gemma, unknown, other, array]"
+)
+LICENSES = LICENSE_REFUSED.partition("[")[2].removesuffix(", array]").split(", ")
+
 
 @dataclasses.dataclass
 class Failure:
@@ -319,11 +334,11 @@ class _Handler(BaseHTTPRequestHandler):
 
         _, _, rest = self._json()["content"].partition("---\n")
         try:
-            yaml.safe_load(rest.partition("\n---\n")[0])
+            metadata = yaml.safe_load(rest.partition("\n---\n")[0]) or {}
+            refused = "" if metadata.get("license", "unknown") in LICENSES else LICENSE_REFUSED
         except yaml.YAMLError as error:
-            self._reply({"errors": [{"message": str(error)}], "warnings": []}, 400)
-        else:
-            self._reply({"errors": [], "warnings": []})
+            refused = str(error)
+        self._reply({"errors": [{"message": refused}] if refused else [], "warnings": []}, 400 if refused else 200)
 
     def info(self, repo_id: str, revision: str = "main") -> None:
         commit = self._commit_at(repo_id, revision)

@@ -69,8 +69,9 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Whether the code that a model brings may run."""
+def add_opening(parser: argparse.ArgumentParser) -> None:
+    """Where in its place a model is, and whether the code that it brings may run."""
+    parser.add_argument("--subfolder", help="where in the folder or the Hub's repository it is, for example adapter")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hfft.cli.arguments import add_trust, count, whole
+from hfft.cli.arguments import add_opening, count, whole
 from hfft.cli.printing import print_metrics, print_table, say, spaced
 from hfft.errors import DataError
 from hfft.startup import quick_imports
@@ -48,7 +48,7 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
         action="store_true",
         help="how unlike all training images each one is, from 0 to 1; not in CSV or Parquet",
     )
-    add_trust(predict)
+    add_opening(predict)
     predict.set_defaults(run=_predict)
 
 
@@ -63,7 +63,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     evaluate.add_argument(
         "--bad-images", choices=("skip", "stop"), default="skip", help="what to do about images that can't be read"
     )
-    add_trust(evaluate)
+    add_opening(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
 
@@ -76,7 +76,7 @@ def _add_export(export: argparse.ArgumentParser) -> None:
         "--images", type=Path, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
     )
     export.add_argument("--most", type=count, default=1000, help="images to compare on, at most; evenly spread")
-    add_trust(export)
+    add_opening(export)
     export.set_defaults(run=_export)
 
 
@@ -87,7 +87,7 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
     demo.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
     demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
-    add_trust(demo)
+    add_opening(demo)
     demo.set_defaults(run=_demo)
 
 
@@ -108,6 +108,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     classifier = Classifier.from_pretrained(
         arguments.model,
         trust_remote_code=arguments.trust_remote_code,
+        subfolder=arguments.subfolder,
         device=arguments.device,
         calibrated=arguments.calibrated,
         precision=arguments.precision,
@@ -180,6 +181,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         workers=arguments.workers,
         bad_images=arguments.bad_images,
         trust_remote_code=arguments.trust_remote_code,
+        subfolder=arguments.subfolder,
     )
     if os.environ.get("RANK", "0") != "0":
         return
@@ -217,12 +219,15 @@ def _export(arguments: argparse.Namespace) -> None:
         most=arguments.most,
         overwrite=arguments.overwrite,
         trust_remote_code=arguments.trust_remote_code,
+        subfolder=arguments.subfolder,
     )
     print(f"{export.parity.in_words}\nexported: {export.folder}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
     if arguments.space is not None:
+        if arguments.subfolder is not None:
+            raise DataError("--subfolder: a Space opens what is at the top of a folder or repository; leave it out")
         with quick_imports():
             from hfft.inference.space import write_space
 
@@ -241,6 +246,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             port=arguments.port,
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
+            subfolder=arguments.subfolder,
             tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
         )
     except KeyboardInterrupt:

@@ -8,7 +8,7 @@ from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from hfft._version import __version__
@@ -17,7 +17,12 @@ from hfft.hub.waiting import InterruptibleApi, asked_wait
 from hfft.recipe.spec import HubSpec
 
 _CONNECTING, _ANSWERING = 1.5, 10.0  # seconds
+_MOST_LETTERS = 300  # of what the Hub says of a card's metadata
 _AGAIN = "nothing here was changed; the same command finishes the job"
+_REFUSED = (
+    "Change `license` or `widget` in the recipe and run its `hfft train` command again, which writes only the card of "
+    "a finished run anew; what else is at the head of the card, model/README.md in the run folder, change there"
+)
 _NO_TOKEN = "there is no token: `hf auth login`, or put one that may write into HF_TOKEN"
 
 
@@ -103,8 +108,8 @@ def explained(doing: str) -> Iterator[None]:
         raise
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
         cause = _cause(error)
-        if isinstance(error, ValueError) and not isinstance(error, HfHubHTTPError):
-            raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error  # for example of a card's metadata
+        if isinstance(error, ValueError) and isinstance(cause, BadRequestError):
+            raise HubError(f"{doing}: {_shortened(_words(error))}; nothing was sent. {_REFUSED}") from error
         if isinstance(cause, HfHubHTTPError):
             raise _of_answer(doing, cause) from error
         if isinstance(cause, httpx2.TransportError):
@@ -142,6 +147,11 @@ def _of_answer(doing: str, error: HfHubHTTPError) -> HubError:
 
 def _spoken(seconds: int) -> str:
     return f"{seconds} s" if seconds < 120 else f"{-(-seconds // 60)} minutes"
+
+
+def _shortened(text: str) -> str:
+    """The Hub names all licences that it knows."""
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS].rpartition(' ')[0]} ..."
 
 
 def _words(error: BaseException) -> str:

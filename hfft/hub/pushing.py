@@ -146,7 +146,7 @@ def push_run(run: Path, spec: HubSpec) -> Pushed:
         from_data=check.from_data,
         largest_difference=check.largest_difference,
     )
-    _record(run, spec, pushed, files)
+    _record(run, spec, recipe, pushed, files)
     return pushed
 
 
@@ -199,16 +199,24 @@ def wants_push(recipe: Recipe) -> bool:
     if recipe.hub.repo_id is None:
         return False
     record = Path(recipe.output_dir) / recipe.name / _RECORD
-    return not record.is_file() or _asked(recipe.hub) not in [entry["asked"] for entry in read_json(record)]
+    entries = read_json(record) if record.is_file() else []
+    asked, card = _asked(recipe.hub), _card(recipe)
+    return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in entries)
 
 
-def _record(run: Path, spec: HubSpec, pushed: Pushed, files: list[File]) -> None:
+def _record(run: Path, spec: HubSpec, recipe: Recipe, pushed: Pushed, files: list[File]) -> None:
     """Note in the run folder what is where; a later push of the same replaces the note."""
     path = run / _RECORD
     before = [entry for entry in (read_json(path) if path.is_file() else []) if entry["asked"] != _asked(spec)]
     hashes = {file.path: file.sha256() for file in files}
-    write_json(path, [*before, {"asked": _asked(spec), **dataclasses.asdict(pushed), "sha256": hashes}])
+    entry = {"asked": _asked(spec), "card": _card(recipe), **dataclasses.asdict(pushed), "sha256": hashes}
+    write_json(path, [*before, entry])
 
 
 def _asked(spec: HubSpec) -> dict[str, Any]:
     return {"repo_id": spec.repo_id, "what": spec.what, "revision": spec.revision, "create_pr": spec.create_pr}
+
+
+def _card(recipe: Recipe) -> dict[str, Any]:
+    """What may change of a finished run, and then makes its card on the Hub an old one."""
+    return {"license": recipe.license, "widget": recipe.widget}

@@ -36,14 +36,19 @@ def tidy_client() -> Iterator[None]:
     logger.addFilter(_before_retry)
     _refuse_long_waits()
     draws = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+    is_left = False
     try:
         with nullcontext() if draws else disable_progress_bars():
             yield
+    except KeyboardInterrupt:
+        is_left = True  # threads, which go on to log
+        raise
     finally:
-        logger.removeFilter(_before_retry)
-        hooks = get_session().event_hooks["response"]
-        if _refuse_long_wait in hooks:
-            hooks.remove(_refuse_long_wait)
+        if not is_left:
+            logger.removeFilter(_before_retry)
+            hooks = get_session().event_hooks["response"]
+            if _refuse_long_wait in hooks:
+                hooks.remove(_refuse_long_wait)
 
 
 def asked_wait(headers: Mapping[str, str]) -> int | None:

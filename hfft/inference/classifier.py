@@ -118,7 +118,8 @@ class Classifier:
                 from which that share of the answers to the run's validation images was right.
             novelty: Says of each image how unlike all training images it is; for a run with `novelty: true`.
             **opening: `revision`, a branch, tag or commit on the Hub; `trust_remote_code`, which runs the Python code
-                that the model brings, where it brings some (of a run, its recipe says so).
+                that the model brings, where it brings some (of a run, its recipe says so); `subfolder`, where in the
+                folder or the repository it is, such as `adapter`.
 
         Raises:
             ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
@@ -126,13 +127,16 @@ class Classifier:
         """
         if recipe_trusts(source):
             opening["trust_remote_code"] = True
-        model, processor = open_model(model_source(source), **opening)
+        subfolder = opening.get("subfolder")
+        where = str(source) if subfolder is not None else model_source(source)
+        model, processor = open_model(where, **opening)
         place(model, device, dtype)
         classifier = cls(model, processor, calibrated=calibrated, precision=precision)
         if novelty:
             from hfft.evaluation.novelty import Novelty  # and what reads data sets, which others don't need
 
-            classifier.novelty = Novelty.load(local_folder(model_source(source), revision=opening.get("revision")))
+            folder = local_folder(where, revision=opening.get("revision"), subfolder=subfolder)
+            classifier.novelty = Novelty.load(folder)
         return classifier
 
     @overload

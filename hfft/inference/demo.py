@@ -34,6 +34,7 @@ def serve_demo(
     port: int | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    subfolder: str | None = None,
     tell: Callable[[str], None],
 ) -> None:
     """Serve the page until Ctrl-C. It works without a network, and what was dropped on it is removed at the end.
@@ -44,6 +45,7 @@ def serve_demo(
         port: The first free one from 7860 on when None.
         device: Where to compute; on the accelerator, if there is one, when None.
         trust_remote_code: As for `Classifier.from_pretrained`.
+        subfolder: As for `Classifier.from_pretrained`.
         tell: Is called with the page's address once it is there.
 
     Raises:
@@ -53,7 +55,9 @@ def serve_demo(
     """
     require("demo", "gradio")
     _check_address(host, port)
-    classifier = Classifier.from_pretrained(source, device=device, trust_remote_code=trust_remote_code)
+    classifier = Classifier.from_pretrained(
+        source, device=device, trust_remote_code=trust_remote_code, subfolder=subfolder
+    )
     with tempfile.TemporaryDirectory(prefix="hfft-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         _bypass_proxy(host)

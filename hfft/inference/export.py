@@ -98,6 +98,7 @@ def export_onnx(
     most: int = MOST_IMAGES,
     overwrite: bool = False,
     trust_remote_code: bool = False,
+    subfolder: str | None = None,
 ) -> Export:
     """Export a model to ONNX, compare it with torch in onnxruntime, and only then put it in its place.
 
@@ -109,6 +110,7 @@ def export_onnx(
         most: Compare on so many images at most, evenly spread.
         overwrite: Whether an earlier export is replaced.
         trust_remote_code: As for `Classifier.from_pretrained`.
+        subfolder: As for `Classifier.from_pretrained`.
 
     Raises:
         MissingPackageError: If a package of the extra `onnx` is missing.
@@ -120,7 +122,9 @@ def export_onnx(
     folder = _folder(source, output)
     check_folder(folder, "--output", _FILES, overwrite=overwrite)
     sample = _sample(source, images, most)
-    classifier = Classifier.from_pretrained(source, device="cpu", trust_remote_code=trust_remote_code)
+    classifier = Classifier.from_pretrained(
+        source, device="cpu", trust_remote_code=trust_remote_code, subfolder=subfolder
+    )
     done: list[Parity] = []
     try:
         write_folder(folder, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))

@@ -17,7 +17,6 @@ from hfft.remote import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
 _CODE = ["*.py"]
-_IN_FOLDERS = ["*/*"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -26,10 +25,11 @@ class Opening(TypedDict, total=False):
 
     revision: str | None
     trust_remote_code: bool
+    subfolder: str | None
 
 
 def open_model(
-    source: str, *, revision: str | None = None, trust_remote_code: bool = False
+    source: str, *, revision: str | None = None, trust_remote_code: bool = False, subfolder: str | None = None
 ) -> tuple[PreTrainedModel, Any]:
     """Load a model or an adapter that was saved with its labels and its processor.
 
@@ -37,6 +37,7 @@ def open_model(
         source: Folder or Hub id, of a model or of an adapter, which is merged into what it sits on.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Runs the Python code that the model brings, where it brings some.
+        subfolder: Where in the folder or the repository it is, such as `adapter`; at its top when None.
 
     Returns:
         The model on the CPU, in evaluation mode, float32, and the processor.
@@ -44,24 +45,33 @@ def open_model(
     Raises:
         ModelError: If there is no such model, part of it is missing, or it brings code that isn't trusted.
     """
-    if Path(source).is_dir():
-        if revision is not None:
-            raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
-        return _open_folder(Path(source), trust_remote_code=trust_remote_code)
-    folder = _download(source, revision, [*_FILES, *_CODE] if trust_remote_code else _FILES)
+    is_folder = Path(source).is_dir()
+    if is_folder and revision is not None:
+        raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
+    files = [*_FILES, *_CODE] if trust_remote_code else _FILES
+    top = Path(source) if is_folder else _download(source, revision, files, subfolder)
+    folder = _inside(top, source, subfolder)
     try:
         return _open_folder(folder, trust_remote_code=trust_remote_code)
     except ModelError as error:
-        raise ModelError(str(error).replace(str(folder), source)) from error
+        raise ModelError(str(error).replace(str(top), source)) from error
 
 
-def local_folder(source: str, *, revision: str | None = None) -> Path:
+def local_folder(source: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
     """The folder of a model that `open_model` opens: itself, or where the Hub's files are.
 
     Raises:
         ModelError: If there is no such model.
     """
-    return Path(source) if Path(source).is_dir() else _download(source, revision)
+    top = Path(source) if Path(source).is_dir() else _download(source, revision, subfolder=subfolder)
+    return _inside(top, source, subfolder)
+
+
+def _inside(top: Path, source: str, subfolder: str | None) -> Path:
+    folder = top / (subfolder or ".")
+    if not folder.is_dir():
+        raise ModelError(f"{source} has no folder {subfolder} with a model; leave the subfolder out, or name another")
+    return folder
 
 
 def holds_adapter(source: str, *, revision: str | None = None) -> bool:
@@ -102,13 +112,19 @@ def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedMo
         raise ModelError(f"{folder}: the adapter can't be loaded: {reason}") from error
 
 
-def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES) -> Path:
+def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES, subfolder: str | None = None) -> Path:
     """The repository's files that make a model, in the cache of huggingface_hub."""
+    inside = "" if subfolder is None else f"{subfolder.strip('/')}/"
     problem = hub_problem(repo_id, "model", revision)
     if problem is None:
         try:
             return Path(
-                snapshot_download(repo_id, revision=revision, allow_patterns=[*files], ignore_patterns=_IN_FOLDERS)
+                snapshot_download(
+                    repo_id,
+                    revision=revision,
+                    allow_patterns=[inside + pattern for pattern in files],
+                    ignore_patterns=f"{inside}*/*",
+                )
             )
         except HFValidationError:
             problem = "it is no Hub id either (name, or owner/name)"

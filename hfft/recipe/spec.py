@@ -301,7 +301,7 @@ class Recipe:
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
         folds: Cross-validation: that many runs, each tested on another part of the training images; null for one run.
-        license: Of the model, for its card: an identifier such as `apache-2.0`; null is unknown.
+        license: Of the model, for its card: one of the Hub's identifiers, such as `apache-2.0`; null is unknown.
         widget: Held-out images that are put beside the model as examples for the widget of its page; null is none, as
             who gets the model gets them too.
         hub: Where the result is pushed to, if anywhere.

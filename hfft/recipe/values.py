@@ -1,5 +1,6 @@
 """Values of a recipe that are words, names, sizes or ranges, and what is allowed of each."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -10,11 +11,23 @@ from pydantic.dataclasses import dataclass
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _FIRST = re.compile(r"first [1-9]\d*")
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 _REPO_WORD = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"  # neither the Hub nor its client take others
 _REPO_ID = re.compile(rf"(?!.*(--|\.\.))(?!.*\.git$)(?:{_REPO_WORD}/)?{_REPO_WORD}")
 _REPO_LENGTH = 96  # characters of the name
 
+# As the Hub's check of a card's metadata names them (huggingface_hub, issue 4218, May 2026); it refuses others.
+_LICENSES = """
+    apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0
+    bigcode-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc
+    cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0
+    cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0
+    cdla-sharing-1.0 cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1
+    eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c
+    ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa
+    unlicense zlib pddl lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1
+    llama3.2 llama3.3 llama4 grok2-community gemma unknown other
+"""
+LICENSES = tuple(_LICENSES.split())
 _UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 _UNFREEZE_COUNTS = ("blocks", "stages", "layers")
 _COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
@@ -27,9 +40,15 @@ def _check_name(value: str) -> str:
 
 
 def _check_license(value: str) -> str:
-    if not _LICENSE.fullmatch(value):
-        raise ValueError("allowed: an identifier as in SPDX and on the Hub, for example apache-2.0 or cc-by-4.0")
-    return value.lower()  # as the Hub has them
+    name = value.lower()  # as the Hub has them
+    if name not in LICENSES:
+        nearest = difflib.get_close_matches(name, LICENSES, n=1)
+        like = f"did you mean {nearest[0]!r}?" if nearest else "for example apache-2.0 or cc-by-4.0"
+        raise ValueError(
+            "allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, as the Hub refuses "
+            f"others, or 'other'; {like}"
+        )
+    return name
 
 
 def _check_unfreeze(value: Any) -> Any:

@@ -8,7 +8,7 @@ from hfft.data.checking import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError
-from hfft.folder import _may_differ, describe_origin, is_done, open_folder
+from hfft.folder import _may_differ, card_changes, describe_origin, is_done, open_folder
 from hfft.recipe.loading import load_recipe
 
 
@@ -69,6 +69,27 @@ def test_where_a_result_is_pushed_to_makes_no_other_run(tmp_path):
     (tmp_path / "r" / "recipe.yaml").write_text(text + "from_the_future: 1\n")
     with pytest.raises(RunError, match="holds a run of another recipe"):
         is_done(tmp_path / "r", recipe())
+
+
+@pytest.mark.parametrize("changes", [{"license": "mit"}, {"license": None}, {"widget": 2}])
+def test_what_only_the_card_shows_makes_no_other_run(changes, tmp_path):
+    opened(tmp_path / "r", license="apache-2.0")
+    asked = recipe(**{"license": "apache-2.0", **changes})
+    assert not is_done(tmp_path / "r", asked)
+    (tmp_path / "r" / "metrics.json").write_text("{}")
+    assert is_done(tmp_path / "r", asked)
+    assert card_changes(tmp_path / "r", asked) == list(changes)
+    assert card_changes(tmp_path / "r", recipe(license="apache-2.0")) == []
+
+
+def test_nor_does_a_license_that_was_never_one(tmp_path):
+    """Earlier versions took any word."""
+    opened(tmp_path / "r", license="apache-2.0")
+    text = (tmp_path / "r" / "recipe.yaml").read_text()
+    (tmp_path / "r" / "recipe.yaml").write_text(text.replace("apache-2.0", "apache2"))
+    asked = recipe(license="apache-2.0")
+    assert not is_done(tmp_path / "r", asked)
+    assert card_changes(tmp_path / "r", asked) == ["license"]
 
 
 def test_a_run_is_done_when_it_has_metrics_and_is_not_to_be_overwritten(tmp_path):

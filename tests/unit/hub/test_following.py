@@ -104,6 +104,38 @@ def test_a_run_made_anew_is_pushed_anew(train, hub):
     assert len(hub.titles("me/cells")) == 3
 
 
+def test_the_card_of_a_finished_run_changes_with_its_recipe_and_is_pushed_again(train, hub, tmp_path, capsys):
+    run = tmp_path / "runs/cells"
+    assert train({"repo_id": "cells"}, license="apache-2.0") == 0
+    before = pushable.contents(run)
+    capsys.readouterr()
+    assert train({"repo_id": "cells"}, license="MIT", widget=2) == 0
+    said = capsys.readouterr().err
+    assert f"{run}: the card was written anew: license mit, widget 2\n{run} is finished" in said
+    after = pushable.contents(run)
+    assert {path for path in before if before[path] != after[path]} >= {
+        "recipe.yaml",
+        "metrics.json",
+        "model/README.md",
+    }
+    kept = [path for path in before if path.startswith(("0-", "1-", "pred")) or path.endswith(".safetensors")]
+    assert len(kept) > 3
+    assert [after[path] for path in kept] == [before[path] for path in kept]
+    pushed = hub.files("me/cells")
+    assert b"\nlicense: mit\n" in pushed["README.md"]
+    assert b"\nlicense: mit\n" in pushed["recipe.yaml"]
+    assert {"examples/0.jpg", "examples/1.jpg"} <= set(pushed)
+    assert b"src: examples/1.jpg" in pushed["README.md"]
+    assert hfft.Run(run).recipe.widget == 2
+    assert train({"repo_id": "cells"}, license="MIT") == 0
+    assert not (run / "model/examples").exists()
+    assert [path for path in hub.files("me/cells") if path.startswith("examples/")] == []
+    assert len(hub.titles("me/cells")) == 4
+    (tmp_path / "photos/test/blue/000.png").unlink()
+    assert train({"repo_id": "cells"}, license="MIT", widget=1) == 2
+    assert "widget: the images have changed since this run was made" in capsys.readouterr().err
+
+
 def test_each_save_is_pushed_and_changes_nothing_of_the_training(train, hub, tmp_path):
     """The first phase's save is sent; in the second one, an adapter is merged in a copy."""
     assert train({"repo_id": "end"}, "name=end") == 0

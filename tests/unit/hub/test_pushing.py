@@ -104,6 +104,24 @@ def test_model_and_adapter_together_and_each_alone(merged, hub):
             torch.testing.assert_close(open_model(name)[0](pixel_values=images).logits, ours, rtol=0, atol=1e-5)
 
 
+def test_an_adapter_beside_a_model_is_opened_by_its_subfolder(merged, hub, tmp_path, capsys):
+    put_base(hub, merged)
+    hfft.push(merged, "me/both", what="both", base_model="me/vit")
+    photos = merged.parent.parent / "photos/test"
+    said = []
+    for words in (["me/both"], ["me/both", "--subfolder", "adapter"], [str(merged), "--subfolder", "adapter"]):
+        assert main(["predict", words[0], str(photos), "--format", "csv", *words[1:]]) == 0
+        said.append(capsys.readouterr().out)
+        assert main(["evaluate", words[0], "--data", str(photos), *words[1:]]) == 0
+        capsys.readouterr()
+    assert len(set(hub.asked(r"^GET .*/resolve/.*/adapter/adapter_model.safetensors"))) == 1
+    numbers = [[float(cell) for cell in line.split(",")[-2:]] for text in said for line in text.splitlines()[1:]]
+    assert len(numbers) == 3 * pushable.SPLITS["test"]
+    np.testing.assert_allclose(numbers[:6] * 2, numbers[6:], atol=1e-5)
+    assert main(["predict", "me/both", str(photos), "--subfolder", "lora"]) == 2
+    assert "me/both has no folder lora with a model" in capsys.readouterr().err
+
+
 def test_a_base_with_other_weights_is_found_out(merged, hub):
     put_base(hub, merged)
     files = hub.repositories["me/vit"].branches["main"][-1].files
@@ -194,7 +212,6 @@ TROUBLE = {
     "500 at the commit": ("POST", "/commit/", {"status": 500}, "the Hub answered 500 (no luck); nothing here was", 1),
     "500 while reading back": ("GET", "/resolve/.*/model", {"status": 500}, "the files were sent (commit ", 1),
     "cut while reading back": ("GET", "/tree/", {"cut": True}, "the files were sent (commit ", 1),
-    "bad card": ("POST", "/validate-yaml", {"status": 400}, "uploading: Invalid metadata in README.md", 1),
 }
 
 
@@ -248,7 +265,22 @@ def test_one_signal_ends_a_push_that(state, number, merged, hub, tmp_path):
         child.kill()
         child.wait()
     assert child.returncode == 128 + number
-    assert said.endswith("interrupted; the same command finishes the push\n")
+    assert "interrupted; the same command finishes the push\n" in said
+    assert "signed" not in said  # threads that are left behind may still log
+    assert hub.titles("me/cells") == ["initial commit"]
+
+
+def test_a_card_that_the_hub_refuses(merged, hub, tmp_path, capsys):
+    run = tmp_path / "cells"
+    shutil.copytree(merged, run)
+    card = run / "model/README.md"
+    card.write_text(card.read_text().replace("\nlicense: unknown\n", "\nlicense: apache2\n"))
+    assert main(["push", str(run), "me/cells"]) == 2
+    said = capsys.readouterr().err
+    assert 'me/cells: uploading: Invalid metadata in README.md - "license" must be one of [apache-2.0, mit, ' in said
+    assert " ...; nothing was sent. Change `license` or `widget` in the recipe and run its `hfft train`" in said
+    assert "the same command finishes the job" not in said
+    assert len(said) < 800
     assert hub.titles("me/cells") == ["initial commit"]
 
 

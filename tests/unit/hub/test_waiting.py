@@ -69,3 +69,14 @@ def test_others_are_left_as_patient_as_they_are(hub, waited):
     hub.fail("GET", "whoami", status=429, headers={"Retry-After": "3600"}, times=1)
     http_backoff("GET", f"{hub.url}/api/whoami-v2")
     assert waited == [3601.0]
+
+
+def test_threads_that_an_interruption_leaves_log_no_signature(hub, waited, caplog):
+    with pytest.raises(KeyboardInterrupt), tidy_client():
+        raise KeyboardInterrupt
+    hub.fail("GET", "storage", status=500, times=1)
+    http_backoff("GET", f"{hub.url}/storage/x?X-Signature=signed")
+    assert "HTTP Error 500 thrown while requesting GET" in caplog.text
+    assert "signed" not in caplog.text
+    with tidy_client():
+        pass

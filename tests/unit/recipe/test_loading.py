@@ -5,6 +5,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import hub_server
 import pytest
 
 from hfft.errors import RecipeError
@@ -94,8 +95,17 @@ INVALID = [
     ({"replay.views": 0}, "replay.views: found 0; allowed: greater than 0 or 'auto'"),
     ({"replay.budget": "much"}, "replay.budget: found 'much'; allowed: a number of bytes with its unit"),
     ({"replay.engine": "tensorrt"}, "replay.engine: found 'tensorrt'; allowed: 'auto', 'torch' or 'onnxruntime'"),
-    ({"license": "CC BY 4.0"}, "license: found 'CC BY 4.0'; allowed: an identifier as in SPDX and on the Hub"),
-    ({"license": ""}, "license: found ''; allowed: an identifier as in SPDX and on the Hub"),
+    (
+        {"license": "CC BY 4.0"},
+        "license: found 'CC BY 4.0'; allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, "
+        "as the Hub refuses others, or 'other'; did you mean 'cc-by-4.0'?",
+    ),
+    (
+        {"license": "Apache2"},
+        "license: found 'Apache2'; allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, "
+        "as the Hub refuses others, or 'other'; did you mean 'apache-2.0'?",
+    ),
+    ({"license": ""}, "license: found ''; allowed: an identifier of https://huggingface.co/docs/hub/repositories-lic"),
     ({"widget": 0}, "widget: found 0; allowed: greater than 0"),
     ({"widget": 1000}, "widget: found 1000; allowed: less than or equal to 20"),
     ({"precision": "float16"}, "precision: found 'float16'; allowed: 'auto', 'float32' or 'bfloat16'"),
@@ -414,7 +424,7 @@ def test_overrides_reach_sections_that_are_not_there_and_phases_by_name():
 
 
 def test_a_license_is_written_as_on_the_hub():
-    for text in ("Apache-2.0", "cc-by-nc-sa-4.0", "GPL-3.0+", "other"):
+    for text in ("Apache-2.0", "cc-by-nc-sa-4.0", "OpenRAIL++", *hub_server.LICENSES):
         recipe = load_recipe(changed({"license": text}))
         assert recipe.license == text.lower()
     assert load_recipe(SMALL).license is None
