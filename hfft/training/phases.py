@@ -40,7 +40,7 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
-from hfft.training.sharding import check_shardable, shards_of
+from hfft.training.spreading import check_spreadable, shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -118,7 +118,7 @@ def training_arguments(
         arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
-    check_shardable(spec.name, arguments)
+    check_spreadable(spec.name, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
@@ -210,7 +210,7 @@ def _finish(
     spec, folder, title = stage.spec, stage.folder, stage.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
-    shards = shards_of(model)
+    shards = shards_of(model, arguments)
     model = model if shards is None else shards.network
     replayed = None if replay is None else replay.open(model, data, arguments, stage)
     spec = with_rate(model, data, replayed, arguments, stage)

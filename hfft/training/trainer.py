@@ -19,7 +19,7 @@ from hfft.training.activations import Replayed
 from hfft.training.failures import Diverged
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
-from hfft.training.sharding import Shards, load_whole_state, whole_state
+from hfft.training.sharding import Shards
 
 _ASIDE = ".partial"
 
@@ -29,7 +29,7 @@ class PhaseTrainer(Trainer):
 
     Attributes:
         chances: How often each training image comes, (N,); each once per epoch when None.
-        shards: The network and its whole copy, where it is spread over the processes.
+        shards: The network and its whole copy, where it, or what it is trained with, is spread over the processes.
     """
 
     chances: torch.Tensor | None = None
@@ -163,17 +163,26 @@ class PhaseTrainer(Trainer):
         if self.shards is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state, schedule = whole_state(self.optimizer), cast(Any, self.lr_scheduler)
+        state, schedule = self.shards.optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Continue from whole files; Trainer would ask DeepSpeed for its own."""
+        if self.shards is None or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if self.shards is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", mmap=True, weights_only=True)
-        load_whole_state(self.optimizer, state)
+        self.shards.load_optimizer_state(self.optimizer, state)
         schedule = cast(Any, self.lr_scheduler)
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
