@@ -40,6 +40,7 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
+from hfft.training.sharding import ShardedTrainer, Shards
 from hfft.training.spreading import check_spreadable, shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
@@ -217,10 +218,7 @@ def _finish(
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
-    trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze)
-    if shards is not None:
-        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
-        trainer.shards = shards
+    trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
     progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
     for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
@@ -301,6 +299,7 @@ def _trainer(
     *,
     groups: Sequence[Group],
     freeze: Freeze,
+    shards: Shards | None,
 ) -> PhaseTrainer:
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
@@ -310,7 +309,8 @@ def _trainer(
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
         arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
-    trainer = PhaseTrainer(
+    kind = PhaseTrainer if shards is None else ShardedTrainer
+    trainer = kind(
         model,
         arguments,
         groups=groups,
@@ -325,6 +325,9 @@ def _trainer(
         preprocess_logits_for_metrics=data.reduce,
     )
     trainer.chances = data.chances
+    if shards is not None and isinstance(trainer, ShardedTrainer):
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
+        trainer.shards = shards
     for replaced in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(replaced)
     return trainer

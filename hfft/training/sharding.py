@@ -6,7 +6,8 @@ and opens again is the whole network, into which the weights are gathered for a 
 
 import copy
 from collections.abc import Collection
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -14,10 +15,12 @@ from accelerate.utils import convert_outputs_to_fp32, get_mixed_precision_contex
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import block_modules
 from hfft.model.cut import Cut
+from hfft.training.trainer import PhaseTrainer, restore
 
 
 class Shards:
@@ -132,6 +135,57 @@ class Shards:
         for name in names:
             tensor = present[name]
             wanted[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+
+
+class ShardedTrainer(PhaseTrainer):
+    """Trains a phase on shards, or on the whole network with shards of an optimizer; leaves files of a PhaseTrainer.
+
+    Attributes:
+        shards: The network and its whole copy.
+    """
+
+    shards: Shards
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure, by the same buffers in all processes."""
+        self.shards.align()
+        return super().evaluate(*args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write the whole network, just as one process does; `_save_checkpoint` has gathered it."""
+        self.model = self.shards.whole
+        self._save(output_dir)
+        self.model = self.shards.network
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Continue from whole files; Trainer would ask DeepSpeed for its own."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
+    def _whole_network(self) -> Any:
+        return self.shards.gather()
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Write whole files under the names that one process gives them; Trainer would write the weights again."""
+        state, schedule = self.shards.optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", mmap=True, weights_only=True)
+        self.shards.load_optimizer_state(self.optimizer, state)
+        schedule = cast(Any, self.lr_scheduler)
+        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        restore(self.shards.whole, resume_from_checkpoint)
+        self.shards.spread()
 
 
 def is_like(parameter: torch.Tensor, value: Any) -> bool:

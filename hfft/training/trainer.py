@@ -1,13 +1,12 @@
-"""The one subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole."""
+"""The subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole."""
 
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState, TrainingArguments
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
@@ -19,7 +18,6 @@ from hfft.training.activations import Replayed
 from hfft.training.failures import Diverged
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
-from hfft.training.sharding import Shards
 
 _ASIDE = ".partial"
 
@@ -29,11 +27,9 @@ class PhaseTrainer(Trainer):
 
     Attributes:
         chances: How often each training image comes, (N,); each once per epoch when None.
-        shards: The network and its whole copy, where it, or what it is trained with, is spread over the processes.
     """
 
     chances: torch.Tensor | None = None
-    shards: Shards | None = None
 
     def __init__(
         self,
@@ -120,19 +116,12 @@ class PhaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure; with shards, by the same buffers in all processes."""
-        if self.shards is not None:
-            self.shards.align()
-        return super().evaluate(*args, **kwargs)
-
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save aside, then rename: a checkpoint folder that exists is whole, and holds numbers."""
-        whole = model if self.shards is None else self.shards.gather()
-        if not all(value.isfinite().all() for value in whole.parameters() if value.requires_grad):
+        if not all(value.isfinite().all() for value in self._whole_network().parameters() if value.requires_grad):
             raise Diverged(f"weights are no numbers any more after step {self.state.global_step}")
         self._is_saving = True
         with quiet():
@@ -149,49 +138,12 @@ class PhaseTrainer(Trainer):
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
         self.accelerator.wait_for_everyone()
 
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write the whole network, just as one process does; `_save_checkpoint` has gathered it."""
-        if self.shards is None:
-            super().save_model(output_dir, _internal_call)
-            return
-        self.model = self.shards.whole
-        self._save(output_dir)
-        self.model = self.shards.network
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Write whole files under the names that one process gives them; Trainer would write the weights again."""
-        if self.shards is None:
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        state, schedule = self.shards.optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
-        if self.args.should_save:
-            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
-            torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """Continue from whole files; Trainer would ask DeepSpeed for its own."""
-        if self.shards is None or resume_from_checkpoint is None:
-            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        self._load_from_checkpoint(resume_from_checkpoint)
-        self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if self.shards is None or checkpoint is None:
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", mmap=True, weights_only=True)
-        self.shards.load_optimizer_state(self.optimizer, state)
-        schedule = cast(Any, self.lr_scheduler)
-        schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
+    def _whole_network(self) -> Any:
+        """What a checkpoint is written from; for all processes together."""
+        return self.model
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        if self.shards is None:
-            restore(self.model if model is None else model, resume_from_checkpoint)
-            return
-        restore(self.shards.whole, resume_from_checkpoint)
-        self.shards.spread()
+        restore(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         """Load the best weights of the phase, found by their step: the folder may have been moved since."""

@@ -5,7 +5,9 @@ settings are made from the phase's. It computes in float32, as its bfloat16 woul
 too; autocast is what one process and DDP have.
 """
 
+import logging
 import math
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -49,7 +51,12 @@ class Partitions(Shards):
         from transformers.integrations.deepspeed import HfTrainerDeepSpeedConfig
 
         if accelerator.distributed_type != DistributedType.DEEPSPEED:
-            raise TrainingError(f"DeepSpeed was asked for, and accelerate trains {accelerator.distributed_type} instead")
+            raise TrainingError(
+                f"DeepSpeed was asked for, and accelerate trains {accelerator.distributed_type} instead"
+            )
+        for handler in logging.getLogger("DeepSpeed").handlers:
+            handler.setLevel(logging.ERROR)  # it warns of every optimizer but Adam
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.all_gather_into_tensor` is deprecated", FutureWarning)
         self._frozen, self._accelerator = frozen, accelerator
         accelerator.gradient_accumulation_steps = self._arguments.gradient_accumulation_steps
         asked = dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu"), "auto")
