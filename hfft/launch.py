@@ -22,7 +22,7 @@ _COUNTS = {  # environment variable -> who sets it
 }
 _HOW = "docs/scaling.md says how to launch"
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by `accelerate launch`
-# What `accelerate launch` may ask of FSDP and of DeepSpeed, by its variables, and hfft doesn't do: what is allowed, what
+# What `accelerate launch` may ask of FSDP and DeepSpeed, by its variables, and hfft doesn't do: what is allowed, what
 # counts where nothing is said, the launcher's option, the reason.
 _FSDP_ASKED = {
     "FSDP_VERSION": ("2", "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),

@@ -1,9 +1,9 @@
-"""`hfft` under DeepSpeed ZeRO-2 on CPUs: `accelerate launch --config_file deepspeed_zero2.yaml -m zero_on_cpu train RECIPE`.
+"""`hfft` under DeepSpeed on CPUs: `accelerate launch --config_file deepspeed_zero2.yaml -m zero_on_cpu train RECIPE`.
 
 Where there is no GPU, accelerate 1.15 takes several processes for MULTI_CPU, and hfft asks for that itself. What this
-module replaces, in its own process, are those two answers and the device; DeepSpeed is told of CPUs by its own variable.
-Trainer, accelerate's preparation, DeepSpeed's engine and hfft are the real ones, and the processes talk by gloo. What
-DeepSpeed has made of a network is printed.
+module replaces, in its own process, are those two answers and the device; DeepSpeed is told of CPUs by its own
+variable. Trainer, accelerate's preparation, DeepSpeed's engine and hfft are the real ones, and the processes talk by
+gloo. What DeepSpeed has made of a network is printed.
 """
 
 import os

@@ -269,7 +269,7 @@ def _released(trainer: PhaseTrainer) -> Any:
     Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
     prepared model does (accelerate 1.15).
     """
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model

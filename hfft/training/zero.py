@@ -1,10 +1,11 @@
 """A phase under DeepSpeed ZeRO-2: gradients and the optimizer's state are spread over the processes, weights are not.
 
-DeepSpeed keeps what trains in buffers of its own and leaves hooks on it, so that the phase works on a copy here too. Its
-settings are made from the phase's. It computes in float32, as its bfloat16 would be that of all weights, frozen ones
-too; autocast is what one process and DDP have.
+DeepSpeed keeps what trains in buffers of its own and leaves hooks on it, so that the phase works on a copy here too.
+Its settings are made from the phase's. It computes in float32, as its bfloat16 would be that of all weights, frozen
+ones too; autocast is what one process and DDP have.
 """
 
+import importlib
 import logging
 import math
 import warnings
@@ -66,6 +67,8 @@ class Partitions(Shards):
         config.trainer_config_process(self._arguments)
         plugin: Any = accelerator.state.deepspeed_plugin
         plugin.hf_ds_config, plugin.deepspeed_config = config, config.config
+        for parameter in self.network.parameters():
+            parameter.data = parameter.data.contiguous()  # DeepSpeed 0.19.8 sends none in channels-last order
         if self._arguments.bf16:
             autocast: Any = torch.autocast(accelerator.device.type, torch.bfloat16)
             self.network.forward = convert_outputs_to_fp32(autocast(self.network.forward))
@@ -90,8 +93,7 @@ class Partitions(Shards):
     @torch.no_grad()
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimizer's state as one process would save it; for all processes together."""
-        from deepspeed.utils import safe_get_full_optimizer_state
-
+        full = _deepspeed().safe_get_full_optimizer_state
         state: dict[int, dict[str, Any]] = {}
         groups = []
         for parameters, partition, group in _groups(optimizer):
@@ -100,7 +102,7 @@ class Partitions(Shards):
             numbers = list(range(len(state), len(state) + len(parameters)))
             for number, parameter in zip(numbers, parameters, strict=True):
                 state[number] = {
-                    name: safe_get_full_optimizer_state(parameter, name).cpu() if is_like(partition, value) else value
+                    name: full(parameter, name).cpu() if is_like(partition, value) else value
                     for name, value in own.items()
                 }
             groups.append({**group, "params": numbers})
@@ -109,8 +111,7 @@ class Partitions(Shards):
     @torch.no_grad()
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Put a state from `optimizer_state`, or of one process, into this process's part of the optimizer."""
-        from deepspeed.utils import safe_set_full_optimizer_state
-
+        put = _deepspeed().safe_set_full_optimizer_state
         for (parameters, partition, group), saved in zip(_groups(optimizer), state["param_groups"], strict=True):
             group.update({name: value for name, value in saved.items() if name != "params"})
             values = [state["state"].get(number, {}) for number in saved["params"]]
@@ -122,7 +123,11 @@ class Partitions(Shards):
             for parameter, own in zip(parameters, values, strict=True):
                 for name, value in own.items():
                     if is_like(parameter, value):
-                        safe_set_full_optimizer_state(parameter, value.to(parameter.device), name)
+                        put(parameter, value.to(parameter.device), name)
+
+
+def _deepspeed() -> Any:
+    return importlib.import_module("deepspeed.utils")  # of an extra
 
 
 def _groups(optimizer: Any) -> list[tuple[list[torch.nn.Parameter], torch.Tensor, dict[str, Any]]]:
@@ -136,6 +141,4 @@ def _link(parameters: list[torch.nn.Parameter], partition: torch.Tensor, optimiz
 
     DeepSpeed 0.19.8 does so once, after the first group's first step, when other groups have no moments yet.
     """
-    from deepspeed.utils import lazy_init_hp_params_optimizer_state
-
-    lazy_init_hp_params_optimizer_state(parameters, partition, optimizer.state)
+    _deepspeed().lazy_init_hp_params_optimizer_state(parameters, partition, optimizer.state)
