@@ -1,4 +1,4 @@
-"""Under DeepSpeed ZeRO-2, here on two CPU processes (zero_on_cpu.py), a run ends as in one and leaves the same files."""
+"""Under DeepSpeed ZeRO-2, here on two CPU processes (zero_on_cpu.py), a run ends as in one, with the same files."""
 
 import importlib.util
 import json
