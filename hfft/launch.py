@@ -1,5 +1,6 @@
 """Whether the launch gave what it was asked for: as many processes, and nothing that hfft can't train under."""
 
+import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ _COUNTS = {  # environment variable -> who sets it
 }
 _HOW = "docs/scaling.md says how to launch"
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by `accelerate launch`
-# What `accelerate launch` may ask of FSDP, by its variables, and hfft doesn't do.
+# What `accelerate launch` may ask of FSDP and DeepSpeed, by its variables, and hfft doesn't do: what is allowed, what
+# counts where nothing is said, the launcher's option, the reason.
 _FSDP_ASKED = {
     "FSDP_VERSION": ("2", "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),
     "FSDP_STATE_DICT_TYPE": (
@@ -38,6 +40,42 @@ _FSDP_ASKED = {
         "it renames the network's modules; activation_checkpointing in the recipe does the same without",
     ),
 }
+_DEEPSPEED_ASKED = {
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": (
+        "2",
+        "2",
+        "zero_stage",
+        "1 saves less for the same traffic, and weights too are spread by recipes/accelerate/fsdp2.yaml",
+    ),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (
+        "none",
+        "none",
+        "offload_optimizer_device",
+        "it puts an optimizer of its own in the place of the recipe's",
+    ),
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (
+        "none",
+        "none",
+        "offload_param_device",
+        "weights on the CPU were never tried",
+    ),
+    "ACCELERATE_DEEPSPEED_CONFIG_FILE": (
+        "none",
+        "none",
+        "deepspeed_config_file",
+        "the recipe says what DeepSpeed is to do",
+    ),
+}
+
+
+def check_packages() -> None:
+    """Refuse DeepSpeed where it isn't installed, before accelerate looks for it.
+
+    Raises:
+        RunError: With the extra that has it.
+    """
+    if is_deepspeed_asked() and importlib.util.find_spec("deepspeed") is None:
+        raise RunError(f"DeepSpeed was asked for and is not installed: pip install 'hfft[deepspeed]'. {_HOW}")
 
 
 def check_launch(state: PartialState) -> None:
@@ -45,8 +83,8 @@ def check_launch(state: PartialState) -> None:
 
     Raises:
         RunError: If there are fewer processes than launcher, srun or mpirun were told to start, each of which would
-            train alone; or if the launcher was asked for DeepSpeed, for FSDP in a way that hfft doesn't do, or for
-            FSDP where accelerate would silently train whole copies: on a CPU, or in one process.
+            train alone; or if the launcher was asked for DeepSpeed or FSDP in a way that hfft doesn't do, or where
+            accelerate would silently train whole copies: on a CPU, or in one process.
     """
     wanted, who = max((_count(os.environ.get(name)), who) for name, who in _COUNTS.items())
     if state.num_processes == 1 and (of_launcher := _launcher_count()) > wanted:
@@ -56,13 +94,15 @@ def check_launch(state: PartialState) -> None:
             f"{who} was asked for {wanted} processes and {state.num_processes} of them would train alone; "
             f"on a CPU --cpu starts one: use recipes/accelerate/cpu2.yaml. {_HOW}"
         )
-    if os.environ.get(_DEEPSPEED, "false").lower() == "true":
-        raise RunError(
-            f"DeepSpeed was asked for, and hfft doesn't train under it yet: use recipes/accelerate/ddp.yaml, with "
-            f"activation_checkpointing or an adapter where memory is short. {_HOW}"
-        )
+    if is_deepspeed_asked():
+        _check_asked(_DEEPSPEED_ASKED, "deepspeed_zero2.yaml")
+        if state.distributed_type != DistributedType.DEEPSPEED or state.num_processes == 1:
+            _refuse_copies("DeepSpeed", state)
     if is_fsdp_asked():
-        _check_fsdp(state)
+        _check_asked(_FSDP_ASKED, "fsdp2.yaml")
+        if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
+            _refuse_copies("FSDP", state)
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
     visible = torch.cuda.device_count()
     if state.num_processes == 1 and visible > 1:
         _LOG.info(
@@ -76,20 +116,27 @@ def is_fsdp_asked() -> bool:
     return os.environ.get(_FSDP, "false").lower() == "true"
 
 
-def _check_fsdp(state: PartialState) -> None:
-    for variable, (allowed, default, option, reason) in _FSDP_ASKED.items():
+def is_deepspeed_asked() -> bool:
+    """Whether `accelerate launch` was told to train under DeepSpeed."""
+    return os.environ.get(_DEEPSPEED, "false").lower() == "true"
+
+
+def _check_asked(table: dict[str, tuple[str, str, str, str]], config: str) -> None:
+    for variable, (allowed, default, option, reason) in table.items():
         found = os.environ.get(variable, default)
         if found.upper() != allowed.upper():
             raise RunError(
-                f"{option}: found {found}; allowed: {allowed}, as {reason}: use recipes/accelerate/fsdp2.yaml. {_HOW}"
+                f"{option}: found {found}; allowed: {allowed}, as {reason}: use recipes/accelerate/{config}. {_HOW}"
             )
-    if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-        where = "in one process" if state.distributed_type == DistributedType.NO else "on CPUs"
-        raise RunError(
-            f"FSDP was asked for, and is not active: {where} accelerate trains whole copies of the network and "
-            f"doesn't say so; use several GPUs, or recipes/accelerate/cpu2.yaml. {_HOW}"
-        )
-    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
+
+
+def _refuse_copies(what: str, state: PartialState) -> None:
+    alone = state.num_processes == 1 or state.distributed_type == DistributedType.NO
+    where = "in one process" if alone else "on CPUs"
+    raise RunError(
+        f"{what} was asked for, and is not active: {where} accelerate trains whole copies of the network and "
+        f"doesn't say so; use several GPUs, or recipes/accelerate/cpu2.yaml. {_HOW}"
+    )
 
 
 def _count(text: str | None) -> int:

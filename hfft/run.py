@@ -41,7 +41,7 @@ from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.inference.classifier import Classifier
-from hfft.launch import check_launch
+from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
 from hfft.machine import cpus_per_process, package_versions
 from hfft.model.checkpoint import (
@@ -160,6 +160,7 @@ def finetune(
     """
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
+    check_packages()
     state = PartialState(cpu=not torch.accelerator.is_available())
     check_launch(state)
     pushers = save_pushers(recipe)

@@ -31,6 +31,19 @@ phases:
   - {name: head, unfreeze: head}
   - {name: all, unfreeze: all}
 """
+PHASES = """
+name: of_vit
+model: {checkpoint: vit}
+data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
+training: {dataloader_num_workers: 0, num_train_epochs: 3, logging_steps: 1, weight_decay: 0.05, max_grad_norm: 0.3}
+precision: float32
+keep: last
+phases:
+  - {name: head, unfreeze: head, optim: sgd, learning_rate: 0.05}
+  - {name: blocks, unfreeze: {blocks: 2}, layer_decay: 0.5, head_learning_rate: 0.02, optim: sgd, learning_rate: 0.1,
+     early_stopping: 1}
+  - {name: lora, adapter: {on: attention}, optim: adamw_torch, adam_epsilon: 1.0e-3, learning_rate: 0.01}
+"""
 LORA = "  - {name: lora, adapter: {on: attention}}\n"
 
 
@@ -69,6 +82,12 @@ def write_recipe(folder: Path, family: str) -> None:
     tiny.save(folder / family, family, **changes)
     recipe = RECIPE.replace("NAME", f"of_{family}").replace("FAMILY", family)
     (folder / f"{family}.yaml").write_text(recipe + (LORA if family == "dinov2" else ""))
+
+
+def write_phases(folder: Path) -> None:
+    """`vit.yaml`: head, blocks with rates of their own that stop early, LoRA; and its checkpoint, without dropout."""
+    tiny.save(folder / "vit", "vit", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    (folder / "vit.yaml").write_text(PHASES)
 
 
 def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1, module: str = "hfft") -> list[str]:

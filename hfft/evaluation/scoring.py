@@ -122,7 +122,7 @@ def compute(
     if len(examples) < _MANY * batch_size:
         engine = EAGER
     accelerator = Accelerator()
-    loader = accelerator.prepare(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
+    loader = accelerator.prepare_data_loader(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
     network = network.to(accelerator.device).eval()
     program: Engine | None = None
     batches: list[list[torch.Tensor]] = []

@@ -40,7 +40,8 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
-from hfft.training.sharding import ShardedTrainer, Shards, check_shardable, shards_of
+from hfft.training.sharding import ShardedTrainer, Shards
+from hfft.training.spreading import check_spreadable, shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -118,7 +119,7 @@ def training_arguments(
         arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
-    check_shardable(spec.name, arguments)
+    check_spreadable(spec.name, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
@@ -210,7 +211,7 @@ def _finish(
     spec, folder, title = stage.spec, stage.folder, stage.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
-    shards = shards_of(model)
+    shards = shards_of(model, arguments)
     model = model if shards is None else shards.network
     with explained(title, arguments):
         replayed = None if replay is None else replay.open(model, data, arguments, stage)
@@ -266,7 +267,7 @@ def _released(trainer: PhaseTrainer) -> Any:
     Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
     prepared model does (accelerate 1.15).
     """
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model

@@ -15,21 +15,12 @@ from accelerate.utils import convert_outputs_to_fp32, get_mixed_precision_contex
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers import TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
-from hfft.errors import RecipeError, TrainingError
-from hfft.launch import is_fsdp_asked
+from hfft.errors import TrainingError
 from hfft.model.anatomy import block_modules
 from hfft.model.cut import Cut
 from hfft.training.trainer import PhaseTrainer, restore
-
-OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")
-"""What was tried on shards; others look at a whole weight, as Adafactor does."""
-_REFUSED = {
-    "fp16": "its gradient scaler was not tried on shards; use bf16",
-    "torch_compile": "it was not tried on shards",
-}
 
 
 class Shards:
@@ -116,6 +107,28 @@ class Shards:
             if name not in self._frozen:
                 torch.distributed.broadcast(buffer, 0)
 
+    @torch.no_grad()
+    def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
+        """An optimizer's state as one process would save it; for all processes together."""
+        state = optimizer.state_dict()
+        tensors = {
+            number: {name: _whole(value) for name, value in own.items()} for number, own in state["state"].items()
+        }
+        return {**state, "state": tensors}
+
+    @torch.no_grad()
+    def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
+        """Put a state from `optimizer_state`, or of one process, into the optimizer of the shards."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        tensors = {
+            number: {
+                name: _as(parameters[number], value) if is_like(parameters[number], value) else value
+                for name, value in own.items()
+            }
+            for number, own in state["state"].items()
+        }
+        optimizer.load_state_dict({**state, "state": tensors})
+
     def _gather(self, names: list[str]) -> None:
         self.align()
         present, wanted = _tensors(self.network), _tensors(self.whole)
@@ -125,7 +138,7 @@ class Shards:
 
 
 class ShardedTrainer(PhaseTrainer):
-    """Trains a phase on shards, and leaves the files of a PhaseTrainer.
+    """Trains a phase on shards, or on the whole network with shards of an optimizer; leaves files of a PhaseTrainer.
 
     Attributes:
         shards: The network and its whole copy.
@@ -144,12 +157,20 @@ class ShardedTrainer(PhaseTrainer):
         self._save(output_dir)
         self.model = self.shards.network
 
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Continue from whole files; Trainer would ask DeepSpeed for its own."""
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        if resume_from_checkpoint is not None:
+            self._load_from_checkpoint(resume_from_checkpoint)
+            self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _whole_network(self) -> Any:
         return self.shards.gather()
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write whole files under the names that one process gives them; Trainer would write the weights again."""
-        state, schedule = whole_state(self.optimizer), cast(Any, self.lr_scheduler)
+        state, schedule = self.shards.optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(schedule.state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -158,7 +179,7 @@ class ShardedTrainer(PhaseTrainer):
         if checkpoint is None:
             return
         state = torch.load(Path(checkpoint) / OPTIMIZER_NAME, map_location="cpu", mmap=True, weights_only=True)
-        load_whole_state(self.optimizer, state)
+        self.shards.load_optimizer_state(self.optimizer, state)
         schedule = cast(Any, self.lr_scheduler)
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
@@ -167,51 +188,9 @@ class ShardedTrainer(PhaseTrainer):
         self.shards.spread()
 
 
-def shards_of(model: Any) -> Shards | None:
-    """The network apart from its whole copy where this launch shards; else None.
-
-    Args:
-        model: As `prepare_phase` left it.
-    """
-    return Shards(model) if is_fsdp_asked() else None
-
-
-def check_shardable(phase: str, arguments: TrainingArguments) -> None:
-    """Refuse settings of a phase that don't go with shards, where this launch shards.
-
-    Raises:
-        RecipeError: With the setting and what to use instead.
-    """
-    if not is_fsdp_asked():
-        return
-    for name, reason in _REFUSED.items():
-        if getattr(arguments, name):
-            raise RecipeError(f"phases.{phase}.{name}: not under FSDP: {reason}")
-    kind = str(getattr(arguments.optim, "value", arguments.optim))
-    if kind not in OPTIMIZERS:
-        raise RecipeError(f"phases.{phase}.optim: found {kind!r}; allowed under FSDP: {', '.join(OPTIMIZERS)}")
-
-
-@torch.no_grad()
-def whole_state(optimizer: Any) -> dict[str, Any]:
-    """An optimizer's state as one process would save it; for all processes together."""
-    state = optimizer.state_dict()
-    tensors = {number: {name: _whole(value) for name, value in own.items()} for number, own in state["state"].items()}
-    return {**state, "state": tensors}
-
-
-@torch.no_grad()
-def load_whole_state(optimizer: Any, state: dict[str, Any]) -> None:
-    """Put a state from `whole_state`, or of one process, into an optimizer of shards."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    tensors = {
-        number: {
-            name: _as(parameters[number], value) if _is_like(parameters[number], value) else value
-            for name, value in own.items()
-        }
-        for number, own in state["state"].items()
-    }
-    optimizer.load_state_dict({**state, "state": tensors})
+def is_like(parameter: torch.Tensor, value: Any) -> bool:
+    """Whether a value of an optimizer's state has a number for each of a parameter."""
+    return isinstance(value, torch.Tensor) and value.shape == parameter.shape
 
 
 def _whole(value: Any) -> Any:
@@ -224,10 +203,6 @@ def _as(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         return value
     value = value.contiguous().to(tensor.device)
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
-
-
-def _is_like(parameter: torch.Tensor, value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.shape == parameter.shape
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:

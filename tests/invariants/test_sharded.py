@@ -10,26 +10,25 @@ import psutil
 import pytest
 import tiny
 import torch
-from launches import ACCELERATE, ALONE, ROOT, assert_same_result, free_port, launch, run, succeed, train, write_recipe
+from launches import (
+    ACCELERATE,
+    ALONE,
+    ROOT,
+    assert_same_result,
+    free_port,
+    launch,
+    run,
+    succeed,
+    train,
+    write_phases,
+    write_recipe,
+)
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
 FSDP = ("fsdp2.yaml", "--num_processes", 2)
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-PHASES = """
-name: of_vit
-model: {checkpoint: vit}
-data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
-training: {dataloader_num_workers: 0, num_train_epochs: 3, logging_steps: 1, weight_decay: 0.05, max_grad_norm: 0.3}
-precision: float32
-keep: last
-phases:
-  - {name: head, unfreeze: head, optim: sgd, learning_rate: 0.05}
-  - {name: blocks, unfreeze: {blocks: 2}, layer_decay: 0.5, head_learning_rate: 0.02, optim: sgd, learning_rate: 0.1,
-     early_stopping: 1}
-  - {name: lora, adapter: {on: attention}, optim: adamw_torch, adam_epsilon: 1.0e-3, learning_rate: 0.01}
-"""
 
 
 @pytest.fixture
@@ -37,8 +36,7 @@ def workplace(tmp_path, photos):
     photos({"train/ant": 11, "train/bee": 10, "validation/ant": 5, "validation/bee": 4, "test/ant": 4, "test/bee": 5})
     for family in ("dinov2", "convnext", "resnet"):
         write_recipe(tmp_path, family)
-    tiny.save(tmp_path / "vit", "vit", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    (tmp_path / "vit.yaml").write_text(PHASES)
+    write_phases(tmp_path)
     return tmp_path
 
 

@@ -13,7 +13,8 @@ from hfft.launch import check_launch
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    for name in (*launch._COUNTS, *launch._FSDP_ASKED, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+    asked = (*launch._FSDP_ASKED, *launch._DEEPSPEED_ASKED)
+    for name in (*launch._COUNTS, *asked, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
 
@@ -76,10 +77,51 @@ def test_launches_of_one_process(monkeypatch, command):
     check_launch(state())
 
 
-def test_deepspeed_is_refused(monkeypatch):
+def test_deepspeed_on_gpus(monkeypatch):
+    assert not launch.is_deepspeed_asked()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(RunError, match="DeepSpeed was asked for, and hfft doesn't train under it yet: use recipes"):
-        check_launch(state(2))
+    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
+    check_launch(state(2, DistributedType.DEEPSPEED))
+    assert launch.is_deepspeed_asked()
+
+
+@pytest.mark.parametrize(
+    ("processes", "kind", "where"),
+    [
+        (2, DistributedType.MULTI_CPU, "on CPUs"),
+        (1, DistributedType.DEEPSPEED, "in one process"),
+        (1, DistributedType.NO, "in one process"),
+    ],
+)
+def test_deepspeed_that_would_quietly_be_something_else(monkeypatch, processes, kind, where):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=f"DeepSpeed was asked for, and is not active: {where}"):
+        check_launch(state(processes, kind))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", r"zero_stage: found 3; allowed: 2, .*/fsdp2\.yaml"),
+        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "zero_stage: found 1; allowed: 2"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device: found cpu; allowed: none"),
+        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "offload_param_device: found nvme; allowed: none"),
+        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own.json", "deepspeed_config_file: found own.json; allowed: none"),
+    ],
+)
+def test_what_deepspeed_is_not_asked_for_here(monkeypatch, variable, value, message):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RunError, match=message):
+        check_launch(state(2, DistributedType.DEEPSPEED))
+
+
+def test_deepspeed_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
+    launch.check_packages()
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(RunError, match=r"is not installed: pip install 'hfft\[deepspeed\]'"):
+        launch.check_packages()
 
 
 def test_fsdp_2_on_gpus(monkeypatch):
