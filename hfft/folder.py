@@ -27,6 +27,7 @@ from hfft.errors import RecipeError, RunError
 from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scores import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
+from hfft.launch import spread_by
 from hfft.machine import describe_environment
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import HubSpec, Recipe
@@ -187,6 +188,7 @@ def open_folder(
     environment = {
         **describe_environment(),
         "precision": precision,
+        "spread_by": spread_by(),
         "origin": origin,
         "may_differ": _may_differ(recipe, state),
     }

@@ -111,6 +111,11 @@ def check_launch(state: PartialState) -> None:
         )
 
 
+def spread_by() -> str | None:
+    """What spreads weights or moments over the processes of this launch, in words; None where nothing does."""
+    return "FSDP 2" if is_fsdp_asked() else "DeepSpeed ZeRO-2" if is_deepspeed_asked() else None
+
+
 def is_fsdp_asked() -> bool:
     """Whether `accelerate launch` was told to shard."""
     return os.environ.get(_FSDP, "false").lower() == "true"

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfft.errors import RecipeError
-from hfft.launch import is_deepspeed_asked, is_fsdp_asked
+from hfft.launch import is_deepspeed_asked, is_fsdp_asked, spread_by
 from hfft.training.sharding import Shards
 from hfft.training.zero import Partitions
 
@@ -35,7 +35,7 @@ def check_spreadable(phase: str, arguments: TrainingArguments) -> None:
     Raises:
         RecipeError: With the setting and what to use instead.
     """
-    where = "FSDP" if is_fsdp_asked() else "DeepSpeed" if is_deepspeed_asked() else None
+    where = spread_by()
     if where is None:
         return
     for name, reason in _REFUSED.items():

@@ -64,6 +64,8 @@ def test_phases_of_a_vit_end_with_the_weights_of_one_process(workplace):
         assert (spread, units) == (tensors, 6)  # 4 blocks, the norm, and the rest
         assert here < 0.6 * whole
     runs = [workplace / name / "of_vit" for name in ("one", "two")]
+    kinds = [json.loads((folder / "environment.json").read_text())["spread_by"] for folder in runs]
+    assert kinds == [None, "FSDP 2"]
     for phase in ("0-head", "1-blocks", "2-lora"):
         lines = [(folder / phase / "history.jsonl").read_text().splitlines() for folder in runs]
         norms = [[json.loads(line).get("grad_norm", 0.0) for line in own] for own in lines]
@@ -206,7 +208,7 @@ def test_accelerate_still_makes_fsdp_on_cpus_to_ddp(workplace):
 
 def test_settings_that_do_not_go_with_shards_are_refused(workplace):
     done = shard(workplace, *sharded("vit", "two", "off", 2), "phases.lora.optim=adafactor", fails=True)
-    assert "phases.lora.optim: found 'adafactor'; allowed under FSDP: adamw_torch" in done.stderr
+    assert "phases.lora.optim: found 'adafactor'; allowed under FSDP 2: adamw_torch" in done.stderr
     version = [
         *ACCELERATE,
         "--use_fsdp",

@@ -55,6 +55,8 @@ def test_phases_of_a_vit_end_with_the_weights_and_the_files_of_one_process(workp
     assert all(here < 0.6 * trained for _, here, trained in told(done))
     assert [line for line in done.stderr.splitlines() if "warning" in line.lower() or "mismatch" in line] == []
     runs = [workplace / name / "of_vit" for name in ("one", "two")]
+    kinds = [json.loads((folder / "environment.json").read_text())["spread_by"] for folder in runs]
+    assert kinds == [None, "DeepSpeed ZeRO-2"]
     for phase in ("0-head", "1-blocks", "2-lora"):
         lines = [(folder / phase / "history.jsonl").read_text().splitlines() for folder in runs]
         norms = [[json.loads(line).get("grad_norm", 0.0) for line in own] for own in lines]
@@ -159,5 +161,5 @@ def test_what_hfft_does_not_do_under_deepspeed_is_refused(workplace):
     done = under_zero(workplace, *partitioned("vit", "two", "off", 2), more=("--zero_stage", 3), fails=True)
     assert "error: zero_stage: found 3; allowed: 2" in done.stderr
     done = under_zero(workplace, *partitioned("vit", "two", "off", 2), "phases.lora.optim=adafactor", fails=True)
-    assert "phases.lora.optim: found 'adafactor'; allowed under DeepSpeed: adamw_torch" in done.stderr
+    assert "phases.lora.optim: found 'adafactor'; allowed under DeepSpeed ZeRO-2: adamw_torch" in done.stderr
     assert not (workplace / "two").exists()
