@@ -60,11 +60,17 @@ def launch(config: str = "cpu2.yaml", *options: Any) -> list[Any]:
 
 
 def run(
-    command: Sequence[Any], folder: Path, *, gpus: bool = False, **environment: str
+    command: Sequence[Any], folder: Path, *, gpus: bool = False, fresh: bool = False, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run to the end, without the imports of the first process; GPUs are hidden unless asked for."""
+    """Run to the end; GPUs are hidden unless asked for.
+
+    The first process is forked from one that has imported everything; a `fresh` one has a command line of its own.
+    """
     hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, **hidden, **environment}
+    if fresh:
+        words = [*map(str, command)]
+        return subprocess.run(words, cwd=folder, env=env, capture_output=True, text=True, check=False)
     return warm.run(command, cwd=folder, env=env)
 
 

@@ -154,7 +154,7 @@ def test_the_cpu_flag_of_accelerate_silently_starts_one_process(workplace):
         "no",
     ]
     assert succeed([*ACCELERATE, *flags, probe], workplace).stdout.split() == ["world", "1"]
-    done = run([*ACCELERATE, *flags, "-m", "hfft", "train", "vit.yaml"], workplace)
+    done = run([*ACCELERATE, *flags, "-m", "hfft", "train", "vit.yaml"], workplace, fresh=True)
     assert done.returncode != 0
     assert "error: accelerate launch was asked for 2 processes and 1 of them would train alone" in done.stderr
     assert not (workplace / "runs").exists()
