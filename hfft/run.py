@@ -183,9 +183,7 @@ def _finetune(
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
-        _update_card(folder, recipe, data)
-        _LOG.info(f"{folder} is finished; --overwrite runs it again")
-        return Run(folder)
+        return _finished(folder, recipe, data)
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
@@ -233,18 +231,20 @@ def _finetune(
     return Run(folder)
 
 
-def _update_card(folder: Path, recipe: Recipe, data: DatasetDict | None) -> None:
-    """Write the card of a finished run anew, if the recipe asks for another one."""
+def _finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> Run:
+    """A run that had ended, with its card written anew if the recipe asks for another one."""
     state, changed = PartialState(), card_changes(folder, recipe)
     state.wait_for_everyone()
-    if not changed:
-        return
-    checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data) if "widget" in changed else None
-    if state.is_main_process:
-        with explained("card"):
-            update_card(folder, recipe, checked)
-    state.wait_for_everyone()
-    _LOG.info(f"{folder}: the card was written anew: {', '.join(f'{key} {getattr(recipe, key)}' for key in changed)}")
+    if changed:
+        checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data) if "widget" in changed else None
+        if state.is_main_process:
+            with explained("card"):
+                update_card(folder, recipe, checked)
+        state.wait_for_everyone()
+        told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
+        _LOG.info(f"{folder}: the card was written anew: {told}")
+    _LOG.info(f"{folder} is finished; --overwrite runs it again")
+    return Run(folder)
 
 
 def _end(
