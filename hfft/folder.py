@@ -68,8 +68,8 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
 
 
 def _trained(recipe: Recipe) -> str:
-    """A recipe but for where its result is pushed to and what only its card shows, which make it no other run."""
-    return dump_recipe(dataclasses.replace(recipe, hub=HubSpec(), license=None, widget=None))
+    """A recipe but for where its result is pushed to and how it is shown, which make it no other run."""
+    return dump_recipe(dataclasses.replace(recipe, hub=HubSpec(), license=None, widget=None, report=True))
 
 
 def _trained_before(path: Path) -> str:
@@ -109,8 +109,7 @@ def update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
     Raises:
         RunError: If the images aren't those of the run any more.
     """
-    from hfft.report.card import write_card  # and matplotlib, which nothing else needs
-    from hfft.report.figures import write_figures
+    from hfft.report.card import FIGURES, write_card
 
     measured = read_json(folder / "metrics.json")
     if checked is not None:
@@ -123,7 +122,7 @@ def update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
         if count == 0:
             shutil.rmtree(folder / result_name(recipe) / _EXAMPLES, ignore_errors=True)
     facts = dataclasses.replace(read_facts(folder), recipe=recipe)
-    write_card(facts, write_figures(facts))
+    write_card(facts, sorted((folder / FIGURES).glob("*.png")))  # which show none of this
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
 
 

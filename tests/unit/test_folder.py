@@ -82,6 +82,12 @@ def test_what_only_the_card_shows_makes_no_other_run(changes, tmp_path):
     assert card_changes(tmp_path / "r", recipe(license="apache-2.0")) == []
 
 
+def test_nor_does_whether_figures_are_drawn(tmp_path):
+    opened(tmp_path / "r", report=False)
+    assert not is_done(tmp_path / "r", recipe())
+    assert card_changes(tmp_path / "r", recipe()) == []
+
+
 def test_nor_does_a_license_that_was_never_one(tmp_path):
     """Earlier versions took any word."""
     opened(tmp_path / "r", license="apache-2.0")
