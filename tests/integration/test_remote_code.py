@@ -93,3 +93,21 @@ def test_code_goes_to_the_hub_and_is_trusted_there_by_a_user_alone(loud, tmp_pat
             hfft.Classifier.from_pretrained("me/loud")
         opened = hfft.Classifier.from_pretrained("me/loud", trust_remote_code=True)
         assert type(opened.model).__name__ == "LoudViT"
+
+
+def test_an_adapter_on_a_checkpoint_of_the_hub_is_opened_with_its_code(tmp_path, monkeypatch):
+    save_loud(tmp_path / "vit")
+    pushable.make_photos(tmp_path / "photos")
+    with hub_server.running() as hub:
+        hub.add_repository("me/base", **{path.name: path.read_bytes() for path in (tmp_path / "vit").iterdir()})
+        hub_server.connect(hub, monkeypatch, tmp_path / "home")
+        model = {"checkpoint": "me/base", "trust_remote_code": True}
+        phases = [{"name": "lora", "adapter": {"on": "attention", "merge": False}, "learning_rate": 1e-2}]
+        run = hfft.finetune(hfft.load_recipe(pushable.recipe(tmp_path, model=model, phases=phases)))
+        with pytest.raises(ModelError, match=r"brings Python code.*modeling_loud.*trust_remote_code=True"):
+            hfft.Classifier.from_pretrained(run.folder / "adapter")
+        for opened in (
+            hfft.Classifier.from_pretrained(run.folder),
+            hfft.Classifier.from_pretrained(run.folder / "adapter", trust_remote_code=True),
+        ):
+            assert type(opened.model).__name__ == "LoudViT"
