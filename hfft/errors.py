@@ -1,4 +1,7 @@
-"""What can go wrong, as one exception per cause; the lowest layer."""
+"""What can go wrong, as one exception per cause, and the word that was perhaps meant; the lowest layer."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class HfftError(Exception):
@@ -45,3 +48,8 @@ class PushError(HubError):
     """A push that failed on its way; the run is as it was, and may be pushed again."""
 
     exit_code = 1
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that is most like another one; None where none is like it."""
+    return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)

@@ -1,9 +1,10 @@
 """How a verb reads its words and options, and kinds of arguments that several verbs take."""
 
 import argparse
-import difflib
 from collections.abc import Sequence
 from typing import Any
+
+from hfft.errors import nearest
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -39,9 +40,9 @@ class VerbParser(argparse.ArgumentParser):
     def _unknown(self, word: str, *, assigns: bool) -> str:
         name = word.partition("=")[0]
         known = [option for option in self._option_string_actions if option.startswith("--") and option != "--help"]
-        nearest = difflib.get_close_matches(name, known, n=1)
-        if nearest:
-            hint = f"did you mean {nearest[0]}?"
+        meant = nearest(name, known)
+        if meant:
+            hint = f"did you mean {meant}?"
         elif assigns and "=" in word:
             hint = f"an override has no dashes: {word.lstrip('-')}"
         else:

@@ -1,7 +1,6 @@
 """YAML text and `key=value` overrides to a Recipe, and back; every problem of a file is reported at once."""
 
 import dataclasses
-import difflib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from hfft.errors import RecipeError
+from hfft.errors import RecipeError, nearest
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
 from hfft.recipe.spec import (
@@ -270,8 +269,8 @@ def _describe(problem: Any, keys: list[str]) -> str:
 def _unknown_key(path: str, key: str, known: Sequence[str], allowed: str) -> str:
     if key.lower() in _SECRETS:
         return f"{path}: a recipe never holds a secret: use `hf auth login` or HF_TOKEN, and remove this key"
-    nearest = difflib.get_close_matches(key, known, n=1)
-    return f"{path}: unknown key; " + (f"did you mean {nearest[0]!r}?" if nearest else f"allowed: {allowed}")
+    meant = nearest(key, known)
+    return f"{path}: unknown key; " + (f"did you mean {meant!r}?" if meant else f"allowed: {allowed}")
 
 
 def _without_defaults(spec: Any) -> dict[str, Any]:

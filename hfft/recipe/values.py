@@ -1,12 +1,13 @@
 """Values of a recipe that are words, names, sizes or ranges, and what is allowed of each."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+
+from hfft.errors import nearest
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -42,8 +43,8 @@ def _check_name(value: str) -> str:
 def _check_license(value: str) -> str:
     name = value.lower()  # as the Hub has them
     if name not in LICENSES:
-        nearest = difflib.get_close_matches(name, LICENSES, n=1)
-        like = f"did you mean {nearest[0]!r}?" if nearest else "for example apache-2.0 or cc-by-4.0"
+        meant = nearest(name, LICENSES)
+        like = f"did you mean {meant!r}?" if meant else "for example apache-2.0 or cc-by-4.0"
         raise ValueError(
             "allowed: an identifier of https://huggingface.co/docs/hub/repositories-licenses, as the Hub refuses "
             f"others, or 'other'; {like}"

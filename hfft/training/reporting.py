@@ -5,7 +5,6 @@ as the run, and see steps that go on from phase to phase.
 """
 
 import copy
-import difflib
 import os
 import shutil
 import uuid
@@ -20,7 +19,7 @@ from ruamel.yaml import YAML
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from hfft.errors import MissingPackageError, RecipeError, TrainingError
+from hfft.errors import MissingPackageError, RecipeError, TrainingError, nearest
 from hfft.files import read_json, write_json
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
@@ -48,8 +47,8 @@ def integrations(report_to: Any) -> list[str]:
     names = [] if names == ["none"] else list(dict.fromkeys(names))
     for name in names:
         if name not in INTEGRATION_TO_CALLBACK:
-            nearest = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+            meant = nearest(name, INTEGRATION_TO_CALLBACK)
+            hint = f"; did you mean {meant!r}?" if meant else ""
             allowed = f"allowed: none, all, {', '.join(sorted(INTEGRATION_TO_CALLBACK))}"
             raise RecipeError(f"training.report_to: found {name!r}{hint}; {allowed}")
         try:
