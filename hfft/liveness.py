@@ -32,12 +32,11 @@ _store: TCPStore | None = None
 
 
 def may_speak() -> bool:
-    """Whether this process is the one that tells of a failure: the first that asks, of those that are watched."""
+    """Whether this process is the one that tells of a failure: the first that asks, where the launch has a store."""
     rank = os.environ.get("RANK", "0")
-    if _store is None:
-        return rank == "0"
     try:
-        return _store.compare_set("hfft/speaker", "", rank).decode() == rank
+        store = _store or _launchers_store()
+        return rank == "0" if store is None else store.compare_set("hfft/speaker", "", rank).decode() == rank
     except RuntimeError:  # the process that kept the store is gone
         return True
 
@@ -126,6 +125,11 @@ class _Watch(threading.Thread):
                 sys.stderr.write(f"error: {problem} for {_SILENCE * _BEAT:.0f} s; {_CONTINUES}\n")
                 sys.stderr.flush()
             os._exit(1)
+
+
+def _launchers_store() -> TCPStore | None:
+    """The store that torch's launcher keeps before its processes know of each other; None elsewhere."""
+    return _connect() if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" else None
 
 
 def _connect() -> TCPStore:

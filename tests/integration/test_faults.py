@@ -119,6 +119,17 @@ def test_one_of_two_processes_fails(fault, faulty, said, workplace):
 
 
 @pytest.mark.slow
+@pytest.mark.multiprocess
+def test_an_error_is_told_by_whoever_comes_to_it_first(workplace):
+    """The launcher stops the others then, some of them before they come to it."""
+    late = 'import os, sys, time\ntime.sleep(20 * (os.environ["RANK"] == "0"))\n'
+    (workplace / "late.py").write_text(f"{late}from hfft.cli import main\nsys.exit(main())\n")
+    done = run([*launch(), "late.py", "train", "none.yaml"], workplace)
+    assert done.returncode == 1
+    assert [line[:17] for line in our_errors(done)] == ["error: none.yaml:"], done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "code", "step"), [("SIGTERM", 143, 5), ("SIGINT", 130, 6), ("SIGINT", 130, 12)])
 def test_a_run_that_is_asked_to_stop_saves_and_goes_on_bit_equal(fault, code, step, workplace):
     """In the middle of an epoch, at the end of one, which is evaluated first, and after the last step."""
