@@ -134,15 +134,14 @@ def apart(do: Callable[[], _Result]) -> _Result:
 
 
 def end_process(code: int) -> None:
-    """End this process without waiting for its other threads, if there are any.
+    """End this process without waiting for its other threads, Python's and others.
 
-    The interpreter's own end waits for each thread of a pool, such as an upload that waits to be tried again.
+    The interpreter's own end waits for each thread of a pool, such as an upload that waits to be tried again, and
+    threads of gloo were seen to abort it.
 
     Args:
         code: Exit status.
     """
-    if threading.active_count() == 1:
-        return
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb.
 
     Args:
-        argv: Arguments; those of the process when None, which ends here once it was interrupted.
+        argv: Arguments; those of the process when None, which ends here if it was interrupted or is one of a launch.
 
     Returns:
         0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _show_log()
     with last_words():
         code = _run(arguments)
-    if argv is None and stop_signal() is not None:
+    if argv is None and (stop_signal() is not None or "RANK" in os.environ):
         end_process(code)
     return code
 

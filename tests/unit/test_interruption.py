@@ -72,6 +72,30 @@ def test_a_process_ends_although_a_thread_of_a_pool_works():
     assert (done.returncode, done.stdout) == (3, "working\ntidied up\n")
 
 
+LAUNCHED = """
+import sys
+from hfft import cli
+
+class Late:
+    def __del__(self):
+        print("torn down")
+
+late = Late()
+sys.argv = ["hfft", "report", "nowhere"]
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("rank", "said"), [({"RANK": "0"}, ""), ({}, "torn down\n")])
+def test_a_process_of_a_launch_ends_before_the_interpreter_is_torn_down(rank, said):
+    """With threads of gloo, one was seen to abort there, after all was done."""
+    environment = {**os.environ, **rank}
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCHED], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, said)
+
+
 def test_what_is_done_apart_is_interrupted_at_once():
     left = threading.Event()
 
