@@ -285,7 +285,7 @@ def _parts(first: SetOutcomes, second: SetOutcomes) -> dict[str, np.ndarray]:
 
 
 def _error(value: float, resampled: np.ndarray) -> float:
-    """Mean squared error of a metric, from its values of resamples (R,): its variance, and its bias with few images."""
+    """Mean squared error of a metric, from resamples (R,): its variance, and its bias with few images."""
     return float(np.mean((resampled - value) ** 2))
 
 
