@@ -16,6 +16,7 @@ from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from hfft._version import __version__
 from hfft.data.batches import Collator, Examples, chances_of
 from hfft.data.checking import Checked, check_images
 from hfft.data.decoding import RULE
@@ -53,6 +54,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
+from hfft.model.fingerprint import hash_code
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
@@ -339,10 +341,10 @@ def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, checked
         return None
     origin = Origin(
         fingerprints=dict(checked.fingerprints),
-        processor=f"{type(processor).__name__} {processor.to_dict()}, decoding {RULE}",
+        processor=f"{type(processor).__name__} {processor.to_dict()} {hash_code([type(processor)])}, decoding {RULE}",
         augment=recipe.data.augment,
         seed=recipe.seed,
-        versions=package_versions(),
+        versions={"hfft": __version__, **package_versions()},
     )
     return Replay(recipe.replay, _replay_folder(recipe), phases, origin)
 

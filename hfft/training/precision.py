@@ -13,6 +13,7 @@ from hfft.files import read_json, write_json
 from hfft.machine import has_native_bfloat16
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.freezing import held_modules
+from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.plan import prepare_phase
 
@@ -71,7 +72,7 @@ def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str
     for module in held_modules(network, batchnorm):
         module.training = False
     seconds = dict.fromkeys(_PRECISIONS, math.inf)
-    with torch.random.fork_rng():
+    with random_state_kept(pixels.device):
         for name in _PRECISIONS * _STEPS:
             begun = time.perf_counter()
             with _autocast(name):

@@ -218,9 +218,8 @@ class Replay:
         self, job: Job, stage: Stage, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
-        is_exact = asked == EAGER
         batch = job.arguments.per_device_train_batch_size
-        sample = job.pixels(batch if is_exact else max(batch, _BATCH))
+        sample = job.pixels(batch if self._shelf.is_exact else max(batch, _BATCH))
         boundaries = sorted([own, *self._later(job, stage.number, own)], key=lambda boundary: boundary.cut.depth)
         shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]

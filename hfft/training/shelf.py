@@ -16,7 +16,9 @@ from transformers import TrainingArguments
 
 from hfft.data.batches import Examples
 from hfft.errors import TrainingError
+from hfft.machine import describe_arithmetic
 from hfft.model.cut import Cut
+from hfft.model.engine import EAGER
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
 from hfft.training.activations import RecordedExamples
 from hfft.training.filling import fill
@@ -253,15 +255,26 @@ class Shelf:
             PartialState().wait_for_everyone()
             yield
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows must be those of the plain run to the last bit."""
+        return self._spec.engine == EAGER
+
     def key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
-        """Name of a recording: a hash of all that its rows depend on."""
+        """Name of a recording, the same in every process: a hash of all that its rows depend on."""
+        return on_main(lambda: self._key(job, cut, place, engine))
+
+    def _key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
         config = {name: value for name, value in job.model.config.to_dict().items() if name not in _BESIDES}
         content = {
             "network": cut.fingerprint,
             "config": config,
+            "attention": getattr(job.model.config, "_attn_implementation", None),
             "entering": cut.path,
             "pixels": self._origin.pixels(place),
             "precision": str(job.autocast),
+            "arithmetic": describe_arithmetic(job.arguments.device, to_the_bit=self.is_exact),
+            "batch": job.arguments.per_device_train_batch_size if self.is_exact else None,  # bits depend on it, too
             "engine": engine,
             "dtype": self._spec.dtype,
         }
