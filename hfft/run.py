@@ -275,7 +275,7 @@ def _end(
         if recipe.report:
             from hfft.report.page import try_page  # and matplotlib
 
-            try_page(folder, images)
+            try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)
         else:
             _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
     state.wait_for_everyone()

@@ -73,8 +73,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """Where in its place a model is, and whether the code that it brings may run."""
     parser.add_argument("--subfolder", help="where in the folder or the Hub's repository it is, for example adapter")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether the code that a model brings may run."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run the Python code that the model brings; of a run, its recipe says so",
+        help="run the Python code that the model brings",
     )

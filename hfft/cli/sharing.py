@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfft.cli.arguments import add_trust
 from hfft.cli.printing import interval, print_table, spaced
 from hfft.errors import RunError, TrainingError
 from hfft.startup import quick_imports
@@ -21,6 +22,7 @@ def add_verbs(verbs: Any) -> None:
 
 def _add_report(report: argparse.ArgumentParser) -> None:
     report.add_argument("folder", metavar="run", help="run folder")
+    add_trust(report)
     report.set_defaults(run=_report)
 
 
@@ -36,6 +38,7 @@ def _add_push(push: argparse.ArgumentParser) -> None:
         "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
     )
     push.add_argument("--json", action="store_true", help="print JSON")
+    add_trust(push)
     push.set_defaults(run=_push)
 
 
@@ -64,7 +67,8 @@ def _report(arguments: argparse.Namespace) -> None:
         from hfft.report.page import write_page
 
     card, *figures = write_report(arguments.folder)
-    for path in (card, write_page(arguments.folder), *figures):
+    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    for path in (card, page, *figures):
         print(path)
 
 
@@ -86,7 +90,7 @@ def _push(arguments: argparse.Namespace) -> None:
         )
     except ValidationError as error:
         raise bad_spec(error) from error
-    pushed = push_run(Path(arguments.run_folder), spec)
+    pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
     print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 

@@ -87,7 +87,7 @@ def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence[
     for pusher in after:
         pusher.wait()
     try:
-        pushed = push_run(Path(run), recipe.hub)
+        pushed = push_run(Path(run), recipe.hub, trust_remote_code=recipe.model.trust_remote_code)
     except HubError as error:
         again = f"the run is finished and whole: {os.fspath(run)}; the same command, or `hfft push`, pushes it"
         raise type(error)(f"{error}\n{again}") from error

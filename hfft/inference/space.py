@@ -10,13 +10,13 @@ from huggingface_hub import SpaceCard, SpaceCardData
 
 from hfft.errors import ModelError
 from hfft.files import write_folder, write_text
-from hfft.inference.classifier import Classifier
+from hfft.inference.classifier import Classifier, model_source
 from hfft.inference.extras import require
-from hfft.inference.opening import holds_adapter
+from hfft.inference.opening import holds_adapter, local_folder
 from hfft.inference.places import check_folder, name_of
 from hfft.inference.writing import WritingError
 from hfft.model.checkpoint import save_model
-from hfft.model.remote_code import own_code
+from hfft.model.remote_code import code_of
 
 _MODEL = "model"  # folder in the Space
 _FILES = ("app.py", "requirements.txt", "README.md", ".gitattributes", _MODEL, "__pycache__")
@@ -54,13 +54,13 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     """
     require("demo", "gradio")
     check_folder(folder, "--space", _FILES, overwrite=overwrite)
-    classifier = Classifier.from_pretrained(source, device="cpu")
-    code = own_code(classifier.model.config.to_dict())
+    code = code_of(local_folder(model_source(source)))
     if code is not None:
         raise ModelError(
             f"--space: the model brings Python code of its own ({code}.py), which a Space would not run; "
             "`hfft demo` without --space shows it here"
         )
+    classifier = Classifier.from_pretrained(source, device="cpu")
     on_hub = not Path(source).is_dir() and not holds_adapter(source)
     title = name_of(source)
 

@@ -180,9 +180,11 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
     """
 
     def write(aside: Path) -> None:
+        plain: Any = model.get_base_model()
+        plain.config.architectures = [type(plain).__name__]
         with quiet():
             model.save_pretrained(str(aside))
-            model.config.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
+            plain.config.save_pretrained(aside)
             processor.save_pretrained(aside)
         path = aside / ADAPTER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -239,4 +241,5 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreT
             raise ModelError(f"{folder}: what the adapter sits on can't be loaded: {error}") from error
         with _without_peft_warning():
             adapted: Any = PeftModel.from_pretrained(model, str(folder))
-    return merge(adapted).eval(), load_processor(ModelSpec(checkpoint=str(folder)), config)
+    processor = load_processor(ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code), config)
+    return merge(adapted).eval(), processor

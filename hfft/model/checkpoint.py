@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from hfft.errors import ModelError
 from hfft.files import write_folder
 from hfft.model.anatomy import REFUSED, dissect
-from hfft.model.remote_code import check_code
+from hfft.model.remote_code import check_code, name_own_class, own_code, processor_code, refuse_untrusted
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
@@ -104,7 +104,7 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
     """The network of a config with all of the checkpoint's weights that fit, and what was missing or didn't."""
     with quiet():
         try:
-            return AutoModelForImageClassification.from_pretrained(
+            model, report = AutoModelForImageClassification.from_pretrained(
                 spec.checkpoint,
                 config=config,
                 revision=spec.revision,
@@ -116,6 +116,8 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
             )
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise _unusable(spec, error) from error
+    name_own_class(model.config, type(model))
+    return model, report
 
 
 def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
@@ -152,6 +154,8 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
             )
         except (OSError, ValueError, ImportError) as error:
             raise _unusable(spec, error) from error
+    code = own_code({name: getattr(config, name, None) for name in ("auto_map", "architectures")})
+    refuse_untrusted(f"model.checkpoint: {spec.checkpoint}", code, trust_remote_code=spec.trust_remote_code)
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
@@ -220,6 +224,9 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
                 f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
                 f"so nobody can know the size and scale of its pixels: {_first_line(error)}"
             ) from error
+    code = processor_code(vars(processor))
+    refuse_untrusted(f"model.checkpoint: {spec.checkpoint}", code, trust_remote_code=spec.trust_remote_code)
+    name_own_class(processor, type(processor))
     return processor if spec.image_size is None else _resized(processor, spec.image_size)
 
 
