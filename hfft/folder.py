@@ -247,6 +247,9 @@ def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     if before["processes"] != now["processes"]:
         return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
+    networks = [found.get("origin", {}).get("network") for found in (before, now)]
+    if None not in networks and networks[0] != networks[1]:
+        return "the checkpoint's weights or its code have changed since this run began"
     if before["precision"] != now["precision"]:
         return f"this run began in {before['precision']} and can't go on in {now['precision']}"
     return None

@@ -55,7 +55,7 @@ def describe_arithmetic(device: torch.device, *, to_the_bit: bool) -> dict[str, 
     places = ("mkldnn.matmul", "mkldnn.conv") if is_cpu else ("cuda.matmul", "cudnn.conv")  # TensorFloat-32, bfloat16
     found = {place: operator.attrgetter(f"{place}.fp32_precision")(torch.backends) for place in places}
     if to_the_bit:
-        found |= {"hardware": torch.backends.cpu.get_cpu_capability() if is_cpu else _hardware(device)}
+        found |= {"hardware": torch.backends.cpu.get_cpu_capability() if is_cpu else hardware(device)}
         found |= {"threads": torch.get_num_threads()} if is_cpu else {}
     return {"device": device.type, **found}
 
@@ -71,14 +71,14 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": cpus_per_process(),
         "device": str(state.device),
-        "hardware": _hardware(torch.device(str(state.device))),
+        "hardware": hardware(torch.device(str(state.device))),
         "processes": state.num_processes,
         "command": sys.argv,
         "git_commit": _git_commit(),
     }
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
     """What the device is called by its maker, or what kind of processor it is where nobody says."""
     if device.type != "cpu":
         backend = torch.get_device_module(device.type)

@@ -54,7 +54,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.model.fingerprint import hash_code
+from hfft.model.fingerprint import hash_code, hash_pretrained
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
@@ -68,7 +68,7 @@ from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
 from hfft.training.reporting import finish_reporting, open_reporting
-from hfft.training.shelf import Origin
+from hfft.training.shelf import Origin, on_main
 from hfft.training.timing import RunClock
 
 if TYPE_CHECKING:
@@ -203,6 +203,8 @@ def _finetune(
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
+        # An object may be the one that an interrupted run has trained.
+        origin["network"] = on_main(lambda: hash_pretrained(network)) if model is None else None
         open_folder(folder, recipe, checked, origin=origin, precision=precision, overwrite=overwrite)
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, checked)

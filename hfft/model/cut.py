@@ -4,7 +4,6 @@ No code per architecture: the order of modules is traced, those in front of the 
 believed only after the network has computed the same with and without it.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
@@ -15,7 +14,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from hfft.model.anatomy import PEFT_PREFIX
-from hfft.model.fingerprint import describe_modules, hash_modules, is_channels_last, own_tensors
+from hfft.model.fingerprint import hash_architecture, hash_modules, is_channels_last, own_tensors
 from hfft.model.freezing import held_modules
 from hfft.model.restoring import (
     hidden,
@@ -102,7 +101,7 @@ class Cut:
     @cached_property
     def architecture(self) -> str:
         """The same without the values of weights and buffers."""
-        return hashlib.blake2b(describe_modules(self._front).encode(), digest_size=16).hexdigest()
+        return hash_architecture(self._front)
 
     @contextmanager
     def reached(self, tell: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
@@ -190,6 +189,11 @@ class Prefix(nn.Module):
     def end(self) -> str:
         """Path of the last cut."""
         return self._cuts[-1].path
+
+    @property
+    def architecture(self) -> str:
+        """What is computed, without the values of weights, as a hash."""
+        return self._cuts[-1].architecture
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the activations.

@@ -329,7 +329,7 @@ def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, image
         "bfloat16": job.autocast is torch.bfloat16,
         "images": images,
         "memory": memory if PartialState().is_main_process else None,
-        "key": f"{config.model_type} {config.name_or_path} to {prefix.end}",
+        "key": f"{config.model_type} {config.name_or_path} ({prefix.architecture}) to {prefix.end}",
     }
     if asked == "auto":
         engine = choose_engine(prefix, sample, asked=asked, **options) if PartialState().is_main_process else None

@@ -16,6 +16,7 @@ from hfft.__main__ import main
 from hfft.data.decoding import decode
 from hfft.errors import ModelError
 from hfft.model.checkpoint import load_checkpoint, save_model
+from hfft.model.cut import cut_at
 from hfft.model.remote_code import own_code
 from hfft.recipe.spec import ModelSpec
 
@@ -182,3 +183,19 @@ def test_a_network_of_transformers_loses_the_reference_to_code_that_was_not_used
     save_model(model, processor, tmp_path / "result")
     assert "auto_map" not in json.loads((tmp_path / "result" / "config.json").read_text())
     assert own_code(config) is None
+
+
+def test_activations_of_edited_code_are_others(tmp_path):
+    """The same weights and config, the same class name: the code alone was changed, or what it imports."""
+    spec, pixels = ModelSpec(checkpoint=str(tmp_path / "vit"), trust_remote_code=True), torch.zeros(1, 3, 32, 32)
+    found = {}
+    for scale, helper in ((1, 1), (2, 1), (1, 2), (1, 1)):
+        save_loud(tmp_path / "vit")
+        edited = LOUD.replace("pixel_values=pixel_values", f"pixel_values={scale} * SCALE * pixel_values")
+        (tmp_path / "vit" / "modeling_loud.py").write_text(f"from .loud_helper import SCALE\n{edited}")
+        (tmp_path / "vit" / "loud_helper.py").write_text(f"SCALE = {helper}\n")
+        model, _ = load_checkpoint(spec, ("a", "b"))
+        assert type(model).__name__ == "LoudViT"
+        fingerprint = cut_at(model, "classifier", pixels).fingerprint
+        assert found.setdefault((scale, helper), fingerprint) == fingerprint
+    assert len(set(found.values())) == 3

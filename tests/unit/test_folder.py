@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -23,10 +24,10 @@ def images():
     return ImageData({"train": Dataset.from_list(rows, features=row_features(("a", "b")))}, ("a", "b"))
 
 
-def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):
+def opened(folder, *, fingerprint="f", precision="float32", network=None, overwrite=False, **changes):
     checked = Checked(images(), {"train": fingerprint})
     asked = recipe(**changes)
-    origin = describe_origin(asked, model_given=False, data_given=False)
+    origin = {**describe_origin(asked, model_given=False, data_given=False), "network": network}
     open_folder(folder, asked, checked, origin=origin, precision=precision, overwrite=overwrite)
 
 
@@ -127,6 +128,13 @@ def test_another_number_of_processes_is_refused(tmp_path):
     path.write_text(json.dumps({**json.loads(path.read_text()), "processes": 2}))
     with pytest.raises(RunError, match="began on 2 processes and can't go on with 1; --overwrite"):
         opened(tmp_path / "r")
+
+
+@pytest.mark.parametrize(("before", "now", "is_refused"), [("a", "b", True), ("a", "a", False), (None, "b", False)])
+def test_a_run_does_not_go_on_with_another_checkpoint(before, now, is_refused, tmp_path):
+    opened(tmp_path / "r", network=before)
+    with pytest.raises(RunError, match="have changed since this run began") if is_refused else nullcontext():
+        opened(tmp_path / "r", network=now)
 
 
 def test_overwriting_removes_what_was_there(tmp_path):
