@@ -27,7 +27,8 @@ def images():
 def opened(folder, *, fingerprint="f", precision="float32", network=None, overwrite=False, **changes):
     checked = Checked(images(), {"train": fingerprint})
     asked = recipe(**changes)
-    origin = {**describe_origin(asked, model_given=False, data_given=False), "network": network}
+    origin = describe_origin(asked, model_given=False, data_given=False)
+    origin |= {} if network is None else {"network": network}
     open_folder(folder, asked, checked, origin=origin, precision=precision, overwrite=overwrite)
 
 
