@@ -41,6 +41,12 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
         ) from error
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
+    except ValueError as error:
+        if "DebugUnderflowOverflow" not in str(error):
+            raise
+        raise TrainingError(
+            f"{title}: debug: a module computed numbers that are infinite or none; it is named in what was printed"
+        ) from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error

@@ -23,6 +23,7 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.debug_utils import DebugUnderflowOverflow
 
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
@@ -265,9 +266,13 @@ def _released(trainer: PhaseTrainer) -> Any:
     """The model as it was before Accelerate prepared it.
 
     Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
-    prepared model does (accelerate 1.15).
+    prepared model does (accelerate 1.15). The hooks of `debug` would look at whatever else the model is used for.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), DebugUnderflowOverflow):
+                del module._forward_hooks[number]
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model

@@ -160,6 +160,8 @@ class Replay:
     def _open(self, job: Job, stage: Stage, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
+        if job.arguments.debug:
+            raise _Declined("debug looks at what every module computes, the frozen ones too")
         pixels = job.pixels(1)
         number = stage.number
         cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
