@@ -19,6 +19,7 @@ from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.multilabel import sets_with_intervals
 from hfft.evaluation.scores import flags_of, holds_sets
 from hfft.files import write_file, write_json
+from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.run import Run, finetune
@@ -64,6 +65,7 @@ def cross_validate(
     Raises:
         HfftError: As `hfft.finetune`; or if the recipe has no folds, or a run lies where the folds would.
     """
+    recipe = check_recipe(recipe)
     if recipe.folds is None:
         raise RecipeError("folds: this recipe asks for none; hfft.finetune runs it")
     folder = Path(recipe.output_dir) / recipe.name

@@ -55,7 +55,7 @@ from hfft.model.checkpoint import (
 )
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import check_recipe, load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
 from hfft.training.adapted import plain_network, restore_kept
@@ -158,6 +158,7 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
         PushError: If the run was finished and then couldn't be pushed.
     """
+    recipe = check_recipe(recipe)
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     check_packages()

@@ -1,6 +1,6 @@
 """The recipe as frozen dataclasses: one section, one class; the values of a YAML file after validation."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import ByteSize, Field, TypeAdapter
@@ -194,6 +194,7 @@ class PhaseSpec:
             `sync` does so over the batches of all processes (GPUs only).
         early_stopping: Evaluations without improvement after which the phase ends; null is never.
         arguments: Fields of transformers.TrainingArguments: the recipe's `training`, then the phase's own.
+        inherited: Those of them that a Recipe has put there from its `training`; no key of a recipe.
     """
 
     name: Name
@@ -205,6 +206,19 @@ class PhaseSpec:
     batchnorm: Literal["eval", "train", "sync"] = "eval"
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
+    inherited: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def own_arguments(self) -> dict[str, Any]:
+        """The arguments without those that come from the recipe's `training`."""
+        inherited = self.inherited.items()
+        return {name: value for name, value in self.arguments.items() if (name, value) not in inherited}
+
+    def inheriting(self, training: dict[str, Any]) -> "PhaseSpec":
+        """The phase in a recipe with this `training`, in the place of that of the recipe it may come from."""
+        own = self.own_arguments
+        inherited = {name: value for name, value in training.items() if name not in own}
+        return replace(self, arguments={**training, **own}, inherited=inherited)
 
     @property
     def trains_head_alone(self) -> bool:
@@ -284,7 +298,7 @@ class RetainSpec:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Recipe:
-    """One experiment.
+    """One experiment; changed by `dataclasses.replace`, it is what a file with the change would be.
 
     Attributes:
         name: Names the run folder.
@@ -338,3 +352,7 @@ class Recipe:
     report: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     output_dir: str = "runs"
+
+    def __post_init__(self) -> None:
+        """Hand `training` on to the phases, also where another recipe's were taken over."""
+        object.__setattr__(self, "phases", tuple(phase.inheriting(self.training) for phase in self.phases))

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
@@ -7,8 +9,11 @@ from shards import write_tar
 from hfft.cli import main
 from hfft.data.sources import load_data
 from hfft.errors import RecipeError
+from hfft.folds import cross_validate
 from hfft.planning import class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import dump_recipe, load_recipe
+from hfft.recipe.spec import SplitSpec
+from hfft.run import finetune
 
 HEAD = {"name": "head", "learning_rate": 0.1}
 
@@ -114,3 +119,13 @@ def test_the_shares_of_a_folder_of_shards_are_printed(recipe, tmp_path, monkeypa
     assert "each process sees 3 to 6 of 13 images per epoch" in lines
     assert main(["plan", "recipe.yaml"]) == 0
     assert "shards:" not in capsys.readouterr().out
+
+
+def test_a_recipe_changed_in_python_is_planned_as_it_now_is(recipe):
+    asked = recipe(training={"weight_decay": 0.1}, phases=[{"name": "head"}])
+    (plan,) = plan_recipe(replace(asked, training={"learning_rate": 0.5}))[1]
+    assert [(group.learning_rate, group.weight_decay) for group in plan.groups] == [(0.5, 0.0), (0.5, 0.0)]
+    wrong = replace(asked, novelty=True, data=replace(asked.data, splits=SplitSpec(validation=None, test=None)))
+    for use in (plan_recipe, finetune, cross_validate):
+        with pytest.raises(RecipeError, match=r"novelty: needs data\.splits\.validation"):
+            use(wrong)
