@@ -17,7 +17,7 @@ from hfft.inference.opening import Opening
 from hfft.machine import cpus_per_process
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.training.phases import EVAL_BATCH
+from hfft.training.settings import EVAL_BATCH
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

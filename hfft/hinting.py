@@ -20,8 +20,8 @@ from hfft.evaluation.scoring import compute
 from hfft.files import read_json, write_json
 from hfft.machine import cpus_per_process
 from hfft.training.phase_data import PhaseData, Stage
-from hfft.training.phases import EVAL_BATCH, training_arguments
 from hfft.training.replay import Replay
+from hfft.training.settings import EVAL_BATCH, training_arguments
 
 FILE = "label_hints.json"
 """Name of the file in the run folder."""

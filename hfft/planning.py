@@ -19,6 +19,7 @@ from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sa
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.launched import tell_precision
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
@@ -71,7 +72,9 @@ def check_phases(
     plans = []
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
-    for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):
+    phases = phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32")
+    tell_precision(phases)
+    for phase in phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))
         if str(metric).removeprefix("eval_") not in known:

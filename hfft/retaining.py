@@ -17,7 +17,8 @@ from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
 from hfft.recipe.spec import Recipe
 from hfft.training.phase_data import PhaseData, Stage
-from hfft.training.phases import EVAL_BATCH, finished_phase
+from hfft.training.phases import finished_phase
+from hfft.training.settings import EVAL_BATCH
 
 _FILE = "retention.json"
 _INTERPOLATED = "interpolated"

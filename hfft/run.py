@@ -62,10 +62,11 @@ from hfft.training.adapted import plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept
 from hfft.training.phase_data import PhaseData
-from hfft.training.phases import EVAL_BATCH, PhaseResult, Stage, run_phase
+from hfft.training.phases import PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, recorded_with
 from hfft.training.reporting import finish_reporting, open_reporting
+from hfft.training.settings import EVAL_BATCH
 from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
 

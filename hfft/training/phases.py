@@ -1,7 +1,6 @@
 """Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -27,12 +26,10 @@ from transformers import (
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
-from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
-from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
@@ -40,11 +37,10 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
+from hfft.training.settings import training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
-from hfft.training.spreading import check_spreadable, shards_of
+from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
-
-EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
 
 _LOG = get_logger(__name__)
 
@@ -70,58 +66,6 @@ class PhaseResult:
     seconds: float
     images_per_second: float
     frozen: dict[str, int]
-
-
-def training_arguments(
-    spec: PhaseSpec, folder: Path, *, seed: int, validate: bool, metric: str = HEADLINES[0]
-) -> TrainingArguments:
-    """The Trainer's settings for a phase.
-
-    Args:
-        spec: The phase.
-        folder: Its folder.
-        seed: The recipe's seed.
-        validate: Whether there are validation images.
-        metric: What the phase is judged by, unless it says otherwise.
-
-    Raises:
-        RecipeError: If transformers refuses a value or a combination.
-    """
-    asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
-    strategy = asked.get("eval_strategy", "epoch") if validate else "no"
-    has_accelerator = torch.accelerator.is_available()
-    settings = {
-        "metric_for_best_model": metric,
-        "per_device_eval_batch_size": EVAL_BATCH,
-        "save_total_limit": 1,
-        "logging_steps": 50,
-        "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_num_workers": min(cpus_per_process(), 8),
-        "dataloader_pin_memory": has_accelerator,
-        "use_cpu": not has_accelerator,
-        **asked,
-        "output_dir": str(folder),
-        "seed": seed,
-        "eval_strategy": strategy,
-        "save_strategy": strategy if strategy != "no" else "epoch",
-        "load_best_model_at_end": strategy != "no",
-        "restore_callback_states_from_checkpoint": True,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "logging_nan_inf_filter": False,  # such a loss ends the phase
-        "auto_find_batch_size": False,  # of the Trainer, whose schedule it changes
-        "ddp_find_unused_parameters": asked.get("ddp_find_unused_parameters", False),
-    }
-    if strategy == "steps":
-        settings["save_steps"] = settings["eval_steps"] = asked.get("eval_steps", settings["logging_steps"])
-    try:
-        arguments = TrainingArguments(**settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
-    check_spreadable(spec.name, arguments)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
-    return arguments
 
 
 def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
