@@ -1,6 +1,7 @@
 """What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.launched import tell_precision
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
-from hfft.training.memory import activation_bytes
+from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
 from hfft.training.reporting import check_reporting
@@ -90,9 +91,46 @@ def check_phases(
         except ModelError as error:
             raise ModelError(f"{where}: {error}") from error
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
+        _check_course(phase, plan)
+        _check_batchnorm(phase, plan, skeleton, (1, *pixels.shape[1:]))
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
+
+
+def _check_course(phase: PhaseSpec, plan: Plan) -> None:
+    """Refuse a warm-up that leaves no step at the learning rate, and evaluations that would begin after the end."""
+    where, asked = f"phases.{phase.name}", float(phase.arguments.get("warmup_steps") or 0)
+    warmup = int(asked) if asked >= 1 else math.ceil(plan.steps * asked)  # as transformers 5.24 has it
+    steps = f"{plan.steps:,} {'step' if plan.steps == 1 else 'steps'}"
+    if warmup >= plan.steps:
+        raise RecipeError(
+            f"{where}.warmup_steps: found {asked:g}, and the phase has {steps}: none would have its learning rate; "
+            "set fewer, a share of the steps such as 0.1, or 0"
+        )
+    delay, strategy = phase.arguments.get("eval_delay") or 0, phase.arguments.get("eval_strategy", "epoch")
+    end, unit = (plan.epochs, "epochs") if strategy == "epoch" else (plan.steps, "steps")
+    if strategy != "no" and delay > end:
+        raise RecipeError(
+            f"{where}.eval_delay: found {delay:g}, and the phase ends after {end:g} {unit}, without an evaluation; "
+            "set less, or eval_strategy: no"
+        )
+
+
+def _check_batchnorm(phase: PhaseSpec, plan: Plan, network: Any, shape: tuple[int, ...]) -> None:
+    """Refuse batches of one image where a BatchNorm trains that needs several."""
+    shares = phase.batchnorm == "sync" and plan.processes > 1
+    if phase.batchnorm == "eval" or shares:
+        return
+    last = plan.images % plan.device_batch
+    has_last = plan.processes == 1 and last == 1 and not phase.arguments.get("dataloader_drop_last")
+    if (plan.device_batch == 1 or has_last) and refuses_one_image(network, shape, phase.batchnorm):
+        which = "each batch has" if plan.device_batch == 1 else f"the last batch of {plan.images:,} images has"
+        advice = "" if plan.device_batch == 1 else "dataloader_drop_last: true, or "
+        raise RecipeError(
+            f"phases.{phase.name}.batchnorm: {phase.batchnorm!r} takes statistics of each batch, and {which} one "
+            f"image, which is too few for this network; set {advice}another per_device_train_batch_size"
+        )
 
 
 def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:

@@ -15,6 +15,7 @@ from hfft.evaluation.novelty import find_novelty
 from hfft.evaluation.retention import Retention, choose_sample
 from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
+from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import finished_phase
@@ -106,14 +107,13 @@ class Retaining:
             raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
         arguments = self._stages[-1].spec.arguments
         metric = str(arguments.get("metric_for_best_model") or data.headline).removeprefix("eval_")
-        is_greater = arguments.get("greater_is_better")
         return Trial(
             examples=data.validation,
             floats=data.floats,
             metrics=data.metrics,
             metric=metric,
             is_multi_label=data.is_multi_label,
-            greater_is_better=not metric.endswith("loss") if is_greater is None else is_greater,
+            greater_is_better=is_greater_better(arguments),
             seed=self._recipe.seed,
             batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
             device=torch.device(str(PartialState().device)),

@@ -11,12 +11,18 @@ from hfft.errors import TrainingError
 
 _CONTINUES = "the same command continues from the last whole checkpoint"
 _NO_MEMORY = "can't allocate memory"  # of torch on a CPU
+ONE_VALUE = "Expected more than 1 value per channel"
+"""Of torch, where a BatchNorm trains on a batch of one image."""
 _NO_WORKER = "DataLoader worker"
 _NO_SPACE = ("failed writing file", "iostream error", "unexpected pos")  # of torch.save, which hides the cause
 
 
 class Diverged(Exception):
     """Loss or weights that are no numbers any more; says where."""
+
+
+class EvaluationOutOfMemory(Exception):
+    """Memory ran out while validation images were measured, and not in a training step."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -39,8 +45,17 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
             f"{title}: {error}; the checkpoints saved before are kept. A smaller learning_rate, warmup_steps or a "
             "smaller max_grad_norm help, with --overwrite or another name"
         ) from error
+    except EvaluationOutOfMemory as error:
+        raise TrainingError(f"{title}: {_evaluation_advice(arguments)}") from error
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        raise TrainingError(
+            f"{title}: a batch has one image, and BatchNorm that trains needs two; set dataloader_drop_last: true, or "
+            "another per_device_train_batch_size"
+        ) from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
@@ -73,9 +88,19 @@ def smaller_batch(batch: int, accumulated: int) -> dict[str, int] | None:
     }
 
 
-def _memory_advice(arguments: TrainingArguments | None) -> str:
+def _evaluation_advice(arguments: TrainingArguments | None) -> str:
     if arguments is None:
         return f"out of memory; a smaller per_device_eval_batch_size needs less, and {_CONTINUES}"
+    batch = arguments.per_device_eval_batch_size
+    less = f"per_device_eval_batch_size={batch // 2}" if batch > 1 else "eval_accumulation_steps=1"
+    return (
+        f"out of memory in an evaluation with per_device_eval_batch_size={batch}; {less} needs less, and {_CONTINUES}"
+    )
+
+
+def _memory_advice(arguments: TrainingArguments | None) -> str:
+    if arguments is None:
+        return _evaluation_advice(None)
     batch = arguments.per_device_train_batch_size
     smaller = smaller_batch(batch, arguments.gradient_accumulation_steps)
     words = [] if smaller is None else [" with ".join(f"{name}={value}" for name, value in smaller.items())]

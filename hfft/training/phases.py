@@ -14,7 +14,6 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -29,7 +28,7 @@ from hfft.interruption import patient
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.callbacks import EarlyStopping, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.losses import ImageLoss
@@ -37,7 +36,7 @@ from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
-from hfft.training.settings import training_arguments
+from hfft.training.settings import check_options, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
 from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
@@ -96,6 +95,9 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
                 eval_dataset=rows,
             )
             trainer.create_optimizer_and_scheduler(num_training_steps=100)
+            check_options(spec, arguments)
+        except RecipeError:
+            raise
         except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
             raise RecipeError(f"phases.{spec.name}: {str(error).strip().splitlines()[0]}") from error
 
@@ -174,7 +176,7 @@ def _finish(
     begun = time.monotonic()
     try:
         with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
-            _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
+            _train(trainer, newest_checkpoint(folder), title)
     finally:
         progress.close()
         model = _released(trainer)
@@ -275,28 +277,30 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: PhaseTrainer, unfinished: Path | None, *, patience: int | None, title: str) -> None:
+def _train(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
     """Train to the end, from an unfinished checkpoint if there is one; leaves the best weights in the model."""
     if unfinished is None:
         trainer.train()
     else:
         _LOG.info(f"{title}: continues from {unfinished.name}")
         state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
-        if patience is not None and _patience_used(state) >= patience:  # Trainer would go on to the next evaluation
+        if _was_stopped(state):  # by a callback; Trainer would go on to the next evaluation
             trainer.end_with(state)
         else:
             trainer.train(resume_from_checkpoint=str(unfinished))
     trainer.save_result()
 
 
-def _patience_used(state: TrainerState) -> int:
+def _was_stopped(state: TrainerState) -> bool:
+    """Whether a callback had ended the phase before its last step when the state was saved."""
     callbacks: Any = state.stateful_callbacks
-    return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
+    control = callbacks.get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
 
 
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str) -> list[TrainerCallback]:
     own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
-    return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
+    return own if spec.early_stopping is None else [*own, EarlyStopping(spec.early_stopping)]
 
 
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:

@@ -1,15 +1,19 @@
 """A phase's keys to transformers.TrainingArguments, in which nothing but the recipe has a say."""
 
+import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
-from transformers import TrainingArguments
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from hfft.errors import RecipeError
 from hfft.machine import cpus_per_process
-from hfft.recipe.arguments import AUTO
+from hfft.recipe.arguments import AUTO, as_mapping
+from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.callbacks import HEADLINES
 from hfft.training.launched import check_launched
@@ -72,7 +76,44 @@ def training_arguments(
             arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+    if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
+        mode = "max" if arguments.greater_is_better else "min"
+        arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
     check_spreadable(spec.name, arguments)
     check_launched()
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
+
+
+def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:
+    """Refuse what a phase says to its optimizer and the optimizer doesn't read: no value of it makes a difference.
+
+    Args:
+        spec: The phase.
+        arguments: Its settings, of which an optimizer can be made.
+
+    Raises:
+        RecipeError: With the option.
+    """
+    where, optim = f"phases.{spec.name}", OptimizerNames(arguments.optim).value
+    options = (arguments.optim_args or "").replace(" ", "").split(",")
+    for name in (option.partition("=")[0] for option in options if option):
+        if not _is_read(arguments, "optim_args", f"{name}=0", f"{name}=1", None):
+            raise RecipeError(f"{where}.optim_args: the optimizer {optim} has no {name}, or takes it from elsewhere")
+    for name in ("adam_beta1", "adam_beta2", "adam_epsilon"):
+        is_for_others = name in spec.inherited and "optim" not in spec.inherited  # phases with another optimizer
+        if name in spec.arguments and not is_for_others and not _is_read(arguments, name, 0.25, 0.5):
+            raise RecipeError(f"{where}.{name}: the optimizer {optim} doesn't take it; leave it out")
+
+
+def _is_read(arguments: TrainingArguments, name: str, *values: Any) -> bool:
+    """Whether the optimizer is another one, or can't be made, with some of these values of a setting."""
+    found: list[Any] = []
+    for value in values:
+        trial = copy.copy(arguments)
+        setattr(trial, name, value)
+        try:
+            found.append(Trainer.get_optimizer_cls_and_kwargs(trial))
+        except (ValueError, TypeError, AttributeError):  # a value of another type than the optimizer's
+            return True
+    return any(one != found[0] for one in found)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
@@ -15,7 +16,7 @@ from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.training.activations import Replayed
-from hfft.training.failures import Diverged
+from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
 
@@ -116,6 +117,15 @@ class PhaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The metrics of the validation images; EvaluationOutOfMemory where those are too many at once."""
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise EvaluationOutOfMemory from error
+            raise
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
@@ -127,6 +137,7 @@ class PhaseTrainer(Trainer):
         with quiet():
             super()._save_checkpoint(model, trial)
         self._is_saving = False
+        self.state.stateful_callbacks = self._callback_states()
         self.accelerator.wait_for_everyone()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"
@@ -137,6 +148,17 @@ class PhaseTrainer(Trainer):
             publish_folder(folder / _ASIDE / name, folder / name)
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
         self.accelerator.wait_for_everyone()
+
+    def _callback_states(self) -> dict[str, Any]:
+        """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
+
+        Read in transformers 5.24, which restores the first of them.
+        """
+        found: dict[str, list[Any]] = {}
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                found.setdefault(type(callback).__name__, []).append(callback.state())
+        return {name: states[0] if len(states) == 1 else states for name, states in found.items()}
 
     def _whole_network(self) -> Any:
         """What a checkpoint is written from; for all processes together."""
