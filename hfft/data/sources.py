@@ -1,7 +1,6 @@
 """A source named in a recipe -> train, validation and test rows with label names; reads no pixel."""
 
 import dataclasses
-import glob
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,22 +9,29 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
+    holds_images,
     image_files,
     metadata_files,
-    split_folders,
+    split_in,
     splits_of,
     subfolders,
     table_files,
+    visible_files,
+    warn,
     warn_of_left_out,
 )
+from hfft.data.hints import advice_for, missing_path, missing_source
+from hfft.data.label_tables import Listed, find_images, read_label_tables
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
+from hfft.data.layout import CLASS_FOLDER, Layout, find_layout, split_names
+from hfft.data.loading import load, load_parquet, read_table, reason_of
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
 from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
+from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -85,24 +91,31 @@ def load_data(
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
-    found = standardize(_tables_in(source), spec, "data") if source is not None else _read_filled(spec)
-    where = "data" if source is not None else spec.source
+    found = standardize(_tables_in(source), spec, "data") if source is not None else read_source(spec)
+    return choose_images(found, spec, seed, where="data" if source is not None else spec.source, without=without)
+
+
+def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, without: Collection[str] = ()) -> ImageData:
+    """Split what a source holds, and check that there is something to train on.
+
+    Classes that no image of the chosen splits has are left out.
+
+    Raises:
+        DataError: If there are no splits as asked, or too few classes, or one without training images.
+    """
     kept = _without(found.splits, without)
     splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
+    own = existing_split(kept, spec.splits.train, where)
+    for folder in found.empty.get(own, ()):
+        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
+    for folder in (one for split, folders in found.empty.items() if split != own for one in folders):
+        warn(f"{folder}: the class folder holds no images")
+    splits = _without_unused(splits, where)
     labels = class_names(splits["train"])
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
     return data
-
-
-def read_splits(spec: DataSpec) -> dict[str, Dataset]:
-    """The splits that the source itself has, as they are: rows without a label have -1, classes may have no row.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
-    return _read(spec).splits
 
 
 def load_rows(
@@ -119,7 +132,7 @@ def load_rows(
     Raises:
         DataError: If these rows have classes that the model does not know.
     """
-    found = _without(_read_filled(spec).splits, without)
+    found = _without(read_source(spec).splits, without)
     if split is not None:
         found = {split: found[existing_split(found, split, spec.source)]}
     elif len(found) > 1:
@@ -143,11 +156,17 @@ def _used(rows: Dataset) -> list[str]:
     return [name for name, count in zip(names, counts.tolist(), strict=True) if count]
 
 
-def _read_filled(spec: DataSpec) -> Found:
-    found = _read(spec)
-    for folder in found.empty:
-        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    return found
+def _without_unused(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
+    """Rows with the names of those classes alone that any of them has."""
+    names = class_names(splits["train"])
+    used = {name for rows in splits.values() for name in _used(rows)}
+    unused = [name for name in names if name not in used]
+    if not unused or SHARES in splits["train"].column_names:  # shares may tell of classes that are nowhere the largest
+        return splits
+    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+    warn(f"{where}: left out {'classes' if len(unused) > 1 else 'a class'} that no image of the splits has: {shown}")
+    kept = [name for name in names if name in used]
+    return {split: relabelled(rows, kept) for split, rows in splits.items()}
 
 
 def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dataset]:
@@ -158,42 +177,29 @@ def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dat
     return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
 
 
-def _read(spec: DataSpec) -> Found:
+def read_source(spec: DataSpec) -> Found:
+    """What the source itself holds, as it is: rows without a label have -1, classes may have no row.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
     path = Path(spec.source).expanduser()
     if path.is_dir():
         return _read_folder(path, spec)
     if path.is_file():
         return _read_file(path, spec)
-    if spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
-        raise DataError(f"data.source: the folder {spec.source} does not exist")
+    missing = missing_source(spec.source)
+    if missing is not None:
+        raise DataError(f"data.source: {missing}")
+    looked = f"{spec.source} is no folder or file here (looked for {path.absolute()})"
     problem = hub_problem(spec.source, "dataset", spec.revision)
     if problem is not None:
-        raise DataError(f"data.source: {spec.source} is no folder or file here, and {problem}")
-    loaded = _load(spec.source, spec.source, spec.config, revision=spec.revision)
-    return standardize(_tables_in(loaded), spec, spec.source)
-
-
-def _load(
-    where: str,
-    path: str,
-    config: str | None = None,
-    *,
-    revision: str | None = None,
-    data_files: dict[str, list[str]] | None = None,
-) -> DatasetDict:
+        raise DataError(f"data.source: {looked}, and {problem}")
     try:
-        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
-    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
-        raise DataError(f"data.source: {where} can't be loaded as a data set: {_reason(error)}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
-    lines = str(error).splitlines()
-    if isinstance(error, DatasetGenerationError):
-        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+        loaded = load(spec.source, spec.source, spec.config, revision=spec.revision)
+    except DataError as error:
+        raise DataError(f"{error}; {looked}") from error
+    return standardize(_tables_in(loaded), spec, spec.source)
 
 
 def _tables_in(source: DatasetDict) -> dict[str, Table]:
@@ -205,23 +211,21 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     _refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
     base = file.parent if spec.image_folder is None else _image_folder(spec.image_folder)
-    if ending in TEXT_TABLES:
-        return standardize({"train": Table(read_text_table(file), base)}, spec, spec.source, root=base)
-    if ending == ".parquet":
-        rows = _load(spec.source, "parquet", data_files={"train": [str(file)]})["train"]
+    if ending in (*TEXT_TABLES, ".parquet"):
+        rows, spec = find_images(read_table(file), base, spec, file)
         return standardize({"train": Table(rows, base)}, spec, spec.source, root=base)
     if ending == ".tar":
         return _read_shards({"train": [file]}, file.parent, spec)
     raise DataError(
         f"data.source: {spec.source} is a {ending or 'nameless'} file; allowed: a folder, a table "
-        f"({', '.join(TEXT_TABLES)}, .parquet), a .tar file or a Hub id"
+        f"({', '.join(TEXT_TABLES)}, .parquet), a .tar file or a Hub id{advice_for([file])}"
     )
 
 
 def _image_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data.image_folder: the folder {name} does not exist")
+        raise DataError(f"data.image_folder: {missing_path(name)}")
     return folder
 
 
@@ -231,7 +235,9 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
     tables = metadata_files(folder)
     if tables:
         _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-        return standardize(_metadata_tables(folder, tables), spec, spec.source, root=folder)
+        return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
+    if holds_images(folder):
+        return _read_images(folder, spec)
     tables = table_files(folder, (".parquet",))
     if tables:
         found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
@@ -242,9 +248,47 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
         return standardize(_text_tables(folder, tables, spec), spec, spec.source, root=base)
     shards = tar_files(folder)
-    if shards and not any(image_files(path) for path in subfolders(folder)):
+    if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
-    return _read_class_folders(folder, spec)
+    return _read_class_folders(folder, spec, find_layout(folder))
+
+
+def _read_images(folder: Path, spec: DataSpec) -> Found:
+    """Images in class folders, or with a table of labels beside them."""
+    by_folder = spec.label_column == CLASS_FOLDER
+    layout = find_layout(folder, by_folder=by_folder)
+    is_asked = any((spec.image_column, spec.split_column, spec.label_column and not by_folder))
+    tables = table_files(folder, (*TEXT_TABLES, ".parquet"))
+    if layout.problem or (is_asked and tables):
+        _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
+        listed = read_label_tables(folder, tables, spec, layout.problem or f"{folder}: columns are asked for")
+    else:
+        beside = [] if by_folder else [file for file in tables if file.parent == folder]
+        listed = _preferred(folder, beside, spec, layout)
+    if listed is None:
+        return _read_class_folders(folder, spec, layout)
+    for word in listed.words:
+        warn(word)
+    return standardize(listed.tables, spec, spec.source, root=folder)
+
+
+def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layout) -> Listed | None:
+    """Tables beside class folders that have labels for more splits than these.
+
+    Raises:
+        DataError: If a table's labels contradict the folders.
+    """
+    try:
+        listed = read_label_tables(folder, files, spec, "")
+    except DataError:  # tables of something else
+        return None
+    roots = [path.relative_to(folder).as_posix() for split in layout.splits for path in layout.class_folders(split)]
+    if listed.contradicts(roots):
+        raise DataError(
+            f"{folder}: the folders tell other classes than {', '.join(file.name for file in files)}; choose one: "
+            f"data.source={files[0]}, or data.label_column=class_folder for the folders' names"
+        )
+    return listed if layout.left_out and set(listed.tables) > set(map(split_in, layout.splits)) else None
 
 
 def _refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
@@ -259,31 +303,36 @@ def _read_saved(folder: Path, spec: DataSpec) -> Found:
     try:
         loaded = load_from_disk(str(folder))
     except Exception as error:  # pyarrow, JSON and the file system raise their own
-        raise DataError(f"data.source: {spec.source} can't be loaded as a saved data set: {_reason(error)}") from error
+        raise DataError(
+            f"data.source: {spec.source} can't be loaded as a saved data set: {reason_of(error)}"
+        ) from error
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     return standardize(_tables_in(splits), spec, spec.source)
 
 
-def _metadata_tables(folder: Path, files: Sequence[Path]) -> dict[str, Table]:
+def _metadata_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
     """Tables that lie beside their images: of the whole folder, or of its split folders."""
     if files[0].parent == folder:
         if len(files) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
-        return {"train": Table(read_text_table(files[0]), folder)}
-    tables = {file.parent.name: Table(read_text_table(file), file.parent, 1) for file in files}
-    lacking = [name for name in split_folders(folder) if name not in tables]
+        rows, spec = find_images(read_table(files[0]), folder, spec, files[0])
+        return {"train": Table(rows, folder)}, spec
+    tables, names = {}, split_names(path.name for path in subfolders(folder) if holds_images(path))
+    for file in files:
+        rows, spec = find_images(read_table(file), file.parent, spec, file)
+        tables[names.get(file.parent.name, file.parent.name)] = Table(rows, file.parent, 1)
+    lacking = [name for name in names.values() if name not in tables]
     if lacking:
         raise DataError(f"{folder}: found tables in {', '.join(tables)} and none in {', '.join(lacking)}; add one")
-    return tables
+    return tables, spec
 
 
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
     """Parquet files as the folder's card describes them, else in splits that their names tell."""
     if _has_card(folder):
-        return _load(spec.source, str(folder), spec.config)
-    files = {split: [glob.escape(str(file)) for file in named] for split, named in splits_of(folder, tables).items()}
-    return _load(spec.source, "parquet", data_files=files)
+        return load(spec.source, str(folder), spec.config)
+    return load_parquet(spec.source, splits_of(folder, tables))
 
 
 def _has_card(folder: Path) -> bool:
@@ -307,14 +356,29 @@ def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> dict[st
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
     """Images in tar files."""
     _refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
-    tables = {split: Table(read_tars(list(named), root), root, names="file") for split, named in files.items()}
+    tables = {split: _shard_table(list(named), root, spec) for split, named in files.items()}
     found = standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
     return dataclasses.replace(found, shards=sum(map(len, files.values())))
 
 
-def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
-    keys = ("config", "revision", "image_column", "label_column", "split_column", "image_folder")
+def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
+    rows = read_tars(files, root)
+    if set(rows.column_names) <= {"image", "file", CLASS_FOLDER} and not any(rows[CLASS_FOLDER][:]):
+        if spec.label_column != CLASS_FOLDER:
+            raise DataError(
+                f"{spec.source}: the tar files hold images without labels; allowed: 1.cls, 1.txt or 1.json beside "
+                "1.jpg, class folders, or data.label_column=class_folder, which takes the tar files' names as classes"
+            )
+        names = [file.rpartition(".tar/")[0].rpartition("/")[2] for file in rows["file"][:]]
+        rows = rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
+    return Table(rows, root, names="file")
+
+
+def _read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
+    keys = ("config", "revision", "image_column", "split_column", "image_folder")
     _refuse_unused(spec, keys, f"{folder} is a folder of images")
+    if spec.label_column not in (None, CLASS_FOLDER):
+        raise DataError(f"data.label_column: {folder} is a folder of images, which has none; leave it out")
     if spec.task == "multi_label":
         raise DataError(
             f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
@@ -322,38 +386,48 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
         )
     if spec.group_column not in (None, PARENT_FOLDER):
         raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
-    splits = split_folders(folder)
-    names = sorted({child.name for path in splits.values() for child in subfolders(path)})
-    if not names:
-        raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
-    warn_of_left_out(folder, splits.values())
-    rows = {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
-    empty = []
-    for split, path in splits.items():
-        filled = {names[label] for label in np.unique(np.asarray(rows[split]["label"])).tolist()}
-        empty += [str(child) for child in subfolders(path) if child.name not in filled]
-    return Found(rows, empty=tuple(map(str, empty)))
+    warn_of_left_out(folder, [root for roots in layout.splits.values() for root in roots])
+    for path in layout.left_out:
+        count = len(image_files(path))
+        images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
+        warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
+    if layout.problem:  # and no image
+        raise DataError(f"{layout.problem}{advice_for(visible_files(folder))}")
+    names = sorted({child.name for split in layout.splits for child in layout.class_folders(split)})
+    splits, empty = {}, {}
+    for split in layout.splits:
+        children = layout.class_folders(split)
+        found = [(child, image_files(child)) for child in children]
+        splits[split] = _class_folder_rows(found, folder, names, spec.group_column)
+        filled = {child.name for child, files in found if files}
+        empty[split] = tuple(str(child) for child in children if child.name not in filled)
+    return Found(splits, empty=empty)
 
 
-def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...], group: str | None) -> Dataset:
-    paths: list[str] = []
-    labels: list[int] = []
-    files: list[str] = []
-    for label, name in enumerate(names):
-        found = image_files(folder / name)
-        paths += map(str, found)
-        labels += [label] * len(found)
-        files += [path.relative_to(root).as_posix() for path in found]
-    rows = rows_of(paths, labels, files, names)
+def _class_folder_rows(
+    found: Sequence[tuple[Path, list[Path]]], root: Path, names: Sequence[str], group: str | None
+) -> Dataset:
+    """Rows of class folders and their images; `group` is the folder within them."""
+    found = sorted(found, key=lambda one: (one[0].name, one[0]))
+    places = {name: place for place, name in enumerate(names)}
+    labels = [places[child.name] for child, files in found for _ in files]
+    files = [path.relative_to(root).as_posix() for _, files in found for path in files]
+    rows = rows_of([str(path) for _, files in found for path in files], labels, files, names)
     if group is None:
         return rows
-    groups = parent_folders(files, len(folder.relative_to(root).parts) + 1, str(root))
-    return rows.add_column("group", groups, feature=Value("string"))
+    depth = len(found[0][0].relative_to(root).parts)
+    return rows.add_column("group", parent_folders(files, depth, str(root)), feature=Value("string"))
 
 
 def _check_classes(data: ImageData, where: str) -> None:
     if len(data.labels) < 2:
-        raise DataError(f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two")
+        within = [path for label in data.labels for path in (Path(where) / label, Path(where)) if path.is_dir()]
+        deeper = [child.name for child in subfolders(within[0])] if within else []
+        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within[0]}"
+        raise DataError(
+            f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"
+            f"{hint if len(deeper) > 1 else ''}"
+        )
     for split, rows in data.splits.items():
         if len(rows) == 0:
             raise DataError(f"{where}: the split {split!r} holds no images")

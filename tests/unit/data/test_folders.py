@@ -8,12 +8,12 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from hfft.data.folders import (
     SPLIT_NAMES,
     image_files,
-    split_folders,
     splits_of,
     subfolders,
     table_files,
     warn_of_left_out,
 )
+from hfft.data.layout import find_layout
 
 
 def names(folder, files):
@@ -72,7 +72,7 @@ def test_images_that_are_left_out_are_counted(others, left_out, touch, log):
 def test_what_is_left_out_beside_split_folders_and_inside_of_them(touch, log):
     files = [f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")]
     folder = touch(*files, "1.png", "train/2.png", "test/3.png", "test/ant/4.jxl")
-    warn_of_left_out(folder, split_folders(folder).values())
+    warn_of_left_out(folder, [root for roots in find_layout(folder).splits.values() for root in roots])
     left_out = "1 file that is not read as an image (.jxl 1) and 3 images beside the class folders"
     assert log() == [f"{folder}: left out {left_out}"]
 
