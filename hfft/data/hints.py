@@ -90,8 +90,14 @@ def check_found(rows: Dataset, where: str) -> None:
     paths = [image["path"] for image in images if image is not None and image["bytes"] is None]
     if len(paths) < len(images) or any(path is None or os.path.exists(path) or "?" in path for path in paths):
         return
-    parent = next((folder for folder in Path(paths[0]).absolute().parents if folder.is_dir()), Path())
-    raise DataError(
-        f"{where}: no image exists where the rows say; looked for {Path(paths[0]).absolute()} first; name the folder "
-        f"that paths begin at (data.image_folder){advice_for(parent.iterdir())}"
+    raise not_found(Path(paths[0]), where)
+
+
+def not_found(path: Path, where: str) -> DataError:
+    """That images aren't where a table says."""
+    path = path.absolute()
+    parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    return DataError(
+        f"{where}: no image is where the rows say; looked for {path} first; name the column of paths, file names or "
+        f"ids (data.image_column) and the folder that they begin at (data.image_folder){advice_for(parent.iterdir())}"
     )

@@ -4,6 +4,7 @@ A row names its image by a path, a file name, or an id without ending.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from datasets import Dataset, Value
 
 from hfft.data.folders import image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.formats import endings
+from hfft.data.hints import advice_for, check_header, check_paths, not_found
 from hfft.data.layout import CLASS_FOLDER
 from hfft.data.loading import read_table
 from hfft.data.rows import Table
@@ -140,18 +142,19 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
     Raises:
         DataError: If several images are called the same.
     """
+    check_header(rows.column_names, str(file))
     names = path_names(rows, spec)
-    if names is None or any((base / name.replace("\\", "/")).exists() for name in names[:3]) or not base.is_dir():
+    if names is None or any(os.path.exists(base / name.replace("\\", "/")) for name in names[:3]) or not base.is_dir():
         return rows, spec
-    images = [path.relative_to(base).as_posix() for path in islice(visible_files(base), _MOST) if is_image(path)]
+    files = list(islice(visible_files(base), _MOST))
+    images = [path.relative_to(base).as_posix() for path in files if is_image(path)]
     found = _with_paths(rows, _Names(base, images), "", spec, file)
     if found is not None:
         return found[0], dataclasses.replace(spec, image_column=found[1])
-    if names and not any(Path(name).suffix.lower() in endings() for name in names):
-        raise DataError(
-            f"{file}: image_column: {names[0]!r} is no file name, and no image below {base.absolute()} is called so; "
-            "name the folder of the images (data.image_folder), or the column of their names (data.image_column)"
-        )
+    check_paths(names, f"{file}: image_column: a column")
+    has_endings = any(Path(name).suffix.lower() in endings() for name in names)
+    if names and (images or advice_for(files) or not has_endings):
+        raise not_found(base / names[0], str(file))
     return rows, spec
 
 

@@ -1,6 +1,6 @@
 """Tables of any columns -> rows as the rest of hfft takes them: an image not decoded, a class, a name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +68,9 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
     """
     if not tables:
         raise DataError(f"{where}: holds no splits")
-    columns = choose_columns(next(iter(tables.values())).rows, spec, where, of_files=root is not None)
-    tables = _by_split(_with_labels(tables, columns, where), columns, where)
+    first = next((table for split, table in tables.items() if split_in(split) == "train"), next(iter(tables.values())))
+    columns = choose_columns(first.rows, spec, where, of_files=root is not None)
+    tables = _by_split(_with_labels(tables, first.rows.column_names, columns, where), columns, where)
     paths = {split: _paths(table, columns, where, root) for split, table in tables.items()}
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
     if columns.has_paths:
@@ -151,8 +152,8 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
     return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
 
 
-def _with_labels(tables: dict[str, Table], columns: Columns, where: str) -> dict[str, Table]:
-    """The tables that have the columns of the first; one that lacks nothing but labels is left out with a word."""
+def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Columns, where: str) -> dict[str, Table]:
+    """The tables that have the columns that are used; one that lacks nothing but labels is left out with a word."""
     kept = {}
     for split, table in tables.items():
         names, wanted = set(table.rows.column_names), set(columns.named())
@@ -162,7 +163,7 @@ def _with_labels(tables: dict[str, Table], columns: Columns, where: str) -> dict
             kept[split] = table
             continue
         labels = {columns.label} if isinstance(columns.label, str) else set(columns.label)
-        if not (wanted - names <= labels and names <= set(next(iter(tables.values())).rows.column_names)):
+        if not (wanted - names <= labels and names <= set(known)):
             raise DataError(f"{where}: split {split!r} has other columns: {', '.join(table.rows.column_names)}")
         warn(f"{where}: left out {split!r}, whose {len(table.rows):,} rows have no labels")
     return kept

@@ -246,7 +246,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
     if tables:
         _refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
         base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
-        return standardize(_text_tables(folder, tables, spec), spec, spec.source, root=base)
+        return standardize(*_text_tables(folder, tables, spec), spec.source, root=base)
     shards = tar_files(folder)
     if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
@@ -342,15 +342,16 @@ def _has_card(folder: Path) -> bool:
     return bool(found)
 
 
-def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> dict[str, Table]:
+def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
     base = None if spec.image_folder is None else _image_folder(spec.image_folder)
     tables = {}
     for split, named in splits_of(folder, files).items():
         if len(named) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in named)
             raise DataError(f"{folder}: {shown} are tables of one split; allowed: one each, called like the split")
-        tables[split] = Table(read_text_table(named[0]), base or named[0].parent)
-    return tables
+        rows, spec = find_images(read_text_table(named[0]), base or named[0].parent, spec, named[0])
+        tables[split] = Table(rows, base or named[0].parent)
+    return tables, spec
 
 
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:

@@ -210,7 +210,11 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
     key = where.rpartition(" ")[2]
     example = next(iter(candidates), table.column_names[-1])
-    raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}")
+    hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
+    raise DataError(
+        f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}"
+        f"{hint if key == 'image_column' and not candidates else ''}"
+    )
 
 
 def _label_columns(
