@@ -173,7 +173,9 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Pa
 
 
 def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("recipe.yaml", "environment.json"))
+    """Whether a folder is a run's, or a cross-validation's."""
+    runs = (("recipe.yaml", "environment.json"), ("summary.json", "fold-0/recipe.yaml"))
+    return any(all((folder / name).is_file() for name in names) for names in runs)
 
 
 def _is_output(folder: Path) -> bool:

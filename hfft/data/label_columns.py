@@ -28,6 +28,7 @@ _NO_LABELS = frozenset(
         *("year", "month", "day", "width", "height", "size", "resolution", "depth", "format", "bbox", "box", "roi"),
         *("xmin", "ymin", "xmax", "ymax", "lat", "lon", "latitude", "longitude", "location", "site", "camera", "view"),
         *("score", "confidence", "conf", "quality", "weight", "group", "fold", "split", "subset", "usage", "caption"),
+        *("prediction", "predicted", "probability"),
     )
 )
 

@@ -16,7 +16,7 @@ from datasets import Dataset, Value
 from hfft.data.folders import image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.formats import endings
 from hfft.data.hints import advice_for, check_header, check_paths, not_found
-from hfft.data.layout import CLASS_FOLDER
+from hfft.data.layout import ALLOWED, CLASS_FOLDER
 from hfft.data.loading import read_table
 from hfft.data.rows import Table
 from hfft.data.tables import Columns, choose_columns, path_names
@@ -26,8 +26,11 @@ from hfft.recipe.spec import DataSpec
 _SAMPLE = 200  # values of a column that are looked at to see whether it names images
 _MOST = 1_000_000  # files that are looked through for the images of a table
 _ASIDE = "hfft's own: the column that is replaced"
-_BY_FOLDER = "data.label_column=class_folder, which takes the folders' names as classes all the same"
 _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts in front of a file's name
+
+
+class UndecidedError(DataError):
+    """A table names images, and which of its columns holds their labels can't be told."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
         problem: Why the folders tell no classes, for errors.
 
     Raises:
+        UndecidedError: If a table names the images, and which column holds labels can't be told.
         DataError: If no table fits, or several.
     """
     images = [path.relative_to(folder).as_posix() for path in image_files(folder)]
@@ -105,7 +109,8 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
         if found is not None:
             named[file] = found
     if not named:
-        raise DataError(f"{problem}; {_tables(told)}")
+        tables = f"; no column of {', '.join(told)} names the images" if told else ""
+        raise DataError(f"{problem}{tables}; {ALLOWED}")
     labelled, labels, errors = {}, set(), []
     for file, (rows, column) in named.items():
         try:
@@ -115,15 +120,14 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
         except DataError as error:
             errors.append(str(error))
     if not labelled:
-        raise DataError(f"{problem}; a table names its images: {errors[0]}")
+        raise UndecidedError(f"{problem}; a table names the images: {errors[0]}")
     words = [f"{file}: left out, as it has no column of labels" for file in named if file not in labelled]
     listed = {path for file, rows in labelled.items() for path in rows[named[file][1]][:]}
     missing = [path for path in images if path not in listed]
     if missing:
         shown = ", ".join(file.relative_to(folder).as_posix() for file in labelled)
-        words.append(
-            f"{folder}: left out {len(missing):,} images without a label in {shown}, the first is {missing[0]}"
-        )
+        images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
+        words.append(f"{folder}: left out {images} without a label in {shown}, the first is {missing[0]}")
     return Listed(_by_split(folder, labelled), tuple(words), frozenset(labels))
 
 
@@ -193,18 +197,6 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
         paths.append(next(iter(found), None if value is None else f"{base}{value}"))
     rows = rows.rename_column(column, _ASIDE).add_column(column, paths, feature=Value("string"))
     return rows.remove_columns(_ASIDE), column
-
-
-def _tables(told: Collection[str]) -> str:
-    if not told:
-        return (
-            "allowed: class folders (train/cat/1.jpg), a table of labels beside the images (path,label), or "
-            f"{_BY_FOLDER}"
-        )
-    return (
-        f"and no column of {', '.join(told)} names these images; allowed: a column with their paths, names or ids "
-        f"(data.image_column), or {_BY_FOLDER}"
-    )
 
 
 def _by_split(folder: Path, labelled: dict[Path, Dataset]) -> dict[str, Table]:

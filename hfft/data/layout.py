@@ -11,43 +11,22 @@ from pathlib import Path
 
 from hfft.data.folders import SPLIT_NAMES, holds_images, is_image, split_in, subfolders, words_of
 
+ALLOWED = (
+    "allowed: class folders alone, or folders of class folders that are called "
+    f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}; or one of the folders (data.source); or "
+    "a table of labels beside the images (path,label); or data.label_column=class_folder, which takes the folders' "
+    "names as classes all the same"
+)
 CLASS_FOLDER = "class_folder"  # stands for the folder of an image, as a label_column
 _SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 _UNLABELLED = frozenset(("pred", "preds", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
 _NO_CLASS = _SPLIT_WORDS.union(
     _UNLABELLED,
-    (
-        "all",
-        "data",
-        "dataset",
-        "datasets",
-        "dir",
-        "file",
-        "files",
-        "folder",
-        "folders",
-        "set",
-        "sets",
-        "split",
-        "splits",
-    ),
-    ("image", "images", "img", "imgs", "jpg", "jpeg", "pic", "pics", "picture", "pictures", "photo", "photos", "png"),
-    (
-        "archive",
-        "batch",
-        "batches",
-        "chunk",
-        "chunks",
-        "fold",
-        "folds",
-        "part",
-        "parts",
-        "shard",
-        "shards",
-        "tar",
-        "zip",
-    ),
-    ("annotation", "annotations", "label", "labels", "mask", "masks", "segmentation", "segmentations", "unknown"),
+    ("all", "data", "dataset", "datasets", "dir", "file", "files", "folder", "folders", "set", "sets", "split"),
+    ("splits", "image", "images", "img", "imgs", "jpg", "jpeg", "pic", "pics", "picture", "pictures", "photo"),
+    ("photos", "png", "archive", "batch", "batches", "chunk", "chunks", "fold", "folds", "part", "parts", "shard"),
+    ("shards", "tar", "zip", "annotation", "annotations", "labels", "mask", "masks", "segmentation"),
+    ("segmentations", "unknown"),
 )
 
 
@@ -80,9 +59,7 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
     top = _unwrapped(folder)
     children = _filled(top)
     if not children:
-        problem = (
-            None if subfolders(top) else f"{folder}: found no class folders; allowed: one folder of images per class"
-        )
+        problem = None if subfolders(top) else f"{folder}: found no class folders"
         return Layout({"train": (top,)}, problem=problem)
     splits = split_names(path.name for path in children)
     others = [path for path in children if path.name not in splits]
@@ -95,16 +72,17 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
         if not others:
             return Layout({"train": (top,)}) if by_folder and layout.problem else layout
         if not by_folder:
-            return Layout(layout.splits, problem=_mixed(folder, found, others))
+            named, rest = (", ".join(path.name for path in paths) for paths in (found, others))
+            return Layout(layout.splits, problem=f"{folder}: {named} look like splits and {rest} do not")
     roots = _class_roots(top)
     within = [_filled(path) for path in children]
     if not by_folder and all(_are_splits(paths) for paths in within) and not any(map(_holds_loose, children)):
         shown = ", ".join(path.relative_to(folder).as_posix() for path in within[0])
-        problem = f"{folder}: the folders of classes hold those of splits: {shown}; put the classes into the splits"
+        problem = f"{folder}: the folders of classes hold those of splits: {shown}"
         return Layout({"train": roots}, problem=problem)
-    if roots == (top,) and not by_folder and tells_no_class(path.name for path in children):
+    if not by_folder and tells_no_class(path.name for root in roots for path in _filled(root)):
         return Layout({"train": roots}, problem=_no_classes(folder, children))
-    return Layout({"train": roots})
+    return Layout({"train": (top,) if by_folder else roots})
 
 
 def split_names(names: Iterable[str]) -> dict[str, str]:
@@ -157,7 +135,7 @@ def _unwrapped(folder: Path) -> Path:
     children = _filled(folder)
     if len(children) != 1 or _holds_loose(folder) or split_in(children[0].name):
         return folder
-    is_wrapper = children[0].name == folder.name or tells_no_class([children[0].name])
+    is_wrapper = tells_no_class([children[0].name]) or _are_splits(_filled(children[0]))
     return _unwrapped(children[0]) if is_wrapper and _filled(children[0]) else folder
 
 
@@ -183,6 +161,7 @@ def _split_layout(folder: Path, found: Collection[Path], unlabelled: Collection[
         path
         for path in found
         if not classes[path]
+        or classes[path] == {path.name}
         or (tells_no_class(classes[path]) and (split_in(path.name) == "train" or not classes[path] <= known))
     ]
     names = split_names(path.name for path in found)
@@ -197,13 +176,3 @@ def _split_layout(folder: Path, found: Collection[Path], unlabelled: Collection[
 def _no_classes(folder: Path, found: Collection[Path]) -> str:
     names = ", ".join(path.relative_to(folder).as_posix() for path in found)
     return f"{folder}: names of splits, parts or archives are no labels, and no class folders are in them: {names}"
-
-
-def _mixed(folder: Path, found: Collection[Path], others: Collection[Path]) -> str:
-    splits, rest = (", ".join(path.name for path in paths) for paths in (found, others))
-    first = next((path for path in found if split_in(path.name) == "train"), min(found))
-    return (
-        f"{folder}: {splits} look like splits and {rest} do not; allowed: class folders alone, or folders of class "
-        f"folders that are called {', '.join(name for names in SPLIT_NAMES.values() for name in names)}; move the "
-        f"others away, or name one folder: data.source={first}"
-    )

@@ -13,24 +13,21 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_fro
 
 from hfft.data.folders import (
     holds_images,
-    image_files,
     metadata_files,
-    split_in,
     splits_of,
     subfolders,
     table_files,
-    visible_files,
     warn,
-    warn_of_left_out,
 )
 from hfft.data.hints import advice_for, missing_path, missing_source
-from hfft.data.label_tables import Listed, find_images, read_label_tables
+from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
+from hfft.data.label_tables import find_images
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.layout import CLASS_FOLDER, Layout, find_layout, split_names
+from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
 from hfft.data.loading import load, load_parquet, read_table, reason_of
-from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
+from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
-from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
+from hfft.data.tables import TEXT_TABLES, read_text_table
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
 from hfft.errors import DataError
@@ -208,7 +205,7 @@ def _tables_in(source: DatasetDict) -> dict[str, Table]:
 
 def _read_file(file: Path, spec: DataSpec) -> Found:
     """One file: a table of paths or images, or a tar file."""
-    _refuse_unused(spec, ("config", "revision"), f"{file} is a file")
+    refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
     base = file.parent if spec.image_folder is None else _image_folder(spec.image_folder)
     if ending in (*TEXT_TABLES, ".parquet"):
@@ -234,72 +231,28 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
     if tables:
-        _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
+        refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
         return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
     if holds_images(folder):
-        return _read_images(folder, spec)
+        return read_images(folder, spec)
     tables = table_files(folder, (".parquet",))
     if tables:
         found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
         return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
     tables = table_files(folder, TEXT_TABLES)
     if tables:
-        _refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
+        refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
         base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
         return standardize(*_text_tables(folder, tables, spec), spec.source, root=base)
     shards = tar_files(folder)
     if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
-    return _read_class_folders(folder, spec, find_layout(folder))
-
-
-def _read_images(folder: Path, spec: DataSpec) -> Found:
-    """Images in class folders, or with a table of labels beside them."""
-    by_folder = spec.label_column == CLASS_FOLDER
-    layout = find_layout(folder, by_folder=by_folder)
-    is_asked = any((spec.image_column, spec.split_column, spec.label_column and not by_folder))
-    tables = table_files(folder, (*TEXT_TABLES, ".parquet"))
-    if layout.problem or (is_asked and tables):
-        _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-        listed = read_label_tables(folder, tables, spec, layout.problem or f"{folder}: columns are asked for")
-    else:
-        beside = [] if by_folder else [file for file in tables if file.parent == folder]
-        listed = _preferred(folder, beside, spec, layout)
-    if listed is None:
-        return _read_class_folders(folder, spec, layout)
-    for word in listed.words:
-        warn(word)
-    return standardize(listed.tables, spec, spec.source, root=folder)
-
-
-def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layout) -> Listed | None:
-    """Tables beside class folders that have labels for more splits than these.
-
-    Raises:
-        DataError: If a table's labels contradict the folders.
-    """
-    try:
-        listed = read_label_tables(folder, files, spec, "")
-    except DataError:  # tables of something else
-        return None
-    roots = [path.relative_to(folder).as_posix() for split in layout.splits for path in layout.class_folders(split)]
-    if listed.contradicts(roots):
-        raise DataError(
-            f"{folder}: the folders tell other classes than {', '.join(file.name for file in files)}; choose one: "
-            f"data.source={files[0]}, or data.label_column=class_folder for the folders' names"
-        )
-    return listed if layout.left_out and set(listed.tables) > set(map(split_in, layout.splits)) else None
-
-
-def _refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
-    unused = [key for key in keys if getattr(spec, key) is not None]
-    if unused:
-        raise DataError(f"data.{unused[0]}: {what}, which has none; leave it out")
+    return read_class_folders(folder, spec, find_layout(folder))
 
 
 def _read_saved(folder: Path, spec: DataSpec) -> Found:
     """What `save_to_disk` wrote."""
-    _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
+    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
     try:
         loaded = load_from_disk(str(folder))
     except Exception as error:  # pyarrow, JSON and the file system raise their own
@@ -356,7 +309,7 @@ def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[d
 
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
     """Images in tar files."""
-    _refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
+    refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
     tables = {split: _shard_table(list(named), root, spec) for split, named in files.items()}
     found = standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
     return dataclasses.replace(found, shards=sum(map(len, files.values())))
@@ -373,51 +326,6 @@ def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
         names = [file.rpartition(".tar/")[0].rpartition("/")[2] for file in rows["file"][:]]
         rows = rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
     return Table(rows, root, names="file")
-
-
-def _read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
-    keys = ("config", "revision", "image_column", "split_column", "image_folder")
-    _refuse_unused(spec, keys, f"{folder} is a folder of images")
-    if spec.label_column not in (None, CLASS_FOLDER):
-        raise DataError(f"data.label_column: {folder} is a folder of images, which has none; leave it out")
-    if spec.task == "multi_label":
-        raise DataError(
-            f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
-            "table with lists of labels, or with columns of 0 and 1"
-        )
-    if spec.group_column not in (None, PARENT_FOLDER):
-        raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
-    warn_of_left_out(folder, [root for roots in layout.splits.values() for root in roots])
-    for path in layout.left_out:
-        count = len(image_files(path))
-        images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
-        warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
-    if layout.problem:  # and no image
-        raise DataError(f"{layout.problem}{advice_for(visible_files(folder))}")
-    names = sorted({child.name for split in layout.splits for child in layout.class_folders(split)})
-    splits, empty = {}, {}
-    for split in layout.splits:
-        children = layout.class_folders(split)
-        found = [(child, image_files(child)) for child in children]
-        splits[split] = _class_folder_rows(found, folder, names, spec.group_column)
-        filled = {child.name for child, files in found if files}
-        empty[split] = tuple(str(child) for child in children if child.name not in filled)
-    return Found(splits, empty=empty)
-
-
-def _class_folder_rows(
-    found: Sequence[tuple[Path, list[Path]]], root: Path, names: Sequence[str], group: str | None
-) -> Dataset:
-    """Rows of class folders and their images; `group` is the folder within them."""
-    found = sorted(found, key=lambda one: (one[0].name, one[0]))
-    places = {name: place for place, name in enumerate(names)}
-    labels = [places[child.name] for child, files in found for _ in files]
-    files = [path.relative_to(root).as_posix() for _, files in found for path in files]
-    rows = rows_of([str(path) for _, files in found for path in files], labels, files, names)
-    if group is None:
-        return rows
-    depth = len(found[0][0].relative_to(root).parts)
-    return rows.add_column("group", parent_folders(files, depth, str(root)), feature=Value("string"))
 
 
 def _check_classes(data: ImageData, where: str) -> None:
