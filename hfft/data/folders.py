@@ -47,8 +47,9 @@ def image_files(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
-    found = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
-    return sorted(path for path in found if not _is_output(path))
+    with os.scandir(folder) as entries:
+        found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
+    return sorted(path for path in found if not path.name.startswith("__") and not _is_output(path))
 
 
 def holds_images(folder: Path) -> bool:
@@ -164,12 +165,17 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Pa
             for entry in entries:
                 if entry.name[0] == ".":
                     continue
-                if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                if _is_folder(entry):
                     yield from _files_below(Path(folder, entry.name), above | {place})
                 else:
                     yield Path(folder, entry.name)
     except OSError as error:
         raise DataError(f"{folder}: the folder can't be read: {error.strerror or error}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; asks the file system about links alone."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
 def _is_run(folder: Path) -> bool:
@@ -189,3 +195,9 @@ def warn(message: str) -> None:
     """Warn once, from the main process."""
     PartialState()  # the logger asks it which process this is
     _LOG.warning(message)
+
+
+def say(message: str) -> None:
+    """Tell once, from the main process."""
+    PartialState()
+    _LOG.info(message)

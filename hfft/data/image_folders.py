@@ -32,7 +32,7 @@ def read_images(folder: Path, spec: DataSpec) -> Found:
         listed = read_label_tables(folder, tables, spec, layout.problem or f"{folder}: columns are asked for")
     else:
         beside = [file for file in tables if file.parent == folder and file.stat().st_size < _LARGE and not by_folder]
-        listed = _preferred(folder, beside, spec, layout)
+        listed = _preferred(folder, beside, spec, layout) if beside else None
     if listed is None:
         return read_class_folders(folder, spec, layout)
     for word in listed.words:

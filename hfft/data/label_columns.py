@@ -63,7 +63,7 @@ def label_candidates(
 
 def _called_labels(table: Dataset, image: str) -> list[str]:
     """Columns with another name of labels; one of them where all tell the same classes, by name rather than number."""
-    found = [name for name in table.column_names if plain_name(name) in _OTHER_LABEL_NAMES and name != image]
+    found = [name for name in table.column_names if is_label_name(name) and name != image]
     if len(found) < 2:
         return found
     columns = [list(map(str, table[name][:])) for name in found]
@@ -98,6 +98,11 @@ def _repeating(table: Dataset, without: Collection[str | None]) -> list[str]:
         if 2 <= len(set(values)) <= len(values) / 2 and not are_measures:
             found.append(name)
     return found
+
+
+def is_label_name(name: str) -> bool:
+    """Whether a column is called like one of labels."""
+    return plain_name(name) in _OTHER_LABEL_NAMES
 
 
 def plain_name(name: str) -> str:

@@ -75,11 +75,9 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
             named, rest = (", ".join(path.name for path in paths) for paths in (found, others))
             return Layout(layout.splits, problem=f"{folder}: {named} look like splits and {rest} do not")
     roots = _class_roots(top)
-    within = [_filled(path) for path in children]
-    if not by_folder and all(_are_splits(paths) for paths in within) and not any(map(_holds_loose, children)):
-        shown = ", ".join(path.relative_to(folder).as_posix() for path in within[0])
-        problem = f"{folder}: the folders of classes hold those of splits: {shown}"
-        return Layout({"train": roots}, problem=problem)
+    if not by_folder and all(_are_splits(_filled(path)) and not _holds_loose(path) for path in children):
+        shown = ", ".join(path.relative_to(folder).as_posix() for path in _filled(children[0]))
+        return Layout({"train": roots}, problem=f"{folder}: the folders of classes hold those of splits: {shown}")
     if not by_folder and tells_no_class(path.name for root in roots for path in _filled(root)):
         return Layout({"train": roots}, problem=_no_classes(folder, children))
     return Layout({"train": (top,) if by_folder else roots})

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.folders import split_in, warn
+from hfft.data.folders import say, split_in, warn
+from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import holds_sets, natural, read_sets
 from hfft.data.labels import label_feature
 from hfft.data.layout import CLASS_FOLDER, split_names
@@ -70,6 +71,7 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
         raise DataError(f"{where}: holds no splits")
     first = next((table for split, table in tables.items() if split_in(split) == "train"), next(iter(tables.values())))
     columns = choose_columns(first.rows, spec, where, of_files=root is not None)
+    _tell_of_columns(columns, first.rows, spec, where)
     tables = _by_split(_with_labels(tables, first.rows.column_names, columns, where), columns, where)
     paths = {split: _paths(table, columns, where, root) for split, table in tables.items()}
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
@@ -150,6 +152,18 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
     for place, (first, _, _) in enumerate(firsts):
         places.setdefault(known[first], []).append(place)
     return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
+
+
+def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str) -> None:
+    """Say which columns were found by their values, whatever their names."""
+    label = columns.label
+    is_plain = isinstance(label, str) and isinstance(rows.features.get(label), Value) and label != CLASS_FOLDER
+    if spec.label_column is None and is_plain and not is_label_name(str(label)):
+        warn(
+            f"{where}: takes the labels from {label!r}, the only column whose values repeat; data.label_column names one"
+        )
+    if spec.split_column is None and columns.split is not None and plain_name(columns.split) != "split":
+        say(f"{where}: takes the splits from the column {columns.split!r}")
 
 
 def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Columns, where: str) -> dict[str, Table]:

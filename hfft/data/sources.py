@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_fro
 from hfft.data.folders import (
     holds_images,
     metadata_files,
+    say,
     splits_of,
     subfolders,
     table_files,
@@ -105,8 +106,8 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     own = existing_split(kept, spec.splits.train, where)
     for folder in found.empty.get(own, ()):
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    for folder in (one for split, folders in found.empty.items() if split != own for one in folders):
-        warn(f"{folder}: the class folder holds no images")
+    _warn_of_empty(found, [split for split in found.empty if split != own])
+    _tell_of_unused(kept, spec, own, where)
     splits = _without_unused(splits, where)
     labels = class_names(splits["train"])
     carved = tuple(carved_shares(found.splits, spec.splits))
@@ -129,13 +130,16 @@ def load_rows(
     Raises:
         DataError: If these rows have classes that the model does not know.
     """
-    found = _without(read_source(spec).splits, without)
+    source = read_source(spec)
+    found = _without(source.splits, without)
     if split is not None:
-        found = {split: found[existing_split(found, split, spec.source)]}
+        own = existing_split(found, split, spec.source)
+        found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
         PartialState()  # the logger asks it which process this is
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+    _warn_of_empty(source, found)
     parts = [labelled(part, name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
     unknown = [name for name in class_names(parts[0]) if name in used and name not in labels]
@@ -144,6 +148,24 @@ def load_rows(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
         )
     return concatenate_datasets([relabelled(part, labels) for part in parts])
+
+
+def _warn_of_empty(found: Found, splits: Collection[str]) -> None:
+    for folder in (folder for split in splits for folder in found.empty.get(split, ())):
+        warn(f"{folder}: the class folder holds no images")
+
+
+def _tell_of_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
+    """Name the splits of the source that are used for nothing."""
+    carved = carved_shares(found, spec.splits)
+    held_out = {"validation": spec.splits.validation, "test": spec.splits.test}
+    asked = [
+        name if wanted == "auto" else str(wanted) for name, wanted in held_out.items() if name not in carved and wanted
+    ]
+    used = {own, *(existing_split(found, name, where) for name in asked)}
+    unused = [f"{name} ({len(rows):,} rows)" for name, rows in found.items() if name not in used]
+    if unused:
+        say(f"{where}: not used: {', '.join(unused)}")
 
 
 def _used(rows: Dataset) -> list[str]:
