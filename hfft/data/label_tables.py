@@ -177,7 +177,7 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
     """Rows with the path of each image, and the column that holds it; None where no column names images."""
     texts = [name for name, kind in rows.features.items() if kind in (Value("string"), Value("int64"))]
     counts = {}
-    for column in [spec.image_column] if spec.image_column in texts else texts:
+    for column in [name for name in texts if name == spec.image_column] or texts:
         sample = {value for value in rows[column][:_SAMPLE] if value is not None}
         found = [names.find(value, base) for value in sample]
         counts[column] = len(set().union(*found)) if sum(map(bool, found)) * 2 > len(sample) else 0

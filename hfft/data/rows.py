@@ -159,9 +159,7 @@ def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str
     label = columns.label
     is_plain = isinstance(label, str) and isinstance(rows.features.get(label), Value) and label != CLASS_FOLDER
     if spec.label_column is None and is_plain and not is_label_name(str(label)):
-        warn(
-            f"{where}: takes the labels from {label!r}, the only column whose values repeat; data.label_column names one"
-        )
+        warn(f"{where}: takes the labels from {label!r}, whose values alone repeat; data.label_column names another")
     if spec.split_column is None and columns.split is not None and plain_name(columns.split) != "split":
         say(f"{where}: takes the splits from the column {columns.split!r}")
 

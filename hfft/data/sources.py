@@ -158,11 +158,9 @@ def _warn_of_empty(found: Found, splits: Collection[str]) -> None:
 def _tell_of_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
     """Name the splits of the source that are used for nothing."""
     carved = carved_shares(found, spec.splits)
-    held_out = {"validation": spec.splits.validation, "test": spec.splits.test}
-    asked = [
-        name if wanted == "auto" else str(wanted) for name, wanted in held_out.items() if name not in carved and wanted
-    ]
-    used = {own, *(existing_split(found, name, where) for name in asked)}
+    wanted = {"validation": spec.splits.validation, "test": spec.splits.test}
+    named = [name if split == "auto" else str(split) for name, split in wanted.items() if split and name not in carved]
+    used = {own, *(existing_split(found, name, where) for name in named)}
     unused = [f"{name} ({len(rows):,} rows)" for name, rows in found.items() if name not in used]
     if unused:
         say(f"{where}: not used: {', '.join(unused)}")

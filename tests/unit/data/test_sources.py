@@ -604,7 +604,10 @@ def test_classes_that_no_image_of_the_splits_has_are_left_out(log):
     source = DatasetDict(train=table([1, 2, 1, 2], ANIMALS), test=table([-1, -1], Value("int64")))
     data = in_memory(source)
     assert (data.labels, data.splits["train"]["label"][:]) == (("ant", "cat"), [0, 1, 0, 1])
-    assert log() == ["data: left out classes that no image of the splits has: dog, -1"]
+    assert log() == [
+        "data: not used: test (2 rows)",
+        "data: left out classes that no image of the splits has: dog, -1",
+    ]
 
 
 def test_a_class_of_another_split_alone_is_left_out_where_that_split_is_not_used(touch):

@@ -182,6 +182,15 @@ def test_splits_with_names_of_their_own_are_taken_when_named(write):
     assert list(found(data)["test"]) == ["4.png", "5.png"]
 
 
+def test_columns_that_are_found_by_their_values_are_said(write, log):
+    text = with_splits("subset", SPLIT_VALUES).replace("label", "plumage")
+    assert load(write("t.csv", text), SplitSpec()).labels == ("a", "b")
+    assert [line.partition(": ")[2].partition(",")[0] for line in log()] == [
+        "takes the labels from 'plumage'",
+        "takes the splits from the column 'subset'",
+    ]
+
+
 def test_two_columns_of_splits(write):
     lines = with_splits("part", SPLIT_VALUES).splitlines()
     text = "\n".join(f"{line},{part}" for line, part in zip(lines, ("subset", *SPLIT_VALUES), strict=True))
