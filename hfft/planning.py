@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hfft.data.fitting import fit_processor
+from hfft.data.hints import check_found
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.evaluation.metrics import METRICS, MetricFunction
@@ -41,6 +42,7 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     """
     recipe = resolve_phases(check_recipe(recipe), None)
     images = load_data(recipe.data, recipe.seed)
+    check_found(images.splits["train"], recipe.data.source)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
     return images, check_phases(recipe, config, images, pixels, processes=processes)

@@ -15,6 +15,7 @@ from PIL import Image
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.decoding import decode, read_row
 from hfft.data.findings import Finding, Splits, find
+from hfft.data.hints import check_found
 from hfft.data.labels import spoken_label
 from hfft.data.sources import ImageData
 from hfft.errors import DataError
@@ -78,6 +79,7 @@ def check_images(
     skipped: tuple[Skip, ...] = ()
     while True:
         rows = joined(images.splits.values())
+        check_found(rows, where)
         done = _audited(rows, Look(spec.audit, spec.background, source))
         new = _shared(partial(_skips, done, images.labels))
         refuse_or_tell(new, images, spec, where)
@@ -99,6 +101,7 @@ def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Sk
     Raises:
         DataError: As for `check_images`, but for leaks.
     """
+    check_found(rows, spec.source)
     done = _audited(rows, Look(spec.audit, spec.background, spec.source))
     skipped = _shared(partial(_skips, done, labels))
     refuse_or_tell(skipped, ImageData({"test": rows}, tuple(labels)), spec, spec.source)

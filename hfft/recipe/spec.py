@@ -80,9 +80,9 @@ class DataSpec:
         image_column: Column with the image or its path; found by its type, else by its name, when null.
         label_column: Column with the label, with a list of labels, or with a list of shares of all classes; or a list
             of columns, one for each class, with 0 and 1 (multi-label) or its share (soft labels, summing to 1).
-            Found by its type, else by its name, when null.
+            `class_folder` is the folder that an image lies in. Found by its type, else by its name, when null.
         weight_column: Column with the weight of each training image in the loss, on average 1; null weighs all alike.
-        split_column: Column with the name of each row's split; null is `split`, where it holds such names.
+        split_column: Column with the name of each row's split; null is one that holds such names alone.
         group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
             `parent_folder` is the folder they lie in.
         max_per_class: Most training images of a class, for few-shot training; validation and test stay as they are.
