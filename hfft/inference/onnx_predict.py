@@ -1,8 +1,8 @@
 """Labels of images, from model.onnx: python predict.py IMAGE ...
 
-`hfft export` writes this file beside model.onnx, whose metadata hold labels and preprocessing. It needs numpy, Pillow and
-onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused
-instead of filled with gray; where pillow-heif is, HEIC is read.
+`hfft export` writes this file beside model.onnx, whose metadata hold labels and preprocessing. It needs numpy, Pillow
+and onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused instead of
+filled with gray; where pillow-heif is, HEIC is read.
 """
 
 import json

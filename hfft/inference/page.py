@@ -24,7 +24,9 @@ _ELSEWHERE = "it was not uploaded here"  # said alike of what is there and what 
 Answer = tuple[dict[str, float] | None, Image.Image | None]
 
 
-def make_labeler(model: Any, processor: Any, read: Callable[[str], Image.Image]) -> Callable[[str | None], Answer]:
+def make_labeler(
+    model: Any, processor: Any, read: Callable[[str], Image.Image] = open_picture
+) -> Callable[[str | None], Answer]:
     """A function from an image file to the probability of each class, and the picture that the network gets to see.
 
     Args:
@@ -136,6 +138,10 @@ def run_space(source: str, title: str) -> None:
     """Open a model of transformers, in a folder or on the Hub, and serve its page until the process ends."""
     model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(source)
+    launch(make_page(make_labeler(model, processor, reader(model, processor)), title))
+
+
+def reader(model: Any, processor: Any) -> Callable[[str], Image.Image]:
+    """File to RGB image, with the background that the model was trained with, if there is one."""
     settings = getattr(model.config, "pretrained_cfg", {})  # timm's, which hold what else the processor's would
-    background = getattr(processor, "background", settings.get("background"))
-    launch(make_page(make_labeler(model, processor, partial(open_picture, background=background)), title))
+    return partial(open_picture, background=getattr(processor, "background", settings.get("background")))
