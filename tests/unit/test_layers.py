@@ -11,7 +11,7 @@ PACKAGE = Path(hfft.__file__).parent
 # From the lowest to the highest; those in one row don't import each other. A new module needs a place here.
 LAYERS = (
     {"errors"},
-    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress"},
+    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress", "markdown"},
     {"recipe"},
     {"remote"},
     {"data", "model"},
