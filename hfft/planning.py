@@ -15,19 +15,23 @@ from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint_files import nan_problem
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.recomputation import check_recomputation
 from hfft.training.reporting import check_reporting
 from hfft.training.timing import Course, RunClock
 
 
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
-    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
+    """What each phase would do, from the checkpoint's config and the names of the images.
+
+    Weights are only searched for NaN.
 
     Args:
         recipe: What to plan.
@@ -40,6 +44,9 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     images = load_data(recipe.data, recipe.seed)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
+    problem = nan_problem(recipe.model.checkpoint)
+    if problem is not None:
+        raise ModelError(f"model.checkpoint: {problem}")
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 
@@ -81,14 +88,26 @@ def check_phases(
                 "one first, which tells the batch that fits, set per_device_train_batch_size to it and leave this out"
             )
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
-        try:
-            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
+        skeleton = _skeleton(recipe, config, phase, pixels)
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
+
+
+def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tensor) -> Any:
+    """A network without weights, set up for a phase."""
+    try:
+        skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
+        check_recomputation(skeleton, phase.arguments)
+    except ModelError as error:
+        raise ModelError(f"phases.{phase.name}: {error}") from error
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ModelError(
+            f"model.checkpoint: the network can't take the images that the image processor makes, "
+            f"{tuple(pixels.shape)}: {first_line(error).rstrip('.')}; model.image_size sets the size of both"
+        ) from error
+    return skeleton
 
 
 def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:
