@@ -35,6 +35,7 @@ from hfft.training.activations import Replayed
 from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
+from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
@@ -223,7 +224,7 @@ def _finish(
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
     progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
-    for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
+    for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)

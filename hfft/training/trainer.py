@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
+from hfft.errors import TrainingError
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
@@ -69,6 +70,10 @@ class PhaseTrainer(Trainer):
         if self.optimizer is None:
             network: Any = self.model if model is None else model
             parameters = dict(network.named_parameters())
+            grouped = {name for group in self._groups for name in group.names}
+            lost = [name for name, one in parameters.items() if one.requires_grad and name not in grouped]
+            if lost:
+                raise TrainingError(f"{len(lost)} tensors that train are in no group of the optimizer: {lost[0]}")
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
             groups = [
                 {
@@ -99,6 +104,19 @@ class PhaseTrainer(Trainer):
         if self._replayed is not None:
             inputs = self._replayed.feed(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure, by the same buffers in all processes: each has taken statistics of its own images since."""
+        self._align_buffers()
+        return super().evaluate(*args, **kwargs)
+
+    @torch.no_grad()
+    def _align_buffers(self) -> None:
+        """Give all processes the first one's buffers where they change; a checkpoint holds those."""
+        if self.args.world_size > 1:
+            for name, buffer in self.model.named_buffers():
+                if name not in self._freeze.names:
+                    torch.distributed.broadcast(buffer, 0)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """Each image once per epoch, or by its chances, whatever the number of processes."""
