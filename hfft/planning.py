@@ -16,7 +16,7 @@ from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
-from hfft.model.checkpoint_files import nan_problem
+from hfft.model.checkpoint_files import check_numbers, check_weights
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
@@ -44,9 +44,8 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     images = load_data(recipe.data, recipe.seed)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
-    problem = nan_problem(recipe.model.checkpoint)
-    if problem is not None:
-        raise ModelError(f"model.checkpoint: {problem}")
+    check_weights(recipe.model.checkpoint)
+    check_numbers(recipe.model.checkpoint)
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 

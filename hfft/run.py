@@ -50,6 +50,7 @@ from hfft.model.checkpoint import (
     save_model,
     set_labels,
 )
+from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens, take_model
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
@@ -302,7 +303,9 @@ def _config(recipe: Recipe, images: ImageData, model: PreTrainedModel | None) ->
     """The checkpoint's config, or that of a model that the caller brought, with the images' labels."""
     labels = images.labels
     if model is None:
-        return load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
+        config = load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
+        check_weights(recipe.model.checkpoint)
+        return config
     align_labels(model, labels)
     set_labels(model.config, labels, is_multi_label=images.is_multi_label)
     return model.config

@@ -308,8 +308,7 @@ def _check_exists(spec: ModelSpec) -> None:
     problem = None if Path(spec.checkpoint).is_dir() else hub_problem(spec.checkpoint, "model", spec.revision)
     if problem is not None:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} is no folder here, and {problem}")
-    problem = file_problem(spec.checkpoint, spec.revision)
-    if problem is not None:
+    if (problem := file_problem(spec.checkpoint, spec.revision)) is not None:
         raise ModelError(f"model.checkpoint: {problem}")
 
 
@@ -362,8 +361,7 @@ def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"model.checkpoint: {spec.checkpoint} can't take the images that its processor makes, "
-            f"{tuple(pixels.shape)}: "
-            f"{first_line(error)}"
+            f"{tuple(pixels.shape)}: {first_line(error)}"
         ) from error
     if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
         raise ModelError(

@@ -9,6 +9,8 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
+from hfft.errors import ModelError
+
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".onnx", ".gguf", ".safetensors")
@@ -37,21 +39,45 @@ def file_problem(checkpoint: str, revision: str | None = None) -> str | None:
     return _folder_problem(Path(cached).parent, is_whole=False) if isinstance(cached, str) else None
 
 
-def nan_problem(checkpoint: str) -> str | None:
-    """Which weights of a whole checkpoint folder are NaN, if any; None too where there is much to read, or a cache.
+def check_weights(checkpoint: str) -> None:
+    """Check that a folder has weights that hfft reads, which `load_config` can do without.
+
+    Args:
+        checkpoint: A folder, or a Hub id, which is not looked at.
+
+    Raises:
+        ModelError: If there are none, or others.
+    """
+    folder = Path(checkpoint)
+    if not folder.is_dir() or any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER)):
+        return
+    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
+    if not there:
+        raise ModelError(f"model.checkpoint: {folder} has no weights ({_WEIGHTS})")
+    raise ModelError(
+        f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
+        "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
+    )
+
+
+def check_numbers(checkpoint: str) -> None:
+    """Check that no weight in a checkpoint folder is NaN; not where there is much to read.
 
     Args:
         checkpoint: One in which `file_problem` found nothing; a Hub id is not looked at.
+
+    Raises:
+        ModelError: If one is; names the tensors.
     """
     folder = Path(checkpoint)
     paths = [folder / _WEIGHTS] if (folder / _WEIGHTS).is_file() else sorted(folder.glob("model-*.safetensors"))
     if sum(path.stat().st_size for path in paths) > _MOST_READ:
-        return None
+        return
     for path in paths:
         broken = list(_nan_tensors(path))
         if broken:
-            return f"{path}: {len(broken)} weights hold NaN: {', '.join(broken[:5])}; take an undamaged copy"
-    return None
+            names = ", ".join(broken[:5])
+            raise ModelError(f"model.checkpoint: {path} holds NaN in {len(broken)} weights ({names}); {_AGAIN}")
 
 
 def _folder_problem(folder: Path, *, is_whole: bool) -> str | None:
@@ -66,9 +92,7 @@ def _folder_problem(folder: Path, *, is_whole: bool) -> str | None:
         return f"{folder / _WEIGHTS} {problem}" if isinstance(problem, str) else None
     if (folder / _INDEX).is_file():
         return _shard_problem(folder, is_whole=is_whole)
-    if not is_whole or (folder / _ADAPTER).is_file() or not (folder / "config.json").is_file():
-        return None
-    return _lack_of_weights(folder)
+    return None
 
 
 def _nan_tensors(path: Path) -> Iterator[str]:
@@ -150,13 +174,3 @@ def _shard_problem(folder: Path, *, is_whole: bool) -> str | None:
         if lacking:
             return f"{folder / name} lacks {len(lacking)} tensors that {_INDEX} names, such as {lacking[0]}; {_AGAIN}"
     return None
-
-
-def _lack_of_weights(folder: Path) -> str:
-    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
-    if not there:
-        return f"{folder} has no weights ({_WEIGHTS})"
-    return (
-        f"{folder} has its weights as {', '.join(there[:5])}, and no {_WEIGHTS}, which is all that hfft reads (a "
-        "pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
-    )
