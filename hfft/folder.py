@@ -29,6 +29,7 @@ from hfft.evaluation.scores import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.launch import spread_by
 from hfft.machine import describe_environment
+from hfft.model.given import other_model
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.report.facts import read_facts, result_name
@@ -173,9 +174,23 @@ def open_folder(
     *,
     origin: dict[str, Any],
     precision: str,
+    model_given: dict[str, str] | None = None,
     overwrite: bool,
 ) -> None:
-    """Make the run folder, or check that the one there was made from the same images, by as many processes."""
+    """Make the run folder, or check that the one there was made from the same images and model, by as many processes.
+
+    Args:
+        folder: The run folder.
+        recipe: What to do.
+        checked: The images.
+        origin: From `describe_origin`.
+        precision: What the phases train in.
+        model_given: Fingerprints of a model object that the run begins with, if any.
+        overwrite: Whether the run that is there goes.
+
+    Raises:
+        RunError: If the run that is there is of other images, another model, precision or number of processes.
+    """
     state = PartialState()
     content = {
         "labels": list(checked.images.labels),
@@ -187,6 +202,7 @@ def open_folder(
     environment = {
         **describe_environment(),
         "precision": precision,
+        "model_given": model_given,
         "spread_by": spread_by(),
         "origin": origin,
         "may_differ": _may_differ(recipe, state),
@@ -247,6 +263,9 @@ def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     if before["processes"] != now["processes"]:
         return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
+    problem = other_model(before.get("model_given"), now["model_given"])
+    if problem is not None:
+        return problem
     if before["precision"] != now["precision"]:
         return f"this run began in {before['precision']} and can't go on in {now['precision']}"
     return None

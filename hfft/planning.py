@@ -17,7 +17,8 @@ from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint_files import check_numbers, check_weights
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -26,12 +27,15 @@ from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.recomputation import check_recomputation
 from hfft.training.reporting import check_reporting
 from hfft.training.timing import Course, RunClock
 
 
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
-    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
+    """What each phase would do, from the checkpoint's config and the names of the images.
+
+    Weights are only searched for NaN.
 
     Args:
         recipe: What to plan.
@@ -45,6 +49,8 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     check_found(images.splits["train"], recipe.data.source)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
+    check_weights(recipe.model.checkpoint)
+    check_numbers(recipe.model.checkpoint)
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 
@@ -88,10 +94,7 @@ def check_phases(
                 "one first, which tells the batch that fits, set per_device_train_batch_size to it and leave this out"
             )
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
-        try:
-            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
+        skeleton = _skeleton(recipe, config, phase, pixels)
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
         _check_course(phase, plan)
         _check_batchnorm(phase, plan, skeleton, (1, *pixels.shape[1:]))
@@ -133,6 +136,21 @@ def _check_batchnorm(phase: PhaseSpec, plan: Plan, network: Any, shape: tuple[in
             f"phases.{phase.name}.batchnorm: {phase.batchnorm!r} takes statistics of each batch, and {which} one "
             f"image, which is too few for this network; set {advice}another per_device_train_batch_size"
         )
+
+
+def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tensor) -> Any:
+    """A network without weights, set up for a phase."""
+    try:
+        skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
+        check_recomputation(skeleton, phase.arguments)
+    except ModelError as error:
+        raise ModelError(f"phases.{phase.name}: {error}") from error
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ModelError(
+            f"model.checkpoint: the network can't take the images that the image processor makes, "
+            f"{tuple(pixels.shape)}: {first_line(error).rstrip('.')}; model.image_size sets the size of both"
+        ) from error
+    return skeleton
 
 
 def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:

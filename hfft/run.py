@@ -23,9 +23,8 @@ from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.errors import ModelError, RecipeError, RunError, TrainingError
-from hfft.evaluation.beside import Trained, Way, score_beside
-from hfft.evaluation.scoring import Scores
+from hfft.errors import RecipeError, RunError
+from hfft.evaluation.beside import Trained
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
 from hfft.folder import (
@@ -40,10 +39,9 @@ from hfft.folder import (
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.hub.pushing import Pushed, Pushing, push
-from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
-from hfft.machine import cpus_per_process, package_versions
+from hfft.machine import package_versions
 from hfft.model.checkpoint import (
     load_checkpoint,
     load_config,
@@ -51,22 +49,23 @@ from hfft.model.checkpoint import (
     sample_pixels,
     save_model,
     set_labels,
-    set_memory_format,
 )
+from hfft.model.checkpoint_files import check_weights
+from hfft.model.given import align_labels, check_reopens, take_model
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import check_recipe, load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.reopening import check_finished, score_result
 from hfft.retaining import Retaining, keep_novelty
-from hfft.training.adapted import plain_network, restore_kept
+from hfft.training.adapted import keep_given, plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
-from hfft.training.replay import Replay, recorded_with
+from hfft.training.replay import Replay
 from hfft.training.reporting import finish_reporting, open_reporting
-from hfft.training.settings import EVAL_BATCH
 from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
 
@@ -180,18 +179,19 @@ def _finetune(
     *,
     overwrite: bool,
 ) -> Run:
-    state = PartialState()
     check_hub(recipe, overwrite=overwrite)
+    given = None if model is None else take_model(model)
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
-        return _finished(folder, recipe, data)
+        return _finished(folder, recipe, data, model, given)
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
         config = _config(recipe, images, model)
-        processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
-        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
+        processor = _processor(recipe, config, model)
+        processes = PartialState().num_processes
+        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=processes)
         checked = _check(images, recipe, data)
         images = checked.images
         make_repository(recipe)
@@ -203,7 +203,10 @@ def _finetune(
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
-        open_folder(folder, recipe, checked, origin=origin, precision=precision, overwrite=overwrite)
+        open_folder(
+            folder, recipe, checked, origin=origin, precision=precision, model_given=given, overwrite=overwrite
+        )
+        keep_given(model, processor, recipe, folder)
     phases = phases_in(recipe, precision)
     replay = _replay(recipe, phases, processor, checked)
     phase_data = _phase_data(images, processor, recipe)
@@ -233,8 +236,12 @@ def _finetune(
     return Run(folder)
 
 
-def _finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> Run:
+def _finished(
+    folder: Path, recipe: Recipe, data: DatasetDict | None, model: PreTrainedModel | None, given: dict[str, str] | None
+) -> Run:
     """A run that had ended, with its card written anew if the recipe asks for another one."""
+    if given is not None:
+        check_finished(folder, recipe, model, given)
     state, changed = PartialState(), card_changes(folder, recipe)
     state.wait_for_everyone()
     if changed:
@@ -265,7 +272,7 @@ def _end(
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
         state.wait_for_everyone()
-        scores, baselines = _score_result(folder, images, recipe, trained)
+        scores, baselines = score_result(network, processor, images, recipe, trained)
         if recipe.novelty and state.is_main_process:
             keep_novelty(folder / result_name(recipe), images, recipe)
     if state.is_main_process:
@@ -297,12 +304,20 @@ def _config(recipe: Recipe, images: ImageData, model: PreTrainedModel | None) ->
     """The checkpoint's config, or that of a model that the caller brought, with the images' labels."""
     labels = images.labels
     if model is None:
-        return load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
-    config: Any = model.config
-    if config.num_labels != len(labels):
-        raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(labels)} classes")
-    set_labels(config, labels, is_multi_label=images.is_multi_label)
-    return config
+        config = load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
+        check_weights(recipe.model.checkpoint)
+        return config
+    align_labels(model, labels)
+    set_labels(model.config, labels, is_multi_label=images.is_multi_label)
+    return model.config
+
+
+def _processor(recipe: Recipe, config: Any, model: PreTrainedModel | None) -> Any:
+    """The checkpoint's image processor; a model that the caller brought can be opened again, and takes its images."""
+    processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
+    if model is not None:
+        check_reopens(model, sample_pixels(processor), trust_remote_code=recipe.model.trust_remote_code)
+    return processor
 
 
 def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
@@ -370,26 +385,6 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
         is_multi_label=images.is_multi_label,
     )
-
-
-def _score_result(
-    folder: Path, images: ImageData, recipe: Recipe, trained: Trained
-) -> tuple[dict[str, Scores], dict[str, Any]]:
-    """Score the folder that was written and not the network in memory: that is what users will open."""
-    model_folder = folder / result_name(recipe)
-    classifier = Classifier.from_pretrained(model_folder, trust_remote_code=recipe.model.trust_remote_code)
-    if classifier.classes != images.labels:
-        found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
-        raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
-    set_memory_format(classifier.model, recipe.model.memory_format)
-    way = Way(
-        classifier.transform,
-        batch_size=recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=recipe.phases[-1].arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        engine=recorded_with(trained.stages[0].folder),
-    )
-    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
-    return score_beside(classifier.model, splits, way, trained, classes=images.labels)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from hfft.errors import ModelError
 from hfft.files import write_folder
 from hfft.model.anatomy import REFUSED, dissect
+from hfft.model.checkpoint_files import file_problem
 from hfft.model.remote_code import check_code
 from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
@@ -24,6 +26,8 @@ CONFIG_FIELD = "hfft"
 """Where the config.json of a result keeps what it says of itself, beside what transformers reads."""
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 _HEAD_STD = 0.02
+_PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 
 def load_checkpoint(
@@ -86,13 +90,7 @@ def load_original(spec: ModelSpec) -> PreTrainedModel | None:
     Raises:
         ModelError: If it can't be loaded.
     """
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise _unusable(spec, error) from error
+    config = _read_config(spec)
     if not any("ForImageClassification" in name for name in config.architectures or ()):
         return None
     set_image_size(config, spec)
@@ -114,7 +112,7 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except _UNUSABLE as error:
             raise _unusable(spec, error) from error
 
 
@@ -142,22 +140,24 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
         ModelError: If there is no such checkpoint, or its architecture can't be fine-tuned.
     """
     _check_exists(spec)
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                spec.checkpoint,
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
-                num_labels=len(labels),
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise _unusable(spec, error) from error
+    config = _read_config(spec, num_labels=len(labels))
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"model.checkpoint: {spec.checkpoint} is quantized, and can't be trained; take the original")
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
+    config.dtype = torch.float32  # of what is trained, whatever the checkpoint was saved in
     set_labels(config, labels, is_multi_label=is_multi_label)
     set_image_size(config, spec)
     return config
+
+
+def plain_outputs(config: Any) -> None:
+    """Let a network of this config answer with logits alone: a config may ask for attentions, or for a tuple."""
+    for section in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
+        for key, value in _PLAIN.items():
+            if section is not None and getattr(section, key, value) != value:
+                setattr(section, key, value)
 
 
 def set_labels(config: Any, labels: Sequence[str], *, is_multi_label: bool = False) -> None:
@@ -206,7 +206,7 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
         except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
-                f"so nobody can know the size and scale of its pixels: {_first_line(error)}"
+                f"so nobody can know the size and scale of its pixels: {first_line(error)}"
             ) from error
     return processor if spec.image_size is None else _resized(processor, spec.image_size)
 
@@ -241,16 +241,18 @@ def reopen(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[PreT
     spec = ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code)
     _check_exists(spec)
     check_code(Path(folder), trust_remote_code=trust_remote_code)
+    config = _read_config(spec)
     with quiet():
         try:
             model, report = AutoModelForImageClassification.from_pretrained(
                 str(folder),
+                config=config,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except _UNUSABLE as error:
             raise _unusable(spec, error) from error
     if report["missing_keys"]:
         raise ModelError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
@@ -294,6 +296,20 @@ def _check_exists(spec: ModelSpec) -> None:
     problem = None if Path(spec.checkpoint).is_dir() else hub_problem(spec.checkpoint, "model", spec.revision)
     if problem is not None:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} is no folder here, and {problem}")
+    if (problem := file_problem(spec.checkpoint, spec.revision)) is not None:
+        raise ModelError(f"model.checkpoint: {problem}")
+
+
+def _read_config(spec: ModelSpec, **options: Any) -> Any:
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(
+                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    plain_outputs(config)
+    return config
 
 
 def _check_only_head_is_new(model: PreTrainedModel, report: dict[str, Any], spec: ModelSpec) -> None:
@@ -333,8 +349,7 @@ def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"model.checkpoint: {spec.checkpoint} can't take the images that its processor makes, "
-            f"{tuple(pixels.shape)}: "
-            f"{_first_line(error)}"
+            f"{tuple(pixels.shape)}: {first_line(error)}"
         ) from error
     if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
         raise ModelError(
@@ -367,8 +382,9 @@ def _resized(processor: Any, side: int) -> Any:
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     where = spec.checkpoint if Path(spec.checkpoint).is_dir() else f"{spec.checkpoint} is no folder here, and the Hub"
-    return ModelError(f"model.checkpoint: {where} gave no image classifier: {_first_line(error)}")
+    return ModelError(f"model.checkpoint: {where} gave no image classifier: {first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -146,10 +146,8 @@ class ShardedTrainer(PhaseTrainer):
 
     shards: Shards
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure, by the same buffers in all processes."""
+    def _align_buffers(self) -> None:
         self.shards.align()
-        return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the whole network, just as one process does; `_save_checkpoint` has gathered it."""

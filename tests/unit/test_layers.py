@@ -20,7 +20,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning", "retaining", "hinting", "comparison"},
+    {"folder", "planning", "retaining", "hinting", "comparison", "reopening"},
     {"held_out"},
     {"run"},
     {"folds", "sweeping"},
