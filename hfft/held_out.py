@@ -15,6 +15,7 @@ from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.machine import cpus_per_process
+from hfft.paths import expanded
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.training.phases import EVAL_BATCH
@@ -53,6 +54,7 @@ def evaluate(
         HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
             aren't those that the run left out of its training.
     """
+    source = expanded(source)
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)

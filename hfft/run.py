@@ -53,6 +53,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
+from hfft.paths import expanded
 from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
@@ -84,7 +85,7 @@ class Run:
         Raises:
             RunError: If it isn't one.
         """
-        self.folder = Path(folder)
+        self.folder = Path(expanded(folder))
         if not (self.folder / "recipe.yaml").is_file():
             raise RunError(f"{self.folder} is no run folder: it has no recipe.yaml")
 

@@ -16,6 +16,7 @@ from hfft.files import read_json, write_json
 from hfft.hub.access import Destination, connection, explained, reach
 from hfft.hub.content import File, check_adapter, check_base, collect, finished_recipe, leftovers, parts, refuse_secret
 from hfft.hub.waiting import tidy_client
+from hfft.paths import expanded
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
 
@@ -98,7 +99,7 @@ def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]"
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
-    return push_run(Path(run), spec)
+    return push_run(Path(expanded(run)), spec)
 
 
 def bad_spec(error: ValidationError) -> HubError:

@@ -20,6 +20,7 @@ from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.paths import expanded
 from hfft.recipe.loading import load_recipe
 
 if TYPE_CHECKING:
@@ -125,6 +126,7 @@ class Classifier:
             ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
                 code that isn't trusted.
         """
+        source = expanded(source)
         if recipe_trusts(source):
             opening["trust_remote_code"] = True
         subfolder = opening.get("subfolder")
