@@ -30,7 +30,9 @@ from hfft.evaluation.validating import validating
 from hfft.files import read_json
 from hfft.folder import (
     card_changes,
+    check_same_images,
     describe_origin,
+    has_other_source,
     is_done,
     open_folder,
     result_name,
@@ -234,13 +236,17 @@ def _finetune(
 
 def _finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> Run:
     """A run that had ended, with its card written anew if the recipe asks for another one."""
-    state, changed = PartialState(), card_changes(folder, recipe)
+    state, changed, checked = PartialState(), card_changes(folder, recipe), None
+    is_elsewhere = data is None and has_other_source(folder, recipe)
+    if "widget" in changed or is_elsewhere:
+        checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data)
+        if is_elsewhere:
+            check_same_images(folder, checked)
     state.wait_for_everyone()
     if changed:
-        checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data) if "widget" in changed else None
         if state.is_main_process:
             with explained("card"):
-                update_card(folder, recipe, checked)
+                update_card(folder, recipe, checked if "widget" in changed else None)
         state.wait_for_everyone()
         told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
         _LOG.info(f"{folder}: the card was written anew: {told}")
