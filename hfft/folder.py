@@ -237,6 +237,7 @@ def open_folder(
         "may_differ": _may_differ(recipe, state),
         "checkpoint_files": on_main(lambda: files_fingerprint(recipe.model.checkpoint)),
     }
+    is_done(folder, recipe, overwrite=overwrite)  # another launch may have been here until a moment ago
     state.wait_for_everyone()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)

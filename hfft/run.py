@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from accelerate.utils import broadcast_object_list
@@ -17,26 +16,24 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.batches import Collator, Examples, chances_of
-from hfft.data.checking import Checked, check_images
+from hfft.data.checking import Checked
 from hfft.data.decoding import RULE
 from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.distributed import join
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scoring import Scores
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
+from hfft.finishing import checked_images, update_finished
 from hfft.folder import (
-    card_changes,
-    check_same_images,
     describe_origin,
-    has_other_source,
     is_done,
     open_folder,
     result_name,
-    update_card,
     write_results,
 )
 from hfft.hinting import hint_labels
@@ -45,6 +42,7 @@ from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
+from hfft.locking import RunLock
 from hfft.machine import cpus_per_process, package_versions
 from hfft.model.checkpoint import (
     load_checkpoint,
@@ -164,13 +162,21 @@ def finetune(
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     check_packages()
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    state = join_for(recipe)
     check_launch(state)
     pushers = save_pushers(recipe)
-    with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
-        run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite)
-    push_result(run, recipe, after=pushers)  # the other processes need not wait for it
+    with RunLock(Path(recipe.output_dir) / recipe.name) as lock:
+        with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
+            lock.take_if_there()
+            run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite, lock=lock)
+        push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
+
+
+def join_for(recipe: Recipe) -> PartialState:
+    """Meet the other processes of the launch, and wait for them as long as the recipe's `ddp_timeout` says."""
+    asked = [phase.arguments["ddp_timeout"] for phase in recipe.phases if "ddp_timeout" in phase.arguments]
+    return join(max(asked, default=None))
 
 
 def _finetune(
@@ -180,20 +186,22 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     *,
     overwrite: bool,
+    lock: RunLock,
 ) -> Run:
     state = PartialState()
     check_hub(recipe, overwrite=overwrite)
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
-        return _finished(folder, recipe, data)
+        update_finished(folder, recipe, data)
+        return Run(folder)
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
         config = _config(recipe, images, model)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
         plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
-        checked = _check(images, recipe, data)
+        checked = checked_images(images, recipe, data)
         images = checked.images
         make_repository(recipe)
     with _timed(seconds, "load"):
@@ -203,6 +211,7 @@ def _finetune(
         copy_fit(config, network.config)
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
+        lock.take()
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
         open_folder(folder, recipe, checked, origin=origin, precision=precision, overwrite=overwrite)
     phases = phases_in(recipe, precision)
@@ -231,26 +240,6 @@ def _finetune(
     trained = Trained(stages, results, kept, phase_data, replay, load)
     _end(network, processor, recipe, images, trained, retained, seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
-    return Run(folder)
-
-
-def _finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> Run:
-    """A run that had ended, with its card written anew if the recipe asks for another one."""
-    state, changed, checked = PartialState(), card_changes(folder, recipe), None
-    is_elsewhere = data is None and has_other_source(folder, recipe)
-    if "widget" in changed or is_elsewhere:
-        checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data)
-        if is_elsewhere:
-            check_same_images(folder, checked)
-    state.wait_for_everyone()
-    if changed:
-        if state.is_main_process:
-            with explained("card"):
-                update_card(folder, recipe, checked if "widget" in changed else None)
-        state.wait_for_everyone()
-        told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
-        _LOG.info(f"{folder}: the card was written anew: {told}")
-    _LOG.info(f"{folder} is finished; --overwrite runs it again")
     return Run(folder)
 
 
@@ -284,14 +273,6 @@ def _end(
         else:
             _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
     state.wait_for_everyone()
-
-
-def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
-    """The images without those that can't be read."""
-    source = recipe.data.source if data is None else None
-    return check_images(
-        images, recipe.data, source, lambda gone: load_data(recipe.data, recipe.seed, data, without=gone)
-    )
 
 
 def _load(recipe: Recipe, images: ImageData) -> PreTrainedModel:

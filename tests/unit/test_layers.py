@@ -12,7 +12,7 @@ PACKAGE = Path(hfft.__file__).parent
 LAYERS = (
     {"errors", "paths"},
     {"distributed"},
-    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress"},
+    {"files", "machine", "interruption", "startup", "launch", "liveness", "locking", "progress"},
     {"recipe"},
     {"remote"},
     {"data", "model"},
@@ -22,7 +22,7 @@ LAYERS = (
     {"report"},
     {"hub"},
     {"folder", "planning", "retaining", "hinting", "comparison"},
-    {"held_out"},
+    {"held_out", "finishing"},
     {"run"},
     {"folds", "sweeping"},
     {"cli"},
