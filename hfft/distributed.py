@@ -20,7 +20,7 @@ _Value = TypeVar("_Value")
 LIMIT = 2 * 3600
 """Seconds that a collective operation waits, where no recipe says so with `ddp_timeout`."""
 _PATIENCE = timedelta(seconds=21)  # for an answer of the store itself
-_PAUSES = (0.001, 0.25)  # seconds between two looks at the store: at first, and at most
+_PAUSES = (0.001, 0.05)  # seconds between two looks at the store: at first, and at most
 
 _turns = itertools.count()  # the same number in every process, as all of them come to the same places
 _store: Store | None = None
@@ -50,28 +50,27 @@ def on_main(compute: Callable[[], _Value]) -> _Value:
             answer = [compute(), None]
         except (HfftError, OSError) as error:
             answer = [None, error]
-    await_main()
+    meet()
     broadcast_object_list(answer)
     if answer[1] is not None:
         raise answer[1]
     return answer[0]
 
 
-def await_main() -> None:
-    """Let the other processes wait until the main one comes here, too, however long it works.
+def meet() -> None:
+    """Wait until every process has come here, however long one of them works before.
 
-    In the place of a collective operation, which gives up. Whoever waits here watches signals and other processes all
-    the while.
+    In the place of a barrier, which gives up after the limit of collective operations, and can't be interrupted.
     """
-    state = PartialState()
-    if state.num_processes == 1:
+    world = PartialState().num_processes
+    if world == 1:
         return
-    store, turn = own_store(), f"hfft/main/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_turns)}"
-    if state.is_main_process:
-        store.set(turn, "done")
+    store, turn = own_store(), f"hfft/meet/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}/{next(_turns)}"
+    if store.add(turn, 1) == world:
+        store.set(f"{turn}/all", "here")
         return
     pause, longest = _PAUSES
-    while not store.check([turn]):
+    while not store.check([f"{turn}/all"]):
         time.sleep(pause)
         pause = min(2 * pause, longest)
 

@@ -9,6 +9,7 @@ from datasets import DatasetDict
 
 from hfft.data.checking import Checked, check_images
 from hfft.data.sources import ImageData, load_data
+from hfft.distributed import meet
 from hfft.folder import card_changes, check_same_images, has_other_source, update_card
 from hfft.recipe.spec import Recipe
 from hfft.training.failures import explained
@@ -42,12 +43,12 @@ def update_finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> N
         checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
     if is_elsewhere and checked is not None:
         check_same_images(folder, checked)
-    state.wait_for_everyone()
+    meet()
     if changed:
         if state.is_main_process:
             with explained("card"):
                 update_card(folder, recipe, checked if "widget" in changed else None)
-        state.wait_for_everyone()
+        meet()
         told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
         _LOG.info(f"{folder}: the card was written anew: {told}")
     _LOG.info(f"{folder} is finished; --overwrite runs it again")

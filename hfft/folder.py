@@ -23,7 +23,7 @@ from hfft.data.findings import described
 from hfft.data.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.targets import targets_of
-from hfft.distributed import on_main
+from hfft.distributed import meet, on_main
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scores import Scores
@@ -238,14 +238,14 @@ def open_folder(
         "checkpoint_files": on_main(lambda: files_fingerprint(recipe.model.checkpoint)),
     }
     is_done(folder, recipe, overwrite=overwrite)  # another launch may have been here until a moment ago
-    state.wait_for_everyone()
+    meet()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)
-    state.wait_for_everyone()
+    meet()
     for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_start)):
         if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
             raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
-    state.wait_for_everyone()
+    meet()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))

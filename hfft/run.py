@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
@@ -22,7 +21,7 @@ from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.distributed import join
+from hfft.distributed import join, meet, on_main
 from hfft.errors import ModelError, RecipeError, RunError, TrainingError
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scoring import Scores
@@ -258,10 +257,11 @@ def _end(
         restore_kept(network, recipe, trained.results, trained.kept, folder)
         if state.is_main_process and result_name(recipe) == "model":
             save_model(network, processor, folder / "model")
-        state.wait_for_everyone()
+        meet()
         scores, baselines = _score_result(folder, images, recipe, trained)
         if recipe.novelty and state.is_main_process:
             keep_novelty(folder / result_name(recipe), images, recipe)
+        meet()
     if state.is_main_process:
         with explained("result"):
             more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
@@ -272,7 +272,7 @@ def _end(
             try_page(folder, images)
         else:
             _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
-    state.wait_for_everyone()
+    meet()
 
 
 def _load(recipe: Recipe, images: ImageData) -> PreTrainedModel:
@@ -297,15 +297,9 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
         return recipe.precision
     if folder is not None and (folder / "environment.json").is_file():
         return read_json(folder / "environment.json")["precision"]
-    found: list[Any] = [None]
-    if PartialState().is_main_process:
-        replays = recipe.replay.mode != "off"
-        memory = _replay_folder(recipe) / "precision.json"
-        found = [
-            fastest_precision(network, recipe.phases[-1], sample_pixels(processor), replays=replays, memory=memory)
-        ]
-    broadcast_object_list(found)
-    return found[0]
+    replays, memory = recipe.replay.mode != "off", _replay_folder(recipe) / "precision.json"
+    pixels = sample_pixels(processor)
+    return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
 
 
 def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:

@@ -10,6 +10,7 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
+from hfft.distributed import meet
 from hfft.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
@@ -59,6 +60,7 @@ def fill(
             computed += len(rows)
     except OSError as error:
         problem = str(error)
+    meet()  # one of them may have a file more to write
     shares = gather_object([(problem, computed)])
     problems = [found for found, _ in shares if found is not None]
     if problems:

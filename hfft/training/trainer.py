@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
+from hfft.distributed import meet
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
@@ -127,7 +128,7 @@ class PhaseTrainer(Trainer):
         with quiet():
             super()._save_checkpoint(model, trial)
         self._is_saving = False
-        self.accelerator.wait_for_everyone()  # every rank saves its random state
+        meet()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"
         best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
@@ -136,7 +137,7 @@ class PhaseTrainer(Trainer):
             self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
             publish_folder(folder / _ASIDE / name, folder / name)
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _whole_network(self) -> Any:
         """What a checkpoint is written from; for all processes together."""
