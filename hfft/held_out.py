@@ -19,6 +19,7 @@ from hfft.paths import expanded
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.training.phases import EVAL_BATCH
+from hfft.training.workers import worker_deaths_explained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -64,14 +65,15 @@ def evaluate(
     else:
         rows = own_rows(Path(source), split or "test")
     name = split or "test"
-    scores = score(
-        classifier.model,
-        {name: rows},
-        classifier.transform,
-        classes=classifier.classes,
-        batch_size=batch_size,
-        workers=min(cpus_per_process(), 8) if workers is None else workers,
-    )[name]
+    with worker_deaths_explained("evaluation", "fewer --workers need less"):
+        scores = score(
+            classifier.model,
+            {name: rows},
+            classifier.transform,
+            classes=classifier.classes,
+            batch_size=batch_size,
+            workers=min(cpus_per_process(), 8) if workers is None else workers,
+        )[name]
     _tell_of_absent(scores)
     return scores
 

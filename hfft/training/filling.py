@@ -14,6 +14,7 @@ from hfft.distributed import meet
 from hfft.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
+from hfft.training.workers import dead_workers_named
 
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
 """Pixels or activations of B examples -> for each recorder the tensors of B rows that it writes; B never changes."""
@@ -54,10 +55,11 @@ def fill(
     problem: str | None = None
     computed = 0
     try:
-        for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
-            for writer, tensors in zip(writers, outputs, strict=True):
-                writer.add(rows, tensors)
-            computed += len(rows)
+        with dead_workers_named():
+            for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
+                for writer, tensors in zip(writers, outputs, strict=True):
+                    writer.add(rows, tensors)
+                computed += len(rows)
     except OSError as error:
         problem = str(error)
     meet()  # one of them may have a file more to write
