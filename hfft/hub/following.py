@@ -109,7 +109,7 @@ class SavePusher(TrainerCallback):
         try:
             processor = load_processor(self._recipe.model, model.config)
             _take_aside(Path(args.output_dir) / f"checkpoint-{step}", Path(aside.name), model, processor)
-        except (OSError, torch.OutOfMemoryError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             _LOG.warning(f"{phase}, step {step}: not pushed, as it can't be put aside: {error}")
             aside.cleanup()
             return
