@@ -53,7 +53,7 @@ from hfft.model.checkpoint import (
     set_memory_format,
 )
 from hfft.paths import expanded
-from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
+from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock, with_weights_found
 from hfft.progress import bars
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -161,7 +161,7 @@ def finetune(
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     check_packages()
-    state = join_for(recipe)
+    recipe, state = with_weights_found(recipe), join_for(recipe)
     check_launch(state)
     pushers = save_pushers(recipe)
     with RunLock(Path(recipe.output_dir) / recipe.name) as lock:

@@ -20,6 +20,7 @@ from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.model.locating import run_result
 from hfft.paths import expanded
 from hfft.recipe.loading import load_recipe
 
@@ -281,10 +282,10 @@ def model_source(source: str | os.PathLike[str]) -> str:
     folder = Path(source)
     if not _is_run(folder):
         return str(source)
-    for result in (folder / "model", folder / "adapter"):
-        if (result / "config.json").is_file():
-            return str(result)
-    raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    result = run_result(folder)
+    if result is None:
+        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    return str(result)
 
 
 def recipe_trusts(source: str | os.PathLike[str]) -> bool:
