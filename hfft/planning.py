@@ -19,6 +19,7 @@ from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
 from hfft.model.checkpoint_files import check_numbers, check_weights
+from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -44,7 +45,7 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    recipe = resolve_phases(check_recipe(recipe), None)
+    recipe = resolve_phases(with_weights_found(check_recipe(recipe)), None)
     images = load_data(recipe.data, recipe.seed)
     check_found(images.splits["train"], recipe.data.source)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
@@ -182,6 +183,16 @@ def _evaluations(phase: PhaseSpec, plan: Plan) -> float:
         return plan.epochs if asked == "epoch" else 0.0
     every = phase.arguments.get("eval_steps") or phase.arguments.get("logging_steps") or 50
     return 1 / every if every < 1 else plan.steps / every
+
+
+def with_weights_found(recipe: Recipe) -> Recipe:
+    """The recipe with the folder of the weights, where its checkpoint is a run's folder, or a phase's.
+
+    Raises:
+        ModelError: If that isn't finished, or has no weights of its own.
+    """
+    place = weights_place(recipe.model.checkpoint)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpoint=place))
 
 
 def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hfft.cli.arguments import add_recipe, count, whole
 from hfft.cli.printing import between, print_metrics, print_table
+from hfft.paths import expanded
 from hfft.startup import quick_imports
 
 
@@ -32,7 +33,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
-    check.add_argument("source", help="folder, table, shards, Hub id or recipe")
+    check.add_argument("source", type=expanded, help="folder, table, shards, Hub id or recipe")
     check.add_argument(
         "overrides",
         nargs="*",

@@ -28,6 +28,7 @@ from hfft.hub.content import (
 )
 from hfft.hub.manifest import Remote, settle
 from hfft.hub.waiting import tidy_client
+from hfft.paths import expanded
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
 
@@ -110,7 +111,7 @@ def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]"
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
-    return push_run(Path(run), spec)
+    return push_run(Path(expanded(run)), spec)
 
 
 def bad_spec(error: ValidationError) -> HubError:

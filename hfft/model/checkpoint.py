@@ -15,8 +15,10 @@ from transformers.utils import logging as transformers_logging
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
+from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
 from hfft.model.checkpoint_files import file_problem
+from hfft.model.locating import processor_place
 from hfft.model.remote_code import check_code
 from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
@@ -102,6 +104,8 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
     """The network of a config with all of the checkpoint's weights that fit, and what was missing or didn't."""
     with quiet():
         try:
+            if holds_adapter(spec.checkpoint):
+                return load_on_base(spec, config, load_body)
             return AutoModelForImageClassification.from_pretrained(
                 spec.checkpoint,
                 config=config,
@@ -201,7 +205,7 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
     with quiet():
         try:
             processor = AutoImageProcessor.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+                processor_place(spec.checkpoint), revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
         except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(

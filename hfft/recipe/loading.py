@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError, nearest
+from hfft.paths import expanded
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
 from hfft.recipe.spec import (
@@ -65,7 +66,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         RecipeError: With all problems found: where, what was found, what is allowed.
     """
     where = "recipe" if isinstance(source, Mapping) else str(source)
-    content = _plain(source if isinstance(source, Mapping) else _read_yaml(Path(source)), where)
+    content = _plain(source if isinstance(source, Mapping) else _read_yaml(Path(expanded(source))), where)
     if not isinstance(content, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys to values, found {_kind(content)}")
     for override in overrides:

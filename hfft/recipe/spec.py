@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, RepoId, Size, Split, Unfreeze
+from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, Place, RepoId, Size, Split, Unfreeze
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -24,7 +24,7 @@ class ModelSpec:
         trust_remote_code: Lets the checkpoint bring Python code of its own.
     """
 
-    checkpoint: str
+    checkpoint: Place
     revision: str | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     head: Literal["zero", "normal"] = "zero"
@@ -101,11 +101,11 @@ class DataSpec:
         leaks: What happens when images of the training split are in another split too: `warn` or `stop`.
     """
 
-    source: str
+    source: Place
     config: str | None = None
     revision: str | None = None
     task: Literal["auto", "single_label", "multi_label"] = "auto"
-    image_folder: str | None = None
+    image_folder: Place | None = None
     image_column: str | None = None
     label_column: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     weight_column: str | None = None
@@ -245,7 +245,7 @@ class ReplaySpec:
     mode: Literal["auto", "off", "force"] = "auto"
     views: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     budget: Size = "20GB"
-    folder: str | None = None
+    folder: Place | None = None
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -300,6 +300,8 @@ class RetainSpec:
 class Recipe:
     """One experiment; changed by `dataclasses.replace`, it is what a file with the change would be.
 
+    In every key that is a path, `~` is the user's folder.
+
     Attributes:
         name: Names the run folder.
         model: The checkpoint to start from.
@@ -351,7 +353,7 @@ class Recipe:
     label_hints: bool = True
     report: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_dir: str = "runs"
+    output_dir: Place = "runs"
 
     def __post_init__(self) -> None:
         """Hand `training` on to the phases, also where another recipe's were taken over."""

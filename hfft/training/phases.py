@@ -22,6 +22,7 @@ from transformers import (
     set_seed,
 )
 
+from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
@@ -188,7 +189,7 @@ def _finish(
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
-    trainer.accelerator.wait_for_everyone()
+    meet()
     return model, result
 
 

@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
+from hfft.distributed import meet
 from hfft.errors import TrainingError
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
@@ -156,7 +157,7 @@ class PhaseTrainer(Trainer):
             super()._save_checkpoint(model, trial)
         self._is_saving = False
         self.state.stateful_callbacks = self._callback_states()
-        self.accelerator.wait_for_everyone()  # every rank saves its random state
+        meet()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"
         best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
@@ -165,7 +166,7 @@ class PhaseTrainer(Trainer):
             self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
             publish_folder(folder / _ASIDE / name, folder / name)
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _callback_states(self) -> dict[str, Any]:
         """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
