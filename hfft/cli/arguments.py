@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from hfft.errors import nearest
+from hfft.paths import expanded
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -35,7 +37,8 @@ class VerbParser(argparse.ArgumentParser):
             if assigns and "=" not in word:
                 self.error(f"found {word!r}; allowed: {words.metavar}")
         if words is not None:
-            setattr(found, words.dest, [*getattr(found, words.dest), *left])
+            taken: Any = [self._get_value(words, word) for word in left]
+            setattr(found, words.dest, [*getattr(found, words.dest), *taken])
 
     def _unknown(self, word: str, *, assigns: bool) -> str:
         name = word.partition("=")[0]
@@ -62,9 +65,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def place(text: str) -> Path:
+    """A file or folder; a shell leaves `~` as it is behind `=` and in quotes."""
+    return Path(expanded(text))
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """A recipe and its overrides."""
-    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("recipe", type=expanded, help="YAML file")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="for example phases.head.learning_rate=5e-4"
     )

@@ -85,7 +85,7 @@ def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
     Raises:
         DataError: If there is none, or several.
     """
-    aliases = SPLIT_NAMES.get(wanted, (wanted,))
+    aliases = SPLIT_NAMES.get(wanted.lower(), (wanted.lower(),))
     fitting = [wanted] if wanted in found else [name for name in found if name.lower() in aliases]
     if len(fitting) == 1:
         return fitting[0]

@@ -13,11 +13,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import get_token, snapshot_download
 from PIL import Image
+from transformers import AutoConfig
 
 from hfft.data.decoding import Decoded, decode_row
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
+from hfft.files import read_json
 from hfft.hub.access import explained
 from hfft.hub.content import File, hash_file
 from hfft.hub.waiting import tidy_client
@@ -80,6 +82,25 @@ def read_back(
             for ours, place in folders.items()
         ]
     return Check(len(images), from_data, max(differences))
+
+
+def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
+    """Whether transformers' pipeline would answer with the labels of what an adapter sits on, which are others.
+
+    It makes the network from the base's config, and only another number of classes keeps it from that.
+
+    Args:
+        adapter: Its folder.
+        base_model: Hub id of what it sits on, where the folder doesn't say what others can open.
+    """
+    noted = read_json(adapter / "adapter_config.json")
+    revision = None if base_model is not None else noted.get("revision")
+    try:
+        base = AutoConfig.from_pretrained(base_model or noted["base_model_name_or_path"], revision=revision)
+        own = AutoConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError):
+        return False  # what can't be opened answers nothing
+    return base.num_labels == own.num_labels and base.id2label != own.id2label
 
 
 def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:

@@ -20,6 +20,8 @@ from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.model.locating import run_result
+from hfft.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -124,6 +126,7 @@ class Classifier:
             ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
                 code that isn't trusted.
         """
+        source = expanded(source)
         subfolder = opening.get("subfolder")
         where = str(source) if subfolder is not None else model_source(source)
         model, processor = open_model(where, **opening)
@@ -276,10 +279,10 @@ def model_source(source: str | os.PathLike[str]) -> str:
     folder = Path(source)
     if not _is_run(folder):
         return str(source)
-    for result in (folder / "model", folder / "adapter"):
-        if (result / "config.json").is_file():
-            return str(result)
-    raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    result = run_result(folder)
+    if result is None:
+        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    return str(result)
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """`hfft export`: a trained model -> a folder with model.onnx, checked against torch on real images."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -24,7 +23,9 @@ from hfft.inference.images import find_images
 from hfft.inference.parity import Parity, ParityError, compare
 from hfft.inference.places import check_folder, name_of
 from hfft.inference.reading import ImageLike, Ready, read_ahead
+from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
+from hfft.markdown import escape
 from hfft.model.checkpoint import quiet
 from hfft.progress import SOON, bar
 from hfft.recipe.loading import load_recipe
@@ -214,9 +215,9 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         processor.save_pretrained(folder)
     write_json(folder / "parity.json", asdict(parity))
     if how is not None:
-        shutil.copyfile(onnx_predict.__file__, folder / "predict.py")
+        write_text(folder / "predict.py", without_hfft(onnx_predict))
     text = _CARD.format(
-        name=name,
+        name=escape(name),
         version=__version__,
         shape=", ".join(map(str, shape)),
         classes=len(classifier.classes),

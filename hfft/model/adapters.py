@@ -2,9 +2,7 @@
 
 import json
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
+from hfft.model.adapter_folders import adapter_base, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
@@ -37,7 +36,7 @@ def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
     Raises:
         ModelError: If no layer has the wanted role.
     """
-    with _without_peft_warning():
+    with without_peft_warning():
         adapted = get_peft_model(model, _config(model, spec))
     assert isinstance(adapted, PeftModel)
     return adapted
@@ -195,14 +194,6 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
     write_folder(folder, write)
 
 
-@contextmanager
-def _without_peft_warning() -> Iterator[None]:
-    """PEFT 0.21 reads a property that transformers 5.23 has renamed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
 def restore_adapter(model: PeftModel, folder: str | Path) -> None:
     """Put a saved adapter's weights, head included, into an adapted model.
 
@@ -227,19 +218,13 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreT
         ModelError: If the base checkpoint or one of the adapter's weights is missing, or code isn't trusted.
     """
     check_code(folder, trust_remote_code=trust_remote_code)
-    base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-    spec = ModelSpec(
-        checkpoint=base["base_model_name_or_path"],
-        revision=base.get("revision"),
-        trust_remote_code=trust_remote_code,
-    )
+    spec = adapter_base(folder, trust_remote_code=trust_remote_code)
     with quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         try:
             model = load_body(spec, config)
         except ModelError as error:
             raise ModelError(f"{folder}: what the adapter sits on can't be loaded: {error}") from error
-        with _without_peft_warning():
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))
+        merged = put_adapter(model, folder)
     processor = load_processor(ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code), config)
-    return merge(adapted).eval(), processor
+    return merged.eval(), processor

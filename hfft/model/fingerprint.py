@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfft.model.anatomy import PEFT_PREFIX, dissect
+from hfft.model.anatomy import PEFT_PREFIX
 from hfft.model.freezing import hash_tensors
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -80,29 +80,14 @@ def is_channels_last(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous(memory_format=torch.channels_last)
 
 
-def hash_pretrained(model: nn.Module) -> str:
-    """Hash of a network's weights and buffers without its head, which may be new, and of the code that it brings."""
-    head = set(dissect(model).part("head").tensors)
-    every = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    hashes = hash_tensors({name: tensor for name, tensor in every.items() if name not in head})
-    digest = hashlib.blake2b(hash_code(set(map(type, model.modules())), versions=False).encode(), digest_size=16)
-    for name, value in sorted(hashes.items()):
-        digest.update(f"{name} ".encode() + value)
-    return digest.hexdigest()
-
-
-def hash_code(classes: Iterable[type], *, versions: bool = True) -> str:
+def hash_code(classes: Iterable[type]) -> str:
     """Hash of the source of classes and of what it imports; of installed packages, their versions count instead.
 
     A class whose source is in no file, such as one that was typed in, is another one in each process.
-
-    Args:
-        classes: Whose code.
-        versions: Whether installed packages count.
     """
     bases = {base for kind in classes for base in kind.__mro__}
     texts, packages = _sources({base.__module__ for base in bases})
-    parts = {f"{package} {_version(package)}" for package in packages if versions} | set(texts.values())
+    parts = {f"{package} {_version(package)}" for package in packages} | set(texts.values())
     for base in bases:
         if base.__module__ in texts:  # what runs, where the file was edited after it had been read
             parts |= {_instructions(method.__code__) for method in vars(base).values() if hasattr(method, "__code__")}

@@ -6,6 +6,7 @@ from typing import Any
 
 from hfft.errors import ModelError
 from hfft.files import read_json
+from hfft.recipe.spec import ModelSpec
 
 _MODEL = "AutoModelForImageClassification"
 _PROCESSOR = "AutoImageProcessor"
@@ -64,21 +65,21 @@ def processor_code(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def refuse_untrusted(where: str, code: str | None, *, trust_remote_code: bool) -> None:
+def refuse_untrusted(spec: ModelSpec, code: str | None) -> None:
     """Refuse to train a checkpoint as something else than it is.
 
     Args:
-        where: Names the checkpoint.
+        spec: The recipe's model section.
         code: From `own_code` or `processor_code`.
-        trust_remote_code: What the recipe says.
 
     Raises:
         ModelError: If it brings code, and it isn't trusted.
     """
-    if code is not None and not trust_remote_code:
+    if code is not None and not spec.trust_remote_code:
         raise ModelError(
-            f"{where} brings Python code of its own ({code}.py), and transformers' own class would compute something "
-            "else; read that code, and if you trust it, say model.trust_remote_code: true"
+            f"model.checkpoint: {spec.checkpoint} brings Python code of its own ({code}.py), and transformers' own "
+            "class would compute something else; read that code, and if you trust it, say "
+            "model.trust_remote_code: true"
         )
 
 

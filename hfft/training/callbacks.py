@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.files import write_text
 from hfft.interruption import stop_signal
@@ -74,6 +74,10 @@ class Stopper(TrainerCallback):
         if self._stops:
             _LOG.info(f"{self._title}: stopped after step {state.global_step}, which is saved")
             raise KeyboardInterrupt
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """A phase's `early_stopping`; of a class of its own, so that a user's callback isn't restored in its place."""
 
 
 class PhaseProgress(TrainerCallback):

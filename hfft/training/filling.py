@@ -10,9 +10,11 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
+from hfft.distributed import meet
 from hfft.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
+from hfft.training.workers import dead_workers_named
 
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
 """Pixels or activations of B examples -> for each recorder the tensors of B rows that it writes; B never changes."""
@@ -53,12 +55,14 @@ def fill(
     problem: str | None = None
     computed = 0
     try:
-        for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
-            for writer, tensors in zip(writers, outputs, strict=True):
-                writer.add(rows, tensors)
-            computed += len(rows)
+        with dead_workers_named():
+            for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
+                for writer, tensors in zip(writers, outputs, strict=True):
+                    writer.add(rows, tensors)
+                computed += len(rows)
     except OSError as error:
         problem = str(error)
+    meet()  # one of them may have a file more to write
     shares = gather_object([(problem, computed)])
     problems = [found for found, _ in shares if found is not None]
     if problems:

@@ -77,7 +77,7 @@ class ImageLoss:
         if self.gamma == 0:
             return functional.cross_entropy(logits, labels, weight=weight, reduction="sum")
         logs = functional.log_softmax(logits, dim=1)  # (B, K)
-        terms = labels * (1 - logs.exp()) ** self.gamma * -logs
+        terms = labels * _focus(1 - logs.exp(), self.gamma) * -logs
         return (terms if weight is None else terms * weight).sum()
 
 
@@ -99,9 +99,18 @@ class LabelSetLoss(ImageLoss):
             terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
             return terms.sum() / logits.shape[1]
         shares = logits.sigmoid()
-        has = targets * (1 - shares) ** self.gamma * -functional.logsigmoid(logits)
-        lacks = (1 - targets) * shares**self.gamma * -functional.logsigmoid(-logits)
+        has = targets * _focus(1 - shares, self.gamma) * -functional.logsigmoid(logits)
+        lacks = (1 - targets) * _focus(shares, self.gamma) * -functional.logsigmoid(-logits)
         return ((has if weight is None else has * weight) + lacks).sum() / logits.shape[1]
+
+
+def _focus(misses: torch.Tensor, gamma: float) -> torch.Tensor:
+    """What the focal loss weighs answers by: how far each probability misses, to the power of gamma.
+
+    Below 1, the power has no slope at 0, which float32 rounds sure answers to: they count as if they missed by the
+    least that it tells from 0.
+    """
+    return misses.clamp(min=torch.finfo(misses.dtype).eps) ** gamma if gamma < 1 else misses**gamma
 
 
 def prior_shifts(counts: Sequence[int], tau: float) -> tuple[float, ...]:

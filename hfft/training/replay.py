@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
+from hfft.distributed import meet, on_main
 from hfft.files import read_json, write_json
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
@@ -24,7 +25,7 @@ from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.recordings import Recording
-from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
+from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
@@ -126,7 +127,7 @@ class Replay:
             _LOG.warning(
                 f"{title}: every step computes the whole network, as recording its activations failed: {error}"
             )
-        PartialState().wait_for_everyone()  # all have read the note
+        meet()  # all have read the note
         if PartialState().is_main_process:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, {"engine": engine})

@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from hfft.data.batches import Examples
+from hfft.distributed import meet, on_main
 from hfft.errors import TrainingError
 from hfft.machine import describe_arithmetic
 from hfft.model.cut import Cut
@@ -241,7 +241,7 @@ class Shelf:
                 rows = examples if source is None else RecordedExamples([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
                 computed = fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
-                PartialState().wait_for_everyone()
+                meet()
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
         return computed
 
@@ -252,7 +252,7 @@ class Shelf:
             if PartialState().is_main_process:
                 for key in sorted(keys):  # in one order, so that two runs don't wait for each other
                     held.enter_context(locked(self.folder, key))
-            PartialState().wait_for_everyone()
+            meet()
             yield
 
     @property
@@ -298,24 +298,6 @@ def divided(outputs: Sequence[torch.Tensor], leaves: Mapping[Cut, Sequence[Leaf]
     for cut in leaves:
         ends.append(ends[-1] + len(leaves[cut]))
     return [outputs[begin:end] for begin, end in pairwise(ends)]
-
-
-def on_main(ask: Callable[[], _Value]) -> _Value:
-    """What the main process finds, in every process.
-
-    Raises:
-        OSError: In every process, if the main process raised one.
-    """
-    answer: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            answer = [ask(), None]
-        except OSError as error:
-            answer = [None, str(error)]
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise OSError(answer[1])
-    return answer[0]
 
 
 def _kept(tensor: torch.Tensor, leaf: Leaf) -> torch.Tensor:

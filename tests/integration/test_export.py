@@ -214,3 +214,30 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(home, pack
 def test_a_hub_id_needs_a_place(home, capsys):
     assert main(["export", "somebody/bugs"]) == 2
     assert "--output FOLDER" in capsys.readouterr().err
+
+
+def test_the_program_names_what_it_cannot_read_and_goes_on(run):
+    files, _ = reported(run)
+    Path("bad\tname.png").write_bytes(b"no image")
+    command = [sys.executable, "runs/bugs/onnx/predict.py", files[0], "bad\tname.png", "none.png", files[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == files[:2]
+    first, second = done.stderr.splitlines()
+    assert first == r"bad\tname.png: not an image in any format that hfft reads"
+    assert second.startswith("none.png: can't be read: ")
+
+
+def test_names_are_text_in_what_an_export_says(home):
+    name = "<b>x [y](z)"
+    shutil.copytree("vit", name)
+    model = tiny.build("vit", 3, id2label={0: "a\x1b[31m\té", 1: "b", 2: "c"}, label2id={"b": 1})
+    with torch.no_grad():
+        model.classifier.bias[:] = torch.tensor([50.0, 0, 0])
+    model.save_pretrained(name)
+    assert main(["export", name, "--output", "out"]) == 0
+    assert (home / "out/README.md").read_text().startswith(r"# &lt;b&gt;x \[y\](z)")
+    command = [sys.executable, "out/predict.py", "photos/test/bee/001.png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "photos/test/bee/001.png\ta\\x1b[31m\\t\\xe9\t1.0000\n", done.stderr
