@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -167,8 +167,17 @@ class PixelScale:
             return pixels
         if self.channels != (0, 1, 2):
             pixels = pixels[..., self.channels, :, :]
-        black, white = self.black.to(pixels.device), self.white.to(pixels.device)
-        return pixels.to(torch.float32).mul_((white - black) / 255).add_(black)
+        factor, offset = _scale_on(pixels.device, *(tuple(one.flatten().tolist()) for one in (self.black, self.white)))
+        return pixels.to(torch.float32).mul_(factor).add_(offset)
+
+
+@lru_cache(maxsize=8)
+def _scale_on(
+    device: torch.device, black: tuple[float, ...], white: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What 8-bit pixels are multiplied by, and what is added then, (C, 1, 1); sent to a device once."""
+    offset = torch.tensor(black)[:, None, None]
+    return ((torch.tensor(white)[:, None, None] - offset) / 255).to(device), offset.to(device)
 
 
 def pixel_scale(processor: Any) -> PixelScale:
