@@ -151,7 +151,7 @@ def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfft.training.recordings.publish", full)
+    monkeypatch.setattr("hfft.training.shards.publish", full)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
     assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text
