@@ -53,7 +53,7 @@ from hfft.model.checkpoint import (
     set_labels,
     set_memory_format,
 )
-from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
+from hfft.planning import check_callbacks, check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
 from hfft.recipe.loading import check_recipe, load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -192,6 +192,7 @@ def _finetune(
         config = _config(recipe, images, model)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
         plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
+        check_callbacks(callbacks, recipe, images)
         checked = _check(images, recipe, data)
         images = checked.images
         make_repository(recipe)
