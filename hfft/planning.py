@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.fitting import fit_processor
 from hfft.data.hints import check_found
@@ -102,6 +102,22 @@ def check_phases(
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
+
+
+def check_callbacks(callbacks: Sequence[TrainerCallback], recipe: Recipe, images: ImageData) -> None:
+    """Refuse a user's early stopping where a phase measures nothing, which transformers asserts once that begins.
+
+    Raises:
+        RecipeError: With the first such phase.
+    """
+    if not any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
+        return
+    for phase in recipe.phases:
+        if "validation" not in images.splits or phase.arguments.get("eval_strategy") == "no":
+            raise RecipeError(
+                f"callbacks: EarlyStoppingCallback needs evaluations, and phases.{phase.name} has none; leave it out, "
+                "or set data.splits.validation and an eval_strategy other than 'no'"
+            )
 
 
 def _check_course(phase: PhaseSpec, plan: Plan) -> None:

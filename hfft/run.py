@@ -55,7 +55,16 @@ from hfft.model.checkpoint_files import check_weights
 from hfft.model.fingerprint import hash_code
 from hfft.model.given import align_labels, check_reopens, take_model
 from hfft.paths import expanded
-from hfft.planning import check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock, with_weights_found
+from hfft.planning import (
+    check_callbacks,
+    check_phases,
+    loss_of,
+    metrics_of,
+    phases_in,
+    resolve_phases,
+    run_clock,
+    with_weights_found,
+)
 from hfft.progress import bars
 from hfft.recipe.loading import check_recipe, load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -207,6 +216,7 @@ def _finetune(
         processor = _processor(recipe, config, model)
         processes = PartialState().num_processes
         plans = check_phases(recipe, config, images, sample_pixels(processor), processes=processes)
+        check_callbacks(callbacks, recipe, images)
         checked = checked_images(images, recipe, data)
         images = checked.images
         make_repository(recipe)

@@ -1,5 +1,6 @@
 """A folder of images -> its rows: from class folders, or from tables of labels beside the images."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from hfft.data.folders import image_files, split_in, table_files, visible_files,
 from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.layout import ALLOWED, CLASS_FOLDER, Layout, find_layout
-from hfft.data.rows import Found, parent_folders, rows_of, standardize
+from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -41,27 +42,48 @@ def read_images(folder: Path, spec: DataSpec) -> Found:
 
 
 def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layout) -> Listed | None:
-    """Tables beside class folders that have labels for more splits than these.
+    """Tables beside class folders that tell of more splits than these.
 
     Raises:
         DataError: If a table's labels contradict the folders.
     """
     classes = [path for split in layout.splits for path in layout.class_folders(split)]
     try:
-        listed = read_label_tables(folder, files, spec, f"{folder}: the names of the folders are numbers")
-    except UndecidedError:
-        if any(words_of(path.name) for path in classes):
+        listed = read_label_tables(folder, files, spec, f"{folder}: the folders have names of classes")
+    except UndecidedError as error:
+        if any(words_of(path.name) for path in classes) and "split_column" not in str(error):
             return None
         raise
     except DataError:  # tables of something else
         return None
     roots = [path.relative_to(folder).as_posix() for path in classes]
     if listed.contradicts(roots):
+        label = listed.columns.label
         raise DataError(
             f"{folder}: the folders tell other classes than {', '.join(file.name for file in files)}; choose one: "
-            f"data.source={files[0]}, or data.label_column=class_folder for the folders' names"
+            f"data.label_column={label if isinstance(label, str) else list(label)} or data.label_column=class_folder"
         )
-    return listed if layout.left_out and set(listed.tables) > set(map(split_in, layout.splits)) else None
+    splits = set(map(split_in, layout.splits))
+    can_join = isinstance(listed.columns.label, str) and spec.group_column is None
+    if layout.left_out and can_join and not splits & set(listed.tables):
+        return _with_class_folders(folder, listed, layout)
+    is_richer = layout.left_out and set(listed.tables) > splits
+    return listed if is_richer or (len(splits) == 1 and listed.columns.split is not None) else None
+
+
+def _with_class_folders(folder: Path, listed: Listed, layout: Layout) -> Listed | None:
+    """Tables for folders without class folders, and the class folders as further tables; None for other classes."""
+    image, label = listed.columns.image, str(listed.columns.label)
+    found = {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
+    known = {path.name for children in found.values() for path, _ in children}
+    if not {str(value) for table in listed.tables.values() for value in table.rows[label][:]} <= known:
+        return None
+    tables = {}
+    for split, children in found.items():
+        files = [file.relative_to(folder).as_posix() for _, images in children for file in images]
+        labels = [path.name for path, images in children for _ in images]
+        tables[split] = Table(Dataset.from_dict({image: files, label: labels}), folder)
+    return dataclasses.replace(listed, tables={**tables, **listed.tables}, words=())
 
 
 def refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from datasets import Dataset, Value
+from datasets import Dataset, Value, concatenate_datasets
 
 from hfft.data.folders import image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.formats import endings
@@ -41,11 +41,13 @@ class Listed:
         tables: By split.
         words: What is left out.
         labels: Folders below that of the images, each with every label of its images.
+        columns: That are used.
     """
 
     tables: dict[str, Table]
     words: tuple[str, ...]
     labels: frozenset[tuple[str, str]]
+    columns: Columns
 
     def contradicts(self, folders: Collection[str]) -> bool:
         """Whether images of a folder have different labels, as far as it lies in one of these."""
@@ -110,25 +112,27 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
             named[file] = found
     if not named:
         tables = f"; no column of {', '.join(told)} names the images" if told else ""
-        raise DataError(f"{problem}{tables}; {ALLOWED}")
-    labelled, labels, errors = {}, set(), []
+        raise DataError(f"{problem}{tables}; {ALLOWED}{advice_for(visible_files(folder))}")
+    labelled, labels, lacking, columns = {}, set(), {}, None
     for file, (rows, column) in named.items():
         try:
             columns = choose_columns(rows, dataclasses.replace(spec, image_column=column), str(file), of_files=True)
             labelled[file] = rows
             labels.update(_labels_by_folder(rows, columns))
         except DataError as error:
-            errors.append(str(error))
-    if not labelled:
-        raise UndecidedError(f"{problem}; a table names the images: {errors[0]}")
-    words = [f"{file}: left out, as it has no column of labels" for file in named if file not in labelled]
+            lacking[file] = str(error)
+            if "label_column: none fits" not in lacking[file]:
+                raise UndecidedError(f"{problem}; a table names the images: {error}") from error
+    if columns is None:
+        raise UndecidedError(f"{problem}; a table names the images: {next(iter(lacking.values()))}")
+    words = [f"{file}: left out, as it has no column of labels" for file in lacking]
     listed = {path for file, rows in labelled.items() for path in rows[named[file][1]][:]}
     missing = [path for path in images if path not in listed]
     if missing:
         shown = ", ".join(file.relative_to(folder).as_posix() for file in labelled)
-        images = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
-        words.append(f"{folder}: left out {images} without a label in {shown}, the first is {missing[0]}")
-    return Listed(_by_split(folder, labelled), tuple(words), frozenset(labels))
+        count = "1 image" if len(missing) == 1 else f"{len(missing):,} images"
+        words.append(f"{folder}: left out {count} without a label in {shown}, the first is {missing[0]}")
+    return Listed(_by_split(folder, labelled, columns.image), tuple(words), frozenset(labels), columns)
 
 
 def _labels_by_folder(rows: Dataset, columns: Columns) -> set[tuple[str, str]]:
@@ -175,7 +179,8 @@ def _meant(images: Sequence[str], base: str, split: str | None) -> Sequence[str]
 
 def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: Path) -> tuple[Dataset, str] | None:
     """Rows with the path of each image, and the column that holds it; None where no column names images."""
-    texts = [name for name, kind in rows.features.items() if kind in (Value("string"), Value("int64"))]
+    kinds = {name: getattr(kind, "dtype", "") for name, kind in rows.features.items() if isinstance(kind, Value)}
+    texts = [name for name, kind in kinds.items() if kind.startswith(("string", "large_string", "int", "uint"))]
     counts = {}
     for column in [name for name in texts if name == spec.image_column] or texts:
         sample = {value for value in rows[column][:_SAMPLE] if value is not None}
@@ -195,14 +200,21 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
                 f"data.image_folder={(names.root / second).parent}"
             )
         paths.append(next(iter(found), None if value is None else f"{base}{value}"))
+    names = rows.column_names
     rows = rows.rename_column(column, _ASIDE).add_column(column, paths, feature=Value("string"))
-    return rows.remove_columns(_ASIDE), column
+    return rows.select_columns(names), column
 
 
-def _by_split(folder: Path, labelled: dict[Path, Dataset]) -> dict[str, Table]:
-    files = {"train": list(labelled)} if len(labelled) == 1 else splits_of(folder, list(labelled))
-    for named in files.values():
-        if len(named) > 1:
-            shown = " and ".join(file.relative_to(folder).as_posix() for file in named)
-            raise DataError(f"{folder}: {shown} have labels; name one: data.source={named[0]}")
-    return {split: Table(labelled[named[0]], folder) for split, named in files.items()}
+def _by_split(folder: Path, labelled: dict[Path, Dataset], image: str) -> dict[str, Table]:
+    """Tables of one split become one, where they are alike and tell of different images."""
+    tables = {}
+    for split, files in splits_of(folder, list(labelled)).items():
+        parts = [labelled[file] for file in files]
+        names = [name for rows in parts if image in rows.column_names for name in rows[image][:]]
+        if any(rows.features != parts[0].features for rows in parts) or (
+            len(set(names)) < len(names) and len(parts) > 1
+        ):
+            shown = " and ".join(file.relative_to(folder).as_posix() for file in files)
+            raise UndecidedError(f"{folder}: {shown} have labels; name one: data.source={files[0]}")
+        tables[split] = Table(concatenate_datasets(parts), folder)
+    return tables

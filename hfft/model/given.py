@@ -119,6 +119,11 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
     Raises:
         ModelError: If another network would be opened; says in what it differs.
     """
+    if type(model).__module__.startswith("transformers_modules") and not trust_remote_code:
+        raise ModelError(
+            f"model: {type(model).__name__} is Python code of its checkpoint, without which it can't be opened again; "
+            "if you trust that code, set model.trust_remote_code: true"
+        )
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     try:

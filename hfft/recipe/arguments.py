@@ -85,17 +85,19 @@ _CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
     "log_level_replica": (_LEVELS, ""),
     "dataloader_multiprocessing_context": (("fork", "spawn", "forkserver"), ""),
     "torch_compile_mode": (("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), ""),
+    "optim_target_modules": ((), "it is for optimizers that choose their parameters, which hfft has none of"),
     "use_liger_kernel": ((False,), _LANGUAGE),
     "liger_kernel_config": ((), _LANGUAGE),
     "neftune_noise_alpha": ((), f"{_LANGUAGE}; data.augment changes images"),
     "use_cache": ((False,), _LANGUAGE),
     "include_num_input_tokens_seen": (("no", False), "images have no tokens to count"),
     "length_column_name": (("length",), "images aren't sorted by length"),
-    "parallelism_config": ((), "a launch shares images, and shards weights by FSDP 2: docs/scaling.md"),
+    "parallelism_config": ((), "processes share images, and weights by FSDP 2 alone (docs/scaling.md)"),
     "eval_do_concat_batches": ((True,), "the metrics are those of all validation images at once"),
     "bf16_full_eval": ((False,), "phases are validated in the precision that they train in"),
     "fp16_full_eval": ((False,), "phases are validated in the precision that they train in"),
     "enable_jit_checkpoint": ((False,), "a run saves at SIGTERM without it"),
+    "debug": (("", [], "underflow_overflow", ["underflow_overflow"]), ""),
     "ddp_backend": ((), "processes talk by NCCL on GPUs and by gloo on CPUs"),
 }
 # Keys of accelerator_config, likewise.
@@ -108,6 +110,16 @@ _ACCELERATOR: dict[str, tuple[Any, ...]] = {
     "gradient_accumulation_kwargs": (None, {}),
     "non_blocking": (True, False),
 }
+# Keys of torch.utils.checkpoint, and transformers' own two, read in 5.24; others fail in the first step.
+_CHECKPOINTING = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "determinism_check",
+    "early_stop",
+    "debug",
+    "every_n_layers",
+    "offload",
+)
 # Optimizers that choose their parameters among all of the network's, where a phase has groups with rates of their own.
 _CHOOSING = ("galore_", "apollo_", "lomo", "adalomo")
 _SET_BY_GROUP = {"lr": "learning_rate", "weight_decay": "weight_decay"}
@@ -161,8 +173,7 @@ def argument_problem(name: str, value: Any) -> str | None:
         return None if fits(value) else f"found {value!r}; allowed: {allowed}"
     if name in _CHOICES:
         return _choice_problem(value, *_CHOICES[name])
-    check = {"accelerator_config": _accelerator_problem, "optim": _optimizer_problem, "optim_args": _options_problem}
-    return check[name](value) if name in check else None
+    return _CHECKS[name](value) if name in _CHECKS else None
 
 
 def as_mapping(value: Any) -> dict[str, Any] | None:
@@ -209,6 +220,20 @@ def _options_problem(value: str) -> str | None:
         if key in _SET_BY_GROUP:
             return f"found {option!r}; set {_SET_BY_GROUP[key]} itself, which counts for each parameter"
     return None
+
+
+def _checkpointing_problem(value: Any) -> str | None:
+    unknown = [key for key in as_mapping(value) or {} if key not in _CHECKPOINTING]
+    return f"{unknown[0]}: unknown key; allowed: {', '.join(_CHECKPOINTING)}" if unknown else None
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "accelerator_config": _accelerator_problem,
+    "activation_checkpointing_kwargs": _checkpointing_problem,
+    "gradient_checkpointing_kwargs": _checkpointing_problem,
+    "optim": _optimizer_problem,
+    "optim_args": _options_problem,
+}
 
 
 def _plain_type(annotation: ast.expr) -> Any:

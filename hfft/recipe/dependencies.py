@@ -61,7 +61,6 @@ _NEEDS = (
         "an lr_scheduler_type that takes some",
         idle=(None, "", {}),
     ),
-    _Need("optim_target_modules", lambda found: False, "an optimizer that chooses its parameters, which hfft has not"),
     _Need("activation_checkpointing_kwargs", _checkpoints, "activation_checkpointing: true", idle=(None, "", {})),
     _Need("gradient_checkpointing_kwargs", _checkpoints, "gradient_checkpointing: true", idle=(None, "", {})),
     _Need("dataloader_multiprocessing_context", _has_workers, "dataloader_num_workers above 0"),

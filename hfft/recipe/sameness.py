@@ -1,8 +1,6 @@
 """Which keys of a recipe make another run of it, and which a run may go on with otherwise."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
 
 from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe
 
@@ -32,17 +30,14 @@ def what_trains(recipe: Recipe) -> Recipe:
         widget=None,
         report=True,
         replay=dataclasses.replace(recipe.replay, folder=None),
-        training=_without_neutral(recipe.training, {}),
+        training={},  # each phase has them
         phases=tuple(_phase(phase) for phase in recipe.phases),
     )
 
 
 def _phase(phase: PhaseSpec) -> PhaseSpec:
-    return dataclasses.replace(phase, arguments=_without_neutral(phase.arguments, phase.arguments))
-
-
-def _without_neutral(arguments: Mapping[str, Any], resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments that count; `logging_steps` do where they say how often a phase evaluates."""
-    sets_evaluation = resolved.get("eval_strategy") == "steps" and "eval_steps" not in resolved
-    counts = {"logging_steps"} if sets_evaluation else set()
-    return {name: value for name, value in arguments.items() if name in counts or name not in _NEUTRAL}
+    """The phase with the arguments that count; `logging_steps` do where they say how often it evaluates."""
+    asked = phase.arguments
+    counts = {"logging_steps"} if asked.get("eval_strategy") == "steps" and "eval_steps" not in asked else set()
+    arguments = {name: value for name, value in asked.items() if name in counts or name not in _NEUTRAL}
+    return dataclasses.replace(phase, arguments=arguments, inherited={})

@@ -77,7 +77,7 @@ class Stopper(TrainerCallback):
             raise KeyboardInterrupt
 
 
-class EarlyStopping(EarlyStoppingCallback):
+class PhaseEarlyStopping(EarlyStoppingCallback):
     """A phase's `early_stopping`; of a class of its own, so that a user's callback isn't restored in its place."""
 
 

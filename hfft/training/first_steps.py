@@ -116,8 +116,8 @@ class FirstSteps(TrainerCallback):
         if too_small:
             _LOG.warning(
                 f"{self._title}: {len(too_small)} of {len(trained)} tensors have a gradient and don't move, such as "
-                f"{_listed(too_small)}: their learning rate is too small for {trained[too_small[0]].dtype} numbers of "
-                "their size"
+                f"{_listed(too_small)}: a step is too small for {trained[too_small[0]].dtype} numbers of their size; "
+                "is the learning rate, or the gradient?"
             )
         alive = {self._parts[name] for name in trained if name not in zero}
         parts = sorted({self._parts[name] for name in zero} - alive)

@@ -11,10 +11,15 @@ from hfft.recipe.spec import PhaseSpec
 
 _PRECISION = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_UNTRIED = "it was never tried"
 # Variable -> what is allowed, the launcher's option, what to do.
 _REFUSED = {
     _PRECISION: (tuple(_NAMES), "mixed_precision", "the recipe's precision counts"),
-    "ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "training.torch_compile in the recipe compiles"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "training.torch_compile compiles"),
+    "ACCELERATE_DYNAMO_MODE": (("default", "none"), "dynamo_mode", "training.torch_compile_mode says so"),
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": (("false",), "dynamo_use_fullgraph", _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": (("false",), "dynamo_use_dynamic", _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": (("false",), "dynamo_use_regional_compilation", _UNTRIED),
     "ACCELERATE_USE_MEGATRON_LM": (("false",), "use_megatron_lm", "it is for language models"),
     "ACCELERATE_USE_PARALLELISM_CONFIG": (("false",), "use_parallelism_config", "images are shared, and no layers"),
 }
@@ -51,7 +56,7 @@ def tell_precision(phases: Sequence[PhaseSpec]) -> None:
     """
     asked = os.environ.get(_PRECISION, "no").lower()
     others = [phase for phase in phases if _mixed_precision(phase) != asked]
-    if asked != "no" and others:
+    if asked in _NAMES and asked != "no" and others:
         told = ", ".join(f"{phase.name} trains in {_NAMES[_mixed_precision(phase)]}" for phase in others)
         _LOG.warning(
             f"mixed_precision ({_PRECISION}): the launch asks for {asked}, and the recipe counts: {told}; "

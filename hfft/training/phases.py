@@ -30,7 +30,14 @@ from hfft.interruption import patient
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import EarlyStopping, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.callbacks import (
+    EpochSetter,
+    HistoryWriter,
+    PhaseEarlyStopping,
+    PhaseProgress,
+    Stopper,
+    is_evaluation,
+)
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.first_steps import FirstSteps
@@ -256,7 +263,7 @@ def _trainer(
 ) -> PhaseTrainer:
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
-        arguments.dataloader_persistent_workers = False
+        arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
     if arguments.activation_checkpointing:
         options, changed = exact_recomputation(arguments.activation_checkpointing_kwargs)
         arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
@@ -314,7 +321,7 @@ def _was_stopped(state: TrainerState) -> bool:
 
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str) -> list[TrainerCallback]:
     own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
-    return own if spec.early_stopping is None else [*own, EarlyStopping(spec.early_stopping)]
+    return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
 
 
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:

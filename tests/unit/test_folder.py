@@ -216,7 +216,6 @@ NEUTRAL = {
     "logging_strategy": "epoch",
     "report_to": "none",
     "run_name": "other",
-    "project": "other",
 }
 
 

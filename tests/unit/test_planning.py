@@ -5,12 +5,13 @@ import pytest
 import tiny
 import toy
 from shards import write_tar
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.cli import main
 from hfft.data.sources import load_data
 from hfft.errors import RecipeError
 from hfft.folds import cross_validate
-from hfft.planning import class_weights, phases_in, plan_recipe
+from hfft.planning import check_callbacks, class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import SplitSpec
 from hfft.run import finetune
@@ -151,6 +152,15 @@ def test_a_phase_that_ends_before_its_warm_up_or_first_evaluation_is_refused(rec
 @pytest.mark.parametrize("arguments", [{"warmup_steps": 2}, {"warmup_steps": 0.1}, {"eval_delay": 3}], ids=str)
 def test_a_warm_up_or_a_delay_within_a_phase(recipe, arguments):
     assert plan_recipe(recipe(phases=[{**HEAD, **arguments}]))[1][0].steps == 3
+
+
+def test_early_stopping_of_the_user_needs_evaluations(recipe):
+    asked = recipe()
+    images = load_data(asked.data, asked.seed)
+    check_callbacks([EarlyStoppingCallback()], asked, images)
+    check_callbacks([TrainerCallback()], recipe(training={"eval_strategy": "no"}), images)
+    with pytest.raises(RecipeError, match=r"callbacks: EarlyStoppingCallback needs evaluations, and phases\.more has"):
+        check_callbacks([EarlyStoppingCallback()], recipe({"name": "more", "eval_strategy": "no"}), images)
 
 
 @pytest.mark.parametrize(

@@ -166,6 +166,38 @@ def test_class_folders_with_a_table_that_says_the_same(write):
     assert found(write(files, tables), NONE) == {"train": expected}
 
 
+CONTRARY = [f"{n % 2:05d}/{n}.jpg" for n in range(8)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_other_labels_than_the_folders_are_taken_when_asked_for(count, write):
+    lines = rows([str(n) for n in range(8)], ("a", "a", "b", "b"))
+    tables = {f"{n}.csv": ["id,breed", *lines[n * 4 if count == 2 else 0 :][: 8 // count]] for n in range(count)}
+    folder = write(CONTRARY, tables)
+    with pytest.raises(DataError, match=r"data.label_column=breed or data.label_column=class_folder"):
+        found(folder, NONE)
+    assert set(found(folder, NONE, label_column="breed")["train"].values()) == {"a", "b"}
+    assert set(found(folder, NONE, label_column="class_folder")["train"].values()) == {"00000", "00001"}
+
+
+def test_a_column_of_splits_beside_class_folders(write):
+    files = [f"{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(8)]
+    lines = rows(files, ("ant", "bee"), ("train", "train", "train", "train", "test", "test"))
+    folder = write(files, {"list.csv": ["path,label,split", *lines]})
+    assert sorted(found(folder)["test"]) == [files[4], files[5]]
+    (folder / "list.csv").write_text("\n".join(["path,label,split", *lines[:7], f"{files[7]},bee,"]))
+    with pytest.raises(DataError, match="split_column: the column 'split' holds nothing in 1 of 8 rows"):
+        found(folder)
+
+
+def test_a_table_with_labels_of_a_flat_test_folder_alone(write):
+    train = [f"train/{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
+    tables = {"test.csv": ["id,label,note", *rows(["10", "11", "12", "13"], ("ant", "bee"), ("x",))]}
+    data = found(write([*train, *TEST], tables))
+    assert data["test"] == {file: ("ant", "bee")[n % 2] for n, file in enumerate(TEST)}
+    assert data["train"] == {file: file.split("/")[1] for file in train}
+
+
 def test_a_table_for_the_test_folder_that_has_no_class_folders(write):
     train = [f"Train/{n % 2}/{n}.png" for n in range(6)]
     test = [f"Test/{n}.png" for n in range(10, 14)]

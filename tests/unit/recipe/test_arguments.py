@@ -66,7 +66,6 @@ def test_every_default_is_accepted_as_a_value(name):
         ("eval_strategy", "steps"),
         ("report_to", "none"),
         ("report_to", ["tensorboard", "wandb"]),
-        ("optim_target_modules", "all-linear"),
         ("lr_scheduler_kwargs", {"min_lr": 1e-6}),
         ("eval_steps", 10),
         ("eval_steps", None),

@@ -1,12 +1,26 @@
 """Recipes made or changed in Python: what runs is what recipe.yaml says."""
 
-from dataclasses import replace
+from dataclasses import MISSING, fields, replace
 
 import pytest
 
 from hfft.errors import RecipeError
 from hfft.recipe.loading import check_recipe, dump_recipe, load_recipe
-from hfft.recipe.spec import DataSpec, HubSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.spec import (
+    AdapterSpec,
+    AugmentSpec,
+    DataSpec,
+    GradualSpec,
+    HubSpec,
+    LossSpec,
+    ModelSpec,
+    PhaseSpec,
+    Recipe,
+    ReplaySpec,
+    RetainSpec,
+    SplitSpec,
+)
+from hfft.recipe.values import Fold
 
 FILE = {
     "name": "x",
@@ -98,3 +112,83 @@ def test_a_change_that_no_file_may_hold(recipe, changes, path):
 def test_a_phase_does_not_inherit_by_a_key_of_a_file():
     with pytest.raises(RecipeError, match=r"phases\.head\.inherited: unknown key"):
         load_recipe({**FILE, "phases": [{"name": "head", "inherited": {"learning_rate": 1.0}}]})
+
+
+# A recipe with another value than the default in every field of every section.
+FULL = Recipe(
+    name="full",
+    model=ModelSpec(
+        checkpoint="c", revision="r", image_size=64, head="normal", memory_format="contiguous", trust_remote_code=True
+    ),
+    data=DataSpec(
+        source="d",
+        config="c",
+        revision="r",
+        task="single_label",
+        image_folder="f",
+        image_column="i",
+        label_column="l",
+        weight_column="w",
+        split_column="s",
+        group_column="g",
+        max_per_class=5,
+        splits=SplitSpec(train="t", validation=0.25, test=Fold(fold=1, of=4)),
+        augment=AugmentSpec(crop=(0.5, 0.75), flip="both", randaugment=9, mixup=0.5),
+        fit="letterbox",
+        background="gray",
+        bad_images="stop",
+        audit="quick",
+        leaks="stop",
+    ),
+    phases=(
+        PhaseSpec(name="head", head_learning_rate=0.5, early_stopping=2, arguments={"weight_decay": 0.5}),
+        PhaseSpec(name="more", gradual=GradualSpec(blocks_per_phase=2, blocks=4)),
+        PhaseSpec(name="deep", unfreeze={"blocks": "first 2"}, layer_decay=0.75, batchnorm="train"),
+        PhaseSpec(
+            name="lora",
+            adapter=AdapterSpec(method="dora", on="all", blocks=2, r=4, lora_alpha=4, lora_dropout=0.25, merge=False),
+        ),
+    ),
+    training={"learning_rate": 0.25},
+    class_weights={"ant": 2.0},
+    loss=LossSpec(name="focal", gamma=2.0),
+    sampler="sqrt",
+    precision="bfloat16",
+    replay=ReplaySpec(mode="force", views=3, budget="1GB", folder="f", engine="torch", dtype="float16"),
+    license="mit",
+    widget=3,
+    hub=HubSpec(repo_id="a/b", private=False, what="adapter", revision="r", commit_message="m", base_model="a/c"),
+    keep="last",
+    retain=RetainSpec(measure=False),
+    novelty=True,
+    label_hints=False,
+    report=False,
+    seed=7,
+    output_dir="o",
+)
+# What contradicts the rest; in recipes of their own.
+OTHERS = {
+    "folds": replace(FULL, folds=4, data=replace(FULL.data, splits=SplitSpec()), hub=HubSpec()),
+    "create_pr": replace(FULL, hub=replace(FULL.hub, create_pr=True)),
+    "hub_strategy": replace(FULL, hub=HubSpec(repo_id="a/b", hub_strategy="every_save"), phases=FULL.phases[:3]),
+    "tau": replace(FULL, loss=LossSpec(name="logit_adjusted", tau=2.0)),
+    "interpolate": replace(FULL, retain=RetainSpec(interpolate=0.0), phases=FULL.phases[:3], hub=HubSpec()),
+}
+
+
+@pytest.mark.parametrize("made", [FULL, *OTHERS.values()], ids=["full", *OTHERS])
+def test_every_field_is_what_the_file_says(made, as_file):
+    assert made == check_recipe(made) == as_file(made)
+
+
+def test_no_field_is_left_out():
+    sections = [FULL, FULL.model, FULL.data, FULL.data.splits, FULL.data.augment, FULL.loss, FULL.replay, FULL.hub]
+    sections += [FULL.retain, *FULL.phases, FULL.phases[1].gradual, FULL.phases[3].adapter]
+    changed = {
+        (type(section).__name__, field.name)
+        for section in sections
+        for field in fields(section)
+        if field.default is MISSING or getattr(section, field.name) != field.default
+    }
+    every = {(type(section).__name__, field.name) for section in sections for field in fields(section)}
+    assert {name for _, name in every - changed} == set(OTHERS)

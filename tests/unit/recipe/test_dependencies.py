@@ -65,11 +65,6 @@ def test_what_asks_for_nothing_passes(training):
     assert problems(training) == []
 
 
-def test_target_modules_have_no_optimizer_here():
-    (line,) = problems({"optim_target_modules": "all-linear"})
-    assert line.startswith("training.optim_target_modules: ")
-
-
 @pytest.mark.parametrize(
     ("training", "wrong"),
     [

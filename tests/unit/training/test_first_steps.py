@@ -118,7 +118,7 @@ def test_what_a_callback_froze_passes():
 
 def test_a_rate_below_the_numbers_resolution_warns(caplog):
     train(Network(), rates=lambda step: 1e-12)
-    assert any("learning rate is too small" in text for text in messages(caplog, logging.WARNING))
+    assert any("a step is too small" in text for text in messages(caplog, logging.WARNING))
 
 
 def test_a_part_whose_gradients_are_zero_warns(caplog):

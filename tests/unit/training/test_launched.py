@@ -65,6 +65,8 @@ def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
     [
         ("ACCELERATE_MIXED_PRECISION", "fp8"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_DYNAMO_MODE", "max-autotune"),
+        ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "True"),
         ("ACCELERATE_USE_MEGATRON_LM", "true"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
     ],
@@ -76,7 +78,12 @@ def test_what_no_recipe_asks_for_is_refused(monkeypatch, tmp_path, variable, val
 
 
 @pytest.mark.parametrize(
-    ("variable", "value"), [("ACCELERATE_DYNAMO_BACKEND", "NO"), ("ACCELERATE_USE_MEGATRON_LM", "false")]
+    ("variable", "value"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+        ("ACCELERATE_DYNAMO_MODE", "default"),
+        ("ACCELERATE_DYNAMO_USE_DYNAMIC", "False"),
+    ],
 )
 def test_what_the_launcher_sets_anyway_is_fine(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
