@@ -40,7 +40,7 @@ def known_processor(processor: Any, transform: Transform, how: dict[str, Any] | 
     if _name(processor) in _PROCESSORS or how is None or how["channels"] != [0, 1, 2]:
         return processor
     size = how["resize"]
-    plain = ViTImageProcessor(
+    plain: Any = ViTImageProcessor(
         size={"shortest_edge": size} if isinstance(size, int) else dict(zip(("height", "width"), size, strict=True)),
         do_center_crop=size != how["crop"],
         crop_size=dict(zip(("height", "width"), how["crop"], strict=True)),
