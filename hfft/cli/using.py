@@ -226,7 +226,7 @@ def _export(arguments: argparse.Namespace) -> None:
         trust_remote_code=arguments.trust_remote_code,
         subfolder=arguments.subfolder,
     )
-    print(f"{export.parity.in_words}\nexported: {export.folder}")
+    print("\n".join((export.parity.in_words, *export.missing, f"exported: {export.folder}")))
 
 
 def _demo(arguments: argparse.Namespace) -> None:

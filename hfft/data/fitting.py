@@ -37,7 +37,7 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
             or makes tensors of different shapes of them, which are no batch.
     """
     fitted = _fitted(processor, config, spec)
-    _check(fitted)
+    check_processor(fitted)
     return fitted
 
 
@@ -63,8 +63,12 @@ def _fitted(processor: Any, config: Any, spec: DataSpec) -> Any:
     return processor
 
 
-def _check(processor: Any) -> None:
-    """Try a processor on images of two shapes."""
+def check_processor(processor: Any) -> None:
+    """Try a processor on images of two shapes.
+
+    Raises:
+        ModelError: If it can't take them, or makes of them what is no batch of images.
+    """
     name, made = type(processor).__name__, []
     for height, width in _TRIED:
         pixels = processed(processor, _noise(height, width))

@@ -115,8 +115,7 @@ def read_picture(image: Image.Image, encoded: bytes | None = None) -> Image.Imag
 
 def _check(image: Image.Image) -> None:
     check_size(*image.size)
-    if image.format == "TIFF":
-        check_tiff(image)
+    check_tiff(image)
 
 
 def check_size(width: int, height: int) -> None:

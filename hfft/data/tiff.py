@@ -12,12 +12,14 @@ _COLORS = {0: "white is zero", 3: "a palette", 5: "inks", 6: "YCbCr", 8: "CIELAB
 _PACKED = {34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL", 34887: "LERC"}
 
 
-def check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
-    """Refuse what Pillow 12.3 opens and decodes to other pixels.
+def check_tiff(image: Image.Image) -> None:
+    """Refuse a TIFF that Pillow 12.3 opens and decodes to other pixels.
 
     Raises:
         ValueError: With the reason.
     """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
     tags = image.tag_v2
     is_packed = tags.get(_COMPRESSION, 1) != 1
     is_planar = tags.get(_PLANAR) == 2 and tags.get(_BANDS, 1) > 1

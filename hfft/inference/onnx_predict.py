@@ -1,8 +1,8 @@
 """Labels of images, from model.onnx: python predict.py IMAGE ...
 
-`hfft export` writes this file beside model.onnx, whose metadata hold labels and preprocessing. It needs numpy, Pillow
-and onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused instead of
-filled with gray; where pillow-heif is, HEIC is read.
+`hfft export` writes this file beside onnx/model.onnx, whose metadata hold labels and preprocessing. It needs numpy,
+Pillow and onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused
+instead of filled with gray; where pillow-heif is, HEIC is read.
 """
 
 import json
@@ -22,8 +22,9 @@ class Model:
     """model.onnx with its labels and its preprocessing."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open model.onnx in a folder."""
-        self.session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", providers=["CPUExecutionProvider"])
+        """Open onnx/model.onnx in a folder."""
+        file = Path(folder) / "onnx" / "model.onnx"
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map
         self.labels: list[str] = json.loads(facts["labels"])
         self.how: dict[str, Any] = json.loads(facts["preprocessing"])

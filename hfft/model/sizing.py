@@ -47,7 +47,7 @@ def resize_config(config: Any, side: int) -> bool:
 
     CLIP and its kin keep it in their vision section; Hiera keeps height and width.
     """
-    sections = (config, getattr(config, "vision_config", None))
+    sections: tuple[Any, ...] = (config, getattr(config, "vision_config", None))
     sized = [section for section in sections if getattr(section, "image_size", None) is not None]
     for section in sized:
         section.image_size = [side, side] if isinstance(section.image_size, list | tuple) else side
