@@ -25,7 +25,7 @@ _EXAMPLE = re.compile(r"```python\n(?:(?!```).)*pipeline\((?:(?!```).)*this/fold
 _ADAPTER_EXAMPLE = """```python
 import hfft
 
-classify = hfft.Classifier.from_pretrained("this/folder"{options})  # loads `{base}` too
+classify = hfft.Classifier.from_pretrained("this/folder"{trust})  # loads `{base}` too
 classify(["image.jpg"])
 ```"""
 _BLOCK = 2**20
@@ -209,9 +209,11 @@ def fill_card(text: str, repo_id: str, base: str | None = None, *, inside: str =
         inside: The adapter's folder in the repository.
     """
     if base is not None:
-        options = "" if inside == "." else f', subfolder="{inside}"'
-        options += ", trust_remote_code=True" if "trust_remote_code=True" in text else ""
-        text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base, options=options), text)
+        trust = ", trust_remote_code=True" if "trust_remote_code=True" in text else ""
+        text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base, trust=trust), text)
+        if inside != ".":
+            text = text.replace(f'from_pretrained("{_PLACE}"', f'from_pretrained("{_PLACE}", subfolder="{inside}"')
+            text = text.replace(f"hfft evaluate {_PLACE}", f"hfft evaluate {_PLACE} --subfolder {inside}")
     return text.replace(_PLACE, repo_id)
 
 

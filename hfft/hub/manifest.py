@@ -6,9 +6,11 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from pathlib import Path
+from functools import partial
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelInfo
 
 from hfft.errors import HubError
 from hfft.hub.content import ADAPTER, CARD, SHOWN, File
@@ -28,26 +30,24 @@ _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one
 class Remote:
     """A repository at one commit."""
 
-    def __init__(self, api: HfApi, repo_id: str, commit: str | None, paths: Sequence[str], folder: Path) -> None:
+    def __init__(self, api: HfApi, there: ModelInfo, folder: Path) -> None:
         """Read what is listed there.
 
         Args:
             api: The Hub's client.
-            repo_id: The repository.
-            commit: Its 40 digits.
-            paths: What it holds.
+            there: What it says of the repository.
             folder: For downloads.
         """
-        self._api, self._repo_id, self._commit, self._folder = api, repo_id, commit, folder
-        self.paths = frozenset(paths)
+        self._api, self._there, self._folder = api, there, folder
+        self.paths = frozenset(sibling.rfilename for sibling in there.siblings or ())
         self.listed: dict[str, str] | None = None
         if MANIFEST in self.paths:
             self.listed = _read_list(self.content(MANIFEST))
 
     def content(self, path: str) -> bytes:
         """Of a small file."""
-        options = {"revision": self._commit, "local_dir": self._folder}
-        return Path(apart(lambda: self._api.hf_hub_download(self._repo_id, path, **options))).read_bytes()
+        download = partial(self._api.hf_hub_download, self._there.id, path, local_dir=self._folder)
+        return Path(apart(lambda: download(revision=self._there.sha))).read_bytes()
 
 
 def _read_list(content: bytes) -> dict[str, str]:
@@ -81,6 +81,25 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
     about = "what hfft has pushed here: a later push replaces or removes these files, and no others"
     content = json.dumps({"about": about, "files": dict(sorted(listed.items()))}, indent=1)
     return [*sent, File(MANIFEST, content.encode())], gone
+
+
+def check_room(api: HfApi, repo_id: str, revision: str | None, folders: Mapping[str, str]) -> None:
+    """Before anything is trained: whether what is to be pushed would be opened there.
+
+    Args:
+        api: The Hub's client.
+        repo_id: A repository, which may not be there.
+        revision: Its branch.
+        folders: Model and adapter folders of the run -> their folders in the repository.
+
+    Raises:
+        HubError: If a file there that isn't ours would be opened in its place.
+    """
+    with TemporaryDirectory(prefix="hfft-") as aside:
+        remote = Remote(api, api.model_info(repo_id, revision=revision), Path(aside))
+    own = {ADAPTER: _ADAPTER_CONFIG, "model": "model.safetensors"}
+    files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
+    _refuse_hidden(remote.paths - set(remote.listed or ()), files)
 
 
 def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:

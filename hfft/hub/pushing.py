@@ -4,12 +4,14 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from pydantic import ValidationError
 
 from hfft._version import __version__
@@ -26,7 +28,7 @@ from hfft.hub.content import (
     parts,
     refuse_secret,
 )
-from hfft.hub.manifest import Remote, settle
+from hfft.hub.manifest import Remote, check_room, settle
 from hfft.hub.waiting import tidy_client
 from hfft.model.remote_code import check_code
 from hfft.paths import expanded
@@ -210,8 +212,7 @@ def send(
     refuse_secret(files, str(api.token))
     with explained(f"{destination.repo_id}: uploading"), tidy_client(), TemporaryDirectory(prefix="hfft-") as folder:
         there = api.model_info(destination.repo_id, revision=destination.revision)
-        paths = [sibling.rfilename for sibling in there.siblings or ()]
-        remote = Remote(api, destination.repo_id, there.sha, paths, Path(folder))
+        remote = Remote(api, there, Path(folder))
         files, old = settle(remote, files, earlier or {})
         if old:
             _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
@@ -242,7 +243,12 @@ def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
     """
     if wants_push(recipe) or (overwrite and recipe.hub.repo_id is not None):
         check_base(recipe, recipe.hub)
-        reach(recipe.hub, make=False)
+        destination = reach(recipe.hub, make=False)
+        with (
+            explained(f"{destination.repo_id}: checking its files"),
+            suppress(RepositoryNotFoundError, RevisionNotFoundError),
+        ):
+            check_room(connection(), destination.repo_id, destination.revision, parts(recipe, recipe.hub.what))
 
 
 def wants_push(recipe: Recipe) -> bool:

@@ -168,6 +168,7 @@ def test_an_adapter_whose_base_has_as_many_classes_does_not_answer_with_its_labe
     assert pushed.largest_difference < 1e-5
     assert {f"adapter/{name}" for name in ADAPTER} < set(hub.files("me/lora"))
     assert hfft.Classifier.from_pretrained("me/lora", subfolder="adapter").classes == pushable.CLASSES
+    assert b'from_pretrained("me/lora", subfolder="adapter")' in hub.files("me/lora")["README.md"]
     with pytest.raises((OSError, ValueError)):
         transformers.pipeline("image-classification", model="me/lora")
 
