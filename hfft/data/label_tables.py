@@ -6,6 +6,7 @@ A row names its image by a path, a file name, or an id without ending.
 import dataclasses
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -65,6 +66,7 @@ class _Names:
         for path in paths:
             name = path.rpartition("/")[2]
             for known, full in ((self._exact, path), (self._last, name)):
+                full = unicodedata.normalize("NFC", full)  # macOS writes names in the other form
                 known.setdefault(full, set()).add(path)
                 known.setdefault(full.rpartition(".")[0], set()).add(path)
 
@@ -75,7 +77,9 @@ class _Names:
             value: Path, file name or id.
             base: The table's own folder, with a slash at its end; empty for that of the images.
         """
-        text = str(value).strip().replace("\\", "/").removeprefix("./").rpartition("?d=")[2]  # Label Studio's files
+        text = (
+            unicodedata.normalize("NFC", str(value)).strip().replace("\\", "/").removeprefix("./").rpartition("?d=")[2]
+        )  # Label Studio's files
         parts = text.split("/")
         for path in (base + text, *("/".join(parts[place:]) for place in range(len(parts)))):
             if path in self._exact:

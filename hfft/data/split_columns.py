@@ -53,7 +53,8 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
 
 
 def _is_short(kind: Any) -> bool:
-    return isinstance(kind, ClassLabel) or (isinstance(kind, Value) and kind.dtype.endswith(("string", "int64")))
+    is_text = isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int64"))
+    return is_text or isinstance(kind, ClassLabel)
 
 
 def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str, Dataset]:

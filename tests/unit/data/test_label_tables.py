@@ -118,6 +118,14 @@ def test_metadata_in_parquet(write):
     assert found(folder, NONE) == LABELLED
 
 
+def test_names_in_the_other_unicode_form(write):
+    folder = write(
+        [f"images/e\u0301{n}.jpg" for n in range(4)],
+        {"t.csv": ["id,label", *rows([f"\xe9{n}" for n in range(4)], AB)]},
+    )
+    assert list(found(folder, NONE)["train"].values()) == ["a", "b", "a", "b"]
+
+
 def test_an_export_of_label_studio(write):
     files = [f"images/{n}.jpg" for n in range(6)]
     names = [f"/data/upload/3/0123abcd-{n}.jpg" for n in range(6)]
