@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import FileStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.distributed_c10d import _get_default_store
 
-from hfft.errors import HfftError
+from hfft.errors import HfftError, RunError
 
 _Value = TypeVar("_Value")
 
@@ -22,6 +23,7 @@ LIMIT = 2 * 3600
 _PATIENCE = timedelta(seconds=21)  # for an answer of the store itself
 _PAUSES = (0.001, 0.05)  # seconds between two looks at the store: at first, and at most
 
+_imported_by = os.getpid()
 _turns = itertools.count()  # the same number in every process, as all of them come to the same places
 _store: Store | None = None
 
@@ -32,9 +34,25 @@ def join(limit: int | None = None) -> PartialState:
     Args:
         limit: Seconds that a collective operation waits for a process; LIMIT when None. A group that was made before,
             such as a launcher's, keeps its own.
+
+    Raises:
+        RunError: In a fork of a process that has used a GPU.
     """
+    if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
+        raise RunError(
+            "this process was forked from one that has used a GPU, and can't use one: restart the notebook and call "
+            "notebook_launcher before anything else, or run `accelerate launch --num_processes N -m hfft train RECIPE`"
+        )
+    if os.getpid() != _imported_by and _launched() != PartialState().num_processes:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
     use_cpu = not torch.accelerator.is_available()
     return PartialState(cpu=use_cpu, timeout=timedelta(seconds=LIMIT if limit is None else limit))
+
+
+def _launched() -> int:
+    """How many processes a launcher has started in the place of this one."""
+    is_joined = torch.distributed.is_initialized()
+    return torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def on_main(compute: Callable[[], _Value]) -> _Value:

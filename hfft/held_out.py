@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from hfft.data.checking import check_rows, fingerprint_of
 from hfft.data.sources import load_data, load_rows
+from hfft.distributed import join
 from hfft.errors import RunError
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
@@ -56,6 +57,7 @@ def evaluate(
             aren't those that the run left out of its training.
     """
     source = expanded(source)
+    join()
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)

@@ -14,7 +14,8 @@ class ModelSpec:
     """The checkpoint to start from.
 
     Attributes:
-        checkpoint: Local folder or Hub id with a config, safetensors weights and an image processor.
+        checkpoint: Local folder or Hub id with a config, safetensors weights and an image processor; or what hfft
+            wrote: a run folder, a finished phase's, the weights in it, or an adapter folder. The head is always new.
         revision: Branch, tag or commit of a Hub id.
         image_size: Side in pixels that replaces the processor's; for networks that take any size.
         head: Start values of the new head's last layer: `zero`, so that the first step's loss is ln(number of

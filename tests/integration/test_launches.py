@@ -1,8 +1,10 @@
-"""What the main process does alone may last longer than a collective operation waits."""
+"""Launches from Python, and main processes that work longer than a collective operation waits."""
+
+import json
 
 import pytest
 import tiny
-from launches import launch, run
+from launches import ALONE, free_port, launch, run
 
 RECIPE = """
 name: r
@@ -39,14 +41,46 @@ sys.exit(code)
 """
 
 
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_the_main_process_may_work_for_longer_than_a_collective_operation_waits(tmp_path, photos):
+FROM_PYTHON = """
+import sys
+import accelerate
+import hfft
+
+def train():
+    hfft.finetune(hfft.load_recipe("r.yaml"))
+
+accelerate.PartialState()  # as what a notebook did before leaves it
+if sys.argv[1] == "debug_launcher":
+    accelerate.debug_launcher(train, num_processes=2)
+else:
+    accelerate.notebook_launcher(train, num_processes=2, use_port=sys.argv[2])
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, photos):
     photos({"train/ant": 6, "train/bee": 6, "validation/ant": 2, "validation/bee": 2})
     tiny.save(tmp_path / "vit", "vit")
     (tmp_path / "r.yaml").write_text(RECIPE)
     (tmp_path / "slow.py").write_text(SLOW)
-    done = run([*launch(), "slow.py"], tmp_path)
+    (tmp_path / "from_python.py").write_text(FROM_PYTHON)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("launcher", ["debug_launcher", "notebook_launcher"])
+def test_accelerates_launchers_for_python(launcher, workplace):
+    done = run([*ALONE, "from_python.py", launcher, free_port()], workplace)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((workplace / "runs/r/environment.json").read_text())["processes"] == 2
+    assert (workplace / "runs/r/metrics.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_the_main_process_may_work_for_longer_than_a_collective_operation_waits(workplace):
+    done = run([*launch(), "slow.py"], workplace)
     assert done.returncode == 0, done.stderr
     assert "slowed audit find_recording out_of_fold write_results" in done.stdout
-    assert (tmp_path / "runs/r/metrics.json").is_file()
+    assert (workplace / "runs/r/metrics.json").is_file()

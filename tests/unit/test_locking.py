@@ -1,5 +1,6 @@
 """One process at work in a run folder; the lock ends with its process, even where its children live on."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from hfft.errors import RunError
+from hfft.folds import cross_validate
 from hfft.locking import RunLock
+from hfft.recipe.loading import load_recipe
+from hfft.run import finetune
 
 HOLDER = """
 import os, sys, time
@@ -50,6 +54,24 @@ def test_a_second_process_is_refused_until_the_first_one_dies(holder, spelling, 
         holder.wait()
         lock.take()
         lock.take()
+
+
+def test_runs_and_cross_validations_ask_for_it(tmp_path):
+    content = {
+        "name": "r",
+        "model": {"checkpoint": "none/here"},
+        "data": {"source": "none"},
+        "phases": [{"name": "h"}],
+    }
+    recipe = load_recipe({**content, "output_dir": str(tmp_path)})
+    with RunLock(tmp_path / "r") as lock:
+        lock.take()
+        (tmp_path / "r").mkdir()
+        for overwrite in (False, True):
+            with pytest.raises(RunError, match="at work there"):
+                finetune(recipe, overwrite=overwrite)
+            with pytest.raises(RunError, match="at work there"):
+                cross_validate(dataclasses.replace(recipe, folds=2), overwrite=overwrite)
 
 
 def test_nothing_is_made_for_a_folder_that_is_not_there(tmp_path):
