@@ -21,7 +21,8 @@ from hfft.locking import RunLock
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
-from hfft.run import Run, finetune, join_for
+from hfft.run import finetune, join_for
+from hfft.runs.run import Run
 
 _LOG = get_logger(__name__)
 _COLUMN = "probability "  # and the class, in a table of predictions

@@ -21,7 +21,7 @@ LAYERS = (
     {"inference"},
     {"report"},
     {"hub"},
-    {"folder", "planning", "retaining", "hinting", "comparison", "reopening"},
+    {"folder", "planning", "retaining", "hinting", "comparison", "reopening", "runs"},
     {"held_out", "finishing"},
     {"run"},
     {"folds", "sweeping"},
