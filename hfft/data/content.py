@@ -6,12 +6,20 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-_PART = re.compile(r"(.*)\?(\d+)\+(\d+)")
+_PART = re.compile(r"(.*)\?(\d+)\+(\d+)", re.DOTALL)
+# Bytes of names that are no UTF-8, which Python keeps as halves of a pair and Arrow refuses, as private characters.
+_STORED = {0xDC80 + byte: 0x10FF80 + byte for byte in range(128)}
+_OPENED = {stored: byte for byte, stored in _STORED.items()}
+
+
+def stored_path(path: str | os.PathLike[str]) -> str:
+    """A path as text that a table takes, and `read_content` opens."""
+    return os.fspath(path).translate(_STORED)
 
 
 def part_of(file: Path, offset: int, size: int) -> str:
     """The name of a part of a file, which `read_content` reads."""
-    return f"{file}?{offset}+{size}"
+    return f"{stored_path(file)}?{offset}+{size}"
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
@@ -37,6 +45,8 @@ def read_content(image: dict[str, Any]) -> bytes:
     if image["bytes"] is not None:
         return image["bytes"]
     path = image["path"]
+    if not path.isascii() and not os.path.lexists(path):
+        path = path.translate(_OPENED)
     part = _PART.fullmatch(path)
     if part is None or Path(path).exists():
         return read_file(path)

@@ -13,6 +13,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from hfft.data.content import stored_path
 from hfft.data.folders import (
     image_files,
     metadata_files,
@@ -22,14 +23,17 @@ from hfft.data.folders import (
     table_files,
     warn_of_left_out,
 )
-from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
+from hfft.data.label_values import folder_classes, known_as, warn_of_alike
+from hfft.data.labels import UNLABELLED, class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
-from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
-from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
+from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
+from hfft.data.tables import PARENT_FOLDER
 from hfft.data.tars import read_tars, tar_files
+from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
+from hfft.text import printable
 
 _LOG = get_logger(__name__)
 
@@ -93,6 +97,7 @@ def load_data(
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
+    warn_of_alike(labels, where)
     return data
 
 
@@ -126,9 +131,9 @@ def load_rows(
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
         PartialState()  # the logger asks it which process this is
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
-    parts = [labelled(part, name, spec.source) for name, part in found.items()]
+    parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
-    unknown = [name for name in class_names(parts[0]) if name in used and name not in labels]
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in known_as(used, labels)]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
@@ -323,27 +328,28 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
     if spec.group_column not in (None, PARENT_FOLDER):
         raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
     splits = split_folders(folder)
-    names = sorted({child.name for path in splits.values() for child in subfolders(path)})
-    if not names:
+    classes = folder_classes((child.name for path in splits.values() for child in subfolders(path)), str(folder))
+    if not classes:
         raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
     warn_of_left_out(folder, splits.values())
-    rows = {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
+    rows = {split: _class_folder_rows(path, folder, classes, spec.group_column) for split, path in splits.items()}
     empty = []
     for split, path in splits.items():
-        filled = {names[label] for label in np.unique(np.asarray(rows[split]["label"])).tolist()}
-        empty += [str(child) for child in subfolders(path) if child.name not in filled]
+        filled = _used(rows[split])
+        empty += [str(child) for child in subfolders(path) if classes[child.name] not in filled]
     return Found(rows, empty=tuple(map(str, empty)))
 
 
-def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...], group: str | None) -> Dataset:
+def _class_folder_rows(folder: Path, root: Path, classes: Mapping[str, str | None], group: str | None) -> Dataset:
+    names = list(dict.fromkeys(name for name in classes.values() if name is not None))
     paths: list[str] = []
     labels: list[int] = []
     files: list[str] = []
-    for label, name in enumerate(names):
-        found = image_files(folder / name)
-        paths += map(str, found)
-        labels += [label] * len(found)
-        files += [path.relative_to(root).as_posix() for path in found]
+    for child, name in classes.items():
+        found = image_files(folder / child)
+        paths += map(stored_path, found)
+        labels += [UNLABELLED if name is None else names.index(name)] * len(found)
+        files += [printable(path.relative_to(root).as_posix()) for path in found]
     rows = rows_of(paths, labels, files, names)
     if group is None:
         return rows

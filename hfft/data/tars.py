@@ -16,8 +16,10 @@ from datasets import Dataset
 
 from hfft.data.content import part_of
 from hfft.data.formats import endings
+from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.progress import SOON, bar
+from hfft.text import printable
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
@@ -45,7 +47,7 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
     if not rows:
         raise DataError(f"{root}: the tar files hold no images")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return dataset_of({name: [row.get(name) for row in rows] for name in names}, str(root))
 
 
 def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
@@ -61,7 +63,7 @@ def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
         if isinstance(content, str):  # the place of an image
             if "image" in row:
                 raise DataError(f"{shown}: the sample {stem} has several images, {row['file']} and {name}")
-            row |= {"image": content, "file": f"{shown}/{name}"}
+            row |= {"image": content, "file": printable(f"{shown}/{name}")}
         elif ending.lower() == "json":
             row |= _fields(content, f"{shown}: {name}")
         else:

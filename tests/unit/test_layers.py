@@ -11,7 +11,7 @@ PACKAGE = Path(hfft.__file__).parent
 # From the lowest to the highest; those in one row don't import each other. A new module needs a place here.
 LAYERS = (
     {"errors"},
-    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress"},
+    {"files", "machine", "interruption", "startup", "launch", "liveness", "progress", "text"},
     {"recipe"},
     {"remote"},
     {"data", "model"},
@@ -101,7 +101,7 @@ def test_the_command_line_imports_heavy_modules_inside_of_functions_only():
     for name in ("hfft", "hfft.__main__", *own):
         tree = ast.parse(SOURCES[name])
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
-        allowed = {"hfft.errors", "hfft._version", "hfft.interruption", "hfft.startup", *own}
+        allowed = {"hfft.errors", "hfft._version", "hfft.interruption", "hfft.startup", "hfft.text", *own}
         assert {
             other for other in imports(name, ast.unparse(top)) if re.match(r"hfft\.", other) and other in SOURCES
         } <= allowed
