@@ -313,11 +313,11 @@ def _indexed(
     met = {name for column in found.values() for labels in column for name in labels or ()}
     spellings = class_spellings(met, [name for name in map(label_text, declared) if name is not None], where)
     names = list(dict.fromkeys(spellings.values()))
-    places = {text: names.index(name) for text, name in spellings.items()}
+    places = {name: place for place, name in enumerate(names)}
     return LabelSets(
         names,
         {
-            split: [None if one is None else sorted({places[name] for name in one}) for one in column]
+            split: [None if one is None else sorted({places[spellings[name]] for name in one}) for one in column]
             for split, column in found.items()
         },
     )

@@ -77,7 +77,8 @@ def relabelled(rows: Dataset, names: Sequence[str]) -> Dataset:
     """The rows with the indices of another list of class names, which has all names that occur, in some spelling."""
     own = class_names(rows)
     known = known_as(own, names)
-    places = {number: list(names).index(known[name]) for number, name in enumerate(own) if name in known}
+    numbers = {name: number for number, name in enumerate(names)}
+    places = {number: numbers[known[name]] for number, name in enumerate(own) if name in known}
     many = is_multi_label(rows)
     values = rows["label"][:]
     values = [[places[one] for one in value] if many else places[value] for value in values]

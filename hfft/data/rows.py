@@ -211,8 +211,9 @@ def _labels(
     found = {text for column in texts.values() for text in column if text is not None}
     spellings = class_spellings(found, _declared([table.rows for table in tables.values()], label), where)
     names = list(dict.fromkeys(spellings.values()))
-    places = {None: UNLABELLED, **{text: names.index(name) for text, name in spellings.items()}}
-    return names, {split: [places[text] for text in column] for split, column in texts.items()}, {}
+    places = {name: place for place, name in enumerate(names)}
+    numbers = {None: UNLABELLED, **{text: places[name] for text, name in spellings.items()}}
+    return names, {split: [numbers[text] for text in column] for split, column in texts.items()}, {}
 
 
 def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[str | None]:

@@ -159,7 +159,9 @@ def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dat
     if not names:
         return found
     left_out = set(names)
-    kept = {name: [n for n, file in enumerate(part["file"]) if file not in left_out] for name, part in found.items()}
+    kept = {
+        name: [n for n, file in enumerate(part["file"][:]) if file not in left_out] for name, part in found.items()
+    }
     return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
 
 
@@ -342,13 +344,14 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
 
 def _class_folder_rows(folder: Path, root: Path, classes: Mapping[str, str | None], group: str | None) -> Dataset:
     names = list(dict.fromkeys(name for name in classes.values() if name is not None))
+    places: dict[str | None, int] = {None: UNLABELLED, **{name: place for place, name in enumerate(names)}}
     paths: list[str] = []
     labels: list[int] = []
     files: list[str] = []
     for child, name in classes.items():
         found = image_files(folder / child)
         paths += map(stored_path, found)
-        labels += [UNLABELLED if name is None else names.index(name)] * len(found)
+        labels += [places[name]] * len(found)
         files += [printable(path.relative_to(root).as_posix()) for path in found]
     rows = rows_of(paths, labels, files, names)
     if group is None:

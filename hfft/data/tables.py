@@ -119,7 +119,7 @@ def _path_columns(table: Dataset) -> list[str]:
     if named:
         return named[:1]
     sample = table.select(range(min(len(table), _SAMPLE)))
-    return [name for name in texts if _are_paths([value for value in sample[name] if value])]
+    return [name for name in texts if _are_paths([value for value in sample[name][:] if value])]
 
 
 def _are_paths(values: Sequence[str]) -> bool:

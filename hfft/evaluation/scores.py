@@ -132,7 +132,7 @@ def measured(
     if not is_multi_label(rows):
         return Scores(
             classes=classes,
-            files=tuple(rows["file"]),
+            files=tuple(rows["file"][:]),
             labels=labels,
             probabilities=probabilities,
             metrics=with_intervals(probabilities, labels),
@@ -142,7 +142,7 @@ def measured(
     outcomes = SetOutcomes.of(probabilities, labels, probabilities >= limits)
     return SetScores(
         classes=classes,
-        files=tuple(rows["file"]),
+        files=tuple(rows["file"][:]),
         labels=labels,
         probabilities=probabilities,
         metrics=sets_with_intervals(probabilities, labels, outcomes.predicted),

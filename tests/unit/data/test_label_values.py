@@ -214,11 +214,8 @@ def test_a_group_in_two_spellings_is_one(tmp_path):
 
 
 def test_keys():
-    assert [same_class(text) for text in ("0", "0.0", "-0.0", "False", "1.00", "01.0", "1.5")] == list("0000") + [
-        "1",
-        "01",
-        "1.5",
-    ]
+    assert {same_class(text) for text in ("0", "0.0", "-0.0", "False")} == {"0"}
+    assert [same_class(text) for text in ("1.00", "01.0", "1.5", NFD)] == ["1", "01", "1.5", NFC]
     assert alike_classes(["a", "A", "b"]) == [["a", "A"]]
 
 
@@ -257,7 +254,5 @@ def test_rows_of_a_test_table_that_repeat_an_image_count_once(tmp_path, log):
 @pytest.mark.parametrize("text", ["path,label\n1.png,a\n1.png,b\n", "path,label,split\n1.png,a,train\n1.png,a,test\n"])
 def test_rows_that_contradict_each_other(text, tmp_path):
     (tmp_path / "t.csv").write_text(text)
-    with pytest.raises(
-        DataError, match=r"1.png has two rows .*; allowed: one row for each image, or several that say"
-    ):
+    with pytest.raises(DataError, match=r"1.png has two rows .*; allowed: one row for each image, or several that"):
         load(tmp_path / "t.csv", SplitSpec(validation=None, test="auto"))
