@@ -47,8 +47,8 @@ def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list
     if changed:
         rows = [row for row, value in enumerate(values) if value in changed]
         say(
-            f"{where}: {len(rows)} labels are taken without spaces around them and control characters, the first is "
-            f"row {rows[0]} ({files[rows[0]]}): {values[rows[0]]!r} as {texts[rows[0]]!r}"
+            f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
+            f"characters, the first is row {rows[0]} ({files[rows[0]]}): {values[rows[0]]!r} as {texts[rows[0]]!r}"
         )
     return texts
 

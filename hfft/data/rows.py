@@ -246,6 +246,8 @@ def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[s
     kept = rows.select_columns([columns.image])
     kept = kept if columns.image == "image" else kept.rename_column(columns.image, "image")
     try:
+        if kept.features["image"] == Value("binary_view"):
+            kept = kept.cast_column("image", Value("binary"))  # of which alone datasets makes an Image
         return kept.cast_column("image", Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         kind: Any = rows.features[columns.image]

@@ -107,7 +107,7 @@ def _columns_of(table: Dataset, feature: type) -> list[str]:
 
 def _is_content(kind: Any) -> bool:
     """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
-    return kind in (Value("binary"), Value("large_binary")) or (
+    return kind in (Value("binary"), Value("large_binary"), Value("binary_view")) or (
         isinstance(kind, dict) and set(kind) == {"bytes", "path"}
     )
 

@@ -44,8 +44,8 @@ def read_text_table(file: Path) -> Dataset:
 
 def _delimited(text: str, file: Path, separator: str) -> Dataset:
     header = text.lstrip().splitlines()[0]
-    if separator == "," and header.count(";") > header.count(","):
-        separator = ";"  # as spreadsheets write it in countries with decimal commas
+    if separator == ",":  # or a semicolon, as spreadsheets write it in countries with decimal commas, or a tab
+        separator = max((separator, ";", "\t"), key=header.count)
     (_, first), *records = _records(text, file, separator)
     names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(first)]
     _check_names(names, file)
@@ -54,7 +54,11 @@ def _delimited(text: str, file: Path, separator: str) -> Dataset:
         raise DataError(f"{file}: two columns have the same name: {', '.join(twice)}; rename one")
     if not records:
         raise DataError(f"{file}: the file holds a header and no rows")
-    rows = [_fields(fields, len(names), separator, f"{file}: line {line}") for line, fields in records]
+    least = max((place for place, name in enumerate(first, start=1) if name.strip()), default=0)
+    rows = [
+        _fields(fields, least, len(names), separator=separator, where=f"{file}: line {line}")
+        for line, fields in records
+    ]
     columns = {name: [row[place] or None for row in rows] for place, name in enumerate(names)}
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
 
@@ -83,14 +87,14 @@ def _is_closed(lines: Sequence[str], separator: str) -> bool:
     return len(list(csv.reader([*lines, "next"], delimiter=separator))) == 2
 
 
-def _fields(fields: Sequence[str], count: int, separator: str, where: str) -> Sequence[str]:
-    """As many fields as the header has; empty ones that follow are those of a separator at the end of a line."""
-    if len(fields) < count or any(field.strip() for field in fields[count:]):
+def _fields(fields: list[str], least: int, most: int, *, separator: str, where: str) -> list[str]:
+    """As many fields as the header has; those without a name may be missing, and empty ones more than that."""
+    if len(fields) < least or any(field.strip() for field in fields[most:]):
         raise DataError(
-            f"{where}: found {len(fields)} fields, and {count} in the header; a value that holds {separator!r} needs "
+            f"{where}: found {len(fields)} fields, and {most} in the header; a value that holds {separator!r} needs "
             'quotes: "..."'
         )
-    return fields[:count]
+    return [*fields[:most], *[""] * (most - len(fields))]
 
 
 def _check_names(names: Sequence[str], file: Path) -> None:

@@ -157,7 +157,7 @@ def test_one_spelling_alone_stays_as_it_is(tmp_path, log):
 def test_spaces_go_with_a_word(tmp_path, log):
     assert load(write(tmp_path, "t.csv", ["a", " b", "a ", "b"])).labels == ("a", "b")
     (line,) = log()
-    assert "2 labels are taken without spaces" in line
+    assert "2 of 4 labels are taken without spaces" in line
     assert "row 1 (t.csv1.png): ' b' as 'b'" in line
 
 

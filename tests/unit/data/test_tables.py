@@ -2,6 +2,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
@@ -58,6 +60,8 @@ def test_a_table_of_paths(write):
         ("t.csv", "path,class\n.\\1.png,ant\n2.png,bee\n"),
         ("t.csv", "path,class\n1.png,ant,\n2.png,bee,\n"),
         ("t.csv", ",path,class,\n0,1.png,ant,\n1,2.png,bee,\n"),
+        ("t.csv", "path,class,\n1.png,ant\n2.png,bee\n"),
+        ("t.csv", "path\tclass\n1.png\tant\n2.png\tbee\n"),
         ("t.csv", 'path,class\n1.png,ant\n"2.png" ,bee\n'.replace(" ,", ",")),
         ("t.csv", 'path,class,note\r1.png,ant,a "b" c\r2.png,bee,"two\rlines"\r'),
         ("t.csv", 'path,class,note\n1.png,ant,\u2028\x0b\n\n  \n2.png,bee,"a ""b"""'),
@@ -234,6 +238,25 @@ def test_a_parquet_file_of_bytes(tmp_path):
     Dataset.from_dict({"image": content, "label": ["a", "b"]}).to_parquet(tmp_path / "t.parquet")
     data = load(tmp_path / "t.parquet")
     assert [read_content(row["image"]) for row in data.splits["train"]] == content
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_as_arrow_keeps_them(kind, tmp_path):
+    content = pictures(2)
+    labels = pa.array(["a", "b"], pa.string_view())
+    pq.write_table(pa.table({"image": pa.array(content, kind), "label": labels}), tmp_path / "t.parquet")
+    assert [read_content(row["image"]) for row in load(tmp_path / "t.parquet").splits["train"]] == content
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_texts_as_arrow_keeps_them(kind, tmp_path):
+    columns = {"path": ["1.png", "2.png", "3.png"], "label": list("aba"), "split": ["train", "train", "test"]}
+    arrays = {name: pa.array(values).cast(kind) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays), tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", SplitSpec(validation=None))
+    assert found(data) == {"train": {"1.png": "a", "2.png": "b"}, "test": {"3.png": "a"}}
 
 
 def test_a_parquet_file_of_paths(write, tmp_path):
