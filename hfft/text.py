@@ -1,5 +1,6 @@
 """Text that somebody else wrote, such as the name of a file or a class, as any console, page or file takes it."""
 
+import os
 import re
 
 # Control characters, line and paragraph breaks, what turns the direction of writing, and bytes of names that are no
@@ -21,3 +22,13 @@ def _escape(code: int) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte, as `os.fsdecode` keeps it
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def path_text(path: str | bytes | os.PathLike[str]) -> str:
+    """A path as text of UTF-8, whatever the system's encoding; other bytes as `os.fsdecode` keeps them."""
+    return os.fsencode(path).decode("utf-8", "surrogateescape")
+
+
+def printable_path(path: str | bytes | os.PathLike[str]) -> str:
+    """A path as any console takes it."""
+    return printable(path_text(path))

@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hfft.errors import nearest
+from hfft.text import printable
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -36,6 +37,10 @@ class VerbParser(argparse.ArgumentParser):
                 self.error(f"found {word!r}; allowed: {words.metavar}")
         if words is not None:
             setattr(found, words.dest, [*getattr(found, words.dest), *left])
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words, and end."""
+        super().error(printable(message))
 
     def _unknown(self, word: str, *, assigns: bool) -> str:
         name = word.partition("=")[0]

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Value
 
-from hfft.text import printable
+from hfft.text import path_text, printable
 
 _AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
 _ENDS = re.compile(f"^{_AROUND}|{_AROUND}$")
@@ -46,9 +46,10 @@ def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list
     changed = {value for value, text in known.items() if isinstance(value, str) and text not in (None, value)}
     if changed:
         rows = [row for row, value in enumerate(values) if value in changed]
+        first = rows[0]
         say(
             f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
-            f"characters, the first is row {rows[0]} ({files[rows[0]]}): {values[rows[0]]!r} as {texts[rows[0]]!r}"
+            f"characters, the first is that of {files[first]}: {values[first]!r} as {texts[first]!r}"
         )
     return texts
 
@@ -92,7 +93,8 @@ def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -
 def folder_classes(folders: Iterable[str], where: str) -> dict[str, str | None]:
     """The class of each class folder, by the folder's name; None for a blank name."""
     names = sorted(set(folders))
-    texts = dict(zip(names, label_texts(names, names, where), strict=True))
+    values = list(map(path_text, names))
+    texts = dict(zip(names, label_texts(values, list(map(printable, values)), where), strict=True))
     spellings = class_spellings((text for text in texts.values() if text is not None), (), where)
     return {name: None if text is None else spellings[text] for name, text in texts.items()}
 

@@ -18,7 +18,7 @@ from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_column
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.text import printable
+from hfft.text import path_text, printable
 
 
 @dataclass(frozen=True)
@@ -165,12 +165,13 @@ def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tup
         raise DataError(f"{where}: the column {columns.image!r} names no image in row {lacking}")
     if table.names is not None:
         return values, table.rows[table.names][:]
-    paths = [table.base / os.path.expanduser(value.replace("\\", "/")) for value in values]
+    base, root = Path(path_text(table.base)), Path(path_text(root))
+    paths = [base / os.path.expanduser(value.replace("\\", "/")) for value in values]
     names = [
         printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else value)
         for path, value in zip(paths, values, strict=True)
     ]
-    return list(map(stored_path, paths)), names
+    return [stored_path(str(path)) for path in paths], names
 
 
 def _files(table: Table, split: str, paths: tuple[list[str], list[str]] | None) -> list[str]:

@@ -33,7 +33,7 @@ from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
-from hfft.text import printable
+from hfft.text import path_text, printable_path
 
 _LOG = get_logger(__name__)
 
@@ -350,9 +350,9 @@ def _class_folder_rows(folder: Path, root: Path, classes: Mapping[str, str | Non
     files: list[str] = []
     for child, name in classes.items():
         found = image_files(folder / child)
-        paths += map(stored_path, found)
+        paths += [stored_path(path_text(path)) for path in found]
         labels += [places[name]] * len(found)
-        files += [printable(path.relative_to(root).as_posix()) for path in found]
+        files += [printable_path(path.relative_to(root).as_posix()) for path in found]
     rows = rows_of(paths, labels, files, names)
     if group is None:
         return rows

@@ -7,7 +7,7 @@ from stat import S_ISREG
 
 from hfft.data.findings import Finding
 from hfft.data.folders import UNREAD, is_image, split_folders, subfolders, visible_files
-from hfft.text import printable
+from hfft.text import printable_path
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -31,7 +31,7 @@ def find_strays(folder: Path) -> Iterator[Finding]:
     for file in sorted(beside | within):
         reason = _reason(file, is_beside=file in beside)
         if reason is not None:
-            yield Finding("left out", reason, (printable(file.relative_to(folder).as_posix()),), 1)
+            yield Finding("left out", reason, (printable_path(file.relative_to(folder).as_posix()),), 1)
 
 
 def _reason(file: Path, *, is_beside: bool) -> str | None:

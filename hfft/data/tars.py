@@ -19,7 +19,7 @@ from hfft.data.formats import endings
 from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.progress import SOON, bar
-from hfft.text import printable
+from hfft.text import printable, printable_path
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
@@ -41,7 +41,7 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
         DataError: If a file is no tar file, is cut short, or a sample has no image or several.
     """
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda file: list(_samples(file, file.relative_to(root).as_posix())), files)
+        found = pool.map(lambda file: list(_samples(file, printable_path(file.relative_to(root).as_posix()))), files)
         shards = bar("reading shards", len(files), found, unit="shards", delay=SOON)
         rows = [row for shard in shards for row in shard]
     if not rows:

@@ -158,7 +158,7 @@ def test_spaces_go_with_a_word(tmp_path, log):
     assert load(write(tmp_path, "t.csv", ["a", " b", "a ", "b"])).labels == ("a", "b")
     (line,) = log()
     assert "2 of 4 labels are taken without spaces" in line
-    assert "row 1 (t.csv1.png): ' b' as 'b'" in line
+    assert "t.csv1.png: ' b' as 'b'" in line
 
 
 def test_a_word_for_nothing_is_said(tmp_path, log):
