@@ -7,9 +7,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from hfft.errors import HfftError
 from hfft.text import printable
 
 _UNBROKEN = 2**16  # columns of a table that no terminal shows
+
+
+class ConsoleError(HfftError):
+    """A standard stream that can't be written."""
+
+    exit_code = 1
 
 
 def open_console() -> None:
@@ -43,7 +50,7 @@ def show(line: str = "") -> None:
 def _put(text: str) -> None:
     with reader_may_leave(sys.stdout):
         sys.stdout.write(text)
-        sys.stdout.flush()
+        sys.stdout.flush()  # so that what goes wrong is known here
 
 
 @contextmanager
@@ -52,7 +59,14 @@ def reader_may_leave(stream: TextIO) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for Python's own flush at the end, too
+        _write_nowhere(stream)
+    except OSError as error:
+        _write_nowhere(stream)
+        raise ConsoleError(f"{stream.name} can't be written: {error.strerror or error}") from error
+
+
+def _write_nowhere(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for Python's own flush at the end, too
 
 
 def print_metrics(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -76,12 +90,10 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         table.add_column(Text(printable(name)))
     for row in rows:
         table.add_row(*(Text(printable(str(cell))) for cell in row))
-    console = Console()
-    if not console.is_terminal:  # whoever reads it cuts lines as they like
-        console = Console(width=_UNBROKEN)
-    with console.capture() as captured:
-        console.print(table)
-    _put(captured.get())
+    terminal, text = Console(), io.StringIO()
+    is_shown = terminal.is_terminal  # else whoever reads it cuts lines as they like
+    Console(file=text, force_terminal=is_shown, width=terminal.width if is_shown else _UNBROKEN).print(table)
+    _put(text.getvalue())
 
 
 def spaced(names: Iterable[str]) -> list[str]:
