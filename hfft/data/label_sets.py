@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.label_values import class_spellings, is_text, label_text, say
+from hfft.data.label_values import class_spellings, is_text, label_text, say, warn_of_nothing
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
 from hfft.text import printable
@@ -311,6 +311,7 @@ def _indexed(
                 )
             found[split].append(None if labels is None else [str(one) for one in labels])
     met = {name for column in found.values() for labels in column for name in labels or ()}
+    warn_of_nothing(met, declared, where)
     spellings = class_spellings(met, [name for name in map(label_text, declared) if name is not None], where)
     names = list(dict.fromkeys(spellings.values()))
     places = {name: place for place, name in enumerate(names)}

@@ -80,13 +80,6 @@ def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -
             map(ascii if len({unicodedata.normalize("NFC", one) for one in names}) == 1 else repr, names)
         )
         say(f"{where}: {shown} are taken for one class, {name!r}; write it one way", is_warning=True)
-    odd = [name for name in chosen.values() if name in _NOTHING]
-    if odd:
-        say(
-            f"{where}: {', '.join(map(repr, odd))} is taken for the name of a class; where it means that there is no "
-            "label, leave the field empty",
-            is_warning=True,
-        )
     return {name: chosen[common] for common, names in groups.items() for name in names}
 
 
@@ -113,6 +106,17 @@ def alike_classes(names: Iterable[str]) -> list[list[str]]:
         seen = (one for one in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(one) != "Cf")
         groups.setdefault(" ".join("".join(seen).split()), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_nothing(found: Iterable[str], declared: Sequence[str], where: str) -> None:
+    """Once, if a table that declares no such class holds words for a missing value."""
+    odd = sorted((_NOTHING & set(found)).difference(declared))
+    if odd:
+        say(
+            f"{where}: {', '.join(map(repr, odd))} is taken for the name of a class; where it means that there is no "
+            "label, leave the field empty",
+            is_warning=True,
+        )
 
 
 def warn_of_alike(names: Sequence[str], where: str) -> None:

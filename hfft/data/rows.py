@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from hfft.data.content import stored_path
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.label_sets import holds_sets, read_sets
-from hfft.data.label_values import class_spellings, label_text, label_texts, same_class
+from hfft.data.label_values import class_spellings, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_columns, split_by_column
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
@@ -210,7 +210,10 @@ def _labels(
         return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
     texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
     found = {text for column in texts.values() for text in column if text is not None}
-    spellings = class_spellings(found, _declared([table.rows for table in tables.values()], label), where)
+    declared = _declared([table.rows for table in tables.values()], label)
+    if label != CLASS_FOLDER:
+        warn_of_nothing(found, declared, where)
+    spellings = class_spellings(found, declared, where)
     names = list(dict.fromkeys(spellings.values()))
     places = {name: place for place, name in enumerate(names)}
     numbers = {None: UNLABELLED, **{text: places[name] for text, name in spellings.items()}}

@@ -338,7 +338,7 @@ def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
     empty = []
     for split, path in splits.items():
         filled = _used(rows[split])
-        empty += [str(child) for child in subfolders(path) if classes[child.name] not in filled]
+        empty += [str(child) for child in subfolders(path) if classes[child.name] not in (*filled, None)]
     return Found(rows, empty=tuple(map(str, empty)))
 
 

@@ -66,6 +66,12 @@ def test_json_is_json_on_any_console(odd_photos, monkeypatch):
     }
 
 
+def test_a_list_of_names_as_the_system_has_them(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\n\xc3\xa9.png\n"), encoding="ascii"))
+    open_console()
+    assert list(map(os.fsencode, sys.stdin)) == [b"caf\xe9.png\n", b"\xc3\xa9.png\n"]
+
+
 def test_streams_that_were_closed(odd_photos, monkeypatch):
     for name in ("stdin", "stdout", "stderr"):
         monkeypatch.setattr(sys, name, None)

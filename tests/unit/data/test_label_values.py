@@ -167,6 +167,12 @@ def test_a_word_for_nothing_is_said(tmp_path, log):
     assert "'NA', 'nan' is taken for the name of a class" in line
 
 
+def test_classes_that_were_named_with_such_a_word(touch, log):
+    assert in_memory(train=[0, 1, 0], feature=ClassLabel(names=["None", "ant"])).labels == ("None", "ant")
+    assert load(touch("NA/1.png", "ant/1.png")).labels == ("NA", "ant")
+    assert log() == []
+
+
 @pytest.mark.parametrize("other", ["cat", "CAT", "C at", "Ca\u00adt", "\uff23at"])
 def test_names_that_are_almost_alike_are_shown(other, tmp_path, log):
     data = load(write(tmp_path, "t.csv", ["Cat", other, "dog", "Cat"]))
