@@ -165,13 +165,29 @@ def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tup
         raise DataError(f"{where}: the column {columns.image!r} names no image in row {lacking}")
     if table.names is not None:
         return values, table.rows[table.names][:]
-    base, root = Path(path_text(table.base)), Path(path_text(root))
-    paths = [base / os.path.expanduser(value.replace("\\", "/")) for value in values]
-    names = [
-        printable(path.relative_to(root).as_posix() if path.is_relative_to(root) else value)
-        for path, value in zip(paths, values, strict=True)
-    ]
-    return [stored_path(str(path)) for path in paths], names
+    base, below = (_as_prefix(folder) for folder in (table.base, root))
+    paths = [_joined(base, value) for value in values]
+    names = [_name(path, below, value) for path, value in zip(paths, values, strict=True)]
+    return list(map(stored_path, paths)), names
+
+
+def _name(path: str, below: str, value: str) -> str:
+    """The path below a folder; as it stands in the table where it lies elsewhere."""
+    is_below = path.startswith(below) if below else not os.path.isabs(path)
+    return printable(path.removeprefix(below) if is_below else value)
+
+
+def _as_prefix(folder: Path) -> str:
+    """What paths in a folder begin with."""
+    text = Path(path_text(folder)).as_posix()
+    return "" if text == "." else f"{text.rstrip('/')}/"
+
+
+def _joined(base: str, value: str) -> str:
+    """A path of a table, which begins at a folder; by text, as objects for a million paths take half a minute."""
+    value = os.path.expanduser(value.replace("\\", "/"))
+    path = value if os.path.isabs(value) else base + value
+    return path if os.path.normpath(path) == path else Path(path).as_posix()
 
 
 def _files(table: Table, split: str, paths: tuple[list[str], list[str]] | None) -> list[str]:
