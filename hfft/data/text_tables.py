@@ -111,7 +111,7 @@ def _json_lines(text: str, file: Path) -> Dataset:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{file}: line {number} is no JSON: {error}") from error
         if not isinstance(row, dict):
@@ -120,6 +120,15 @@ def _json_lines(text: str, file: Path) -> Dataset:
     names = list(dict.fromkeys(name for row in rows for name in row))
     _check_names(names, file)
     return dataset_of({name: [row.get(name) for row in rows] for name in names}, str(file))
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys of an object, of which JSON would keep the last value of each."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def dataset_of(columns: dict[str, list[Any]], where: str) -> Dataset:

@@ -112,6 +112,11 @@ BAD_TABLES = [
     ("t.csv", b"path,label,label\n1.png,a,b\n", "t.csv: two columns have the same name: label"),
     ("t.csv", "path,label\n1.png,a\n".encode("utf-16"), "t.csv: line 1 is no UTF-8 text"),
     ("t.csv", "path,label\n1.png,a\n".encode("utf-16-le"), "t.csv: line 1 holds a NUL character"),
+    (
+        "t.jsonl",
+        b'{"path": "1.png", "label": "a", "label": "b"}\n',
+        "line 1 is no JSON: the key 'label' stands there twice",
+    ),
     ("t.jsonl", b'{"path": "1.png", "label": "\\udce9"}\n', "half of a Unicode pair is no text"),
     ("t.jsonl", b'{"path": "1.png", "label": "a"}\n{"path": " ", "label": "b"}\n', "names no image in row 1"),
     ("t.jsonl", b'{"path": "1.png"}\n{"path"\n', "t.jsonl: line 2 is no JSON"),
