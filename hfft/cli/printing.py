@@ -38,8 +38,10 @@ def say(line: str) -> None:
 
         if not may_speak():
             return
-    with reader_may_leave(sys.stderr):
+    try:
         print(printable(line, keep="\n"), file=sys.stderr, flush=True)
+    except OSError:
+        _write_nowhere(sys.stderr)
 
 
 def show(line: str = "") -> None:
@@ -48,21 +50,24 @@ def show(line: str = "") -> None:
 
 
 def _put(text: str) -> None:
-    with reader_may_leave(sys.stdout):
-        sys.stdout.write(text)
-        sys.stdout.flush()  # so that what goes wrong is known here
+    with reader_may_leave():
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()  # so that what goes wrong is known here
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            _write_nowhere(sys.stdout)
+            raise ConsoleError(f"standard output can't be written: {error.strerror or error}") from error
 
 
 @contextmanager
-def reader_may_leave(stream: TextIO) -> Iterator[None]:
-    """Write nothing any more once whoever reads a stream has enough, as `head` does; what is at work goes on."""
+def reader_may_leave() -> Iterator[None]:
+    """Print nothing any more once whoever reads the standard output has enough, as `head` does; the verb goes on."""
     try:
         yield
     except BrokenPipeError:
-        _write_nowhere(stream)
-    except OSError as error:
-        _write_nowhere(stream)
-        raise ConsoleError(f"{stream.name} can't be written: {error.strerror or error}") from error
+        _write_nowhere(sys.stdout)
 
 
 def _write_nowhere(stream: TextIO) -> None:

@@ -125,7 +125,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     elif form == "table":
         _print_predictions(kept)
     else:
-        with reader_may_leave(sys.stdout):
+        with reader_may_leave():
             write_lines(kept, sys.stdout, form, classifier.classes, is_multi_label=classifier.is_multi_label)
     kept.raise_for_skipped()
 

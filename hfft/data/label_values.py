@@ -94,8 +94,8 @@ def folder_classes(folders: Iterable[str], where: str) -> dict[str, str | None]:
 
 def known_as(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
     """Names that an existing model has, too, perhaps in another spelling -> the model's name."""
-    spelled = {same_class(label_text(name) or name): name for name in reversed(known)}
-    found = {name: name if name in known else spelled.get(same_class(name)) for name in names}
+    spelled = {same_class(label_text(name) or name): name for name in reversed(known)} | {name: name for name in known}
+    found = {name: spelled.get(name, spelled.get(same_class(name))) for name in names}
     return {name: other for name, other in found.items() if other is not None}
 
 

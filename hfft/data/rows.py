@@ -160,7 +160,7 @@ def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tup
     if not columns.has_paths or table.base is None or root is None:
         return None
     values = table.rows[columns.image][:]
-    lacking = next((row for row, value in enumerate(values) if label_text(value) is None), None)
+    lacking = next((row for row, value in enumerate(values) if not (value and value.strip())), None)
     if lacking is not None:
         raise DataError(f"{where}: the column {columns.image!r} names no image in row {lacking}")
     if table.names is not None:

@@ -133,7 +133,8 @@ def load_rows(
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
-    unknown = [name for name in class_names(parts[0]) if name in used and name not in known_as(used, labels)]
+    known = known_as(used, labels)
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
