@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 
 from hfft.report.card import FIGURES, REPOSITORY
 from hfft.report.facts import read_facts
-from hfft.report.markdown import fence
+from hfft.markdown import fence
 
 _HEAD = """\
 <!-- Made by scripts/example_card.py from a run; not edited by hand. -->

@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"{cause}; {again}")
         return _BY_SIGNAL + number
     if "RANK" in os.environ:
-        from hfft.liveness import leave
+        from hfft.distributed import leave
 
         leave()
     return code or 0

@@ -74,10 +74,10 @@ def _write_nowhere(stream: TextIO) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # for Python's own flush at the end, too
 
 
-def print_metrics(metrics: dict[str, dict[str, dict[str, float]]]) -> None:
+def print_metrics(metrics: dict[str, dict[str, dict[str, Any]]]) -> None:
     """Metrics by split, with their intervals."""
     rows = [
-        (split, name.replace("_", " "), f"{values['value']:.4f}", f"{values['low']:.4f} to {values['high']:.4f}")
+        (split, name.replace("_", " "), f"{values['value']:.4f}", between(values))
         for split, by_name in metrics.items()
         for name, values in by_name.items()
     ]
@@ -106,6 +106,11 @@ def spaced(names: Iterable[str]) -> list[str]:
     return [name.replace("_", " ") for name in names]
 
 
-def interval(row: dict[str, float], sign: str = "") -> str:
+def interval(row: dict[str, Any], sign: str = "") -> str:
     """A value with the ends of its interval."""
-    return f"{row['value']:{sign}.4f} ({row['low']:{sign}.4f} to {row['high']:{sign}.4f})"
+    return f"{row['value']:{sign}.4f} ({between(row, sign)})"
+
+
+def between(row: dict[str, Any], sign: str = "") -> str:
+    """The ends of an interval, which are None where there are too few images to say."""
+    return "too few images" if row["low"] is None else f"{row['low']:{sign}.4f} to {row['high']:{sign}.4f}"

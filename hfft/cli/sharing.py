@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hfft.cli.arguments import add_trust, place
 from hfft.cli.printing import interval, print_table, show, spaced
 from hfft.errors import RunError, TrainingError
+from hfft.paths import expanded
 from hfft.startup import quick_imports
 
 
@@ -20,12 +22,13 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("folder", metavar="run", help="run folder")
+    report.add_argument("folder", type=expanded, metavar="run", help="run folder")
+    add_trust(report)
     report.set_defaults(run=_report)
 
 
 def _add_push(push: argparse.ArgumentParser) -> None:
-    push.add_argument("run_folder", metavar="run", help="run folder")
+    push.add_argument("run_folder", type=expanded, metavar="run", help="run folder")
     push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
     push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
     push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
@@ -36,18 +39,21 @@ def _add_push(push: argparse.ArgumentParser) -> None:
         "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
     )
     push.add_argument("--json", action="store_true", help="print JSON")
+    add_trust(push)
     push.set_defaults(run=_push)
 
 
 def _add_sweep(swept: argparse.ArgumentParser) -> None:
-    swept.add_argument("recipe", help="YAML file")
+    swept.add_argument("recipe", type=expanded, help="YAML file")
     swept.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
     _add_html(swept)
     swept.set_defaults(run=_sweep)
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too")
+    compare.add_argument(
+        "runs", type=expanded, nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too"
+    )
     compare.add_argument("--split", choices=("test", "validation"), help="test where all have it, when left out")
     compare.add_argument("--json", action="store_true", help="print JSON")
     _add_html(compare)
@@ -55,7 +61,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 
 def _add_html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page of one file, too")
+    parser.add_argument("--html", type=place, metavar="FILE", help="write the comparison as a page of one file, too")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -64,7 +70,8 @@ def _report(arguments: argparse.Namespace) -> None:
         from hfft.report.page import write_page
 
     card, *figures = write_report(arguments.folder)
-    for path in (card, write_page(arguments.folder), *figures):
+    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    for path in (card, page, *figures):
         show(str(path))
 
 
@@ -86,7 +93,7 @@ def _push(arguments: argparse.Namespace) -> None:
         )
     except ValidationError as error:
         raise bad_spec(error) from error
-    pushed = push_run(Path(arguments.run_folder), spec)
+    pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
     show(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 

@@ -7,7 +7,8 @@ import os
 from typing import Any
 
 from hfft.cli.arguments import add_recipe, count, whole
-from hfft.cli.printing import print_metrics, print_table, show
+from hfft.cli.printing import between, print_metrics, print_table, show
+from hfft.paths import expanded
 from hfft.startup import quick_imports
 
 
@@ -32,7 +33,7 @@ def _add_plan(plan: argparse.ArgumentParser) -> None:
 
 
 def _add_check(check: argparse.ArgumentParser) -> None:
-    check.add_argument("source", help="folder, table, shards, Hub id or recipe")
+    check.add_argument("source", type=expanded, help="folder, table, shards, Hub id or recipe")
     check.add_argument(
         "overrides",
         nargs="*",
@@ -74,7 +75,7 @@ def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
     found = cross_validate(recipe, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
         rows = [
-            (name.replace("_", " "), f"{v['value']:.4f}", f"{v['low']:.4f} to {v['high']:.4f}", f"{v['std']:.4f}")
+            (name.replace("_", " "), f"{v['value']:.4f}", between(v), f"{v['std']:.4f}")
             for name, v in found.metrics["test"].items()
         ]
         print_table((f"{len(found.runs)} folds", "all images", "95 % interval", "std over folds"), rows)

@@ -5,7 +5,7 @@ import re
 from stat import S_ISREG
 from typing import Any
 
-from hfft.text import path_text, printable_path
+from hfft.text import path_text, printable, printable_path
 
 _PART = re.compile(rb"(.*)\?(\d+)\+(\d+)", re.DOTALL)
 # Bytes of names that are no UTF-8, which Python keeps as halves of a pair and Arrow refuses, as private characters.
@@ -18,10 +18,15 @@ def stored_path(text: str) -> str:
     return text.translate(_STORED)
 
 
-def _opened_path(stored: str) -> bytes:
+def opened_path(stored: str) -> bytes:
     """The path as the system has it, which holds private characters itself if there is such a file."""
     plain, opened = stored.encode(), stored.translate(_OPENED).encode("utf-8", "surrogateescape")
     return plain if plain == opened or os.path.lexists(plain) else opened
+
+
+def shown_path(stored: str) -> str:
+    """A stored path as any console takes it."""
+    return printable(stored.translate(_OPENED))
 
 
 def part_of(file: str | os.PathLike[str], offset: int, size: int) -> str:
@@ -52,7 +57,7 @@ def read_content(image: dict[str, Any]) -> bytes:
     """
     if image["bytes"] is not None:
         return image["bytes"]
-    path = _opened_path(image["path"])
+    path = opened_path(image["path"])
     part = _PART.fullmatch(path)
     if part is None or os.path.lexists(path):
         return read_file(path)

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from hfft.data.audit import Audit
-from hfft.data.decoding import float_range
 from hfft.data.duplicates import group, same_pictures
 from hfft.data.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.formats import endings
 from hfft.data.label_values import alike_classes
 from hfft.data.labels import UNLABELLED, count_keys, spoken_label
+from hfft.data.pictures import float_range
 
 Severity = Literal["harm", "note"]
 # In the order in which they are shown. `harm` stops training or makes its numbers wrong.

@@ -12,7 +12,8 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.label_values import class_spellings, is_text, label_text, say, warn_of_nothing
+from hfft.data.folders import say, warn
+from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
 from hfft.text import printable
@@ -337,8 +338,7 @@ def _tell_of_separators(values: Sequence[Any], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
     odd = next((value for value in values if any(mark in str(value) for mark in SEPARATORS[:2])), None)
     if odd is not None:
-        say(
+        warn(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
-            "data.task=single_label",
-            is_warning=True,
+            "data.task=single_label"
         )

@@ -5,10 +5,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Value
 
+from hfft.data.folders import say, warn
 from hfft.text import path_text, printable
 
 _AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
@@ -17,7 +16,6 @@ _WHOLE = re.compile(r"(-?[0-9]+)\.0+")  # a whole number as a float is written
 _FLAGS = {"false": "0", "true": "1"}
 # How programs write that there is no value; any of them may be the name of a class.
 _NOTHING = frozenset(("NA", "N/A", "n/a", "NaN", "nan", "-nan", "NaT", "<NA>", "#N/A", "NULL", "null", "None"))
-_LOG = get_logger(__name__)
 
 
 def is_text(kind: Any) -> bool:
@@ -79,7 +77,7 @@ def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -
         shown = ", ".join(
             map(ascii if len({unicodedata.normalize("NFC", one) for one in names}) == 1 else repr, names)
         )
-        say(f"{where}: {shown} are taken for one class, {name!r}; write it one way", is_warning=True)
+        warn(f"{where}: {shown} are taken for one class, {name!r}; write it one way")
     return {name: chosen[common] for common, names in groups.items() for name in names}
 
 
@@ -112,10 +110,9 @@ def warn_of_nothing(found: Iterable[str], declared: Sequence[str], where: str) -
     """Once, if a table that declares no such class holds words for a missing value."""
     odd = sorted((_NOTHING & set(found)).difference(declared))
     if odd:
-        say(
+        warn(
             f"{where}: {', '.join(map(repr, odd))} is taken for the name of a class; where it means that there is no "
-            "label, leave the field empty",
-            is_warning=True,
+            "label, leave the field empty"
         )
 
 
@@ -125,16 +122,10 @@ def warn_of_alike(names: Sequence[str], where: str) -> None:
     if alike:
         shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
         more = f"; and {len(alike) - 5} more" if len(alike) > 5 else ""
-        say(f"{where}: classes are called almost alike: {shown}{more}; rename them if they are one", is_warning=True)
+        warn(f"{where}: classes are called almost alike: {shown}{more}; rename them if they are one")
 
 
 def natural(text: str) -> tuple[int, int, str]:
     """A key that sorts numbers by their value, in front of all other texts."""
     is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
     return (0, int(text), text) if is_number else (1, 0, text)
-
-
-def say(line: str, *, is_warning: bool = False) -> None:
-    """Log a line about the data, once for all processes."""
-    PartialState()  # the logger asks it which process this is
-    (_LOG.warning if is_warning else _LOG.info)(line)

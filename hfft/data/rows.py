@@ -1,20 +1,23 @@
 """Tables of any columns -> rows as the rest of hfft takes them: an image not decoded, a class, a name."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.content import stored_path
-from hfft.data.folders import SPLIT_NAMES
+from hfft.data.content import shown_path, stored_path
+from hfft.data.folders import say, split_in, warn
+from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import holds_sets, read_sets
 from hfft.data.label_values import class_spellings, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
-from hfft.data.tables import CLASS_FOLDER, PARENT_FOLDER, Columns, choose_columns, split_by_column
+from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.split_columns import split_by_column
+from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -46,13 +49,13 @@ class Found:
         splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none;
             multi-label, a list, or None for none), `file` and, where groups were asked for, `group`.
         columns: Which columns of a table are used for what, in words; empty for folders.
-        empty: Class folders without an image.
+        empty: By split, class folders without an image.
         shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
     """
 
     splits: dict[str, Dataset]
     columns: str = ""
-    empty: tuple[str, ...] = ()
+    empty: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shards: int = 0
 
 
@@ -70,11 +73,11 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
     """
     if not tables:
         raise DataError(f"{where}: holds no splits")
-    columns = choose_columns(next(iter(tables.values())).rows, spec, where, of_files=root is not None)
-    for split, table in tables.items():
-        if not set(columns.named()) <= set(table.rows.column_names):
-            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(table.rows.column_names)}")
-    tables = {printable(split): table for split, table in _by_split(tables, columns, where).items()}
+    first = next((table for split, table in tables.items() if split_in(split) == "train"), next(iter(tables.values())))
+    columns = choose_columns(first.rows, spec, where, of_files=root is not None)
+    _tell_of_columns(columns, first.rows, spec, where)
+    tables = _by_split(_with_labels(tables, first.rows.column_names, columns, where), columns, where)
+    tables = {printable(split): table for split, table in tables.items()}
     paths = {split: _paths(table, columns, where, root) for split, table in tables.items()}
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
     rows_by_split = {split: table.rows for split, table in tables.items()}
@@ -138,6 +141,7 @@ def parent_folders(files: Sequence[str], depth: int, where: str) -> list[str]:
 def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[str, Table]:
     """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
     if len(tables) > 1:
+        _check_told_once(tables, columns.split, where)
         return tables
     ((split, table),) = tables.items()
     if columns.split is not None:
@@ -145,14 +149,56 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
         return {name: replace(table, rows=rows) for name, rows in parts.items()}
     if not columns.has_paths or table.names is not None or table.depth:
         return tables
-    known = {name for names in SPLIT_NAMES.values() for name in names}
     firsts = [str(value).replace("\\", "/").partition("/") for value in table.rows[columns.image][:]]
-    if not all(slash and first.lower() in known for first, slash, _ in firsts):
+    known = split_names(first for first, slash, _ in firsts if slash)
+    if not all(slash and first in known for first, slash, _ in firsts):
         return {split: table}
     places: dict[str, list[int]] = {}
     for place, (first, _, _) in enumerate(firsts):
-        places.setdefault(first, []).append(place)
+        places.setdefault(known[first], []).append(place)
     return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
+
+
+def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str) -> None:
+    """Say which columns were found by their values, whatever their names."""
+    label = columns.label
+    is_plain = isinstance(label, str) and isinstance(rows.features.get(label), Value) and label != CLASS_FOLDER
+    if spec.label_column is None and is_plain and not is_label_name(str(label)):
+        warn(f"{where}: takes the labels from {label!r}, whose values alone repeat; data.label_column names another")
+    if spec.split_column is None and columns.split is not None and plain_name(columns.split) != "split":
+        say(f"{where}: takes the splits from the column {columns.split!r}")
+
+
+def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Columns, where: str) -> dict[str, Table]:
+    """The tables that have the columns that are used; one that lacks nothing but labels is left out with a word."""
+    kept = {}
+    for split, table in tables.items():
+        names, wanted = set(table.rows.column_names), set(columns.named())
+        if len(tables) > 1:
+            wanted.discard(columns.split or "")
+        if wanted <= names:
+            kept[split] = table
+            continue
+        labels = {columns.label} if isinstance(columns.label, str) else set(columns.label)
+        if not (wanted - names <= labels and names <= set(known)):
+            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(table.rows.column_names)}")
+        warn(f"{where}: left out {split!r}, whose {len(table.rows):,} rows have no labels")
+    return kept
+
+
+def _check_told_once(tables: Mapping[str, Table], column: str | None, where: str) -> None:
+    """Tables of one split each must not name another one in a column of splits."""
+    for split, table in tables.items():
+        if column is None or column not in table.rows.column_names or split_in(split) is None:
+            continue
+        odd = next(
+            (name for name in split_by_column(table.rows, column, where) if split_in(name) != split_in(split)), ""
+        )
+        if split_in(odd):
+            raise DataError(
+                f"{where}: the table of the split {split!r} holds rows of {odd!r} in its column {column!r}; name one "
+                "table (data.source), or rename the column"
+            )
 
 
 def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tuple[list[str], list[str]] | None:
@@ -174,7 +220,7 @@ def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tup
 def _name(path: str, below: str, value: str) -> str:
     """The path below a folder; as it stands in the table where it lies elsewhere."""
     is_below = path.startswith(below) if below else not os.path.isabs(path)
-    return printable(path.removeprefix(below) if is_below else value)
+    return shown_path(path.removeprefix(below) if is_below else value)
 
 
 def _as_prefix(folder: Path) -> str:
@@ -238,7 +284,7 @@ def _labels(
 
 def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[str | None]:
     """The label of each row as text, whatever its type; None for a row without one."""
-    if label == CLASS_FOLDER:
+    if label == CLASS_FOLDER and label not in table.rows.column_names:
         parts = [file.split("/")[table.depth :] for file in files]
         if all(len(part) == 1 for part in parts):
             raise DataError(f"{where}: label_column: none fits; name one of {', '.join(table.rows.column_names)}")

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.folders import SPLIT_NAMES
-from hfft.data.label_values import say
+from hfft.data.folders import SPLIT_NAMES, say
 from hfft.data.labels import is_multi_label, labels_of, lacks_label
 from hfft.data.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
@@ -88,7 +87,7 @@ def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
     Raises:
         DataError: If there is none, or several.
     """
-    aliases = SPLIT_NAMES.get(wanted, (wanted,))
+    aliases = SPLIT_NAMES.get(wanted.lower(), (wanted.lower(),))
     fitting = [wanted] if wanted in found else [name for name in found if name.lower() in aliases]
     if len(fitting) == 1:
         return fitting[0]

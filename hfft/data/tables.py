@@ -1,23 +1,24 @@
 """Which columns of a table of images are used for what."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Image, Value
+from datasets import Dataset, Image, Value
 from PIL import Image as PillowImage
 
-from hfft.data.folders import SPLIT_NAMES
-from hfft.data.label_sets import flag_columns, list_columns
+from hfft.data.hints import check_header, check_paths
+from hfft.data.label_columns import label_candidates, plain_name
 from hfft.data.label_values import is_text
+from hfft.data.layout import CLASS_FOLDER
+from hfft.data.split_columns import find_split_column
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
-CLASS_FOLDER = "class_folder"  # stands for the first folder of paths, in a table that has no labels
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
-_LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
@@ -66,12 +67,17 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     Raises:
         DataError: If a column isn't there, or none or several fit.
     """
+    check_header(table.column_names, where)
     images = _columns_of(table, Image) or [name for name, kind in table.features.items() if _is_content(kind)]
     if of_files and not images:
         images = _path_columns(table)
     image = _column(spec.image_column, images, table, f"{where}: image_column")
     has_paths = of_files and is_text(table.features[image])
-    candidates = _label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
+    if has_paths:
+        check_paths([name for name in table[image][:_SAMPLE] if name], f"{where}: image_column: the column {image!r}")
+    split = find_split_column(spec, table, image, where)
+    spec = dataclasses.replace(spec, split_column=split)
+    candidates = label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
     return Columns(
         image=image,
         label=_label_columns(spec.label_column, candidates, table, f"{where}: label_column"),
@@ -79,26 +85,19 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         if spec.weight_column is None
         else _column(spec.weight_column, [], table, f"{where}: weight_column"),
         group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
-        split=_split_column(spec.split_column, table, f"{where}: split_column"),
+        split=split,
         has_paths=has_paths,
     )
 
 
-def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str, Dataset]:
-    """Rows by the values of a column, as text; all of them as `train` without one.
-
-    Raises:
-        DataError: If a row has no value.
-    """
-    if column is None:
-        return {"train": table}
-    values = table[column][:]
-    if None in values:
-        raise DataError(f"{where}: split_column: the column {column!r} holds nothing in row {values.index(None)}")
-    places: dict[str, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(str(value), []).append(place)
-    return {name: table.select(rows) for name, rows in places.items()}
+def path_names(table: Dataset, spec: DataSpec) -> list[str] | None:
+    """The first paths of a table of paths; None for one that holds images, or has no column that looks like paths."""
+    if _columns_of(table, Image) or any(map(_is_content, table.features.values())):
+        return None
+    names = [spec.image_column] if spec.image_column in table.column_names else _path_columns(table)
+    if len(names) != 1 or not is_text(table.features[names[0]]):
+        return []
+    return [name for name in table[names[0]][:_SAMPLE] if name]
 
 
 def _columns_of(table: Dataset, feature: type) -> list[str]:
@@ -116,6 +115,7 @@ def _path_columns(table: Dataset) -> list[str]:
     """Text columns that are called like paths, else those whose first values are."""
     texts = [name for name, kind in table.features.items() if is_text(kind)]
     named = [name for name in _IMAGE_NAMES if name in texts]
+    named = named or [name for known in _IMAGE_NAMES for name in texts if plain_name(name) == known]
     if named:
         return named[:1]
     sample = table.select(range(min(len(table), _SAMPLE)))
@@ -135,31 +135,13 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     if len(candidates) == 1:
         return candidates[0]
     found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
-    raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
-
-
-def _label_candidates(
-    table: Dataset, spec: DataSpec, image: str, where: str, *, has_paths: bool
-) -> list[str] | tuple[str, ...]:
-    """Columns that may hold the labels; a tuple of them holds 0 and 1 for each class."""
-    sets, single = list_columns(table), _columns_of(table, ClassLabel)
-    declared = {"single_label": single, "multi_label": sets}.get(spec.task, single or sets)
-    found = declared or [name for name in _LABEL_NAMES if name in table.column_names]
-    found = [name for name in found if name != image]
-    if found or spec.label_column is not None:
-        return found
-    if spec.task == "multi_label" or (spec.task == "auto" and not (has_paths and _has_class_folders(table, image))):
-        others = [image, spec.weight_column, spec.group_column, spec.split_column]
-        flags = flag_columns(table, others, where)
-        if flags:
-            return flags
-    return [CLASS_FOLDER] if has_paths else []
-
-
-def _has_class_folders(table: Dataset, image: str) -> bool:
-    """Whether paths begin with different folders."""
-    firsts = {str(path).replace("\\", "/").rpartition("/")[0] for path in table[image][:]}
-    return len(firsts) > 1
+    key = where.rpartition(" ")[2]
+    example = next(iter(candidates), table.column_names[-1])
+    hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
+    raise DataError(
+        f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}"
+        f"{hint if key == 'image_column' and not candidates else ''}"
+    )
 
 
 def _label_columns(
@@ -168,6 +150,8 @@ def _label_columns(
     if asked is None and isinstance(candidates, tuple):
         return candidates
     candidates = list(candidates)
+    if asked == CLASS_FOLDER and candidates == [CLASS_FOLDER]:
+        return CLASS_FOLDER
     if asked is None or isinstance(asked, str):
         return _column(asked, candidates, table, where)
     return tuple(_column(name, [], table, where) for name in asked)
@@ -180,14 +164,3 @@ def _group_column(asked: str | None, table: Dataset, has_paths: bool, where: str
         return asked
     extra = [PARENT_FOLDER] if has_paths else []
     raise DataError(f"{where}: found {asked!r}; allowed: {', '.join([*table.column_names, *extra])}")
-
-
-def _split_column(asked: str | None, table: Dataset, where: str) -> str | None:
-    """The one asked for; else one called `split`, where all of its values are names of splits."""
-    if asked is not None:
-        return _column(asked, [], table, where)
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    if "split" not in table.column_names or isinstance(table.features["split"], ClassLabel):
-        return None
-    values = set(table["split"][:])
-    return "split" if all(isinstance(value, str) and value.lower() in known for value in values) else None

@@ -16,6 +16,7 @@ from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
+from hfft.distributed import meet, on_main
 from hfft.files import read_json, write_json
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
@@ -24,7 +25,7 @@ from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.recordings import Recording
-from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
+from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
@@ -126,7 +127,7 @@ class Replay:
             _LOG.warning(
                 f"{title}: every step computes the whole network, as recording its activations failed: {error}"
             )
-        PartialState().wait_for_everyone()  # all have read the note
+        meet()  # all have read the note
         if PartialState().is_main_process:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, {"engine": engine})
@@ -160,6 +161,8 @@ class Replay:
     def _open(self, job: Job, stage: Stage, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
+        if job.arguments.debug:
+            raise _Declined("debug looks at what every module computes, the frozen ones too")
         pixels = job.pixels(1)
         number = stage.number
         cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
@@ -218,9 +221,8 @@ class Replay:
         self, job: Job, stage: Stage, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
-        is_exact = asked == EAGER
         batch = job.arguments.per_device_train_batch_size
-        sample = job.pixels(batch if is_exact else max(batch, _BATCH))
+        sample = job.pixels(batch if self._shelf.is_exact else max(batch, _BATCH))
         boundaries = sorted([own, *self._later(job, stage.number, own)], key=lambda boundary: boundary.cut.depth)
         shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]
@@ -330,7 +332,7 @@ def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, image
         "bfloat16": job.autocast is torch.bfloat16,
         "images": images,
         "memory": memory if PartialState().is_main_process else None,
-        "key": f"{config.model_type} {config.name_or_path} to {prefix.end}",
+        "key": f"{config.model_type} {config.name_or_path} ({prefix.architecture}) to {prefix.end}",
     }
     if asked == "auto":
         engine = choose_engine(prefix, sample, asked=asked, **options) if PartialState().is_main_process else None

@@ -10,7 +10,7 @@ from shards import write_tar
 from hfft.data.content import part_of, read_content, stored_path
 from hfft.data.decoding import decode_row
 from hfft.data.inspection import inspect
-from hfft.data.sources import load_data, read_splits
+from hfft.data.sources import load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 from hfft.text import path_text
@@ -87,6 +87,9 @@ def test_a_name_that_holds_the_characters_that_stand_for_bytes(tmp_path):
 def test_names_of_splits(tmp_path):
     rows = "1.png,a,train\n2.png,b,train\n3.png,a,\x1b[31m\n"
     (tmp_path / "t.csv").write_text(f"path,label,part\n{rows}")
-    assert list(read_splits(DataSpec(source=str(tmp_path / "t.csv"), split_column="part"))) == ["train", "\\x1b[31m"]
+    assert list(read_source(DataSpec(source=str(tmp_path / "t.csv"), split_column="part")).splits) == [
+        "train",
+        "\\x1b[31m",
+    ]
     with pytest.raises(DataError, match=r"there is no split 'test'; found: train, \\x1b\[31m"):
         load(tmp_path / "t.csv", SplitSpec(validation=None, test="test"), split_column="part")

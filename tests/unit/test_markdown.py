@@ -1,7 +1,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from hfft.report.markdown import escape, fence, folded, table
+from hfft.markdown import escape, fence, folded, table
 
 NASTY = (
     "plain",
