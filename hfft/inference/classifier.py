@@ -22,6 +22,7 @@ from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahe
 from hfft.model.checkpoint import has_many_labels, labels_of
 from hfft.model.locating import run_result
 from hfft.paths import expanded
+from hfft.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -80,7 +81,7 @@ class Classifier:
             ModelError: If the model's config lacks what that takes.
         """
         self.model = model.eval()
-        self.classes = _distinct(labels_of(model.config))
+        self.classes = _distinct(list(map(printable, labels_of(model.config))))
         self.processor = processor
         self.transform = evaluation_transform(processor)
         is_calibrated = calibrated or precision is not None
