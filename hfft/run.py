@@ -14,10 +14,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft._version import __version__
 from hfft.data.batches import Collator, Examples, chances_of
-from hfft.data.checking import Checked
-from hfft.data.decoding import RULE
 from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
@@ -40,7 +37,6 @@ from hfft.hub.following import check_hub, make_repository, push_result, save_pus
 from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
 from hfft.locking import RunLock
-from hfft.machine import package_versions
 from hfft.model.checkpoint import (
     load_checkpoint,
     load_config,
@@ -50,7 +46,6 @@ from hfft.model.checkpoint import (
     set_labels,
 )
 from hfft.model.checkpoint_files import check_weights
-from hfft.model.fingerprint import hash_code
 from hfft.model.given import align_labels, check_reopens, take_model
 from hfft.planning import (
     check_callbacks,
@@ -74,9 +69,8 @@ from hfft.training.keeping import choose_kept
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
-from hfft.training.replay import Replay
+from hfft.training.replay import Replay, open_replay, replay_folder
 from hfft.training.reporting import finish_reporting, open_reporting
-from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
 
 _LOG = get_logger(__name__)
@@ -175,7 +169,7 @@ def _finetune(
         processor=processor,
         stages=_stages(phases, folder, recipe.seed, run_clock(recipe, plans, images)),
         data=_phase_data(images, processor, recipe),
-        replay=_replay(recipe, phases, processor, checked),
+        replay=open_replay(recipe, phases, processor, checked.fingerprints),
     )
     reporting = open_reporting(recipe, folder)
     with _timed(seconds, "retention"):
@@ -282,7 +276,7 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
         return recipe.precision
     if folder is not None and (folder / "environment.json").is_file():
         return read_json(folder / "environment.json")["precision"]
-    replays, memory = recipe.replay.mode != "off", _replay_folder(recipe) / "precision.json"
+    replays, memory = recipe.replay.mode != "off", replay_folder(recipe) / "precision.json"
     pixels = sample_pixels(processor)
     return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
 
@@ -299,23 +293,6 @@ def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunCloc
         )
         for number, phase in enumerate(phases)
     ]
-
-
-def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, checked: Checked) -> Replay | None:
-    if recipe.replay.mode == "off":
-        return None
-    origin = Origin(
-        fingerprints=dict(checked.fingerprints),
-        processor=f"{type(processor).__name__} {processor.to_dict()} {hash_code([type(processor)])}, decoding {RULE}",
-        augment=recipe.data.augment,
-        seed=recipe.seed,
-        versions={"hfft": __version__, **package_versions()},
-    )
-    return Replay(recipe.replay, _replay_folder(recipe), phases, origin)
-
-
-def _replay_folder(recipe: Recipe) -> Path:
-    return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:

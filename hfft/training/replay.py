@@ -16,11 +16,15 @@ from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
+from hfft._version import __version__
+from hfft.data.decoding import RULE
 from hfft.distributed import meet, on_main
 from hfft.files import read_json, write_json
+from hfft.machine import package_versions
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
-from hfft.recipe.spec import PhaseSpec, ReplaySpec
+from hfft.model.fingerprint import hash_code
+from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
 from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
@@ -58,6 +62,34 @@ def is_replayed(folder: Path) -> bool:
 def _noted(folder: Path) -> str | None:
     note = folder / _NOTE
     return read_json(note)["engine"] if note.is_file() else None
+
+
+def open_replay(
+    recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, fingerprints: Mapping[str, str]
+) -> "Replay | None":
+    """Replay as a recipe has it; None where it is off.
+
+    Args:
+        recipe: Of the run.
+        phases: Its phases, as they train.
+        processor: The image processor.
+        fingerprints: Split name to a hash of its images.
+    """
+    if recipe.replay.mode == "off":
+        return None
+    origin = Origin(
+        fingerprints=dict(fingerprints),
+        processor=f"{type(processor).__name__} {processor.to_dict()} {hash_code([type(processor)])}, decoding {RULE}",
+        augment=recipe.data.augment,
+        seed=recipe.seed,
+        versions={"hfft": __version__, **package_versions()},
+    )
+    return Replay(recipe.replay, replay_folder(recipe), phases, origin)
+
+
+def replay_folder(recipe: Recipe) -> Path:
+    """Where a run keeps its recordings, and what it has measured of the machine."""
+    return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
 
 
 @dataclass(frozen=True)

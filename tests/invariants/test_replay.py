@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import toy
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
@@ -39,6 +39,11 @@ def arguments(**more):
     return {"num_train_epochs": 3, "learning_rate": 1e-2, "dataloader_num_workers": 0, **more}
 
 
+CHECKPOINTS = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__annotations__
+)
 TWO = (
     {"unfreeze": "head", "arguments": arguments()},
     {"unfreeze": {"blocks": 2}, "arguments": arguments(learning_rate=1e-3)},
@@ -64,6 +69,17 @@ def test_with_an_adapter(family, tmp_path):
     phases = [{"adapter": AdapterSpec(on="all", blocks=2, lora_dropout=0.1, r=2), "arguments": arguments()}]
     plain = train(family, tmp_path / "plain", replay=None, phases=phases)
     replayed = train(family, tmp_path / "replayed", replay=EXACT, phases=phases)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
+def test_with_checkpointed_activations(tmp_path):
+    """A later phase is replayed, too, though a whole stage is computed again in its backward pass."""
+    checkpointed = tuple({**phase, "arguments": {**phase["arguments"], CHECKPOINTS: True}} for phase in TWO)
+    plain = train("swin", tmp_path / "plain", replay=None, phases=TWO)
+    replayed = train("swin", tmp_path / "replayed", replay=EXACT, phases=checkpointed)
+    assert [json.loads((tmp_path / f"replayed/{k}/replay.json").read_text())["engine"] for k in (0, 1)] == [
+        "torch"
+    ] * 2
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
