@@ -9,7 +9,7 @@ from datasets import Dataset, Value
 from hfft.data.folders import image_files, split_in, table_files, visible_files, warn, warn_of_left_out, words_of
 from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
-from hfft.data.layout import ALLOWED, CLASS_FOLDER, Layout, find_layout
+from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES
 from hfft.errors import DataError
@@ -120,7 +120,8 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
         warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
     if layout.problem:  # and no image
-        raise DataError(f"{layout.problem}; {ALLOWED}{advice_for(visible_files(folder))}")
+        advice = advice_for(visible_files(folder))
+        raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
     names = sorted({child.name for split in layout.splits for child in layout.class_folders(split)})
     splits, empty = {}, {}
     for split in layout.splits:
