@@ -12,7 +12,7 @@ from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
 from hfft.data.labels import UNLABELLED
-from hfft.data.layout import ALLOWED, CLASS_FOLDER, Layout, find_layout
+from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.tables import PARENT_FOLDER
 from hfft.data.text_tables import TEXT_TABLES
@@ -125,7 +125,8 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
         warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
     if layout.problem:  # and no image
-        raise DataError(f"{layout.problem}; {ALLOWED}{advice_for(visible_files(folder))}")
+        advice = advice_for(visible_files(folder))
+        raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
     children = [child.name for split in layout.splits for child in layout.class_folders(split)]
     classes = folder_classes(children, str(folder))
     splits, empty = {}, {}

@@ -103,10 +103,10 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
         DataError: If there are no splits as asked, or too few classes, or one without training images.
     """
     kept = _without(found.splits, without)
-    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     own = existing_split(kept, spec.splits.train, where)
     for folder in found.empty.get(own, ()):
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
+    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     _warn_of_empty(found, [split for split in found.empty if split != own])
     _tell_of_unused(kept, spec, own, where)
     splits = _without_unused(splits, where)

@@ -67,7 +67,8 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     Raises:
         DataError: If a column isn't there, or none or several fit.
     """
-    check_header(table.column_names, where)
+    if of_files:
+        check_header(table.column_names, where)
     images = _columns_of(table, Image) or [name for name, kind in table.features.items() if _is_content(kind)]
     if of_files and not images:
         images = _path_columns(table)
