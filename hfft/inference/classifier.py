@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hfft.data.fitting import try_processor
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
@@ -78,8 +79,9 @@ class Classifier:
             precision: As for `from_pretrained`.
 
         Raises:
-            ModelError: If the model's config lacks what that takes.
+            ModelError: If the model's config lacks what that takes, or the processor can't take an image.
         """
+        try_processor(processor)
         self.model = model.eval()
         self.classes = _distinct(list(map(printable, labels_of(model.config))))
         self.processor = processor
