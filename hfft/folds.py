@@ -105,7 +105,7 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     )
 
 
-def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
     classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
     together: dict[str, dict[str, Any]] = _measured(table, classes)
     for name, values in together.items():

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from hfft.cli import main
-from hfft.cli.printing import ConsoleError, open_console, print_table, say, show
+from hfft.cli.printing import ConsoleError, interval, open_console, print_metrics, print_table, say, show
 
 LINE = "Straße 猫 caf\udce9 \x1b[31m"
 NAMES = ("Straße", "ant\\x1b[31m", "b\\x0ac", "caf\\xe9", "猫")
@@ -105,3 +105,13 @@ def test_words_with_control_characters(capsys):
 def test_a_source_whose_name_is_no_text(capsys):
     assert main(["check-data", "caf\udce9"]) == 2
     assert "caf\\xe9 is no UTF-8 text" in capsys.readouterr().err
+
+
+def test_too_few_images_are_said_in_the_place_of_an_interval(capsys):
+    known = {"value": 0.5, "low": 0.25, "high": 0.75}
+    unknown = {"value": 0.5, "low": None, "high": None}
+    print_metrics({"test": {"accuracy": known, "log_loss": unknown}})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["test", "accuracy", "0.5000", "0.2500", "to", "0.7500"]
+    assert lines[2].split() == ["test", "log", "loss", "0.5000", "too", "few", "images"]
+    assert interval(unknown, "+") == "+0.5000 (too few images)"
