@@ -14,6 +14,7 @@ from hfft.evaluation.multilabel import SetOutcomes, set_differences
 from hfft.evaluation.pairs import McNemar, differences, mcnemar
 from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import read_json
+from hfft.paths import expanded
 from hfft.recipe.loading import load_recipe
 
 _SPLITS = ("test", "validation")
@@ -93,7 +94,7 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     """
     if len(runs) < 2:
         raise RunError("nothing to compare: give the folders of two runs or more")
-    found = [_Finished.open(Path(run)) for run in runs]
+    found = [_Finished.open(Path(expanded(run))) for run in runs]
     split = _common_split(found, split)
     notes = _notes(found, split)
     pair = None

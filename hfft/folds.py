@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import TrainerCallback
@@ -19,9 +17,12 @@ from hfft.evaluation.intervals import Interval, with_intervals
 from hfft.evaluation.multilabel import SetOutcomes, set_intervals
 from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import write_file, write_json
+from hfft.locking import RunLock
+from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
-from hfft.run import Run, finetune
+from hfft.run import finetune, join_for
+from hfft.runs.run import Run
 
 _LOG = get_logger(__name__)
 _COLUMN = "probability "  # and the class, in a table of predictions
@@ -65,16 +66,18 @@ def cross_validate(
     Raises:
         HfftError: As `hfft.finetune`; or if the recipe has no folds, or a run lies where the folds would.
     """
+    recipe = check_recipe(recipe)
     if recipe.folds is None:
         raise RecipeError("folds: this recipe asks for none; hfft.finetune runs it")
     folder = Path(recipe.output_dir) / recipe.name
     if (folder / "recipe.yaml").exists():
         raise RunError(f"{folder} holds a run without folds; choose another name or output_dir, or remove it")
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    runs = []
-    for number in range(recipe.folds):
-        _LOG.info(f"fold {number + 1} of {recipe.folds}")
-        runs.append(finetune(_of_fold(recipe, number), data=data, callbacks=callbacks, overwrite=overwrite))
+    state, runs = join_for(recipe), []
+    with RunLock(folder) as lock:
+        for number in range(recipe.folds):
+            lock.take_if_there()  # from the first fold's end on; until then, that fold's own lock holds
+            _LOG.info(f"fold {number + 1} of {recipe.folds}")
+            runs.append(finetune(_of_fold(recipe, number), data=data, callbacks=callbacks, overwrite=overwrite))
     tables = [run.predictions.assign(fold=number) for number, run in enumerate(runs)]
     table = pd.concat(tables).query("split == 'test'").reset_index(drop=True)
     metrics = {"test": _summary(table, runs)}

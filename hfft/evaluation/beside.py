@@ -26,9 +26,10 @@ from hfft.model.checkpoint import restore_weights
 from hfft.model.cut import find_cut
 from hfft.training.keeping import Kept
 from hfft.training.phase_data import PhaseData, Stage
-from hfft.training.phases import PhaseResult, training_arguments
+from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
 from hfft.training.replay import Recorded, Replay, is_replayed
+from hfft.training.settings import training_arguments
 
 _MOST_KNOWN = 20_000  # training images whose features are compared with
 _WORTH = 0.25  # of a run's own work: what baselines may take

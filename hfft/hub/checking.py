@@ -46,7 +46,15 @@ class Check:
     largest_difference: float
 
 
-def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping[Path, str], recipe: Recipe) -> Check:
+def read_back(
+    repo_id: str,
+    commit: str,
+    files: Sequence[File],
+    folders: Mapping[Path, str],
+    recipe: Recipe,
+    *,
+    trust_remote_code: bool,
+) -> Check:
     """Download a commit and compare it with what was pushed.
 
     Args:
@@ -55,6 +63,7 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         files: What was pushed.
         folders: Model and adapter folders of the run -> their folders in the repository.
         recipe: Of the run; names the images.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Raises:
         PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
@@ -65,11 +74,11 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         with explained(doing), tidy_client():
             download = partial(snapshot_download, repo_id, revision=commit, cache_dir=cache, token=get_token())
             snapshot = Path(apart(download))
-        where, trusts = f"{repo_id} at {commit[:8]}", recipe.model.trust_remote_code
+        where = f"{repo_id} at {commit[:8]}"
         _compare_files(snapshot, files, where)
         images, from_data = _images(recipe)
         differences = [
-            _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trusts)
+            _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trust_remote_code)
             for ours, place in folders.items()
         ]
     return Check(len(images), from_data, max(differences))

@@ -30,6 +30,8 @@ from hfft.hub.content import (
 )
 from hfft.hub.manifest import Remote, check_room, settle
 from hfft.hub.waiting import tidy_client
+from hfft.model.remote_code import check_code
+from hfft.paths import expanded
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
 
@@ -86,6 +88,7 @@ class Pushing(TypedDict, total=False):
     create_pr: bool
     commit_message: str | None
     base_model: str | None
+    trust_remote_code: bool
 
 
 def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
@@ -99,20 +102,23 @@ def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]"
             public is pushed to with false alone. `revision`, a branch, made if it isn't there; `main` when left out.
             `create_pr` opens a pull request instead of changing the branch. `commit_message`, title of the commit; one
             that names the run when left out. `base_model`, Hub id of what the adapter sits on, if it was trained on a
-            folder.
+            folder. `trust_remote_code`, which runs the Python code that the model brings, where it brings some, to
+            compare the logits.
 
     Raises:
         HubError: If it can't be pushed as asked.
+        ModelError: If the model brings code that isn't trusted.
         PushError: If the push failed; the run is as it was, and the same push finishes the job.
     """
     unknown = [key for key in pushing if key not in Pushing.__annotations__]
     if unknown:
         raise TypeError(f"push takes no {unknown[0]!r}; allowed: {', '.join(Pushing.__annotations__)}")
+    trusts = pushing.pop("trust_remote_code", False)
     try:
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
-    return push_run(Path(run), spec)
+    return push_run(Path(expanded(run)), spec, trust_remote_code=trusts)
 
 
 def bad_spec(error: ValidationError) -> HubError:
@@ -125,20 +131,24 @@ def bad_spec(error: ValidationError) -> HubError:
     return HubError("\n".join(lines))
 
 
-def push_run(run: Path, spec: HubSpec) -> Pushed:
+def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pushed:
     """Push a finished run as a recipe's `hub` section has it.
 
     Args:
         run: Its folder; gets or updates hub.json when all is done.
         spec: With a repo_id.
+        trust_remote_code: As for `push`.
 
     Raises:
         HubError: If it can't be pushed as asked.
+        ModelError: If the model brings code that isn't trusted.
         PushError: If the push failed.
     """
     recipe = finished_recipe(run)
     folders = parts(recipe, spec.what)
     check_adapter(run, folders, spec)
+    for name in folders:
+        check_code(run / name, trust_remote_code=trust_remote_code)
     destination = reach(spec)
     api = connection()
     with quick_imports():
@@ -154,7 +164,8 @@ def push_run(run: Path, spec: HubSpec) -> Pushed:
     message = spec.commit_message or f"{recipe.name}: image classifier, fine-tuned with hfft {__version__}"
     earlier = _earlier(run, destination.repo_id, spec)
     done, files = send(api, destination, files, message, create_pr=spec.create_pr, earlier=earlier)
-    check = read_back(destination.repo_id, done.oid, files, {run / name: folders[name] for name in folders}, recipe)
+    places = {run / name: folders[name] for name in folders}
+    check = read_back(destination.repo_id, done.oid, files, places, recipe, trust_remote_code=trust_remote_code)
     pushed = Pushed(
         repo_id=destination.repo_id,
         url=done.pr_url or f"{api.endpoint}/{destination.repo_id}",

@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 
 from hfft.errors import TrainingError
 from hfft.files import write_folder, write_text
+from hfft.markdown import escape, fence, folded, table
 from hfft.recipe.loading import dump_recipe
 from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
-from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
 from hfft.report.retained import confidence_in_words, retention_in_words
 from hfft.report.words import (

@@ -56,16 +56,22 @@ class ImageLoss:
             counted = labels[:, 0] >= 0
             logits, labels = logits[counted], labels[counted]
         logits = logits.float()
+        self._move(logits.device)
         if self.shifts is not None:
-            logits = logits + self.shifts.to(logits.device)
+            logits = logits + self.shifts
         total = self._sum(logits, labels)
         if num_items_in_batch is None:
             return total / len(labels)
         return total / (num_items_in_batch / entries_per_image)
 
+    def _move(self, device: torch.device) -> None:
+        """Keep the constants where the logits are: a copy in each step would wait for all that is computed before."""
+        self.shifts = None if self.shifts is None else self.shifts.to(device)
+        self.class_weights = None if self.class_weights is None else self.class_weights.to(device)
+
     def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum over images of logits (B, K) and labels (B,) or (B, K)."""
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weight = self.class_weights
         smoothing = self.label_smoothing
         if not labels.is_floating_point() and self.gamma == 0:
             return functional.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
@@ -94,7 +100,7 @@ class LabelSetLoss(ImageLoss):
         """The sum over images of the mean over classes, of logits (B, K) and labels (B, K) from 0 to 1."""
         smoothing = self.label_smoothing
         targets = labels.float() * (1 - smoothing) + smoothing / 2
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weight = self.class_weights
         if self.gamma == 0:
             terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
             return terms.sum() / logits.shape[1]

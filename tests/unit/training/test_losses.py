@@ -153,3 +153,13 @@ def test_a_sure_answer_has_a_gradient_whatever_gamma(gamma, size):
         assert logits.grad[1].abs().min() > 0.01
         if size >= 30:
             assert logits.grad[0].abs().max() < 1e-5
+
+
+def test_constants_stay_where_the_logits_are():
+    loss = ImageLoss(class_weights=(1.0,) * 5, shifts=(0.1,) * 5)
+    places = []
+    for _ in range(2):
+        loss(outputs(LOGITS.to("meta")), HARD.to("meta"), 8)
+        places.append([id(tensor) for tensor in (loss.class_weights, loss.shifts) if tensor.is_meta])
+    assert len(places[0]) == 2
+    assert places[0] == places[1]
