@@ -306,7 +306,8 @@ def _trainer(
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers = False
     if arguments.activation_checkpointing:
-        options, changed = exact_recomputation(arguments.activation_checkpointing_kwargs)
+        asked: Any = arguments.activation_checkpointing_kwargs
+        options, changed = exact_recomputation(asked)
         arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
         if changed:
             _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")

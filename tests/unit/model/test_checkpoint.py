@@ -215,12 +215,7 @@ def test_convolutional_networks_lie_channels_last(family, asked, expected):
     assert kernels
 
 
-ODD_CONFIGS = (
-    {"output_attentions": True},
-    {"output_hidden_states": True},
-    {"return_dict": False},
-    {"dtype": "float16"},
-)
+ODD = ({"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}, {"dtype": "float16"})
 
 
 @pytest.mark.parametrize("settings", ODD)
