@@ -1,14 +1,16 @@
 """What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.fitting import fit_processor
+from hfft.data.hints import check_found
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.evaluation.metrics import METRICS, MetricFunction
@@ -17,10 +19,13 @@ from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
 from hfft.model.checkpoint_files import check_numbers, check_weights
+from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
+from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.launched import tell_precision
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
-from hfft.training.memory import activation_bytes
+from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
 from hfft.training.recomputation import check_recomputation
@@ -40,8 +45,9 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    recipe = resolve_phases(recipe, None)
+    recipe = resolve_phases(with_weights_found(check_recipe(recipe)), None)
     images = load_data(recipe.data, recipe.seed)
+    check_found(images.splits["train"], recipe.data.source)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
     check_weights(recipe.model.checkpoint)
@@ -76,7 +82,9 @@ def check_phases(
     plans = []
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
-    for phase in phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32"):
+    phases = phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32")
+    tell_precision(phases)
+    for phase in phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))
         if str(metric).removeprefix("eval_") not in known:
@@ -89,9 +97,62 @@ def check_phases(
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         skeleton = _skeleton(recipe, config, phase, pixels)
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
+        _check_course(phase, plan)
+        _check_batchnorm(phase, plan, skeleton, (1, *pixels.shape[1:]))
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
     return plans
+
+
+def check_callbacks(callbacks: Sequence[TrainerCallback], recipe: Recipe, images: ImageData) -> None:
+    """Refuse a user's early stopping where a phase measures nothing, which transformers asserts once that begins.
+
+    Raises:
+        RecipeError: With the first such phase.
+    """
+    if not any(isinstance(callback, EarlyStoppingCallback) for callback in callbacks):
+        return
+    for phase in recipe.phases:
+        if "validation" not in images.splits or phase.arguments.get("eval_strategy") == "no":
+            raise RecipeError(
+                f"callbacks: EarlyStoppingCallback needs evaluations, and phases.{phase.name} has none; leave it out, "
+                "or set data.splits.validation and an eval_strategy other than 'no'"
+            )
+
+
+def _check_course(phase: PhaseSpec, plan: Plan) -> None:
+    """Refuse a warm-up that leaves no step at the learning rate, and evaluations that would begin after the end."""
+    where, asked = f"phases.{phase.name}", float(phase.arguments.get("warmup_steps") or 0)
+    warmup = int(asked) if asked >= 1 else math.ceil(plan.steps * asked)  # as transformers 5.24 has it
+    steps = f"{plan.steps:,} {'step' if plan.steps == 1 else 'steps'}"
+    if warmup >= plan.steps:
+        raise RecipeError(
+            f"{where}.warmup_steps: found {asked:g}, and the phase has {steps}: none would have its learning rate; "
+            "set fewer, a share of the steps such as 0.1, or 0"
+        )
+    delay, strategy = phase.arguments.get("eval_delay") or 0, phase.arguments.get("eval_strategy", "epoch")
+    end, unit = (plan.epochs, "epochs") if strategy == "epoch" else (plan.steps, "steps")
+    if strategy != "no" and delay > end:
+        raise RecipeError(
+            f"{where}.eval_delay: found {delay:g}, and the phase ends after {end:g} {unit}, without an evaluation; "
+            "set less, or eval_strategy: no"
+        )
+
+
+def _check_batchnorm(phase: PhaseSpec, plan: Plan, network: Any, shape: tuple[int, ...]) -> None:
+    """Refuse batches of one image where a BatchNorm trains that needs several."""
+    shares = phase.batchnorm == "sync" and plan.processes > 1
+    if phase.batchnorm == "eval" or shares:
+        return
+    last = plan.images % plan.device_batch
+    has_last = plan.processes == 1 and last == 1 and not phase.arguments.get("dataloader_drop_last")
+    if (plan.device_batch == 1 or has_last) and refuses_one_image(network, shape, phase.batchnorm):
+        which = "each batch has" if plan.device_batch == 1 else f"the last batch of {plan.images:,} images has"
+        advice = "" if plan.device_batch == 1 else "dataloader_drop_last: true, or "
+        raise RecipeError(
+            f"phases.{phase.name}.batchnorm: {phase.batchnorm!r} takes statistics of each batch, and {which} one "
+            f"image, which is too few for this network; set {advice}another per_device_train_batch_size"
+        )
 
 
 def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tensor) -> Any:
@@ -138,6 +199,16 @@ def _evaluations(phase: PhaseSpec, plan: Plan) -> float:
         return plan.epochs if asked == "epoch" else 0.0
     every = phase.arguments.get("eval_steps") or phase.arguments.get("logging_steps") or 50
     return 1 / every if every < 1 else plan.steps / every
+
+
+def with_weights_found(recipe: Recipe) -> Recipe:
+    """The recipe with the folder of the weights, where its checkpoint is a run's folder, or a phase's.
+
+    Raises:
+        ModelError: If that isn't finished, or has no weights of its own.
+    """
+    place = weights_place(recipe.model.checkpoint)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpoint=place))
 
 
 def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:

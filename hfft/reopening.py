@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
+from hfft.distributed import on_main
 from hfft.errors import RunError, TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation, precision_of
 from hfft.evaluation.beside import Trained, Way, score_beside
@@ -20,8 +18,8 @@ from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
-from hfft.training.phases import EVAL_BATCH
 from hfft.training.replay import recorded_with
+from hfft.training.settings import EVAL_BATCH
 
 
 def score_result(
@@ -49,7 +47,7 @@ def score_result(
         raise TrainingError(f"{folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
     set_memory_format(classifier.model, recipe.model.memory_format)
     in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
-    _on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
     arguments = recipe.phases[-1].arguments
     way = Way(
         classifier.transform,
@@ -69,19 +67,6 @@ def score_result(
             where=str(folder),
         )
     return scores, baselines
-
-
-def _on_main(check: Any) -> None:
-    """Check in the main process, which alone may have interpolated weights; all processes raise what it does."""
-    found: list[Any] = [None]
-    if PartialState().is_main_process:
-        try:
-            check()
-        except TrainingError as error:
-            found = [str(error)]
-    broadcast_object_list(found)
-    if found[0] is not None:
-        raise TrainingError(found[0])
 
 
 def check_finished(folder: Path, recipe: Recipe, model: Any, given: dict[str, str]) -> None:

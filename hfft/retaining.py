@@ -9,15 +9,18 @@ import torch
 from accelerate import PartialState
 
 from hfft.data.sources import ImageData
+from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
 from hfft.evaluation.novelty import find_novelty
 from hfft.evaluation.retention import Retention, choose_sample
 from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
+from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
 from hfft.training.phase_data import PhaseData, Stage
-from hfft.training.phases import EVAL_BATCH, finished_phase
+from hfft.training.phases import finished_phase
+from hfft.training.settings import EVAL_BATCH
 
 _FILE = "retention.json"
 _INTERPOLATED = "interpolated"
@@ -86,7 +89,7 @@ class Retaining:
                 self._retention.measure(network, _INTERPOLATED, self._run_folder / _FILE, "interpolated")
         if self._retention is not None:
             found["retention"] = self._retention.summary()
-        PartialState().wait_for_everyone()
+        meet()
         return found
 
     def _interpolate(self, network: Any, data: PhaseData) -> Interpolation:
@@ -105,14 +108,13 @@ class Retaining:
             raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
         arguments = self._stages[-1].spec.arguments
         metric = str(arguments.get("metric_for_best_model") or data.headline).removeprefix("eval_")
-        is_greater = arguments.get("greater_is_better")
         return Trial(
             examples=data.validation,
             floats=data.floats,
             metrics=data.metrics,
             metric=metric,
             is_multi_label=data.is_multi_label,
-            greater_is_better=not metric.endswith("loss") if is_greater is None else is_greater,
+            greater_is_better=is_greater_better(arguments),
             seed=self._recipe.seed,
             batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
             device=torch.device(str(PartialState().device)),

@@ -15,9 +15,12 @@ from transformers.utils import logging as transformers_logging
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
+from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
 from hfft.model.checkpoint_files import file_problem
-from hfft.model.remote_code import check_code
+from hfft.model.locating import processor_place
+from hfft.model.remote_code import check_code, name_own_class, own_code, processor_code, refuse_untrusted
+from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
@@ -92,8 +95,7 @@ def load_original(spec: ModelSpec) -> PreTrainedModel | None:
     config = _read_config(spec)
     if not any("ForImageClassification" in name for name in config.architectures or ()):
         return None
-    if spec.image_size is not None:
-        _set_image_size(config, spec.image_size)
+    set_image_size(config, spec)
     model, report = _load(spec, config)
     return None if report["missing_keys"] or report["mismatched_keys"] else model.eval()
 
@@ -102,7 +104,9 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
     """The network of a config with all of the checkpoint's weights that fit, and what was missing or didn't."""
     with quiet():
         try:
-            return AutoModelForImageClassification.from_pretrained(
+            if holds_adapter(spec.checkpoint):
+                return load_on_base(spec, config, load_body)
+            model, report = AutoModelForImageClassification.from_pretrained(
                 spec.checkpoint,
                 config=config,
                 revision=spec.revision,
@@ -114,6 +118,8 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
             )
         except _UNUSABLE as error:
             raise _unusable(spec, error) from error
+    name_own_class(model.config, type(model))
+    return model, report
 
 
 def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
@@ -141,6 +147,7 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
     """
     _check_exists(spec)
     config = _read_config(spec, num_labels=len(labels))
+    refuse_untrusted(spec, own_code(vars(config)))
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
     if getattr(config, "quantization_config", None):
@@ -148,10 +155,7 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
     config.dtype = torch.float32  # of what is trained, whatever the checkpoint was saved in
     set_labels(config, labels, is_multi_label=is_multi_label)
-    if spec.image_size is not None:
-        _set_image_size(config, spec.image_size)
-    if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
-        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, spec.image_size, spec.image_size]}
+    set_image_size(config, spec)
     return config
 
 
@@ -186,15 +190,6 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
 
 
-def _set_image_size(config: Any, side: int) -> None:
-    """CLIP and its kin keep the size in their vision section; Hiera keeps height and width."""
-    sections: tuple[Any, ...] = (config, getattr(config, "vision_config", None))
-    for section in sections:
-        now = getattr(section, "image_size", None)
-        if now is not None:
-            section.image_size = [side, side] if isinstance(now, list | tuple) else side
-
-
 def load_processor(spec: ModelSpec, config: Any) -> Any:
     """The checkpoint's own image processor, at the recipe's image size.
 
@@ -213,13 +208,15 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
     with quiet():
         try:
             processor = AutoImageProcessor.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+                processor_place(spec.checkpoint), revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
                 f"so nobody can know the size and scale of its pixels: {first_line(error)}"
             ) from error
+    refuse_untrusted(spec, processor_code(vars(processor)))
+    name_own_class(processor, type(processor))
     return processor if spec.image_size is None else _resized(processor, spec.image_size)
 
 
@@ -377,7 +374,12 @@ def sample_pixels(processor: Any) -> torch.Tensor:
 
 def _resized(processor: Any, side: int) -> Any:
     """The processor with every size scaled so that its output is `side` pixels high and wide."""
-    now = sample_pixels(processor).shape[-2]
+    try:
+        now = sample_pixels(processor).shape[-2]
+    except Exception as error:  # of anybody's code
+        raise ModelError(
+            f"model.image_size: the image processor, {type(processor).__name__}, can't take an image: {error}"
+        ) from error
     processor = copy.deepcopy(processor)
     for key in ("size", "crop_size"):
         sizes = {name: value for name, value in dict(getattr(processor, key, None) or {}).items() if value}

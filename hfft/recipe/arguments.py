@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import json
 import math
 from collections.abc import Callable
 from functools import cache
@@ -50,8 +51,19 @@ OWNED = {
 # What TrainingArguments lets pass, and what then fails in the middle of a run, or quietly does nothing.
 _POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = ("0 or a number above it", lambda value: 0 <= value < math.inf)
+_SHARE = ("a number from 0 to 1, without 1", lambda value: 0 <= value < 1)
 _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "learning_rate": _POSITIVE,
+    "max_steps": ("a number above 0, or -1 for none", lambda value: value > 0 or value == -1),
+    "max_grad_norm": _NOT_NEGATIVE,
+    "adam_beta1": _SHARE,
+    "adam_beta2": _SHARE,
+    "adam_epsilon": _POSITIVE,
+    "eval_delay": _NOT_NEGATIVE,
+    "save_total_limit": _POSITIVE,
+    "dataloader_prefetch_factor": _POSITIVE,
+    "ddp_bucket_cap_mb": _POSITIVE,
+    "ddp_timeout": _POSITIVE,
     "num_train_epochs": _POSITIVE,
     "per_device_train_batch_size": _POSITIVE,
     "per_device_eval_batch_size": _POSITIVE,
@@ -63,6 +75,52 @@ _RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "dataloader_num_workers": _NOT_NEGATIVE,
     "label_smoothing_factor": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
 }
+_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
+_LANGUAGE = "it is for language models"
+# Values that are allowed of a field, and why others aren't: they would do nothing, or fail in the middle of a run.
+_CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
+    "log_level": (_LEVELS, ""),
+    "log_level_replica": (_LEVELS, ""),
+    "dataloader_multiprocessing_context": (("fork", "spawn", "forkserver"), ""),
+    "torch_compile_mode": (("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), ""),
+    "optim_target_modules": ((), "it is for optimizers that choose their parameters, which hfft has none of"),
+    "use_liger_kernel": ((False,), _LANGUAGE),
+    "liger_kernel_config": ((), _LANGUAGE),
+    "neftune_noise_alpha": ((), f"{_LANGUAGE}; data.augment changes images"),
+    "use_cache": ((False,), _LANGUAGE),
+    "include_num_input_tokens_seen": (("no", False), "images have no tokens to count"),
+    "length_column_name": (("length",), "images aren't sorted by length"),
+    "parallelism_config": ((), "processes share images, and weights by FSDP 2 alone (docs/scaling.md)"),
+    "eval_do_concat_batches": ((True,), "the metrics are those of all validation images at once"),
+    "bf16_full_eval": ((False,), "phases are validated in the precision that they train in"),
+    "fp16_full_eval": ((False,), "phases are validated in the precision that they train in"),
+    "enable_jit_checkpoint": ((False,), "a run saves at SIGTERM without it"),
+    "debug": (("", [], "underflow_overflow", ["underflow_overflow"]), ""),
+    "ddp_backend": ((), "processes talk by NCCL on GPUs and by gloo on CPUs"),
+}
+# Keys of accelerator_config, likewise.
+_ACCELERATOR: dict[str, tuple[Any, ...]] = {
+    "split_batches": (False,),
+    "dispatch_batches": (None, False),
+    "even_batches": (True,),
+    "use_seedable_sampler": (True, False),
+    "use_configured_state": (False,),
+    "gradient_accumulation_kwargs": (None, {}),
+    "non_blocking": (True, False),
+}
+# Keys of torch.utils.checkpoint, and transformers' own two, read in 5.24; others fail in the first step.
+_CHECKPOINTING = (
+    "use_reentrant",
+    "preserve_rng_state",
+    "determinism_check",
+    "early_stop",
+    "debug",
+    "every_n_layers",
+    "offload",
+)
+# Optimizers that choose their parameters among all of the network's, where a phase has groups with rates of their own.
+_CHOOSING = ("galore_", "apollo_", "lomo", "adalomo")
+_SET_BY_GROUP = {"lr": "learning_rate", "weight_decay": "weight_decay"}
 _PLAIN = {"int", "float", "str", "bool", "dict", "list", "None", "Any", "Literal"}
 
 
@@ -106,10 +164,74 @@ def argument_problem(name: str, value: Any) -> str | None:
             dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
         )
         return f"found {value!r}; allowed: {wanted}"
-    if value is None or name not in _RANGES:
+    if value is None:
         return None
-    allowed, fits = _RANGES[name]
-    return None if fits(value) else f"found {value!r}; allowed: {allowed}"
+    if name in _RANGES:
+        allowed, fits = _RANGES[name]
+        return None if fits(value) else f"found {value!r}; allowed: {allowed}"
+    if name in _CHOICES:
+        return _choice_problem(value, *_CHOICES[name])
+    return _CHECKS[name](value) if name in _CHECKS else None
+
+
+def as_mapping(value: Any) -> dict[str, Any] | None:
+    """A field that is a mapping, or JSON text of one as transformers takes it; None if it is something else."""
+    if isinstance(value, str) and value.startswith("{"):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _choice_problem(value: Any, allowed: tuple[Any, ...], reason: str) -> str | None:
+    if any(value is one or (value == one and not isinstance(value, bool)) for one in allowed):
+        return None
+    told = ", ".join(map(str, allowed)) or "nothing, leave it out"
+    return f"found {value!r}; allowed: {told}" + (f", as {reason}" if reason else "")
+
+
+def _accelerator_problem(value: Any) -> str | None:
+    found = as_mapping(value)
+    if found is None:
+        return f"found {value!r}; allowed: keys with values, written here, so that the run's recipe holds them"
+    for key, one in found.items():
+        if key not in _ACCELERATOR:
+            return f"{key}: unknown key; allowed: {', '.join(_ACCELERATOR)}"
+        if one not in _ACCELERATOR[key]:
+            allowed = " or ".join(map(str, _ACCELERATOR[key]))
+            return f"{key}: found {one!r}; allowed: {allowed}, as hfft deals the images and counts the steps itself"
+    return None
+
+
+def _optimizer_problem(value: Any) -> str | None:
+    if not str(value).startswith(_CHOOSING):
+        return None
+    return f"found {value!r}, which chooses its parameters itself; allowed: optimizers that take groups of parameters"
+
+
+def _options_problem(value: str) -> str | None:
+    for option in filter(None, value.replace(" ", "").split(",")):
+        key, equals, text = option.partition("=")
+        if not key or not equals or not text or "=" in text:
+            return f"found {option!r}; allowed: name=value, name=value"
+        if key in _SET_BY_GROUP:
+            return f"found {option!r}; set {_SET_BY_GROUP[key]} itself, which counts for each parameter"
+    return None
+
+
+def _checkpointing_problem(value: Any) -> str | None:
+    unknown = [key for key in as_mapping(value) or {} if key not in _CHECKPOINTING]
+    return f"{unknown[0]}: unknown key; allowed: {', '.join(_CHECKPOINTING)}" if unknown else None
+
+
+_CHECKS: dict[str, Callable[[Any], str | None]] = {
+    "accelerator_config": _accelerator_problem,
+    "activation_checkpointing_kwargs": _checkpointing_problem,
+    "gradient_checkpointing_kwargs": _checkpointing_problem,
+    "optim": _optimizer_problem,
+    "optim_args": _options_problem,
+}
 
 
 def _plain_type(annotation: ast.expr) -> Any:

@@ -1,8 +1,10 @@
 """What of a recipe contradicts itself, each key being right for itself; all of it, in lines that name the keys."""
 
 from hfft.recipe.arguments import AUTO
+from hfft.recipe.dependencies import PLATEAU, dependency_problems
 from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe, SplitSpec
 
+_SEARCHED = ("adamw_torch", "adamw_torch_fused")
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 
 
@@ -30,7 +32,7 @@ def contradictions(recipe: Recipe) -> list[str]:
             problems += [
                 f"phases.{phase.name}.learning_rate: {problem}" for problem in _search_problems(phase, recipe)
             ]
-    return [*problems, *_retaining_problems(recipe)]
+    return [*problems, *dependency_problems(recipe), *_retaining_problems(recipe)]
 
 
 def _loss_problems(recipe: Recipe) -> list[str]:
@@ -94,7 +96,11 @@ def _hub_contradictions(recipe: Recipe) -> list[str]:
 
 def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
     """What keeps `learning_rate: auto` from being found."""
+    optim, schedule = (phase.arguments.get(name) for name in ("optim", "lr_scheduler_type"))
     obstacles = {
+        "needs an eval_strategy other than 'no'": phase.arguments.get("eval_strategy") == "no",
+        f"needs the optim adamw_torch or adamw_torch_fused; found {optim!r}": optim not in (None, *_SEARCHED),
+        f"needs a schedule that is known before; found lr_scheduler_type {schedule!r}": schedule in PLATEAU,
         "is for a phase that trains the head alone": phase.adapter is not None
         or phase.gradual is not None
         or phase.unfreeze != "head",

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError, nearest
+from hfft.paths import expanded
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
 from hfft.recipe.spec import (
@@ -28,11 +29,13 @@ from hfft.recipe.spec import (
     RetainSpec,
     SplitSpec,
 )
+from hfft.text import printable
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
 _MOST_VALUES, _MOST_LETTERS, _DEEPEST = 100_000, 10_000_000, 50  # of a recipe
 _SECRETS = ("token", "hf_token", "hub_token", "access_token", "use_auth_token", "api_key", "password", "secret")
+_BEHIND = {"arguments", "inherited"}  # fields of PhaseSpec that stand for keys of other names
 _FIELDS = "the fields of transformers.TrainingArguments"
 _SECTIONS = {
     "": Recipe,
@@ -64,29 +67,46 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         RecipeError: With all problems found: where, what was found, what is allowed.
     """
     where = "recipe" if isinstance(source, Mapping) else str(source)
-    content = _plain(source if isinstance(source, Mapping) else _read_yaml(Path(source)), where)
+    content = _plain(source if isinstance(source, Mapping) else _read_yaml(Path(expanded(source))), where)
     if not isinstance(content, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys to values, found {_kind(content)}")
     for override in overrides:
+        _check_text(override, where)
         _apply_override(content, override)
     return _build(_plain(content, where), where)
 
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML that `load_recipe` reads back to an equal Recipe."""
-    content = _without_defaults(recipe)
-    content["phases"] = []
-    for phase in recipe.phases:
-        entry = _without_defaults(phase)
-        shared = recipe.training.items()
-        own = {key: value for key, value in entry.pop("arguments", {}).items() if (key, value) not in shared}
-        content["phases"].append({**entry, **own})
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
-    yaml.dump(json.loads(json.dumps(content)), stream)
+    yaml.dump(json.loads(json.dumps(_content(recipe))), stream)
     return stream.getvalue()
+
+
+def check_recipe(recipe: Recipe) -> Recipe:
+    """A recipe that was made or changed in Python, read again as the file that it would be.
+
+    Returns:
+        What that file says: what runs is what recipe.yaml tells.
+
+    Raises:
+        RecipeError: With all problems found, as for a file.
+    """
+    where = f"recipe {recipe.name}"
+    for phase in recipe.phases:
+        if misplaced := set(phase.arguments) & {field.name for field in dataclasses.fields(PhaseSpec)}:
+            found = ", ".join(sorted(misplaced))
+            raise RecipeError(f"{where}: phases.{phase.name}.arguments: found {found}; allowed: {_FIELDS}")
+    return _build(_plain(_content(recipe), where), where)
+
+
+def _content(recipe: Recipe) -> dict[str, Any]:
+    """What a file of the recipe holds."""
+    phases = [{**_without_defaults(phase, _BEHIND), **phase.own_arguments} for phase in recipe.phases]
+    return {**_without_defaults(recipe), "phases": phases}
 
 
 def _read_yaml(path: Path) -> Any:
@@ -127,7 +147,9 @@ def _check_amount(content: Any, where: str) -> None:
     while waiting:
         node, depth = waiting.pop()
         values += 1
-        letters += len(node) if isinstance(node, str) else 0
+        if isinstance(node, str):
+            letters += len(node)
+            _check_text(node, where)
         if values > _MOST_VALUES or letters > _MOST_LETTERS or depth > _DEEPEST:
             raise RecipeError(
                 f"{where}: not a recipe: more than {_MOST_VALUES:,} values or {_MOST_LETTERS:,} letters, aliases "
@@ -137,6 +159,15 @@ def _check_amount(content: Any, where: str) -> None:
             waiting += [(part, depth + 1) for part in (*node.keys(), *node.values())]
         elif isinstance(node, list | tuple | set):
             waiting += [(part, depth + 1) for part in node]
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse a name whose bytes are no text: no recipe could be written with it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"{printable(text)} is no UTF-8 text"
+        raise RecipeError(f"{printable(where)}: {what}; rename the file or folder, or link to it") from error
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:
@@ -173,7 +204,7 @@ def _build(content: dict[str, Any], where: str) -> Recipe:
     shared = training if isinstance(training, dict) else {}
     problems += _argument_problems(shared, "training")
     if isinstance(content.get("phases"), list):
-        content["phases"] = [_split_phase(phase, shared, problems, n) for n, phase in enumerate(content["phases"])]
+        content["phases"] = [_split_phase(phase, problems, n) for n, phase in enumerate(content["phases"])]
     try:
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(content))
     except ValidationError as error:
@@ -187,11 +218,11 @@ def _build(content: dict[str, Any], where: str) -> Recipe:
     return recipe
 
 
-def _split_phase(phase: Any, training: dict[str, Any], problems: list[str], number: int) -> Any:
+def _split_phase(phase: Any, problems: list[str], number: int) -> Any:
     if not isinstance(phase, dict):
         return phase
     where = f"phases.{_phase_name(phase, number)}"
-    own = {field.name for field in dataclasses.fields(PhaseSpec)} - {"arguments"}
+    own = {field.name for field in dataclasses.fields(PhaseSpec)} - _BEHIND
     arguments = {key: value for key, value in phase.items() if key not in own}
     known = training_argument_types()
     unknown = [key for key in arguments if key not in known]
@@ -201,7 +232,7 @@ def _split_phase(phase: Any, training: dict[str, Any], problems: list[str], numb
     arguments = {key: value for key, value in arguments.items() if key in known}
     problems += _argument_problems(arguments, where)
     spec = {key: value for key, value in phase.items() if key in own}
-    return {**spec, "arguments": {**training, **arguments}}
+    return {**spec, "arguments": arguments}
 
 
 def _argument_problems(arguments: dict[str, Any], where: str) -> list[str]:
@@ -273,10 +304,12 @@ def _unknown_key(path: str, key: str, known: Sequence[str], allowed: str) -> str
     return f"{path}: unknown key; " + (f"did you mean {meant!r}?" if meant else f"allowed: {allowed}")
 
 
-def _without_defaults(spec: Any) -> dict[str, Any]:
+def _without_defaults(spec: Any, left_out: Collection[str] = ()) -> dict[str, Any]:
     """Fields that differ from their defaults, nested sections included."""
     content: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
+        if field.name in left_out:
+            continue
         value = getattr(spec, field.name)
         default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
         if dataclasses.is_dataclass(value):

@@ -131,7 +131,9 @@ def shared_recipe(facts: RunFacts) -> Recipe:
         replay=dataclasses.replace(recipe.replay, folder=None if folder is None else _last_name(folder)),
         output_dir=Recipe.output_dir,  # the default
         training=shared(recipe.training),
-        phases=tuple(dataclasses.replace(phase, arguments=shared(phase.arguments)) for phase in recipe.phases),
+        phases=tuple(
+            dataclasses.replace(phase, arguments=shared(phase.own_arguments), inherited={}) for phase in recipe.phases
+        ),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from hfft.distributed import meet
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.spec import Recipe
@@ -60,6 +61,7 @@ def plain_network(
     network = merge(network)
     if is_main and not is_last:
         save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
+    meet()
     return network
 
 
@@ -74,7 +76,7 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
         folder: Of the run.
     """
     state = PartialState()
-    state.wait_for_everyone()  # the main process has written what is read here
+    meet()  # the main process has written what is read here
     phase = recipe.phases[kept.number]
     if kept.number < len(results) - 1:
         result = results[kept.number].checkpoint if phase.adapter is None else _MERGED

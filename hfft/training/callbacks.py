@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.files import write_text
 from hfft.interruption import stop_signal
@@ -62,10 +62,11 @@ class Stopper(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save now, if any process was asked to stop; after an epoch's last step once that epoch was evaluated."""
-        asked = torch.tensor(float(stop_signal() is not None), device=args.device)
+        self._stops = stop_signal() is not None
         if args.world_size > 1:
+            asked = torch.tensor(float(self._stops), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        self._stops = bool(asked)
+            self._stops = bool(asked)
         is_last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         control.should_save = control.should_save or (self._stops and not is_last)
 
@@ -74,6 +75,10 @@ class Stopper(TrainerCallback):
         if self._stops:
             _LOG.info(f"{self._title}: stopped after step {state.global_step}, which is saved")
             raise KeyboardInterrupt
+
+
+class PhaseEarlyStopping(EarlyStoppingCallback):
+    """A phase's `early_stopping`; of a class of its own, so that a user's callback isn't restored in its place."""
 
 
 class PhaseProgress(TrainerCallback):

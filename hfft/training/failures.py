@@ -8,15 +8,21 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from hfft.errors import TrainingError
+from hfft.training.workers import worker_deaths_explained
 
 _CONTINUES = "the same command continues from the last whole checkpoint"
 _NO_MEMORY = "can't allocate memory"  # of torch on a CPU
-_NO_WORKER = "DataLoader worker"
+ONE_VALUE = "Expected more than 1 value per channel"
+"""Of torch, where a BatchNorm trains on a batch of one image."""
 _NO_SPACE = ("failed writing file", "iostream error", "unexpected pos")  # of torch.save, which hides the cause
 
 
 class Diverged(Exception):
     """Loss or weights that are no numbers any more; says where."""
+
+
+class EvaluationOutOfMemory(Exception):
+    """Memory ran out while validation images were measured, and not in a training step."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -33,22 +39,32 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
         arguments: Of the phase.
     """
     try:
-        yield
+        with worker_deaths_explained(title, f"fewer dataloader_num_workers need less, and {_CONTINUES}"):
+            yield
     except Diverged as error:
         raise TrainingError(
             f"{title}: {error}; the checkpoints saved before are kept. A smaller learning_rate, warmup_steps or a "
             "smaller max_grad_norm help, with --overwrite or another name"
         ) from error
+    except EvaluationOutOfMemory as error:
+        raise TrainingError(f"{title}: {_evaluation_advice(arguments)}") from error
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
+    except ValueError as error:
+        text = str(error)
+        if "DebugUnderflowOverflow" in text:
+            raise TrainingError(
+                f"{title}: debug: a module computed numbers that are infinite or none; it is named in what was printed"
+            ) from error
+        if ONE_VALUE not in text:
+            raise
+        raise TrainingError(
+            f"{title}: a batch has one image, and BatchNorm that trains needs two; set dataloader_drop_last: true, or "
+            "another per_device_train_batch_size"
+        ) from error
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
-        if _NO_WORKER in str(error):
-            raise TrainingError(
-                f"{title}: {str(error).splitlines()[0].rstrip('. ')}. A process that reads images died, most often "
-                f"for lack of memory or of shared memory; fewer dataloader_num_workers need less, and {_CONTINUES}"
-            ) from error
         if any(words in str(error) for words in _NO_SPACE):
             raise TrainingError(f"{title}: weights can't be written; is the disk full? {_CONTINUES}") from error
         raise
@@ -73,9 +89,19 @@ def smaller_batch(batch: int, accumulated: int) -> dict[str, int] | None:
     }
 
 
-def _memory_advice(arguments: TrainingArguments | None) -> str:
+def _evaluation_advice(arguments: TrainingArguments | None) -> str:
     if arguments is None:
         return f"out of memory; a smaller per_device_eval_batch_size needs less, and {_CONTINUES}"
+    batch = arguments.per_device_eval_batch_size
+    less = f"per_device_eval_batch_size={batch // 2}" if batch > 1 else "eval_accumulation_steps=1"
+    return (
+        f"out of memory in an evaluation with per_device_eval_batch_size={batch}; {less} needs less, and {_CONTINUES}"
+    )
+
+
+def _memory_advice(arguments: TrainingArguments | None) -> str:
+    if arguments is None:
+        return _evaluation_advice(None)
     batch = arguments.per_device_train_batch_size
     smaller = smaller_batch(batch, arguments.gradient_accumulation_steps)
     words = [] if smaller is None else [" with ".join(f"{name}={value}" for name, value in smaller.items())]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.callbacks import HEADLINES, headline_in
 from hfft.training.phases import PhaseResult
@@ -83,9 +84,8 @@ def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> lis
     for number in range(1, len(phases)):
         arguments = phases[number].arguments
         metric = str(arguments.get("metric_for_best_model") or _headline(results)).removeprefix("eval_")
-        greater = arguments.get("greater_is_better")
-        greater = not metric.endswith("loss") if greater is None else greater  # as transformers 5.24 has it
         before, after = (results[n].metrics.get(metric, float("nan")) for n in (best, number))
+        greater = is_greater_better(arguments)
         is_better = not (after <= before if greater else after >= before)  # NaN, of a phase without numbers, is
         steps.append(_Step(metric, best, number, (before, after), is_better))
         best = number if is_better else best

@@ -1,10 +1,14 @@
 """How much memory a training step keeps for its backward pass, from shapes alone."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from hfft.model.freezing import held_modules
+from hfft.training.failures import ONE_VALUE
 
 
 def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = "eval") -> int | None:
@@ -32,18 +36,46 @@ def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = 
             kept[storage._cdata] = storage.nbytes()
         return tensor  # and autograd keeps it, so that no storage is used twice
 
-    was_training = model.training
-    model.train()
-    for module in held_modules(model, batchnorm):
-        module.training = False
     try:
-        with saved_tensors_hooks(note, lambda tensor: tensor):
+        with _as_in_a_step(model, batchnorm), saved_tensors_hooks(note, lambda tensor: tensor):
             outputs = model(pixel_values=torch.zeros(shape, device=device))  # holds what was saved
     except RuntimeError as error:
         if "meta tensor" not in str(error):
             raise
         return None
-    finally:
-        model.train(was_training)
     del outputs
     return sum(kept.values())
+
+
+def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> bool:
+    """Whether a BatchNorm that is trained has a single value per channel where a batch has one image.
+
+    Args:
+        model: As `prepare_phase` left it; may be on the meta device.
+        shape: Of the pixels, (1, C, H, W).
+        batchnorm: The phase's.
+    """
+    try:
+        with _as_in_a_step(model, batchnorm), torch.no_grad():
+            model(pixel_values=torch.zeros(shape, device=next(model.parameters()).device))
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        return True
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+    return False
+
+
+@contextmanager
+def _as_in_a_step(model: nn.Module, batchnorm: str) -> Iterator[None]:
+    """Modules in the modes that they train in."""
+    was_training = model.training
+    model.train()
+    for module in held_modules(model, batchnorm):
+        module.training = False
+    try:
+        yield
+    finally:
+        model.train(was_training)

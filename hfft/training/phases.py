@@ -1,7 +1,6 @@
 """Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -15,7 +14,6 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import (
-    EarlyStoppingCallback,
     PrinterCallback,
     ProgressCallback,
     TrainerCallback,
@@ -23,16 +21,23 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.debug_utils import DebugUnderflowOverflow
 
+from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
-from hfft.machine import cpus_per_process
 from hfft.model.freezing import Freeze
-from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
-from hfft.training.callbacks import HEADLINES, EpochSetter, HistoryWriter, PhaseProgress, Stopper, is_evaluation
+from hfft.training.callbacks import (
+    EpochSetter,
+    HistoryWriter,
+    PhaseEarlyStopping,
+    PhaseProgress,
+    Stopper,
+    is_evaluation,
+)
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.first_steps import FirstSteps
@@ -42,11 +47,10 @@ from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
+from hfft.training.settings import check_options, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
-from hfft.training.spreading import check_spreadable, shards_of
+from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
-
-EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
 
 _LOG = get_logger(__name__)
 
@@ -72,58 +76,6 @@ class PhaseResult:
     seconds: float
     images_per_second: float
     frozen: dict[str, int]
-
-
-def training_arguments(
-    spec: PhaseSpec, folder: Path, *, seed: int, validate: bool, metric: str = HEADLINES[0]
-) -> TrainingArguments:
-    """The Trainer's settings for a phase.
-
-    Args:
-        spec: The phase.
-        folder: Its folder.
-        seed: The recipe's seed.
-        validate: Whether there are validation images.
-        metric: What the phase is judged by, unless it says otherwise.
-
-    Raises:
-        RecipeError: If transformers refuses a value or a combination.
-    """
-    asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
-    strategy = asked.get("eval_strategy", "epoch") if validate else "no"
-    has_accelerator = torch.accelerator.is_available()
-    settings = {
-        "metric_for_best_model": metric,
-        "per_device_eval_batch_size": EVAL_BATCH,
-        "save_total_limit": 1,
-        "logging_steps": 50,
-        "report_to": "none",
-        "disable_tqdm": not sys.stderr.isatty(),
-        "dataloader_num_workers": min(cpus_per_process(), 8),
-        "dataloader_pin_memory": has_accelerator,
-        "use_cpu": not has_accelerator,
-        **asked,
-        "output_dir": str(folder),
-        "seed": seed,
-        "eval_strategy": strategy,
-        "save_strategy": strategy if strategy != "no" else "epoch",
-        "load_best_model_at_end": strategy != "no",
-        "restore_callback_states_from_checkpoint": True,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-        "logging_nan_inf_filter": False,  # such a loss ends the phase
-        "auto_find_batch_size": False,  # of the Trainer, whose schedule it changes
-        "ddp_find_unused_parameters": asked.get("ddp_find_unused_parameters", False),
-    }
-    if strategy == "steps":
-        settings["save_steps"] = settings["eval_steps"] = asked.get("eval_steps", settings["logging_steps"])
-    try:
-        arguments = TrainingArguments(**settings)
-    except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
-    check_spreadable(spec.name, arguments)
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
-    return arguments
 
 
 def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
@@ -154,6 +106,9 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
                 eval_dataset=rows,
             )
             trainer.create_optimizer_and_scheduler(num_training_steps=100)
+            check_options(spec, arguments)
+        except RecipeError:
+            raise
         except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
             raise RecipeError(f"phases.{spec.name}: {str(error).strip().splitlines()[0]}") from error
 
@@ -233,7 +188,7 @@ def _finish(
     begun = time.monotonic()
     try:
         with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
-            _train(trainer, newest_checkpoint(folder), patience=spec.early_stopping, title=title)
+            _train(trainer, newest_checkpoint(folder), title)
     finally:
         progress.close()
         model = _released(trainer)
@@ -242,7 +197,7 @@ def _finish(
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
-    trainer.accelerator.wait_for_everyone()
+    meet()
     return model, result
 
 
@@ -268,9 +223,13 @@ def _released(trainer: PhaseTrainer) -> Any:
     """The model as it was before Accelerate prepared it.
 
     Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
-    prepared model does (accelerate 1.15).
+    prepared model does (accelerate 1.15). The hooks of `debug` would look at whatever else the model is used for.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), DebugUnderflowOverflow):
+                del module._forward_hooks[number]
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model
@@ -304,7 +263,7 @@ def _trainer(
 ) -> PhaseTrainer:
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
-        arguments.dataloader_persistent_workers = False
+        arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
     if arguments.activation_checkpointing:
         asked: Any = arguments.activation_checkpointing_kwargs
         options, changed = exact_recomputation(asked)
@@ -340,28 +299,30 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: PhaseTrainer, unfinished: Path | None, *, patience: int | None, title: str) -> None:
+def _train(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
     """Train to the end, from an unfinished checkpoint if there is one; leaves the best weights in the model."""
     if unfinished is None:
         trainer.train()
     else:
         _LOG.info(f"{title}: continues from {unfinished.name}")
         state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
-        if patience is not None and _patience_used(state) >= patience:  # Trainer would go on to the next evaluation
+        if _was_stopped(state):  # by a callback; Trainer would go on to the next evaluation
             trainer.end_with(state)
         else:
             trainer.train(resume_from_checkpoint=str(unfinished))
     trainer.save_result()
 
 
-def _patience_used(state: TrainerState) -> int:
+def _was_stopped(state: TrainerState) -> bool:
+    """Whether a callback had ended the phase before its last step when the state was saved."""
     callbacks: Any = state.stateful_callbacks
-    return callbacks["EarlyStoppingCallback"]["attributes"]["early_stopping_patience_counter"]
+    control = callbacks.get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
 
 
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str) -> list[TrainerCallback]:
     own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
-    return own if spec.early_stopping is None else [*own, EarlyStoppingCallback(spec.early_stopping)]
+    return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
 
 
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:

@@ -25,17 +25,8 @@ _DEFAULTS = {
     "gradient_accumulation_steps": 1,
     "dataloader_drop_last": False,
 }
-# Tensors of two or more dimensions that are positions, tokens or scales rather than weights of a layer.
-_NO_DECAY = (
-    "pos_embed",
-    "position_embedding",
-    "relative_position",
-    "_token",
-    "layer_scale",
-    "lambda_",
-    "gamma",
-    "ia3_l",
-)
+_KERNELS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+_SEVERAL_KERNELS = (nn.MultiheadAttention, nn.RNNBase)  # such as in_proj_weight and weight_hh_l0
 
 
 @dataclass(frozen=True)
@@ -241,8 +232,8 @@ def parameter_groups(
 
     A part's rate is the phase's, times `layer_decay` once per block from the head down: the head and the norm get
     the full rate, the last block one factor less, and so on to the stem
-    (BEiT fine-tuning, https://hf.co/papers/2106.08254). `head_learning_rate` replaces the head's. Weight decay never
-    falls on biases, norms, scales, positions and tokens.
+    (BEiT fine-tuning, https://hf.co/papers/2106.08254). `head_learning_rate` replaces the head's. Weight decay falls
+    on kernels alone: never on biases, norms, scales, temperatures, positions and tokens.
     """
     parameters = dict(model.named_parameters())
     groups = []
@@ -254,7 +245,7 @@ def parameter_groups(
         if part.name == "head" and spec.head_learning_rate is not None:
             rate = spec.head_learning_rate
         names = [name for name in part.tensors if name in parameters and parameters[name].requires_grad]
-        decayed = [name for name in names if _decays(name, parameters[name])]
+        decayed = [name for name in names if _decays(model, name, parameters[name])]
         plain = [name for name in names if name not in decayed]
         for chosen, decay in ((decayed, float(arguments["weight_decay"])), (plain, 0.0)):
             if chosen:
@@ -302,8 +293,19 @@ def _shares(images: int, arguments: Mapping[str, Any], processes: int) -> tuple[
     return rounds * size + max(rest - (processes - 1) * size, 0), rounds * size + min(rest, size)
 
 
-def _decays(name: str, parameter: nn.Parameter) -> bool:
-    return parameter.ndim > 1 and not any(word in name for word in _NO_DECAY)
+def _decays(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a kernel: a matrix of a layer that multiplies with it, known by layer and shape.
+
+    Of a class that is not torch's own, it is what is called `weight` and more than a scale for each channel
+    (ConvNeXt V2's grn.weight is (1, 1, 1, C)).
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    if parameter.ndim < 2 or isinstance(owner, nn.Embedding):
+        return False
+    if isinstance(owner, _SEVERAL_KERNELS):
+        return "weight" in leaf
+    return leaf == "weight" and (isinstance(owner, _KERNELS) or parameter.numel() > max(parameter.shape))
 
 
 def _frozen_share(model: nn.Module, anatomy: Anatomy) -> float:

@@ -166,6 +166,15 @@ class ShardedTrainer(PhaseTrainer):
     def _whole_network(self) -> Any:
         return self.shards.gather()
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save; callbacks that hear of it get the whole network, as in one process, and not a shard."""
+        super()._save_checkpoint(model, trial)
+        self.callback_handler.model = self.shards.whole
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.callback_handler.model = self.model
+
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write whole files under the names that one process gives them; Trainer would write the weights again."""
         state, schedule = self.shards.optimizer_state(self.optimizer), cast(Any, self.lr_scheduler)

@@ -7,16 +7,18 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
+from hfft.distributed import meet
 from hfft.errors import TrainingError
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.training.activations import Replayed
-from hfft.training.failures import Diverged
+from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group
 
@@ -106,9 +108,18 @@ class PhaseTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure, by the same buffers in all processes: each has taken statistics of its own images since."""
+        """Measure, by the same buffers in all processes: each has taken statistics of its own images since.
+
+        Raises:
+            EvaluationOutOfMemory: Where there are too many validation images at once.
+        """
         self._align_buffers()
-        return super().evaluate(*args, **kwargs)
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise EvaluationOutOfMemory from error
+            raise
 
     @torch.no_grad()
     def _align_buffers(self) -> None:
@@ -146,7 +157,8 @@ class PhaseTrainer(Trainer):
         with quiet():
             super()._save_checkpoint(model, trial)
         self._is_saving = False
-        self.accelerator.wait_for_everyone()  # every rank saves its random state
+        self.state.stateful_callbacks = self._callback_states()
+        meet()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"
         best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
@@ -155,7 +167,18 @@ class PhaseTrainer(Trainer):
             self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
             publish_folder(folder / _ASIDE / name, folder / name)
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
-        self.accelerator.wait_for_everyone()
+        meet()
+
+    def _callback_states(self) -> dict[str, Any]:
+        """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
+
+        Read in transformers 5.24, which restores the first of them.
+        """
+        found: dict[str, list[Any]] = {}
+        for callback in (*self.callback_handler.callbacks, self.control):
+            if isinstance(callback, ExportableState):
+                found.setdefault(type(callback).__name__, []).append(callback.state())
+        return {name: states[0] if len(states) == 1 else states for name, states in found.items()}
 
     def _whole_network(self) -> Any:
         """What a checkpoint is written from; for all processes together."""

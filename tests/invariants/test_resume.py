@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import toy
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec
@@ -85,6 +85,34 @@ def test_a_phase_that_had_stopped_early_is_not_trained_on(tmp_path):
         result.metrics,
     )
     assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
+def test_early_stopping_counts_on_beside_callbacks_of_the_same_kind(tmp_path):
+    """Also where those of the user aren't given any more."""
+    arguments = {"num_train_epochs": 8, "metric_for_best_model": "log_loss", "greater_is_better": True}
+    phase = {"unfreeze": "head", "early_stopping": 2, "arguments": arguments}
+    _, result = run("vit", tmp_path / "whole", **phase)
+    patient = [EarlyStoppingCallback(90), EarlyStoppingCallback(91)]
+    for name, later in (("with", patient), ("without", [])):
+        with pytest.raises(KeyboardInterrupt):
+            run("vit", tmp_path / name, callbacks=[*patient, StopAt(result.best_step + 4)], **phase)
+        _, continued = run("vit", tmp_path / name, callbacks=later, **phase)
+        assert continued.steps == result.steps
+
+
+def test_two_callbacks_of_one_kind_count_on_after_an_interruption(tmp_path):
+    arguments = {"num_train_epochs": 8, "metric_for_best_model": "log_loss", "greater_is_better": True}
+
+    def phase(name, *more):
+        stopping = [EarlyStoppingCallback(90), EarlyStoppingCallback(3)]
+        return run("vit", tmp_path / name, unfreeze="head", callbacks=[*stopping, *more], arguments=arguments)[1]
+
+    result = phase("whole")
+    assert result.steps < 8 * 3
+    for stop in (StopAt(result.steps - 1), StopAtTheEnd()):
+        with pytest.raises(KeyboardInterrupt):
+            phase(type(stop).__name__, stop)
+        assert phase(type(stop).__name__).steps == result.steps
 
 
 def test_a_finished_phase_whose_weights_are_damaged_is_refused(tmp_path):

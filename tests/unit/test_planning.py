@@ -1,14 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tiny
 import toy
 from shards import write_tar
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.cli import main
 from hfft.data.sources import load_data
 from hfft.errors import ModelError, RecipeError
-from hfft.planning import class_weights, phases_in, plan_recipe
+from hfft.folds import cross_validate
+from hfft.planning import check_callbacks, class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import dump_recipe, load_recipe
+from hfft.recipe.spec import SplitSpec
+from hfft.run import finetune
 
 HEAD = {"name": "head", "learning_rate": 0.1}
 
@@ -137,3 +143,66 @@ def test_weights_that_are_cut_or_gone_are_told_in_the_plan(recipe, tmp_path):
     path.unlink()
     with pytest.raises(ModelError, match="has no weights"):
         plan_recipe(recipe())
+
+
+def test_a_recipe_changed_in_python_is_planned_as_it_now_is(recipe):
+    asked = recipe(training={"weight_decay": 0.1}, phases=[{"name": "head"}])
+    (plan,) = plan_recipe(replace(asked, training={"learning_rate": 0.5}))[1]
+    assert [(group.learning_rate, group.weight_decay) for group in plan.groups] == [(0.5, 0.0), (0.5, 0.0)]
+    wrong = replace(asked, novelty=True, data=replace(asked.data, splits=SplitSpec(validation=None, test=None)))
+    for use in (plan_recipe, finetune, cross_validate):
+        with pytest.raises(RecipeError, match=r"novelty: needs data\.splits\.validation"):
+            use(wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"warmup_steps": 500}, "warmup_steps: found 500, and the phase has 3 steps"),
+        ({"warmup_steps": 3}, "warmup_steps: found 3, and the phase has 3 steps"),
+        ({"warmup_steps": 0.5, "max_steps": 1}, "warmup_steps: found 0.5, and the phase has 1 step:"),
+        ({"eval_delay": 4}, "eval_delay: found 4, and the phase ends after 3 epochs"),
+        ({"eval_delay": 4, "eval_strategy": "steps"}, "eval_delay: found 4, and the phase ends after 3 steps"),
+    ],
+    ids=str,
+)
+def test_a_phase_that_ends_before_its_warm_up_or_first_evaluation_is_refused(recipe, arguments, words):
+    with pytest.raises(RecipeError) as caught:
+        plan_recipe(recipe(phases=[{**HEAD, **arguments}]))  # 8 images, 3 epochs
+    assert str(caught.value).startswith(f"phases.head.{words}")
+
+
+@pytest.mark.parametrize("arguments", [{"warmup_steps": 2}, {"warmup_steps": 0.1}, {"eval_delay": 3}], ids=str)
+def test_a_warm_up_or_a_delay_within_a_phase(recipe, arguments):
+    assert plan_recipe(recipe(phases=[{**HEAD, **arguments}]))[1][0].steps == 3
+
+
+def test_early_stopping_of_the_user_needs_evaluations(recipe):
+    asked = recipe()
+    images = load_data(asked.data, asked.seed)
+    check_callbacks([EarlyStoppingCallback()], asked, images)
+    check_callbacks([TrainerCallback()], recipe(training={"eval_strategy": "no"}), images)
+    with pytest.raises(RecipeError, match=r"callbacks: EarlyStoppingCallback needs evaluations, and phases\.more has"):
+        check_callbacks([EarlyStoppingCallback()], recipe({"name": "more", "eval_strategy": "no"}), images)
+
+
+@pytest.mark.parametrize(
+    ("family", "batch", "more", "is_refused"),
+    [
+        ("levit", 7, {}, True),  # 8 images: the last batch has one
+        ("levit", 1, {}, True),
+        ("levit", 4, {}, False),
+        ("levit", 7, {"dataloader_drop_last": True}, False),
+        ("levit", 7, {"batchnorm": "eval"}, False),
+        ("mobilevitv2", 7, {}, False),  # its maps have several places
+    ],
+)
+def test_batches_of_one_image_under_a_batchnorm_that_trains(recipe, tmp_path, family, batch, more, is_refused):
+    tiny.save(tmp_path / family, family)
+    phase = {"name": "all", "unfreeze": "all", "batchnorm": "train", "per_device_train_batch_size": batch, **more}
+    asked = recipe(phases=[phase], model={"checkpoint": str(tmp_path / family)})
+    if not is_refused:
+        plan_recipe(asked)
+        return
+    with pytest.raises(RecipeError, match=r"phases\.all\.batchnorm: 'train' takes statistics of each batch"):
+        plan_recipe(asked)

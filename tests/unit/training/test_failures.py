@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.training.failures import Diverged, explained, smaller_batch
+from hfft.training.failures import Diverged, EvaluationOutOfMemory, explained, smaller_batch
 from hfft.training.trainer import PhaseTrainer
 
 
@@ -29,6 +29,8 @@ def message(error, tmp_path, **arguments):
         (RuntimeError("[enforce fail at inline_container.cc] . failed writing file"), "disk full?"),
         (OSError(28, "No space left on device"), "No space left on device"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "No space left on device"),
+        (EvaluationOutOfMemory(), "out of memory in an evaluation with per_device_eval_batch_size=8; "),
+        (ValueError("Expected more than 1 value per channel when training, got input"), "a batch has one image"),
         (Diverged("the loss is nan at step 7, learning rate 0.1"), "the loss is nan at step 7, learning rate 0.1"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
@@ -116,3 +118,14 @@ def test_auto_find_batch_size_trains_the_same_in_smaller_passes(too_small, tmp_p
     assert result.steps == same.steps == 4
     for name, value in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name], value)
+
+
+class LacksMemoryToEvaluate(TrainerCallback):
+    def on_prediction_step(self, args, state, control, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_memory_that_an_evaluation_lacks_is_not_the_training_batchs(tmp_path):
+    arguments = {"auto_find_batch_size": True, "per_device_eval_batch_size": 12}
+    with pytest.raises(TrainingError, match=r"in an evaluation with per_device_eval_batch_size=12; .*=6 needs less"):
+        toy.run(tiny.build("vit"), tmp_path / "0", callbacks=[LacksMemoryToEvaluate()], arguments=arguments)

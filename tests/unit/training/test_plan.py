@@ -1,5 +1,6 @@
 import dataclasses
 import math
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +17,9 @@ from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec
 from hfft.training import plan as plan_module
-from hfft.training.phases import training_arguments, try_arguments
+from hfft.training.phases import try_arguments
 from hfft.training.plan import expand_phases, parameter_groups, plan_phase, prepare_phase
+from hfft.training.settings import training_arguments
 from hfft.training.trainer import PhaseTrainer
 
 
@@ -149,20 +151,78 @@ def test_every_trainable_parameter_is_in_one_group_and_no_other_is():
     assert sorted(names) == sorted(name for name, p in model.named_parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("family", ["vit", "beit", "convnext", "dinov2", "resnet", "swin", "timm_wrapper"])
+def decayed(model, spec):
+    arguments = {"learning_rate": 1.0, "weight_decay": 0.1}
+    groups = parameter_groups(model, dissect(model), spec, arguments)
+    return {name for group in groups if group.weight_decay for name in group.names}
+
+
+@pytest.mark.parametrize("family", sorted(tiny.CONFIGS))
 def test_weight_decay_falls_on_matrices_and_kernels_only(family):
     changes = {"architecture": "vit_tiny_patch16_224"} if family == "timm_wrapper" else {}
     model = tiny.build(family, **changes).requires_grad_(True)
-    spec = PhaseSpec(name="p", unfreeze="all")
-    arguments = {"learning_rate": 1.0, "weight_decay": 0.1}
-    groups = parameter_groups(model, dissect(model), spec, arguments)
-    decayed = {name for group in groups if group.weight_decay for name in group.names}
     kernels = {
-        f"{prefix}.weight"
+        f"{prefix}.{name}"
         for prefix, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)
+        for kind, name in (
+            (torch.nn.Linear | torch.nn.Conv1d | torch.nn.Conv2d, "weight"),
+            (torch.nn.MultiheadAttention, "in_proj_weight"),
+        )
+        if isinstance(module, kind)
     }
-    assert decayed == kernels
+    assert decayed(model, PhaseSpec(name="p", unfreeze="all")) == kernels & dict(model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kernels", "others"),
+    [
+        ("mixer_s32_224", ["blocks.0.mlp_tokens.fc1.weight"], []),
+        ("xcit_nano_12_p16_224", ["pos_embed.token_projection.weight"], ["blocks.0.attn.temperature"]),
+        ("resmlp_12_224", ["blocks.0.linear_tokens.weight"], ["blocks.0.norm1.alpha", "blocks.0.ls1"]),
+        ("levit_128s", ["stem.conv1.linear.weight"], ["stages.0.blocks.0.attn.attention_biases"]),
+    ],
+)
+def test_weight_decay_of_timm_networks(architecture, kernels, others):
+    model = tiny.build("timm_wrapper", architecture=architecture).requires_grad_(True)
+    found = decayed(model, PhaseSpec(name="p", unfreeze="all"))
+    names = {name.removeprefix("timm_model."): name in found for name, _ in model.named_parameters()}
+    assert [names[name] for name in kernels] == [True] * len(kernels)
+    assert [names[name] for name in others] == [False] * len(others)
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "kinds"),
+    [
+        ("lora", "vit", {"lora_A.weight", "lora_B.weight"}),
+        ("dora", "resnet", {"lora_A.weight", "lora_B.weight"}),  # whose magnitudes are (1, C, 1, 1) there
+        ("ia3", "vit", set()),
+        ("vera", "vit", set()),
+    ],
+)
+def test_weight_decay_of_adapters_falls_on_their_matrices_only(method, family, kinds):
+    spec = PhaseSpec(name="p", adapter=AdapterSpec(method=method, on="all"))
+    found = decayed(prepare_phase(tiny.build(family), spec), spec)
+    short = {re.sub(r".*\.(\w+)\.default(\.\w+)?$", r"\1\2", name) for name in found}
+    assert short == kinds | {"modules_to_save.weight"}  # the head
+
+
+class Product(torch.nn.Module):
+    """A layer of no class of torch's, as remote code brings them."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(3, 16))
+        self.scale = torch.nn.Parameter(torch.ones(16, 16))
+
+
+def test_weight_decay_of_layers_of_other_classes():
+    model = tiny.build("vit").requires_grad_(True)
+    model.vit.layers[0].extra = Product()
+    model.vit.layers[0].scale = torch.nn.Module()
+    model.vit.layers[0].scale.weight = torch.nn.Parameter(torch.ones(1, 16, 1))
+    found = decayed(model, PhaseSpec(name="p", unfreeze="all"))
+    assert "vit.layers.0.extra.weight" in found
+    assert not {"vit.layers.0.extra.scale", "vit.layers.0.scale.weight"} & found
 
 
 def test_an_argument_that_transformers_refuses_names_the_phase(tmp_path):

@@ -17,8 +17,8 @@ from hfft.evaluation.metrics import METRICS
 from hfft.recipe.spec import PhaseSpec
 from hfft.training import probe
 from hfft.training.losses import ImageLoss
-from hfft.training.phases import training_arguments
 from hfft.training.probe import Course, HeadInputs, Heads, default_grid, search_head, train_heads
+from hfft.training.settings import training_arguments
 
 GRID = [(rate, decay) for rate in (1e-3, 1e-2, 1e-1) for decay in (0.0, 0.5)]
 RUN = {"num_train_epochs": 3, "per_device_train_batch_size": 8, "dataloader_num_workers": 0}

@@ -1,0 +1,103 @@
+"""Fields that count beside others only: said where they count in no phase, and nowhere else."""
+
+import pytest
+
+from hfft.errors import RecipeError
+from hfft.recipe.loading import load_recipe
+
+PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau"}
+GREEDY = {"lr_scheduler_type": "greedy", "learning_rate": 1e-2}
+
+
+def problems(training, *phases):
+    content = {"name": "x", "model": {"checkpoint": "c"}, "data": {"source": "d"}, "training": training}
+    named = [{"name": name, **phase} for name, phase in zip("ab", phases or ({},), strict=False)]
+    try:
+        load_recipe({**content, "phases": named})
+    except RecipeError as error:
+        return [line.strip() for line in str(error).splitlines()[1:]]
+    return []
+
+
+@pytest.mark.parametrize(
+    ("training", "beside"),
+    [
+        ({"eval_steps": 5}, {"eval_strategy": "steps"}),
+        ({"warmup_steps": 5, "lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"}),
+        ({"warmup_steps": 0.1, **PLATEAU}, {"lr_scheduler_type": "cosine"}),
+        (
+            {"lr_scheduler_kwargs": {"power": 2.0}, "lr_scheduler_type": "constant"},
+            {"lr_scheduler_type": "polynomial"},
+        ),
+        ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, {"activation_checkpointing": True}),
+        ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True}),
+        ({"dataloader_multiprocessing_context": "spawn", "dataloader_num_workers": 0}, {"dataloader_num_workers": 1}),
+        ({"project": "mine"}, {"report_to": "trackio"}),
+        ({"trackio_space_id": "me/it"}, {"report_to": ["wandb", "trackio"]}),
+    ],
+    ids=str,
+)
+def test_a_field_that_counts_in_no_phase_is_told_once(training, beside):
+    field = next(iter(training))
+    (line,) = problems(training)
+    assert line.startswith(f"training.{field}: counts with ")
+    (line,) = problems(training, {}, {})
+    assert line.startswith(f"training.{field}: counts with ")
+    (line,) = problems({}, {}, training)
+    assert line.startswith(f"phases.b.{field}: counts with ")
+    assert problems({**training, **beside}) == []
+    assert problems(training, {}, beside) == []  # the other phase needs it
+
+
+@pytest.mark.parametrize(
+    "training",
+    [
+        {"eval_steps": None},
+        {"warmup_steps": 0, "lr_scheduler_type": "constant"},
+        {"lr_scheduler_kwargs": {}, "lr_scheduler_type": "constant"},
+        {"project": "huggingface"},
+        {"dataloader_prefetch_factor": 2},
+    ],
+    ids=str,
+)
+def test_what_asks_for_nothing_passes(training):
+    assert problems(training) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "wrong"),
+    [
+        ({**PLATEAU, "lr_scheduler_kwargs": {"mode": "min"}}, True),
+        ({**PLATEAU, "lr_scheduler_kwargs": '{"mode": "min"}'}, True),
+        ({**PLATEAU, "lr_scheduler_kwargs": {"mode": "max"}}, False),
+        ({**PLATEAU, "lr_scheduler_kwargs": {"mode": "max"}, "metric_for_best_model": "log_loss"}, True),
+        ({**PLATEAU, "lr_scheduler_kwargs": {"mode": "min"}, "metric_for_best_model": "eval_log_loss"}, False),
+        ({**PLATEAU, "lr_scheduler_kwargs": {"mode": "min"}, "greater_is_better": False}, False),
+        ({**GREEDY, "lr_scheduler_kwargs": {"mode": "min"}}, True),
+    ],
+    ids=str,
+)
+def test_the_mode_of_a_plateau_is_the_metrics_direction(training, wrong):
+    found = problems(training)
+    assert [line.split(":")[0] for line in found] == (["phases.a.lr_scheduler_kwargs.mode"] if wrong else [])
+
+
+def test_a_greedy_rate_must_be_able_to_fall():
+    (line,) = problems({**GREEDY, "learning_rate": 5e-5})
+    assert line.startswith("phases.a.lr_scheduler_kwargs.min_lr: the learning rate 5e-05 could never fall")
+    assert problems({**GREEDY, "learning_rate": 5e-5, "lr_scheduler_kwargs": {"min_lr": 1e-7}}) == []
+    assert problems(GREEDY) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "words"),
+    [
+        ({"optim": "sgd"}, "'auto' needs the optim adamw_torch or adamw_torch_fused; found 'sgd'"),
+        (PLATEAU, "'auto' needs a schedule that is known before; found lr_scheduler_type 'reduce_lr_on_plateau'"),
+        ({"eval_strategy": "no"}, "'auto' needs an eval_strategy other than 'no'"),
+    ],
+    ids=str,
+)
+def test_a_rate_that_could_not_be_searched(training, words):
+    (line,) = problems(training, {"learning_rate": "auto"})
+    assert line == f"phases.a.learning_rate: {words}"

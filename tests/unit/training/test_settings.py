@@ -1,0 +1,86 @@
+"""What a phase says to the optimizer and the schedule is what they do, or it is refused."""
+
+from dataclasses import replace
+
+import pytest
+import tiny
+import toy
+from transformers import Trainer
+
+from hfft.errors import RecipeError
+from hfft.recipe.spec import PhaseSpec
+from hfft.training.phases import try_arguments
+from hfft.training.settings import training_arguments
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(
+    ("arguments", "mode"),
+    [
+        ({}, "max"),
+        ({"lr_scheduler_kwargs": {"patience": 1}}, "max"),
+        ({"lr_scheduler_kwargs": '{"patience": 1}'}, "max"),
+        ({"metric_for_best_model": "macro_f1"}, "max"),
+        ({"metric_for_best_model": "log_loss"}, "min"),
+        ({"metric_for_best_model": "eval_hamming_loss"}, "min"),
+        ({"metric_for_best_model": "log_loss", "greater_is_better": True}, "max"),
+    ],
+    ids=str,
+)
+def test_a_plateau_looks_in_the_direction_of_the_metric(schedule, arguments, mode, tmp_path):
+    spec = PhaseSpec(name="p", arguments={"lr_scheduler_type": schedule, **arguments})
+    found = training_arguments(spec, tmp_path, seed=0, validate=True).lr_scheduler_kwargs
+    assert found["mode"] == mode
+    assert found.get("patience", 1) == 1
+
+
+def test_the_rate_stays_while_accuracy_rises_and_falls_where_it_does_not(tmp_path, monkeypatch):
+    accuracies = iter([0.5, 0.6, 0.7, 0.7, 0.7])
+    measured = {"macro_f1": 0.0, "log_loss": 1.0}
+    data = replace(toy.phase_data(), measure=lambda _: {"accuracy": next(accuracies), **measured})
+    rates = []
+    monkeypatch.setattr(
+        Trainer, "log", lambda self, logs, *a: rates.append(self._get_learning_rate()) if "eval_loss" in logs else None
+    )
+    options = {"factor": 0.5, "patience": 0}
+    arguments = {"num_train_epochs": 5, "lr_scheduler_type": "reduce_lr_on_plateau", "lr_scheduler_kwargs": options}
+    toy.run(tiny.build("vit"), tmp_path, data=data, unfreeze="head", arguments=arguments)
+    assert rates == [1e-2, 1e-2, 1e-2, 1e-2, 5e-3]  # before the schedule has seen the evaluation
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optim_args": "momentum=0.9"},
+        {"optim": "sgd", "optim_args": "momentum=0.9,betas=1"},
+        {"optim": "sgd", "adam_beta1": 0.5},
+        {"optim": "adagrad", "adam_epsilon": 1e-3},
+        {"optim": "adafactor", "optim_args": "eps=1"},
+    ],
+    ids=str,
+)
+def test_what_an_optimizer_does_not_read_is_refused(arguments):
+    with pytest.raises(RecipeError, match=r"phases\.p\.(optim_args|adam_)"):
+        try_arguments(PhaseSpec(name="p", arguments=arguments), seed=0, validate=True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"optim": "sgd", "optim_args": "momentum=0.9, nesterov=true"},
+        {"optim": "sgd", "optim_args": "momentum=0"},  # its own default
+        {"optim": "rmsprop", "optim_args": "alpha=0.9,centered=1"},
+        {"optim": "adagrad", "optim_args": "lr_decay=0.1"},
+        {"adam_beta1": 0.5, "adam_beta2": 0.9, "adam_epsilon": 1e-6},
+        {"optim": "adamw_torch", "optim_args": ""},
+    ],
+    ids=str,
+)
+def test_what_an_optimizer_reads_passes(arguments):
+    try_arguments(PhaseSpec(name="p", arguments=arguments), seed=0, validate=True)
+
+
+def test_a_setting_for_phases_with_another_optimizer_passes():
+    shared = {"adam_beta1": 0.5}
+    spec = PhaseSpec(name="p", arguments={**shared, "optim": "sgd"}, inherited=shared)
+    try_arguments(spec, seed=0, validate=True)
