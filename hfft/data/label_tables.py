@@ -14,6 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset, Value, concatenate_datasets
 
+from hfft.data.content import stored_path
 from hfft.data.folders import image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.formats import endings
 from hfft.data.hints import advice_for, check_header, check_paths, not_found
@@ -23,6 +24,7 @@ from hfft.data.rows import Table
 from hfft.data.tables import Columns, choose_columns, path_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
+from hfft.text import path_text
 
 _SAMPLE = 200  # values of a column that are looked at to see whether it names images
 _MOST = 1_000_000  # files that are looked through for the images of a table
@@ -112,7 +114,7 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
         UndecidedError: If a table names the images, and which column holds labels can't be told.
         DataError: If no table fits, or several.
     """
-    images = [path.relative_to(folder).as_posix() for path in image_files(folder)]
+    images = [_stored(path, folder) for path in image_files(folder)]
     named, told = {}, []
     for file in files:
         if {"submission", "submissions"} & set(words_of(file.stem)):
@@ -172,7 +174,7 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
         files = list(islice(visible_files(base), _MOST))
     except DataError:  # it may be the root of a file system
         return rows, spec
-    images = [path.relative_to(base).as_posix() for path in files if is_image(path)]
+    images = [_stored(path, base) for path in files if is_image(path)]
     found = _with_paths(rows, _Names(base, images), "", spec, file)
     if found is not None:
         return found[0], dataclasses.replace(spec, image_column=found[1])
@@ -185,6 +187,10 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
 
 def _exist(names: Sequence[str], base: Path) -> bool:
     return any(os.path.exists(base / Path(name.replace("\\", "/")).expanduser()) for name in names)
+
+
+def _stored(path: Path, folder: Path) -> str:
+    return stored_path(path_text(path.relative_to(folder).as_posix()))
 
 
 def _slash(base: str) -> str:

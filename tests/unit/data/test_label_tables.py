@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from datasets import Dataset
@@ -124,6 +125,17 @@ def test_names_in_the_other_unicode_form(write):
         {"t.csv": ["id,label", *rows([f"\xe9{n}" for n in range(4)], AB)]},
     )
     assert list(found(folder, NONE)["train"].values()) == ["a", "b", "a", "b"]
+
+
+def test_images_below_a_folder_whose_name_is_no_utf_8(write):
+    folder = write([], {"t.csv": ["id,label", *rows(IDS, AB)]})
+    parent = os.fsencode(folder) + b"/images_caf\xe9"
+    os.mkdir(parent)
+    for name in IDS:
+        with open(parent + f"/{name}.jpg".encode(), "wb"):
+            pass
+    files = {f"images_caf\\xe9/{name}.jpg": AB[n % 2] for n, name in enumerate(IDS)}
+    assert found(folder / "t.csv", NONE) == {"train": files}
 
 
 def test_an_export_of_label_studio(write):
