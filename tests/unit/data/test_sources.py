@@ -1,4 +1,5 @@
 import io
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -224,7 +225,7 @@ def test_a_missing_folder(source, tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         load(source)
     message = str(caught.value)
-    assert message.startswith(f"data.source: the folder {source} does not exist; looked for ")
+    assert message.startswith(f"data.source: the folder {os.path.expanduser(source)} does not exist; looked for ")
     assert str(Path(source).expanduser().absolute()) in message
 
 
