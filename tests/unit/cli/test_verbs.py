@@ -54,7 +54,7 @@ def test_words_stand_anywhere(verb, words, options, kept, parsed):
         ("plan r.yaml seed=1 --zzz 3", "unknown option --zzz; allowed: --processes, --json"),
         ("train r.yaml --name=a", "unknown option --name; an override has no dashes: name=a"),
         ("train r.yaml --overwrite name", "found 'name'; allowed: key=value"),
-        ("report run --html again", "unknown option --html; it takes none"),
+        ("report run --html again", "unknown option --html; allowed: --trust-remote-code"),
         ("report run again", "found 'again'; `hfft report` takes no more words"),
         ("train --overwrite", "the following arguments are required: recipe"),
     ],
