@@ -55,7 +55,7 @@ from hfft.model.checkpoint import (
 )
 from hfft.planning import check_callbacks, check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
 from hfft.progress import bars
-from hfft.recipe.loading import check_recipe, load_recipe
+from hfft.recipe.loading import check_recipe, read_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.retaining import Retaining, keep_novelty
 from hfft.training.adapted import plain_network, restore_kept
@@ -96,7 +96,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return load_recipe(self.folder / "recipe.yaml")
+        return read_recipe(self.folder)
 
     @property
     def model_dir(self) -> Path:

@@ -20,7 +20,7 @@ from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -290,7 +290,7 @@ def recipe_trusts(source: str | os.PathLike[str]) -> bool:
     if not _is_run(Path(source)):
         return False
     try:
-        return load_recipe(Path(source) / "recipe.yaml").model.trust_remote_code
+        return read_recipe(Path(source)).model.trust_remote_code
     except RecipeError:  # of another version of hfft
         return False
 
