@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 
 from hfft.errors import RunError
+from hfft.evaluation.intervals import Interval
 from hfft.evaluation.multilabel import SetOutcomes, set_differences
 from hfft.evaluation.pairs import McNemar, differences, mcnemar
-from hfft.evaluation.scores import flags_of, holds_sets
+from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import read_json
+from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
 
 _SPLITS = ("test", "validation")
@@ -36,7 +38,7 @@ class Row:
 
     run: str
     images: int
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, Interval]
     details: dict[str, float]
     phase: str
     trainable: int
@@ -59,7 +61,7 @@ class Pair:
     first: str
     second: str
     images: int
-    differences: dict[str, dict[str, float]]
+    differences: dict[str, Interval]
     mcnemar: McNemar
 
 
@@ -92,7 +94,7 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     """
     if len(runs) < 2:
         raise RunError("nothing to compare: give the folders of two runs or more")
-    found = [_Finished.open(Path(run)) for run in runs]
+    found = [_Finished.open(Path(expanded(run))) for run in runs]
     split = _common_split(found, split)
     notes = _notes(found, split)
     pair = None
@@ -229,15 +231,18 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
 
 def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
     names = first.labels
-    one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
     if isinstance(table["label"].iloc[0], tuple):
+        truth = flags_of(table["label"], names)
         outcomes = [
-            SetOutcomes.of(shares, flags_of(table["label"], names), flags_of(table[f"prediction {which}"], names))
-            for shares, which in ((one, "first"), (other, "second"))
+            SetOutcomes.of_logits(
+                logits_of(table, names, f" {which}"), truth, flags_of(table[f"prediction {which}"], names)
+            )
+            for which in ("first", "second")
         ]
         paired = set_differences(outcomes[0], outcomes[1])
-        right = [(outcome.labels == outcome.predicted).all(axis=1) for outcome in outcomes]
+        right = [outcome.right for outcome in outcomes]
         return Pair(str(first.folder), str(second.folder), len(table), paired, mcnemar(*right))
+    one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
     labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)
     right = [probabilities.argmax(axis=1) == labels for probabilities in (one, other)]
     return Pair(

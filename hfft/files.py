@@ -23,6 +23,21 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+def recall(path: Path | None) -> dict[str, Any]:
+    """What `remember` has put into a file; empty where there is none that can be read."""
+    try:
+        content = read_json(path) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def remember(path: Path, key: str, value: Any) -> None:
+    """Put a value into a JSON file of such values, for later runs; OSError where it can't be written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, {**recall(path), key: value})
+
+
 def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` make a file at a temporary path, then put it in place."""
     aside = path.with_name(f".{path.name}.partial")

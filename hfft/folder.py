@@ -23,14 +23,19 @@ from hfft.data.findings import described
 from hfft.data.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.targets import targets_of
+from hfft.distributed import meet, on_main
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scores import Scores
 from hfft.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.launch import spread_by
 from hfft.machine import describe_environment
+from hfft.model.given import other_model
+from hfft.model.locating import files_fingerprint
+from hfft.paths import is_same_place
 from hfft.recipe.loading import dump_recipe, load_recipe
-from hfft.recipe.spec import HubSpec, Recipe
+from hfft.recipe.sameness import what_trains
+from hfft.recipe.spec import Recipe
 from hfft.report.facts import read_facts, result_name
 
 _EXAMPLES = "examples"  # folder beside the model's weights
@@ -53,7 +58,7 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
     if overwrite or _is_empty(folder):
         return False
-    before, now = _trained_before(folder / "recipe.yaml"), _trained(recipe)
+    before, now = _trained_before(folder, recipe), dump_recipe(what_trains(recipe))
     if before != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", lineterm="", n=0)
         raise RunError(
@@ -67,16 +72,57 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
     return (folder / "metrics.json").is_file()
 
 
-def _trained(recipe: Recipe) -> str:
-    """A recipe but for where its result is pushed to and how it is shown, which make it no other run."""
-    return dump_recipe(dataclasses.replace(recipe, hub=HubSpec(), license=None, widget=None, report=True))
-
-
-def _trained_before(path: Path) -> str:
+def _trained_before(folder: Path, now: Recipe) -> str:
+    """What the run in a folder was made by, with the recipe's places of what is the same, or will be compared."""
     try:
-        return _trained(_read_recipe(path))
+        before = _read_recipe(folder / "recipe.yaml")
     except RecipeError:  # of another version of hfft
-        return path.read_text(encoding="utf-8")
+        return (folder / "recipe.yaml").read_text(encoding="utf-8")
+    noted = _noted(folder)
+    model, data = before.model, before.data
+    if _is_same_checkpoint(model.checkpoint, now.model.checkpoint, noted):
+        model = dataclasses.replace(model, checkpoint=now.model.checkpoint)
+    is_local = _origin(now.data.source, None, given=False)["kind"] == "local"
+    was_local = noted.get("origin", {}).get("data", {}).get("kind") == "local"
+    if is_same_place(data.source, now.data.source) or (is_local and was_local):  # images are compared by content
+        data = dataclasses.replace(data, source=now.data.source, image_folder=now.data.image_folder)
+    return dump_recipe(what_trains(dataclasses.replace(before, model=model, data=data)))
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    """A run's environment.json; empty where it was killed before it wrote that."""
+    path = folder / "environment.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _is_same_checkpoint(before: str, now: str, noted: Mapping[str, Any]) -> bool:
+    """Whether two names are one place, or the second one's files are those that a run began with."""
+    if is_same_place(before, now):
+        return True
+    known = noted.get("checkpoint_files")
+    return known is not None and known == files_fingerprint(now)
+
+
+def has_other_source(folder: Path, recipe: Recipe) -> bool:
+    """Whether a recipe takes a run's images from another place than the run did.
+
+    Args:
+        folder: Of the run.
+        recipe: The same one, but for that.
+    """
+    before = _read_recipe(folder / "recipe.yaml").data
+    return not is_same_place(before.source, recipe.data.source) or before.image_folder != recipe.data.image_folder
+
+
+def check_same_images(folder: Path, checked: Checked) -> None:
+    """Refuse other images than a finished run's.
+
+    Raises:
+        RunError: If there is a difference.
+    """
+    noted = {name: split["fingerprint"] for name, split in read_json(folder / "data.json")["splits"].items()}
+    if noted != dict(checked.fingerprints):
+        raise RunError(f"{folder}: the images aren't those of this run; --overwrite runs it on them, name=... anew")
 
 
 def _read_recipe(path: Path) -> Recipe:
@@ -173,9 +219,23 @@ def open_folder(
     *,
     origin: dict[str, Any],
     precision: str,
+    model_given: dict[str, str] | None = None,
     overwrite: bool,
 ) -> None:
-    """Make the run folder, or check that the one there was made from the same images, by as many processes."""
+    """Make the run folder, or check that the one there was made from the same images and model, by as many processes.
+
+    Args:
+        folder: The run folder.
+        recipe: What to do.
+        checked: The images.
+        origin: From `describe_origin`.
+        precision: What the phases train in.
+        model_given: Fingerprints of a model object that the run begins with, if any.
+        overwrite: Whether the run that is there goes.
+
+    Raises:
+        RunError: If the run that is there is of other images, another model, precision or number of processes.
+    """
     state = PartialState()
     content = {
         "labels": list(checked.images.labels),
@@ -187,18 +247,21 @@ def open_folder(
     environment = {
         **describe_environment(),
         "precision": precision,
+        "model_given": model_given,
         "spread_by": spread_by(),
         "origin": origin,
         "may_differ": _may_differ(recipe, state),
+        "checkpoint_files": on_main(lambda: files_fingerprint(recipe.model.checkpoint)),
     }
-    state.wait_for_everyone()
+    is_done(folder, recipe, overwrite=overwrite)  # another launch may have been here until a moment ago
+    meet()
     if state.is_main_process and overwrite and folder.exists():
         shutil.rmtree(folder)
-    state.wait_for_everyone()
-    for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_machine)):
+    meet()
+    for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_start)):
         if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
             raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
-    state.wait_for_everyone()
+    meet()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
@@ -244,9 +307,14 @@ def _same_images(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return None if all(before[key] == now[key] for key in keys) else "the images have changed since this run began"
 
 
-def _same_machine(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+def _same_start(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if before.get("checkpoint_files", now["checkpoint_files"]) != now["checkpoint_files"]:
+        return "the files of the checkpoint have changed since this run began"
     if before["processes"] != now["processes"]:
         return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
+    problem = other_model(before.get("model_given"), now["model_given"])
+    if problem is not None:
+        return problem
     if before["precision"] != now["precision"]:
         return f"this run began in {before['precision']} and can't go on in {now['precision']}"
     return None

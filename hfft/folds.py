@@ -8,23 +8,24 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from hfft.errors import RecipeError, RunError
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.multilabel import sets_with_intervals
-from hfft.evaluation.scores import flags_of, holds_sets
+from hfft.evaluation.intervals import Interval, with_intervals
+from hfft.evaluation.multilabel import SetOutcomes, set_intervals
+from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import write_file, write_json
+from hfft.locking import RunLock
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
-from hfft.run import Run, finetune
+from hfft.run import finetune, join_for
+from hfft.runs.run import Run
 
 _LOG = get_logger(__name__)
+_COLUMN = "probability "  # and the class, in a table of predictions
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Folds:
         folder: Holds the run folders, summary.json and predictions.parquet.
         runs: One for each fold.
         metrics: `test`, with every image predicted by the run that had not trained on it: metric to `value` over all
-            images, with the 95 % bootstrap interval (`low`, `high`) that comes from the choice of images, and `mean`
-            and standard deviation (`std`) over folds.
+            images, with the 95 % interval (`low`, `high`; None where there are too few images to say) that comes from
+            the choice of images, and `mean` and standard deviation (`std`) over folds.
     """
 
     folder: Path
     runs: tuple[Run, ...]
-    metrics: dict[str, dict[str, dict[str, float]]]
+    metrics: dict[str, dict[str, Interval]]
 
 
 def cross_validate(
@@ -71,11 +72,12 @@ def cross_validate(
     folder = Path(recipe.output_dir) / recipe.name
     if (folder / "recipe.yaml").exists():
         raise RunError(f"{folder} holds a run without folds; choose another name or output_dir, or remove it")
-    state = PartialState(cpu=not torch.accelerator.is_available())
-    runs = []
-    for number in range(recipe.folds):
-        _LOG.info(f"fold {number + 1} of {recipe.folds}")
-        runs.append(finetune(_of_fold(recipe, number), data=data, callbacks=callbacks, overwrite=overwrite))
+    state, runs = join_for(recipe), []
+    with RunLock(folder) as lock:
+        for number in range(recipe.folds):
+            lock.take_if_there()  # from the first fold's end on; until then, that fold's own lock holds
+            _LOG.info(f"fold {number + 1} of {recipe.folds}")
+            runs.append(finetune(_of_fold(recipe, number), data=data, callbacks=callbacks, overwrite=overwrite))
     tables = [run.predictions.assign(fold=number) for number, run in enumerate(runs)]
     table = pd.concat(tables).query("split == 'test'").reset_index(drop=True)
     metrics = {"test": _summary(table, runs)}
@@ -103,20 +105,19 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     )
 
 
-def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
-    columns = [name for name in table.columns if name.startswith("probability ")]
-    classes = [name.removeprefix("probability ") for name in columns]
-    together: dict[str, dict[str, Any]] = _measured(table, table[columns].to_numpy(np.float32), classes)
+def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
+    classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
+    together: dict[str, dict[str, Any]] = _measured(table, classes)
     for name, values in together.items():
         by_fold = [run.metrics["test"][name]["value"] for run in runs]
         values |= {"mean": float(np.mean(by_fold)), "std": float(np.std(by_fold, ddof=1))}
     return together
 
 
-def _measured(table: pd.DataFrame, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+def _measured(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Interval]:
     """Metrics of all predictions; of several labels, each run has given them by its own thresholds."""
     if holds_sets(table):
-        return sets_with_intervals(
-            probabilities, flags_of(table["label"], classes), flags_of(table["prediction"], classes)
-        )
+        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
+        return set_intervals(SetOutcomes.of_logits(logits_of(table, classes), *flags))
+    probabilities = table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32)
     return with_intervals(probabilities, pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))

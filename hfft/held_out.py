@@ -7,7 +7,9 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from hfft.data.checking import check_rows, fingerprint_of
+from hfft.data.fitting import check_processor
 from hfft.data.sources import load_data, load_rows
+from hfft.distributed import join
 from hfft.errors import RunError
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
@@ -15,9 +17,11 @@ from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.machine import cpus_per_process
+from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.training.settings import EVAL_BATCH
+from hfft.training.workers import worker_deaths_explained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -53,23 +57,27 @@ def evaluate(
         HfftError: If model, data or split can't be used, the images have a class that the model doesn't know, or they
             aren't those that the run left out of its training.
     """
+    source = expanded(source)
+    join()
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)
+    check_processor(classifier.processor)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
         rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
     else:
         rows = own_rows(Path(source), split or "test")
     name = split or "test"
-    scores = score(
-        classifier.model,
-        {name: rows},
-        classifier.transform,
-        classes=classifier.classes,
-        batch_size=batch_size,
-        workers=min(cpus_per_process(), 8) if workers is None else workers,
-    )[name]
+    with worker_deaths_explained("evaluation", "fewer --workers need less"):
+        scores = score(
+            classifier.model,
+            {name: rows},
+            classifier.transform,
+            classes=classifier.classes,
+            batch_size=batch_size,
+            workers=min(cpus_per_process(), 8) if workers is None else workers,
+        )[name]
     _tell_of_absent(scores)
     return scores
 

@@ -13,6 +13,7 @@ from accelerate.logging import get_logger
 from hfft.data.batches import Examples
 from hfft.data.targets import SHARES
 from hfft.data.transforms import evaluation_transform
+from hfft.distributed import meet
 from hfft.evaluation.features import as_before
 from hfft.evaluation.label_hints import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluation.reference import Reference
@@ -46,9 +47,24 @@ def hint_labels(
         processor: The network's.
         classes: Names.
     """
-    path, begun = stage.folder.parent / FILE, time.monotonic()
-    if path.is_file():
-        return
+    path = stage.folder.parent / FILE
+    is_there = path.is_file()
+    meet()  # all have looked
+    if not is_there:
+        _write_hints(path, network, stage, data, replay, processor, classes)
+    meet()
+
+
+def _write_hints(
+    path: Path,
+    network: Any,
+    stage: Stage,
+    data: PhaseData,
+    replay: Replay | None,
+    processor: Any,
+    classes: Sequence[str],
+) -> None:
+    begun = time.monotonic()
     obstacle = _obstacle(stage, data, len(classes))
     features = None
     if obstacle is None:

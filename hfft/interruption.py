@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 _Result = TypeVar("_Result")
 
 _AT_ONCE, _LATER, _NEVER = 0.001, 1.0, 0.0  # seconds, as setitimer takes them
 _ECHO = 3.0  # seconds in which a launcher passes on what the terminal has sent already
+_NO_WORKER = "DataLoader worker"  # torch tells of a dead one wherever it is; where that is dropped, once more
 _HAS_ALARM = hasattr(signal, "SIGALRM")
 _ASKING = (signal.SIGINT, signal.SIGTERM)
 
@@ -65,7 +67,7 @@ def prompt_interruption() -> Iterator[None]:
     asked = os.getpid()
     numbers = (*_ASKING, signal.SIGALRM) if _HAS_ALARM else _ASKING
     before = {number: signal.getsignal(number) for number in numbers}
-    report = sys.unraisablehook
+    report, hook = sys.unraisablehook, sys.excepthook
     is_interrupted = False
     _request.signal = None
 
@@ -81,18 +83,19 @@ def prompt_interruption() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def note_dropped(dropped: Any) -> None:
-        if not is_interrupted:
-            report(dropped)
-        elif issubclass(dropped.exc_type, KeyboardInterrupt):
+        if is_interrupted and issubclass(dropped.exc_type, KeyboardInterrupt):
             _raise_again_in(_AT_ONCE)
+        elif not (is_interrupted or str(dropped.exc_value).startswith(_NO_WORKER)):
+            report(dropped)
 
-    sys.unraisablehook = note_dropped
+    sys.unraisablehook, sys.excepthook = note_dropped, partial(_tell_unless_of_worker, asked, hook)
     for number in numbers:
         signal.signal(number, interrupt)
     try:
         yield
     finally:
         _raise_again_in(_NEVER)
+        sys.excepthook = hook
         if not is_interrupted:
             sys.unraisablehook = report
         for number, handler in before.items():
@@ -147,6 +150,12 @@ def end_process(code: int) -> None:
         with suppress(OSError, ValueError):
             stream.flush()
     os._exit(code)
+
+
+def _tell_unless_of_worker(asked: int, tell: Callable[..., Any], kind: type[BaseException], *error: Any) -> None:
+    """A hook for exceptions: processes that read images don't complain of a connection that broke at the run's end."""
+    if os.getpid() == asked or not issubclass(kind, ConnectionError | EOFError):
+        tell(kind, *error)
 
 
 def _end_worker(number: int) -> None:

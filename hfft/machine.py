@@ -1,11 +1,12 @@
 """What this process runs on: its cores, its device, and the versions that a run is recorded with."""
 
-import importlib.util
+import operator
 import os
 import platform
 import subprocess
 import sys
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from accelerate import PartialState
 _RECORDED = (
     *("torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "peft"),
     *("huggingface_hub", "safetensors", "numpy", "pillow", "timm"),
+    *("simplejpeg", "pillow-heif", "tifffile", "onnx", "onnxruntime", "onnxruntime-gpu"),
 )
-_MODULES = {"pillow": "PIL"}
 
 
 def cpus_per_process() -> int:
@@ -35,8 +36,28 @@ def has_native_bfloat16() -> bool:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on; of timm, where it is installed."""
-    return {name: version(name) for name in _RECORDED if importlib.util.find_spec(_MODULES.get(name, name))}
+    """Versions of the packages that a result depends on, as far as they are installed."""
+    found: dict[str, str] = {}
+    for name in _RECORDED:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def describe_arithmetic(device: torch.device, *, to_the_bit: bool) -> dict[str, Any]:
+    """What a float32 computation depends on, beside versions and the size of a batch.
+
+    Args:
+        device: That computes.
+        to_the_bit: Names what changes the last bits too: instructions and threads of a CPU, the accelerator's name.
+    """
+    is_cpu = device.type == "cpu"
+    places = ("mkldnn.matmul", "mkldnn.conv") if is_cpu else ("cuda.matmul", "cudnn.conv")  # TensorFloat-32, bfloat16
+    found = {place: operator.attrgetter(f"{place}.fp32_precision")(torch.backends) for place in places}
+    if to_the_bit:
+        found |= {"hardware": torch.backends.cpu.get_cpu_capability() if is_cpu else hardware(device)}
+        found |= {"threads": torch.get_num_threads()} if is_cpu else {}
+    return {"device": device.type, **found}
 
 
 def describe_environment() -> dict[str, Any]:
@@ -50,14 +71,14 @@ def describe_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "cores": cpus_per_process(),
         "device": str(state.device),
-        "hardware": _hardware(torch.device(str(state.device))),
+        "hardware": hardware(torch.device(str(state.device))),
         "processes": state.num_processes,
         "command": sys.argv,
         "git_commit": _git_commit(),
     }
 
 
-def _hardware(device: torch.device) -> str:
+def hardware(device: torch.device) -> str:
     """What the device is called by its maker, or what kind of processor it is where nobody says."""
     if device.type != "cpu":
         backend = torch.get_device_module(device.type)

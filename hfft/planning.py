@@ -10,13 +10,16 @@ import torch
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.fitting import fit_processor
+from hfft.data.hints import check_found
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint_files import check_numbers, check_weights
+from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
@@ -26,12 +29,15 @@ from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.recomputation import check_recomputation
 from hfft.training.reporting import check_reporting
 from hfft.training.timing import Course, RunClock
 
 
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
-    """What each phase would do, from the checkpoint's config and the names of the images; no weight is read.
+    """What each phase would do, from the checkpoint's config and the names of the images.
+
+    Weights are only searched for NaN.
 
     Args:
         recipe: What to plan.
@@ -40,10 +46,13 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    recipe = resolve_phases(check_recipe(recipe), None)
+    recipe = resolve_phases(with_weights_found(check_recipe(recipe)), None)
     images = load_data(recipe.data, recipe.seed)
+    check_found(images.splits["train"], recipe.data.source)
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
+    check_weights(recipe.model.checkpoint)
+    check_numbers(recipe.model.checkpoint)
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 
@@ -87,10 +96,7 @@ def check_phases(
                 "one first, which tells the batch that fits, set per_device_train_batch_size to it and leave this out"
             )
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
-        try:
-            skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        except ModelError as error:
-            raise ModelError(f"{where}: {error}") from error
+        skeleton = _skeleton(recipe, config, phase, pixels)
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
         _check_course(phase, plan, validates="validation" in images.splits)
         _check_batchnorm(phase, plan, skeleton, (1, *pixels.shape[1:]))
@@ -150,6 +156,21 @@ def _check_batchnorm(phase: PhaseSpec, plan: Plan, network: Any, shape: tuple[in
         )
 
 
+def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tensor) -> Any:
+    """A network without weights, set up for a phase."""
+    try:
+        skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
+        check_recomputation(skeleton, phase.arguments)
+    except ModelError as error:
+        raise ModelError(f"phases.{phase.name}: {error}") from error
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ModelError(
+            f"model.checkpoint: the network can't take the images that the image processor makes, "
+            f"{tuple(pixels.shape)}: {first_line(error).rstrip('.')}; model.image_size sets the size of both"
+        ) from error
+    return skeleton
+
+
 def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:
     """What a run will go through, for the time that is left.
 
@@ -179,6 +200,16 @@ def _evaluations(phase: PhaseSpec, plan: Plan) -> float:
         return plan.epochs if asked == "epoch" else 0.0
     every = phase.arguments.get("eval_steps") or phase.arguments.get("logging_steps") or 50
     return 1 / every if every < 1 else plan.steps / every
+
+
+def with_weights_found(recipe: Recipe) -> Recipe:
+    """The recipe with the folder of the weights, where its checkpoint is a run's folder, or a phase's.
+
+    Raises:
+        ModelError: If that isn't finished, or has no weights of its own.
+    """
+    place = weights_place(recipe.model.checkpoint)
+    return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpoint=place))
 
 
 def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:

@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 
 from hfft.data.sources import ImageData
+from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
 from hfft.evaluation.novelty import find_novelty
@@ -88,7 +89,7 @@ class Retaining:
                 self._retention.measure(network, _INTERPOLATED, self._run_folder / _FILE, "interpolated")
         if self._retention is not None:
             found["retention"] = self._retention.summary()
-        PartialState().wait_for_everyone()
+        meet()
         return found
 
     def _interpolate(self, network: Any, data: PhaseData) -> Interpolation:

@@ -1,49 +1,42 @@
-"""The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
+"""The whole pipeline on one screen."""
 
 import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
-import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.batches import Collator, Examples, chances_of
-from hfft.data.checking import Checked, check_images
-from hfft.data.decoding import RULE
 from hfft.data.fitting import copy_fit, fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.errors import ModelError, RecipeError, RunError, TrainingError
-from hfft.evaluation.beside import Trained, Way, score_beside
-from hfft.evaluation.scoring import Scores
+from hfft.distributed import join, meet, on_main
+from hfft.errors import RecipeError
+from hfft.evaluation.beside import Trained
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
+from hfft.finishing import checked_images, update_finished
 from hfft.folder import (
-    card_changes,
     describe_origin,
     is_done,
     open_folder,
     result_name,
-    update_card,
     write_results,
 )
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
-from hfft.hub.pushing import Pushed, Pushing, push
-from hfft.inference.classifier import Classifier
 from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
-from hfft.machine import cpus_per_process, package_versions
+from hfft.locking import RunLock
 from hfft.model.checkpoint import (
     load_checkpoint,
     load_config,
@@ -51,90 +44,36 @@ from hfft.model.checkpoint import (
     sample_pixels,
     save_model,
     set_labels,
-    set_memory_format,
 )
-from hfft.planning import check_callbacks, check_phases, loss_of, metrics_of, phases_in, resolve_phases, run_clock
+from hfft.model.checkpoint_files import check_weights
+from hfft.model.given import align_labels, check_reopens, take_model
+from hfft.planning import (
+    check_callbacks,
+    check_phases,
+    loss_of,
+    metrics_of,
+    phases_in,
+    resolve_phases,
+    run_clock,
+    with_weights_found,
+)
 from hfft.progress import bars
-from hfft.recipe.loading import check_recipe, read_recipe
+from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.reopening import check_finished, score_result
 from hfft.retaining import Retaining, keep_novelty
-from hfft.training.adapted import plain_network, restore_kept
+from hfft.runs.run import Run
+from hfft.training.adapted import keep_given, plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept
 from hfft.training.phase_data import PhaseData
 from hfft.training.phases import PhaseResult, Stage, run_phase
 from hfft.training.precision import fastest_precision
-from hfft.training.replay import Replay, recorded_with
+from hfft.training.replay import Replay, open_replay, replay_folder
 from hfft.training.reporting import finish_reporting, open_reporting
-from hfft.training.settings import EVAL_BATCH
-from hfft.training.shelf import Origin
 from hfft.training.timing import RunClock
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 _LOG = get_logger(__name__)
-
-
-class Run:
-    """A view of a run folder; changes nothing there but the note of what was pushed."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Open a run folder.
-
-        Raises:
-            RunError: If it isn't one.
-        """
-        self.folder = Path(folder)
-        if not (self.folder / "recipe.yaml").is_file():
-            raise RunError(f"{self.folder} is no run folder: it has no recipe.yaml")
-
-    def __fspath__(self) -> str:
-        """The folder, wherever a path is asked for."""
-        return str(self.folder)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return read_recipe(self.folder)
-
-    @property
-    def model_dir(self) -> Path:
-        """The result: a plain transformers model folder, or an adapter folder where nothing was merged."""
-        return self.folder / result_name(self.recipe)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all phases ran and the result was measured."""
-        return (self.folder / "metrics.json").is_file()
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Content of metrics.json: split to metric to value and interval, and what else was measured.
-
-        `by_class`, `confusion` and `calibration` are by split, `seconds` by stage; `examples` lie beside the model.
-        """
-        if not self.is_finished:
-            raise RunError(f"{self.folder}: this run is not finished; run its command again to continue it")
-        return read_json(self.folder / "metrics.json")
-
-    @property
-    def skipped(self) -> list[dict[str, str]]:
-        """Images that were left out as they can't be read: file, label and reason."""
-        return read_json(self.folder / "data.json").get("skipped", [])
-
-    @property
-    def predictions(self) -> pd.DataFrame:
-        """One row per validation and test image."""
-        return pd.read_parquet(self.folder / "predictions.parquet")
-
-    def phase_dir(self, number: int) -> Path:
-        """Folder of a phase, counted from 0."""
-        return self.folder / f"{number}-{self.recipe.phases[number].name}"
-
-    def push_to_hub(self, repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
-        """Push the run as `hfft.push` does."""
-        return push(self, repo_id, **pushing)
 
 
 def finetune(
@@ -163,13 +102,21 @@ def finetune(
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
     check_packages()
-    state = PartialState(cpu=not torch.accelerator.is_available())
+    recipe, state = with_weights_found(recipe), join_for(recipe)
     check_launch(state)
     pushers = save_pushers(recipe)
-    with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
-        run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite)
-    push_result(run, recipe, after=pushers)  # the other processes need not wait for it
+    with RunLock(Path(recipe.output_dir) / recipe.name) as lock:
+        with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
+            lock.take_if_there()
+            run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite, lock=lock)
+        push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
+
+
+def join_for(recipe: Recipe) -> PartialState:
+    """Meet the other processes of the launch, and wait for them as long as the recipe's `ddp_timeout` says."""
+    asked = [phase.arguments["ddp_timeout"] for phase in recipe.phases if "ddp_timeout" in phase.arguments]
+    return join(max(asked, default=None))
 
 
 def _finetune(
@@ -179,21 +126,26 @@ def _finetune(
     callbacks: Sequence[TrainerCallback],
     *,
     overwrite: bool,
+    lock: RunLock,
 ) -> Run:
-    state = PartialState()
     check_hub(recipe, overwrite=overwrite)
+    given = None if model is None else take_model(model)
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
     if is_done(folder, recipe, overwrite=overwrite):
-        return _finished(folder, recipe, data)
+        if given is not None:
+            check_finished(folder, recipe, model, given)
+        update_finished(folder, recipe, data)
+        return Run(folder)
     seconds: dict[str, float] = {}
     with _timed(seconds, "data"):
         images = load_data(recipe.data, recipe.seed, data)
         config = _config(recipe, images, model)
-        processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
-        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=state.num_processes)
+        processor = _processor(recipe, config, model)
+        processes = PartialState().num_processes
+        plans = check_phases(recipe, config, images, sample_pixels(processor), processes=processes)
         check_callbacks(callbacks, recipe, images)
-        checked = _check(images, recipe, data)
+        checked = checked_images(images, recipe, data)
         images = checked.images
         make_repository(recipe)
     with _timed(seconds, "load"):
@@ -203,91 +155,95 @@ def _finetune(
         copy_fit(config, network.config)
     precision = _precision(recipe, network, processor, None if overwrite else folder)
     with explained("run folder"):
+        lock.take()
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
-        open_folder(folder, recipe, checked, origin=origin, precision=precision, overwrite=overwrite)
+        open_folder(
+            folder, recipe, checked, origin=origin, precision=precision, model_given=given, overwrite=overwrite
+        )
+        keep_given(model, processor, recipe, folder)
     phases = phases_in(recipe, precision)
-    replay = _replay(recipe, phases, processor, checked)
-    phase_data = _phase_data(images, processor, recipe)
+    job = _Job(
+        recipe=recipe,
+        folder=folder,
+        images=images,
+        processor=processor,
+        stages=_stages(phases, folder, recipe.seed, run_clock(recipe, plans, images)),
+        data=_phase_data(images, processor, recipe),
+        replay=open_replay(recipe, phases, processor, checked.fingerprints),
+    )
     reporting = open_reporting(recipe, folder)
-    callbacks = [*callbacks, *reporting]
-    results: list[PhaseResult] = []
-    stages = _stages(phases, folder, recipe.seed, run_clock(recipe, plans, images))
     with _timed(seconds, "retention"):
-        retaining = Retaining(recipe, network, images, processor, stages, is_loaded=model is None)
-    for stage in stages:
-        with _timed(seconds, stage.folder.name):
-            network, result = run_phase(network, stage, phase_data, replay=replay, callbacks=callbacks)
-            results.append(result)
-            network = plain_network(network, processor, recipe, results, folder)
-        with _timed(seconds, "retention"), explained("retention"):
-            retaining.after_phase(network, stage)
-        if recipe.label_hints and stage.number == 0:
-            with _timed(seconds, "label hints"), explained("label hints"):
-                hint_labels(network, stage, phase_data, replay, processor, images.labels)
+        retaining = Retaining(recipe, network, images, processor, job.stages, is_loaded=model is None)
+    network, results = _train(job, network, retaining, [*callbacks, *reporting], seconds)
     kept = choose_kept(recipe, results)
     _LOG.info(kept.reason)
     with _timed(seconds, "retention"), explained("retention"):
-        retained = retaining.finish(network, phase_data)
-    trained = Trained(stages, results, kept, phase_data, replay, load)
-    _end(network, processor, recipe, images, trained, retained, seconds)
+        retained = retaining.finish(network, job.data)
+    _end(job, network, Trained(job.stages, results, kept, job.data, job.replay, load), retained, seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
 
 
-def _finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> Run:
-    """A run that had ended, with its card written anew if the recipe asks for another one."""
-    state, changed = PartialState(), card_changes(folder, recipe)
-    state.wait_for_everyone()
-    if changed:
-        checked = _check(load_data(recipe.data, recipe.seed, data), recipe, data) if "widget" in changed else None
-        if state.is_main_process:
-            with explained("card"):
-                update_card(folder, recipe, checked)
-        state.wait_for_everyone()
-        told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
-        _LOG.info(f"{folder}: the card was written anew: {told}")
-    _LOG.info(f"{folder} is finished; --overwrite runs it again")
-    return Run(folder)
+@dataclass(frozen=True)
+class _Job:
+    """What a run works with, settled before its first phase."""
+
+    recipe: Recipe
+    folder: Path
+    images: ImageData
+    processor: Any
+    stages: Sequence[Stage]
+    data: PhaseData
+    replay: Replay | None
+
+
+def _train(
+    job: _Job,
+    network: Any,
+    retaining: Retaining,
+    callbacks: Sequence[TrainerCallback],
+    seconds: dict[str, float],
+) -> tuple[Any, list[PhaseResult]]:
+    """Run all phases; what is measured of a phase is measured after it."""
+    results: list[PhaseResult] = []
+    for stage in job.stages:
+        with _timed(seconds, stage.folder.name):
+            network, result = run_phase(network, stage, job.data, replay=job.replay, callbacks=callbacks)
+            results.append(result)
+            network = plain_network(network, job.processor, job.recipe, results, job.folder)
+        with _timed(seconds, "retention"), explained("retention"):
+            retaining.after_phase(network, stage)
+        if job.recipe.label_hints and stage.number == 0:
+            with _timed(seconds, "label hints"), explained("label hints"):
+                hint_labels(network, stage, job.data, job.replay, job.processor, job.images.labels)
+    return network, results
 
 
 def _end(
-    network: PreTrainedModel,
-    processor: Any,
-    recipe: Recipe,
-    images: ImageData,
-    trained: Trained,
-    retained: dict[str, Any],
-    seconds: dict[str, float],
+    job: _Job, network: PreTrainedModel, trained: Trained, retained: dict[str, Any], seconds: dict[str, float]
 ) -> None:
     """Write the result, measure it, and write what was measured."""
-    state, folder = PartialState(), Path(recipe.output_dir) / recipe.name
+    recipe, folder, images, is_main = job.recipe, job.folder, job.images, PartialState().is_main_process
     with _timed(seconds, "evaluation"), explained("result"):
         restore_kept(network, recipe, trained.results, trained.kept, folder)
-        if state.is_main_process and result_name(recipe) == "model":
-            save_model(network, processor, folder / "model")
-        state.wait_for_everyone()
-        scores, baselines = _score_result(folder, images, recipe, trained)
-        if recipe.novelty and state.is_main_process:
+        if is_main and result_name(recipe) == "model":
+            save_model(network, job.processor, folder / "model")
+        meet()
+        scores, baselines = score_result(network, job.processor, images, recipe, trained)
+        if recipe.novelty and is_main:
             keep_novelty(folder / result_name(recipe), images, recipe)
-    if state.is_main_process:
+        meet()
+    if is_main:
         with explained("result"):
             more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
             write_results(folder, recipe, images, scores, seconds, more)
         if recipe.report:
             from hfft.report.page import try_page  # and matplotlib
 
-            try_page(folder, images)
+            try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)
         else:
             _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
-    state.wait_for_everyone()
-
-
-def _check(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
-    """The images without those that can't be read."""
-    source = recipe.data.source if data is None else None
-    return check_images(
-        images, recipe.data, source, lambda gone: load_data(recipe.data, recipe.seed, data, without=gone)
-    )
+    meet()
 
 
 def _load(recipe: Recipe, images: ImageData) -> PreTrainedModel:
@@ -298,12 +254,20 @@ def _config(recipe: Recipe, images: ImageData, model: PreTrainedModel | None) ->
     """The checkpoint's config, or that of a model that the caller brought, with the images' labels."""
     labels = images.labels
     if model is None:
-        return load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
-    config: Any = model.config
-    if config.num_labels != len(labels):
-        raise ModelError(f"the model has {config.num_labels} outputs, the images have {len(labels)} classes")
-    set_labels(config, labels, is_multi_label=images.is_multi_label)
-    return config
+        config = load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
+        check_weights(recipe.model.checkpoint)
+        return config
+    align_labels(model, labels)
+    set_labels(model.config, labels, is_multi_label=images.is_multi_label)
+    return model.config
+
+
+def _processor(recipe: Recipe, config: Any, model: PreTrainedModel | None) -> Any:
+    """The checkpoint's image processor; a model that the caller brought can be opened again, and takes its images."""
+    processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
+    if model is not None:
+        check_reopens(model, sample_pixels(processor), trust_remote_code=recipe.model.trust_remote_code)
+    return processor
 
 
 def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
@@ -312,15 +276,9 @@ def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None
         return recipe.precision
     if folder is not None and (folder / "environment.json").is_file():
         return read_json(folder / "environment.json")["precision"]
-    found: list[Any] = [None]
-    if PartialState().is_main_process:
-        replays = recipe.replay.mode != "off"
-        memory = _replay_folder(recipe) / "precision.json"
-        found = [
-            fastest_precision(network, recipe.phases[-1], sample_pixels(processor), replays=replays, memory=memory)
-        ]
-    broadcast_object_list(found)
-    return found[0]
+    replays, memory = recipe.replay.mode != "off", replay_folder(recipe) / "precision.json"
+    pixels = sample_pixels(processor)
+    return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
 
 
 def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:
@@ -335,23 +293,6 @@ def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunCloc
         )
         for number, phase in enumerate(phases)
     ]
-
-
-def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, checked: Checked) -> Replay | None:
-    if recipe.replay.mode == "off":
-        return None
-    origin = Origin(
-        fingerprints=dict(checked.fingerprints),
-        processor=f"{type(processor).__name__} {processor.to_dict()}, decoding {RULE}",
-        augment=recipe.data.augment,
-        seed=recipe.seed,
-        versions=package_versions(),
-    )
-    return Replay(recipe.replay, _replay_folder(recipe), phases, origin)
-
-
-def _replay_folder(recipe: Recipe) -> Path:
-    return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
 
 
 def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
@@ -371,26 +312,6 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
         is_multi_label=images.is_multi_label,
     )
-
-
-def _score_result(
-    folder: Path, images: ImageData, recipe: Recipe, trained: Trained
-) -> tuple[dict[str, Scores], dict[str, Any]]:
-    """Score the folder that was written and not the network in memory: that is what users will open."""
-    model_folder = folder / result_name(recipe)
-    classifier = Classifier.from_pretrained(model_folder, trust_remote_code=recipe.model.trust_remote_code)
-    if classifier.classes != images.labels:
-        found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
-        raise TrainingError(f"{model_folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
-    set_memory_format(classifier.model, recipe.model.memory_format)
-    way = Way(
-        classifier.transform,
-        batch_size=recipe.phases[-1].arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=recipe.phases[-1].arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        engine=recorded_with(trained.stages[0].folder),
-    )
-    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
-    return score_beside(classifier.model, splits, way, trained, classes=images.labels)
 
 
 @contextmanager

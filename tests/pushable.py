@@ -69,4 +69,4 @@ def shown(run: Path) -> set[str]:
     """What every push of the run holds beside model and adapter, as paths in the repository."""
     figures = {f"figures/{path.name}" for path in (run / "figures").iterdir()}
     assert len(figures) > 3
-    return {"README.md", "metrics.json", "recipe.yaml", *figures}
+    return {"README.md", "hfft_files.json", "metrics.json", "recipe.yaml", *figures}

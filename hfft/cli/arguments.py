@@ -2,9 +2,12 @@
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from hfft.errors import nearest
+from hfft.paths import expanded
+from hfft.text import printable
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -35,7 +38,12 @@ class VerbParser(argparse.ArgumentParser):
             if assigns and "=" not in word:
                 self.error(f"found {word!r}; allowed: {words.metavar}")
         if words is not None:
-            setattr(found, words.dest, [*getattr(found, words.dest), *left])
+            taken: Any = [self._get_value(words, word) for word in left]
+            setattr(found, words.dest, [*getattr(found, words.dest), *taken])
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words, and end."""
+        super().error(printable(message))
 
     def _unknown(self, word: str, *, assigns: bool) -> str:
         name = word.partition("=")[0]
@@ -62,9 +70,14 @@ def count(text: str) -> int:
     return int(text)
 
 
+def place(text: str) -> Path:
+    """A file or folder; a shell leaves `~` as it is behind `=` and in quotes."""
+    return Path(expanded(text))
+
+
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """A recipe and its overrides."""
-    parser.add_argument("recipe", help="YAML file")
+    parser.add_argument("recipe", type=expanded, help="YAML file")
     parser.add_argument(
         "overrides", nargs="*", default=[], metavar="key=value", help="for example phases.head.learning_rate=5e-4"
     )
@@ -73,8 +86,13 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 def add_opening(parser: argparse.ArgumentParser) -> None:
     """Where in its place a model is, and whether the code that it brings may run."""
     parser.add_argument("--subfolder", help="where in the folder or the Hub's repository it is, for example adapter")
+    add_trust(parser)
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Whether the code that a model brings may run."""
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run the Python code that the model brings; of a run, its recipe says so",
+        help="run the Python code that the model brings",
     )

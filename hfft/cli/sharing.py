@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hfft.cli.printing import interval, print_table, spaced
+from hfft.cli.arguments import add_trust, place
+from hfft.cli.printing import interval, print_table, show, spaced
 from hfft.errors import RunError, TrainingError
+from hfft.paths import expanded
 from hfft.startup import quick_imports
 
 
@@ -20,12 +22,13 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _add_report(report: argparse.ArgumentParser) -> None:
-    report.add_argument("folder", metavar="run", help="run folder")
+    report.add_argument("folder", type=expanded, metavar="run", help="run folder")
+    add_trust(report)
     report.set_defaults(run=_report)
 
 
 def _add_push(push: argparse.ArgumentParser) -> None:
-    push.add_argument("run_folder", metavar="run", help="run folder")
+    push.add_argument("run_folder", type=expanded, metavar="run", help="run folder")
     push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
     push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
     push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
@@ -36,18 +39,21 @@ def _add_push(push: argparse.ArgumentParser) -> None:
         "--base-model", metavar="REPO_ID", help="Hub id of what the adapter sits on, if trained on a folder"
     )
     push.add_argument("--json", action="store_true", help="print JSON")
+    add_trust(push)
     push.set_defaults(run=_push)
 
 
 def _add_sweep(swept: argparse.ArgumentParser) -> None:
-    swept.add_argument("recipe", help="YAML file")
+    swept.add_argument("recipe", type=expanded, help="YAML file")
     swept.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
     _add_html(swept)
     swept.set_defaults(run=_sweep)
 
 
 def _add_compare(compare: argparse.ArgumentParser) -> None:
-    compare.add_argument("runs", nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too")
+    compare.add_argument(
+        "runs", type=expanded, nargs="+", metavar="RUN", help="run folder; of two, the differences are shown too"
+    )
     compare.add_argument("--split", choices=("test", "validation"), help="test where all have it, when left out")
     compare.add_argument("--json", action="store_true", help="print JSON")
     _add_html(compare)
@@ -55,7 +61,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
 
 
 def _add_html(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write the comparison as a page of one file, too")
+    parser.add_argument("--html", type=place, metavar="FILE", help="write the comparison as a page of one file, too")
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -64,8 +70,9 @@ def _report(arguments: argparse.Namespace) -> None:
         from hfft.report.page import write_page
 
     card, *figures = write_report(arguments.folder)
-    for path in (card, write_page(arguments.folder), *figures):
-        print(path)
+    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
+    for path in (card, page, *figures):
+        show(str(path))
 
 
 def _push(arguments: argparse.Namespace) -> None:
@@ -86,8 +93,8 @@ def _push(arguments: argparse.Namespace) -> None:
         )
     except ValidationError as error:
         raise bad_spec(error) from error
-    pushed = push_run(Path(arguments.run_folder), spec)
-    print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
+    pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
+    show(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -97,11 +104,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = compare(arguments.runs, split=arguments.split)
     _write_html(found, arguments.html)
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        show(json.dumps(dataclasses.asdict(found)))
         return
     _print_comparison(found)
     if arguments.html is not None:
-        print(f"page: {arguments.html}")
+        show(f"page: {arguments.html}")
 
 
 def _check_html(file: Path | None) -> None:
@@ -131,18 +138,18 @@ def _print_comparison(found: Any) -> None:
     print_table(header, rows)
     pair = found.pair
     if pair is not None:
-        print(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
+        show(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
         print_table(
             ("metric", "difference", "95 % interval"),
             [(*spaced([name]), *interval(row, "+").split(" ", 1)) for name, row in pair.differences.items()],
         )
         test = pair.mcnemar
-        print(
+        show(
             f"right on {test.only_second} images where {pair.first} is wrong, wrong on {test.only_first} where it is "
             f"right: McNemar's exact p = {test.p_value:.3g}"
         )
     for note in found.notes:
-        print(f"note: {note}")
+        show(f"note: {note}")
 
 
 def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
@@ -162,9 +169,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
         _write_html(compared, arguments.html)
         _print_comparison(compared)
         if arguments.html is not None:
-            print(f"page: {arguments.html}")
+            show(f"page: {arguments.html}")
     elif arguments.html is not None:
-        print(f"no page: {len(found.finished)} of the runs finished, and there is nothing to compare")
+        show(f"no page: {len(found.finished)} of the runs finished, and there is nothing to compare")
     if found.failed:
         told = "\n".join(f"  {name}: {reason}" for name, reason in found.failed.items())
         total = len(found.failed) + len(found.finished)

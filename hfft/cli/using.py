@@ -5,13 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from hfft.cli.arguments import add_opening, count, whole
-from hfft.cli.printing import print_metrics, print_table, say, spaced
+from hfft.cli.arguments import add_opening, count, place, whole
+from hfft.cli.printing import print_metrics, print_table, reader_may_leave, say, show, spaced
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.startup import quick_imports
 
 
@@ -24,16 +23,19 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _add_predict(predict: argparse.ArgumentParser) -> None:
-    predict.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    predict.add_argument("model", type=expanded, help="run folder, model folder, adapter folder or Hub id")
     predict.add_argument(
-        "images", nargs="+", help="image files, folders of them, quoted globs, URLs, or - for a list on standard input"
+        "images",
+        type=expanded,
+        nargs="+",
+        help="image files, folders of them, quoted globs, URLs, or - for a list on standard input",
     )
     predict.add_argument("--top", type=count, help="classes to show for each image; 1 when left out")
     form = predict.add_mutually_exclusive_group()
     formats = ("table", "jsonl", "csv", "parquet")
     form.add_argument("--format", choices=formats, help="CSV and Parquet hold all classes")
     form.add_argument("--json", action="store_const", dest="format", const="jsonl", help="the same as --format jsonl")
-    predict.add_argument("--output", type=Path, metavar="FILE", help="write there; its ending tells the format")
+    predict.add_argument("--output", type=place, metavar="FILE", help="write there; its ending tells the format")
     predict.add_argument(
         "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an image that can't be read"
     )
@@ -53,11 +55,13 @@ def _add_predict(predict: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-    evaluate.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
-    evaluate.add_argument("--data", help="folder or Hub id of labelled images; a run's own data when left out")
+    evaluate.add_argument("model", type=expanded, help="run folder, model folder, adapter folder or Hub id")
+    evaluate.add_argument(
+        "--data", type=expanded, help="folder or Hub id of labelled images; a run's own data when left out"
+    )
     evaluate.add_argument("--split", help="split to score; test of a run's own data when left out")
     evaluate.add_argument("--json", action="store_true", help="print JSON")
-    evaluate.add_argument("--output", type=Path, metavar="FILE.parquet", help="write the prediction for every image")
+    evaluate.add_argument("--output", type=place, metavar="FILE.parquet", help="write the prediction for every image")
     evaluate.add_argument("--batch-size", type=count, default=32, help="images per forward pass and process")
     evaluate.add_argument("--workers", type=whole, help="processes that read images; one per core when left out")
     evaluate.add_argument(
@@ -68,12 +72,12 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
-    export.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    export.add_argument("model", type=expanded, help="run folder, model folder, adapter folder or Hub id")
     export.add_argument("--to", choices=("onnx",), default="onnx", help="the format")
-    export.add_argument("--output", type=Path, metavar="FOLDER", help="write there; into onnx in the model's folder")
+    export.add_argument("--output", type=place, metavar="FOLDER", help="write there; into onnx in the model's folder")
     export.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     export.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
+        "--images", type=place, metavar="FOLDER", help="compare with torch on these; a run's own images when left out"
     )
     export.add_argument("--most", type=count, default=1000, help="images to compare on, at most; evenly spread")
     add_opening(export)
@@ -81,11 +85,11 @@ def _add_export(export: argparse.ArgumentParser) -> None:
 
 
 def _add_demo(demo: argparse.ArgumentParser) -> None:
-    demo.add_argument("model", help="run folder, model folder, adapter folder or Hub id")
+    demo.add_argument("model", type=expanded, help="run folder, model folder, adapter folder or Hub id")
     demo.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 lets other machines in")
     demo.add_argument("--port", type=count, help="the first free one from 7860 on when left out")
     demo.add_argument("--device", help="for example cpu or cuda:1; the accelerator, if there is one, when left out")
-    demo.add_argument("--space", type=Path, metavar="FOLDER", help="show nothing, and write a Space there")
+    demo.add_argument("--space", type=place, metavar="FOLDER", help="show nothing, and write a Space there")
     demo.add_argument("--overwrite", action="store_true", help="replace an earlier Space")
     add_opening(demo)
     demo.set_defaults(run=_demo)
@@ -126,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     elif form == "table":
         _print_predictions(kept)
     else:
-        with _reader_may_leave():
+        with reader_may_leave():
             write_lines(kept, sys.stdout, form, classifier.classes, is_multi_label=classifier.is_multi_label)
     kept.raise_for_skipped()
 
@@ -137,16 +141,6 @@ def _with_bar(answers: Iterator[Any], count: int | None, *, beside_lines: bool) 
 
     shown = False if beside_lines and sys.stdout.isatty() else None
     yield from bar("predicting", count, answers, delay=SOON, shown=shown)
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """End quietly when whoever reads the standard output has enough, as `head` does."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
 
 
 def _print_predictions(predictions: Iterable[Any]) -> None:
@@ -189,7 +183,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         save_table(scores.table(arguments.split or "test"), arguments.output)
     if arguments.json:
         found = {"metrics": scores.metrics, "details": scores.details, "by_class": scores.by_class}
-        print(json.dumps({"images": len(scores.labels), **found}))
+        show(json.dumps({"images": len(scores.labels), **found}))
         return
     print_metrics({f"{len(scores.labels)} images": scores.metrics})
     print_table(("more", ""), [(*spaced([name]), f"{value:.4f}") for name, value in scores.details.items()])
@@ -221,7 +215,7 @@ def _export(arguments: argparse.Namespace) -> None:
         trust_remote_code=arguments.trust_remote_code,
         subfolder=arguments.subfolder,
     )
-    print(f"{export.parity.in_words}\nexported: {export.folder}")
+    show("\n".join((export.parity.in_words, *export.missing, f"exported: {export.folder}")))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -232,9 +226,9 @@ def _demo(arguments: argparse.Namespace) -> None:
             from hfft.inference.space import write_space
 
         write_space(arguments.model, arguments.space, overwrite=arguments.overwrite)
-        print(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
-        print("  hf repos create OWNER/NAME --type space --sdk gradio")
-        print(f"  hf upload OWNER/NAME {arguments.space} --type space")
+        show(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
+        show("  hf repos create OWNER/NAME --type space --sdk gradio")
+        show(f"  hf upload OWNER/NAME {arguments.space} --type space")
         return
     with quick_imports():
         from hfft.inference.demo import serve_demo
@@ -247,7 +241,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
             subfolder=arguments.subfolder,
-            tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
+            tell=lambda address: show(f"{address} until Ctrl-C"),
         )
     except KeyboardInterrupt:
         say("stopped")

@@ -4,19 +4,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.decoding import decode, read_row
 from hfft.data.findings import Finding, Splits, find
+from hfft.data.hints import check_found
 from hfft.data.labels import spoken_label
 from hfft.data.sources import ImageData
+from hfft.distributed import meet, on_main
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
@@ -78,16 +78,17 @@ def check_images(
     skipped: tuple[Skip, ...] = ()
     while True:
         rows = joined(images.splits.values())
+        check_found(rows, where)
         done = _audited(rows, Look(spec.audit, spec.background, source))
-        new = _shared(partial(_skips, done, images.labels))
+        new = on_main(partial(_skips, done, images.labels))
         refuse_or_tell(new, images, spec, where)
         skipped += new
         kept = reload([skip.file for skip in skipped]) if new else images
         # Where a class takes few of its images (data.max_per_class), others come in the place of those left out.
-        if set(rows["file"]).issuperset(file for part in kept.splits.values() for file in part["file"]):
+        if set(rows["file"][:]).issuperset(file for part in kept.splits.values() for file in part["file"][:]):
             break
         images = kept
-    fingerprints, findings = _shared(lambda: _conclude(_known(done), rows, kept, spec))
+    fingerprints, findings = on_main(lambda: _conclude(_known(done), rows, kept, spec))
     findings = (*(Finding("broken", skip.reason, (skip.file,), 1) for skip in skipped), *findings)
     _tell(findings, spec, where)
     return Checked(kept, fingerprints, skipped, findings)
@@ -99,8 +100,9 @@ def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Sk
     Raises:
         DataError: As for `check_images`, but for leaks.
     """
+    check_found(rows, spec.source)
     done = _audited(rows, Look(spec.audit, spec.background, spec.source))
-    skipped = _shared(partial(_skips, done, labels))
+    skipped = on_main(partial(_skips, done, labels))
     refuse_or_tell(skipped, ImageData({"test": rows}, tuple(labels)), spec, spec.source)
     return skipped
 
@@ -108,25 +110,19 @@ def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Sk
 def fingerprint_of(rows: Dataset) -> str:
     """Hash over the names, labels and contents of rows, in every process; decodes nothing."""
     done = _audited(rows, Look("off"))
-    return _shared(lambda: _known(done).fingerprint())
+    return on_main(lambda: _known(done).fingerprint())
 
 
 def _audited(rows: Dataset, look: Look) -> Audit | None:
     """None in all processes but the main one."""
-    return audit(rows, "checking images", look) if PartialState().is_main_process else None
+    done = audit(rows, "checking images", look) if PartialState().is_main_process else None
+    meet()
+    return done
 
 
 def _known(done: Audit | None) -> Audit:
     assert done is not None
     return done
-
-
-def _shared(compute: Callable[[], Any]) -> Any:
-    """What the main process computes, in every process."""
-    state = PartialState()
-    found: list[Any] = [compute() if state.is_main_process else None]
-    broadcast_object_list(found)
-    return found[0]
 
 
 def _skips(done: Audit | None, labels: Sequence[str]) -> tuple[Skip, ...]:

@@ -10,14 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.decoding import (
-    Decoded,
-    decode_small,
-    has_profile,
-    is_deep,
-    on_background,
-    open_image,
-)
+from hfft.data.decoding import Decoded, decode_small, on_background, open_image
+from hfft.data.pictures import from_black, has_profile, is_deep
 from hfft.errors import DataError
 
 SIDE = 32  # of a thumbnail, pixels
@@ -95,7 +89,7 @@ def _decoded(content: bytes, digest: bytes, background: tuple[int, int, int] | N
     image, picture, remark = decode_small(content)
     traits, peak = _traits(image), 0.0
     if is_deep(image):
-        peak = float(np.asarray(image).max())
+        peak = float(np.asarray(from_black(image)).max())
         traits |= DEEP | (FLOATS if image.mode == "F" else 0)
     if isinstance(picture, Image.Image) and picture.mode == "RGBA":
         traits |= TRANSPARENT

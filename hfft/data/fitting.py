@@ -11,16 +11,17 @@ from torchvision.transforms.v2 import functional
 from transformers import ViTImageProcessor
 from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 
-from hfft.data.transforms import PixelScale, pixel_scale
+from hfft.data.transforms import PixelScale, pixel_scale, processed
 from hfft.errors import ModelError
 from hfft.recipe.spec import DataSpec
 
 _TIMM_MODES = {"squash": "squash", "letterbox": "border"}
+_TRIED = ((64, 80), (90, 40))  # height and width of the images that any processor is tried on
 _SHAPES = ((90, 40), (40, 90), (64, 64), (20, 31))  # height and width of the images that a fit is tried on
 
 
 def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
-    """The processor with the recipe's `fit` and `background`, in settings that are saved with the model.
+    """The processor with the recipe's `fit` and `background`, in settings that are saved with the model; tried out.
 
     `fit` is said in transformers' own words, so that its pipelines do the same: a size of height and width for
     `squash`; for `letterbox` a largest height and width, and a center crop, which adds black bars. timm's processors
@@ -32,8 +33,15 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
         spec: The recipe's data section.
 
     Raises:
-        ModelError: If the processor can't do it, or does something else instead.
+        ModelError: If the processor can't do it, or does something else instead; if it can't take images of any shape,
+            or makes tensors of different shapes of them, which are no batch.
     """
+    fitted = _fitted(processor, config, spec)
+    check_processor(fitted)
+    return fitted
+
+
+def _fitted(processor: Any, config: Any, spec: DataSpec) -> Any:
     fit = None if spec.fit == "checkpoint" else spec.fit
     if fit is None and spec.background is None:
         return processor
@@ -41,6 +49,7 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
         return _fit_timm(processor, config, fit, spec.background)
     if fit is not None:
         scale = pixel_scale(processor)
+        _check_size(processor, scale)
         fitting = (one for one in _candidates(processor, fit, scale) if _does(one, fit, scale))
         found = next(fitting, None)
         if found is None:
@@ -52,6 +61,60 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
     if spec.background is not None:
         processor.background = list(spec.background)
     return processor
+
+
+def check_processor(processor: Any) -> None:
+    """Refuse a processor that makes of images what is no batch.
+
+    Raises:
+        ModelError: As `try_processor`, or if it makes tensors of different shapes.
+    """
+    made = try_processor(processor)
+    if len(set(made)) > 1:
+        pairs = zip(made, _TRIED, strict=True)
+        seen = " and ".join(f"{shape} of {width} x {height} pixels" for shape, (height, width) in pairs)
+        raise ModelError(
+            f"model.checkpoint: its image processor, {type(processor).__name__}, makes {seen}; a batch needs images "
+            "of one size: set data.fit to squash or letterbox, or a size of height and width in its "
+            "preprocessor_config.json"
+        )
+
+
+def try_processor(processor: Any) -> list[tuple[int, ...]]:
+    """What a processor makes of images of two shapes: (C, H, W) of each.
+
+    Raises:
+        ModelError: If it can't take them, or makes no images of finite numbers.
+    """
+    name, made = type(processor).__name__, []
+    for height, width in _TRIED:
+        pixels = processed(processor, _noise(height, width))
+        if pixels.ndim != 3:
+            raise ModelError(
+                f"model.checkpoint: its image processor, {name}, makes {tuple(pixels.shape)} of an image, not "
+                "channels, height and width; take a checkpoint of an image classifier"
+            )
+        if not pixels.isfinite().all():
+            raise ModelError(
+                f"model.checkpoint: its image processor, {name}, makes values that are not finite numbers; mend "
+                "image_std and rescale_factor in its preprocessor_config.json"
+            )
+        made.append(tuple(pixels.shape))
+    return made
+
+
+def _check_size(processor: Any, scale: PixelScale) -> None:
+    """Refuse to fit images to a size that a processor doesn't have."""
+    other = processed(processor, _noise(300, 300)).shape[1:]
+    if other != (scale.height, scale.width):
+        raise ModelError(
+            f"data.fit: {type(processor).__name__} leaves images as large as they are; set in the checkpoint's "
+            "preprocessor_config.json do_resize: true and a size of height and width"
+        )
+
+
+def _noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def copy_fit(config: Any, other: Any) -> None:
@@ -97,7 +160,9 @@ def _does(processor: Any, fit: str, scale: PixelScale) -> bool:
     """Whether images of noise come out as they should."""
     rng = np.random.default_rng(0)
     level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
-    resample = pil_torch_interpolation_mapping[Image.Resampling(processor.resample)]
+    asked = processor.resample
+    filter_ = Image.Resampling[asked.upper()] if isinstance(asked, str) else Image.Resampling(asked)
+    resample = pil_torch_interpolation_mapping[filter_]
     for shape in _SHAPES:
         image = torch.from_numpy(rng.integers(0, 256, (3, *shape), dtype=np.uint8))
         size = [scale.height, scale.width]

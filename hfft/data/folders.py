@@ -18,7 +18,12 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl")  # as imagefolder of datasets has them
+METADATA = (
+    "metadata.csv",
+    "metadata.tsv",
+    "metadata.jsonl",
+    "metadata.parquet",
+)  # as imagefolder of datasets has them
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
     (
@@ -28,6 +33,10 @@ UNREAD = frozenset(
 )
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
+# `trainset` and its like: two words in one.
+_JOINED = re.compile(
+    rf"^({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(sets?|data|images?|imgs?|files?)$"
+)
 _LOG = get_logger(__name__)
 
 
@@ -36,50 +45,51 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(filter(is_image, visible_files(folder)))
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """The folders in a folder when every one of them is called like a split and holds folders, else itself as train.
-
-    Raises:
-        DataError: If some look like splits and others don't: class folders would become images of a class `train`.
-    """
-    known = [name for names in SPLIT_NAMES.values() for name in names]
-    children = subfolders(folder)
-    splits = [path for path in children if path.name.lower() in known and subfolders(path)]
-    if splits and len(splits) == len(children):
-        return {path.name: path for path in children}
-    without_images = [path.name for path in splits if path not in {file.parent for file in image_files(path)}]
-    if without_images:
-        others = [path.name for path in children if path not in splits]
-        raise DataError(
-            f"{folder}: {', '.join(without_images)} look like splits and {', '.join(others)} do not; allowed: class "
-            f"folders alone, or folders of class folders that are called {', '.join(known)}"
-        )
-    return {"train": folder}
-
-
 def subfolders(folder: Path) -> list[Path]:
-    """The folders in a folder; hidden ones and those that begin with two underscores are left out."""
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__")))
+    """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
+    with os.scandir(folder) as entries:
+        found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
+    return sorted(path for path in found if not path.name.startswith("__") and not _is_output(path))
+
+
+def holds_images(folder: Path) -> bool:
+    """Whether an image lies in a folder, at any depth."""
+    return any(map(is_image, visible_files(folder)))
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a file's or folder's name, in small letters: `01_trainImages` holds `train` and `images`."""
+    words = re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    return [part for word in words if word for part in _JOINED.sub(r"\1 \2", word).split()]
+
+
+def split_in(name: str) -> str | None:
+    """The split that a name has a word of: `train`, `validation`, `test`, or None.
+
+    These are the rules of datasets 5.2 (data_files.py), in any case of letters; and `trainset`, `TestImages`.
+    """
+    words = set(words_of(name))
+    return next((split for split, names in SPLIT_NAMES.items() if not words.isdisjoint(names)), None)
 
 
 def table_files(folder: Path, endings: Collection[str]) -> list[Path]:
-    """Files with these endings in a folder or below, hidden ones left out; none when the folder holds an image."""
-    if any(map(is_image, visible_files(folder))):
-        return []
+    """Files with these endings in a folder or below, hidden ones left out."""
     return sorted(path for path in visible_files(folder) if path.suffix.lower() in endings)
 
 
 def metadata_files(folder: Path) -> list[Path]:
     """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
-    known = [name for names in SPLIT_NAMES.values() for name in names]
-    places = [folder, *(path for path in subfolders(folder) if path.name.lower() in known)]
-    return [place / name for place in places for name in METADATA if (place / name).is_file()]
+    places = [folder, *(path for path in subfolders(folder) if split_in(path.name))]
+    return [
+        file
+        for place in places
+        for file in sorted(place.iterdir())
+        if file.name.lower() in METADATA and file.is_file()
+    ]
 
 
 def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
     """Splits that the names of files tell: by a word in a folder's name, else in the file's.
-
-    These are the rules of datasets 5.2 (data_files.py), in any case of letters.
 
     Args:
         folder: Names above it tell nothing.
@@ -93,7 +103,7 @@ def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
     for table in tables:
         path = table.relative_to(folder)
         shard = _SHARD.fullmatch(path.as_posix())
-        split = shard[1] if shard else _split_in(path.parent.as_posix()) or _split_in(path.name)
+        split = shard[1] if shard else split_in(path.parent.as_posix()) or split_in(path.stem)
         if split is None:
             nameless.append(table)
         else:
@@ -102,7 +112,7 @@ def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
         return {"train": nameless}
     if nameless:
         shown = ", ".join(path.relative_to(folder).as_posix() for path in nameless[:3])
-        _warn(f"{folder}: left out {len(nameless)} of {len(tables)} files, whose names tell no split: {shown}")
+        warn(f"{folder}: left out {len(nameless)} of {len(tables)} files, whose names tell no split: {shown}")
     return dict(splits)
 
 
@@ -126,7 +136,7 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
     if loose:
         parts.append(f"{loose} {'image' if loose == 1 else 'images'} beside the class folders")
     if parts:
-        _warn(f"{folder}: left out {' and '.join(parts)}")
+        warn(f"{folder}: left out {' and '.join(parts)}")
 
 
 def is_image(path: Path) -> bool:
@@ -135,17 +145,59 @@ def is_image(path: Path) -> bool:
 
 
 def visible_files(folder: Path) -> Iterator[Path]:
-    """Files at any depth below a folder, hidden ones left out, in no order."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if name[0] != "."]
-        yield from (Path(parent, name) for name in names if name[0] != ".")
+    """Files at any depth below a folder, in no order; links are followed.
+
+    Hidden files and folders are left out, and so are run folders.
+
+    Raises:
+        DataError: If a folder can't be listed.
+    """
+    return _files_below(folder, frozenset())
 
 
-def _split_in(text: str) -> str | None:
-    words = re.split("[-._ 0-9/]+", text.lower())
-    return next((split for split, names in SPLIT_NAMES.items() if not set(names).isdisjoint(words)), None)
+def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        status = os.stat(folder)
+        place = (status.st_dev, status.st_ino)
+        if place in above or (above and _is_run(folder)):
+            return  # a link to a folder that it lies in, or a run
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name[0] == ".":
+                    continue
+                if _is_folder(entry):
+                    yield from _files_below(Path(folder, entry.name), above | {place})
+                else:
+                    yield Path(folder, entry.name)
+    except OSError as error:
+        raise DataError(f"{folder}: the folder can't be read: {error.strerror or error}") from error
 
 
-def _warn(message: str) -> None:
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; asks the file system about links alone."""
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether a folder is a run's, or a cross-validation's."""
+    runs = (("recipe.yaml", "environment.json"), ("summary.json", "fold-0/recipe.yaml"))
+    return any(all((folder / name).is_file() for name in names) for names in runs)
+
+
+def _is_output(folder: Path) -> bool:
+    """Whether a folder is a run's, or holds runs and no images beside them: hfft's output, never a class."""
+    if _is_run(folder):
+        return True
+    return not holds_images(folder) and any(_is_run(Path(parent)) for parent, _, _ in os.walk(folder))
+
+
+def warn(message: str) -> None:
+    """Warn once, from the main process."""
     PartialState()  # the logger asks it which process this is
     _LOG.warning(message)
+
+
+def say(message: str) -> None:
+    """Tell once, from the main process."""
+    PartialState()
+    _LOG.info(message)

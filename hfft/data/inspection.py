@@ -1,5 +1,6 @@
 """A source or a recipe -> everything that is to know of its images, without training: `hfft check-data`."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,10 @@ from hfft.data.audit import Audit, Look, audit
 from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
 from hfft.data.folders import SPLIT_NAMES
+from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
-from hfft.data.sources import load_data, read_splits
+from hfft.data.sources import choose_images, load_data, read_source
+from hfft.data.splits import carved_shares
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
@@ -89,9 +92,30 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
     if spec.splits != DataSpec(source=source).splits:
         images = load_data(spec, 0)
         return _inspect(dict(images.splits), spec, "train")
-    splits = read_splits(spec)
-    train = next((name for name in splits if name.lower() in SPLIT_NAMES["train"]), next(iter(splits)))
-    return _inspect(splits, spec, train)
+    found = read_source(spec)
+    train = next((name for name in found.splits if name.lower() in SPLIT_NAMES["train"]), next(iter(found.splits)))
+    whole = dict.fromkeys(carved_shares(found.splits, spec.splits))  # nothing is carved, which depends on the recipe
+    uncarved = dataclasses.replace(spec, splits=dataclasses.replace(spec.splits, **whole))
+    refused, labels = None, ()
+    try:
+        labels = choose_images(found, uncarved, 0, where=source).labels
+    except DataError as error:
+        refused = error
+    inspection = _inspect(found.splits, spec, train)
+    if refused is None:
+        findings = tuple(_unused(finding, labels) for finding in inspection.findings)
+        return dataclasses.replace(inspection, findings=findings)
+    if inspection.exit_code == 0:
+        raise refused
+    return inspection
+
+
+def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
+    """A finding on data that trains: rows without a label and classes without rows are in unused splits."""
+    is_class = finding.kind == "empty class" and not any(finding.detail.startswith(f"{label}:") for label in labels)
+    if is_class or finding.kind == "unlabelled":
+        return dataclasses.replace(finding, kind="left out", detail=f"{finding.detail}, in no split that is used")
+    return finding
 
 
 def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
@@ -99,12 +123,13 @@ def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspecti
     rows = joined(splits.values())
     if len(rows) == 0:
         raise DataError(f"{spec.source}: holds no images")
+    check_found(rows, spec.source)
     done = audit(rows, "checking images", Look(spec.audit, spec.background, spec.source))
     numbers = _numbers(splits)
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     found = find(Splits(done, numbers, labels, train), gray)
     folder = Path(spec.source).expanduser()
-    strays = list(find_strays(folder)) if folder.is_dir() and _is_of_files(rows) else []
+    strays = list(find_strays(folder, set(rows["file"][:]))) if folder.is_dir() and _is_of_files(rows) else []
     order = list(KINDS)
     findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
     return Inspection(

@@ -1,7 +1,6 @@
 """A source named in a recipe -> train, validation and test rows with label names; reads no pixel."""
 
 import dataclasses
-import glob
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,23 +9,29 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
-from datasets.exceptions import DatasetGenerationError
+from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
-    image_files,
+    holds_images,
     metadata_files,
-    split_folders,
+    say,
     splits_of,
     subfolders,
     table_files,
-    warn_of_left_out,
+    warn,
 )
+from hfft.data.hints import advice_for, missing_path, missing_source
+from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
+from hfft.data.label_tables import find_images
+from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
-from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
-from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES, read_text_table
+from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
+from hfft.data.loading import load, load_parquet, read_table, reason_of
+from hfft.data.rows import Found, Table, standardize
+from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
+from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
+from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
@@ -85,24 +90,32 @@ def load_data(
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
-    found = standardize(_tables_in(source), spec, "data") if source is not None else _read_filled(spec)
-    where = "data" if source is not None else spec.source
+    found = standardize(_tables_in(source), spec, "data") if source is not None else read_source(spec)
+    return choose_images(found, spec, seed, where="data" if source is not None else spec.source, without=without)
+
+
+def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, without: Collection[str] = ()) -> ImageData:
+    """Split what a source holds, and check that there is something to train on.
+
+    Classes that no image of the chosen splits has are left out.
+
+    Raises:
+        DataError: If there are no splits as asked, or too few classes, or one without training images.
+    """
     kept = _without(found.splits, without)
+    own = existing_split(kept, spec.splits.train, where)
+    for folder in found.empty.get(own, ()):
+        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
     splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
+    _warn_of_empty(found, [split for split in found.empty if split != own])
+    _tell_of_unused(kept, spec, own, where)
+    splits = _without_unused(splits, where)
     labels = class_names(splits["train"])
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
+    warn_of_alike(labels, where)
     return data
-
-
-def read_splits(spec: DataSpec) -> dict[str, Dataset]:
-    """The splits that the source itself has, as they are: rows without a label have -1, classes may have no row.
-
-    Raises:
-        DataError: If the source can't be read.
-    """
-    return _read(spec).splits
 
 
 def load_rows(
@@ -119,21 +132,41 @@ def load_rows(
     Raises:
         DataError: If these rows have classes that the model does not know.
     """
-    found = _without(_read_filled(spec).splits, without)
+    source = read_source(spec)
+    found = _without(source.splits, without)
     if split is not None:
-        found = {split: found[existing_split(found, split, spec.source)]}
+        own = existing_split(found, split, spec.source)
+        found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
         PartialState()  # the logger asks it which process this is
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
-    parts = [labelled(part, name, spec.source) for name, part in found.items()]
+    _warn_of_empty(source, found)
+    parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
-    unknown = [name for name in class_names(parts[0]) if name in used and name not in labels]
+    known = known_as(used, labels)
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
         )
     return concatenate_datasets([relabelled(part, labels) for part in parts])
+
+
+def _warn_of_empty(found: Found, splits: Collection[str]) -> None:
+    for folder in (folder for split in splits for folder in found.empty.get(split, ())):
+        warn(f"{folder}: the class folder holds no images")
+
+
+def _tell_of_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
+    """Name the splits of the source that are used for nothing."""
+    carved = carved_shares(found, spec.splits)
+    wanted = {"validation": spec.splits.validation, "test": spec.splits.test}
+    named = [name if split == "auto" else str(split) for name, split in wanted.items() if split and name not in carved]
+    used = {own, *(existing_split(found, name, where) for name in named)}
+    unused = [f"{name} ({len(rows):,} rows)" for name, rows in found.items() if name not in used]
+    if unused:
+        say(f"{where}: not used: {', '.join(unused)}")
 
 
 def _used(rows: Dataset) -> list[str]:
@@ -143,57 +176,51 @@ def _used(rows: Dataset) -> list[str]:
     return [name for name, count in zip(names, counts.tolist(), strict=True) if count]
 
 
-def _read_filled(spec: DataSpec) -> Found:
-    found = _read(spec)
-    for folder in found.empty:
-        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    return found
+def _without_unused(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
+    """Rows with the names of those classes alone that any of them has."""
+    names = class_names(splits["train"])
+    used = {name for rows in splits.values() for name in _used(rows)}
+    unused = [name for name in names if name not in used]
+    if not unused or SHARES in splits["train"].column_names:  # shares may tell of classes that are nowhere the largest
+        return splits
+    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+    warn(f"{where}: left out {'classes' if len(unused) > 1 else 'a class'} that no image of the splits has: {shown}")
+    kept = [name for name in names if name in used]
+    return {split: relabelled(rows, kept) for split, rows in splits.items()}
 
 
 def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dataset]:
     if not names:
         return found
     left_out = set(names)
-    kept = {name: [n for n, file in enumerate(part["file"]) if file not in left_out] for name, part in found.items()}
+    files = {name: part["file"][:] for name, part in found.items()}
+    kept = {name: [n for n, file in enumerate(files[name]) if file not in left_out] for name in found}
     return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
 
 
-def _read(spec: DataSpec) -> Found:
+def read_source(spec: DataSpec) -> Found:
+    """What the source itself holds, as it is: rows without a label have -1, classes may have no row.
+
+    Raises:
+        DataError: If the source can't be read.
+    """
     path = Path(spec.source).expanduser()
     if path.is_dir():
         return _read_folder(path, spec)
     if path.is_file():
         return _read_file(path, spec)
-    if spec.source.startswith((".", "/", "~")) or spec.source.count("/") > 1:
-        raise DataError(f"data.source: the folder {spec.source} does not exist")
+    missing = missing_source(spec.source)
+    if missing is not None:
+        raise DataError(f"data.source: {missing}")
+    looked = f"{spec.source} is no folder or file here (looked for {path.absolute()})"
     problem = hub_problem(spec.source, "dataset", spec.revision)
     if problem is not None:
-        raise DataError(f"data.source: {spec.source} is no folder or file here, and {problem}")
-    loaded = _load(spec.source, spec.source, spec.config, revision=spec.revision)
-    return standardize(_tables_in(loaded), spec, spec.source)
-
-
-def _load(
-    where: str,
-    path: str,
-    config: str | None = None,
-    *,
-    revision: str | None = None,
-    data_files: dict[str, list[str]] | None = None,
-) -> DatasetDict:
+        raise DataError(f"data.source: {looked}, and {problem}")
     try:
-        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
-    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
-        raise DataError(f"data.source: {where} can't be loaded as a data set: {_reason(error)}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-
-
-def _reason(error: Exception) -> str:
-    """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
-    lines = str(error).splitlines()
-    if isinstance(error, DatasetGenerationError):
-        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+        loaded = load(spec.source, spec.source, spec.config, revision=spec.revision)
+    except DataError as error:
+        raise DataError(f"{error}; {looked}") from error
+    return standardize(_tables_in(loaded), spec, spec.source)
 
 
 def _tables_in(source: DatasetDict) -> dict[str, Table]:
@@ -202,26 +229,24 @@ def _tables_in(source: DatasetDict) -> dict[str, Table]:
 
 def _read_file(file: Path, spec: DataSpec) -> Found:
     """One file: a table of paths or images, or a tar file."""
-    _refuse_unused(spec, ("config", "revision"), f"{file} is a file")
+    refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
     base = file.parent if spec.image_folder is None else _image_folder(spec.image_folder)
-    if ending in TEXT_TABLES:
-        return standardize({"train": Table(read_text_table(file), base)}, spec, spec.source, root=base)
-    if ending == ".parquet":
-        rows = _load(spec.source, "parquet", data_files={"train": [str(file)]})["train"]
+    if ending in (*TEXT_TABLES, ".parquet"):
+        rows, spec = find_images(read_table(file), base, spec, file)
         return standardize({"train": Table(rows, base)}, spec, spec.source, root=base)
     if ending == ".tar":
         return _read_shards({"train": [file]}, file.parent, spec)
     raise DataError(
         f"data.source: {spec.source} is a {ending or 'nameless'} file; allowed: a folder, a table "
-        f"({', '.join(TEXT_TABLES)}, .parquet), a .tar file or a Hub id"
+        f"({', '.join(TEXT_TABLES)}, .parquet), a .tar file or a Hub id{advice_for([file])}"
     )
 
 
 def _image_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise DataError(f"data.image_folder: the folder {name} does not exist")
+        raise DataError(f"data.image_folder: {missing_path(name)}")
     return folder
 
 
@@ -230,60 +255,61 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
     if tables:
-        _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-        return standardize(_metadata_tables(folder, tables), spec, spec.source, root=folder)
+        refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
+        return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
+    if holds_images(folder):
+        return read_images(folder, spec)
     tables = table_files(folder, (".parquet",))
     if tables:
         found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
         return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
     tables = table_files(folder, TEXT_TABLES)
     if tables:
-        _refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
+        refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
         base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
-        return standardize(_text_tables(folder, tables, spec), spec, spec.source, root=base)
+        return standardize(*_text_tables(folder, tables, spec), spec.source, root=base)
     shards = tar_files(folder)
-    if shards and not any(image_files(path) for path in subfolders(folder)):
+    if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
-    return _read_class_folders(folder, spec)
-
-
-def _refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
-    unused = [key for key in keys if getattr(spec, key) is not None]
-    if unused:
-        raise DataError(f"data.{unused[0]}: {what}, which has none; leave it out")
+    return read_class_folders(folder, spec, find_layout(folder))
 
 
 def _read_saved(folder: Path, spec: DataSpec) -> Found:
     """What `save_to_disk` wrote."""
-    _refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
+    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
     try:
         loaded = load_from_disk(str(folder))
     except Exception as error:  # pyarrow, JSON and the file system raise their own
-        raise DataError(f"data.source: {spec.source} can't be loaded as a saved data set: {_reason(error)}") from error
+        raise DataError(
+            f"data.source: {spec.source} can't be loaded as a saved data set: {reason_of(error)}"
+        ) from error
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
     return standardize(_tables_in(splits), spec, spec.source)
 
 
-def _metadata_tables(folder: Path, files: Sequence[Path]) -> dict[str, Table]:
+def _metadata_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
     """Tables that lie beside their images: of the whole folder, or of its split folders."""
     if files[0].parent == folder:
         if len(files) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
-        return {"train": Table(read_text_table(files[0]), folder)}
-    tables = {file.parent.name: Table(read_text_table(file), file.parent, 1) for file in files}
-    lacking = [name for name in split_folders(folder) if name not in tables]
+        rows, spec = find_images(read_table(files[0]), folder, spec, files[0])
+        return {"train": Table(rows, folder)}, spec
+    tables, names = {}, split_names(path.name for path in subfolders(folder) if holds_images(path))
+    for file in files:
+        rows, spec = find_images(read_table(file), file.parent, spec, file)
+        tables[names.get(file.parent.name, file.parent.name)] = Table(rows, file.parent, 1)
+    lacking = [name for name in names.values() if name not in tables]
     if lacking:
         raise DataError(f"{folder}: found tables in {', '.join(tables)} and none in {', '.join(lacking)}; add one")
-    return tables
+    return tables, spec
 
 
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
     """Parquet files as the folder's card describes them, else in splits that their names tell."""
     if _has_card(folder):
-        return _load(spec.source, str(folder), spec.config)
-    files = {split: [glob.escape(str(file)) for file in named] for split, named in splits_of(folder, tables).items()}
-    return _load(spec.source, "parquet", data_files=files)
+        return load(spec.source, str(folder), spec.config)
+    return load_parquet(spec.source, splits_of(folder, tables))
 
 
 def _has_card(folder: Path) -> bool:
@@ -293,67 +319,48 @@ def _has_card(folder: Path) -> bool:
     return bool(found)
 
 
-def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> dict[str, Table]:
+def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
     base = None if spec.image_folder is None else _image_folder(spec.image_folder)
     tables = {}
     for split, named in splits_of(folder, files).items():
         if len(named) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in named)
             raise DataError(f"{folder}: {shown} are tables of one split; allowed: one each, called like the split")
-        tables[split] = Table(read_text_table(named[0]), base or named[0].parent)
-    return tables
+        rows, spec = find_images(read_text_table(named[0]), base or named[0].parent, spec, named[0])
+        tables[split] = Table(rows, base or named[0].parent)
+    return tables, spec
 
 
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
     """Images in tar files."""
-    _refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
-    tables = {split: Table(read_tars(list(named), root), root, names="file") for split, named in files.items()}
+    refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
+    tables = {split: _shard_table(list(named), root, spec) for split, named in files.items()}
     found = standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
     return dataclasses.replace(found, shards=sum(map(len, files.values())))
 
 
-def _read_class_folders(folder: Path, spec: DataSpec) -> Found:
-    keys = ("config", "revision", "image_column", "label_column", "split_column", "image_folder")
-    _refuse_unused(spec, keys, f"{folder} is a folder of images")
-    if spec.task == "multi_label":
-        raise DataError(
-            f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
-            "table with lists of labels, or with columns of 0 and 1"
-        )
-    if spec.group_column not in (None, PARENT_FOLDER):
-        raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
-    splits = split_folders(folder)
-    names = sorted({child.name for path in splits.values() for child in subfolders(path)})
-    if not names:
-        raise DataError(f"{folder}: found no class folders; allowed: one folder of images per class")
-    warn_of_left_out(folder, splits.values())
-    rows = {split: _class_folder_rows(path, folder, tuple(names), spec.group_column) for split, path in splits.items()}
-    empty = []
-    for split, path in splits.items():
-        filled = {names[label] for label in np.unique(np.asarray(rows[split]["label"])).tolist()}
-        empty += [str(child) for child in subfolders(path) if child.name not in filled]
-    return Found(rows, empty=tuple(map(str, empty)))
-
-
-def _class_folder_rows(folder: Path, root: Path, names: tuple[str, ...], group: str | None) -> Dataset:
-    paths: list[str] = []
-    labels: list[int] = []
-    files: list[str] = []
-    for label, name in enumerate(names):
-        found = image_files(folder / name)
-        paths += map(str, found)
-        labels += [label] * len(found)
-        files += [path.relative_to(root).as_posix() for path in found]
-    rows = rows_of(paths, labels, files, names)
-    if group is None:
-        return rows
-    groups = parent_folders(files, len(folder.relative_to(root).parts) + 1, str(root))
-    return rows.add_column("group", groups, feature=Value("string"))
+def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
+    rows = read_tars(files, root)
+    if set(rows.column_names) <= {"image", "file", CLASS_FOLDER} and not any(rows[CLASS_FOLDER][:]):
+        if spec.label_column != CLASS_FOLDER:
+            raise DataError(
+                f"{spec.source}: the tar files hold images without labels; allowed: 1.cls, 1.txt or 1.json beside "
+                "1.jpg, class folders, or data.label_column=class_folder, which takes the tar files' names as classes"
+            )
+        names = [file.rpartition(".tar/")[0].rpartition("/")[2] for file in rows["file"][:]]
+        rows = rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
+    return Table(rows, root, names="file")
 
 
 def _check_classes(data: ImageData, where: str) -> None:
     if len(data.labels) < 2:
-        raise DataError(f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two")
+        within = [path for label in data.labels for path in (Path(where) / label, Path(where)) if path.is_dir()]
+        deeper = [child.name for child in subfolders(within[0])] if within else []
+        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within[0]}"
+        raise DataError(
+            f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"
+            f"{hint if len(deeper) > 1 else ''}"
+        )
     for split, rows in data.splits.items():
         if len(rows) == 0:
             raise DataError(f"{where}: the split {split!r} holds no images")

@@ -1,12 +1,14 @@
 """Files of a folder of images that become no row: found by their names and their first bytes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from stat import S_ISREG
 
 from hfft.data.findings import Finding
-from hfft.data.folders import UNREAD, is_image, split_folders, subfolders, visible_files
+from hfft.data.folders import UNREAD, is_image, subfolders, visible_files
+from hfft.data.layout import find_layout
+from hfft.text import printable_path
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -18,19 +20,21 @@ _MAGIC = {
 _BOXES = {b"avif": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF"}
 
 
-def find_strays(folder: Path) -> Iterator[Finding]:
+def find_strays(folder: Path, files: Collection[str]) -> Iterator[Finding]:
     """Images that are left out of a folder of class folders, each with the reason.
 
     Args:
         folder: Holds class folders, or split folders of class folders.
+        files: Names of the rows, below the folder.
     """
-    splits = split_folders(folder).values()
+    splits = [root for roots in find_layout(folder).splits.values() for root in roots]
     beside = {file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."}
     within = {file for path in splits for child in subfolders(path) for file in visible_files(child)}
     for file in sorted(beside | within):
         reason = _reason(file, is_beside=file in beside)
-        if reason is not None:
-            yield Finding("left out", reason, (file.relative_to(folder).as_posix(),), 1)
+        name = printable_path(file.relative_to(folder).as_posix())
+        if reason is not None and name not in files:
+            yield Finding("left out", reason, (name,), 1)
 
 
 def _reason(file: Path, *, is_beside: bool) -> str | None:

@@ -1,29 +1,24 @@
-"""Tables of images: CSV, TSV and JSON lines as data sets, and which columns of any table are used for what."""
+"""Which columns of a table of images are used for what."""
 
-import csv
-import io
-import json
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Dataset, Image, Value
 from PIL import Image as PillowImage
 
-from hfft.data.folders import SPLIT_NAMES
-from hfft.data.label_sets import flag_columns, list_columns
+from hfft.data.hints import check_header, check_paths
+from hfft.data.label_columns import label_candidates, plain_name
+from hfft.data.label_values import is_text
+from hfft.data.layout import CLASS_FOLDER
+from hfft.data.split_columns import find_split_column
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
-TEXT_TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
-CLASS_FOLDER = "class_folder"  # stands for the first folder of paths, in a table that has no labels
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
-_LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
-_MOST_COLUMNS = 1500  # of a text table: each costs milliseconds in datasets
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
@@ -60,73 +55,6 @@ class Columns:
         return ", ".join(f"{role} {name!r}" for role, name in named.items() if name is not None)
 
 
-def read_text_table(file: Path) -> Dataset:
-    """A table of text rows. In CSV every value is text, so that a class may be called `NA` or `007`; empty is nothing.
-
-    Raises:
-        DataError: If it can't be read; with the line, where there is one.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}: line {line} is no UTF-8 text; save the file in that encoding") from error
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
-    if not text.strip():
-        raise DataError(f"{file}: the file is empty")
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{file}: line {line} holds a NUL character, which no text has; is it damaged?")
-    separator = TEXT_TABLES[file.suffix.lower()]
-    return _json_lines(text, file) if separator is None else _delimited(text, file, separator)
-
-
-def _delimited(text: str, file: Path, separator: str) -> Dataset:
-    header = text.lstrip().splitlines()[0]
-    if separator == "," and header.count(";") > header.count(","):
-        separator = ";"  # as spreadsheets write it in countries with decimal commas
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
-        raise DataError(f"{file}: {str(error).removeprefix('Error tokenizing data. C error: ')}") from error
-    if len(table) == 0:
-        raise DataError(f"{file}: the file holds a header and no rows")
-    columns = {name.strip(): [value or None for value in table[name]] for name in table}
-    if len(columns) < len(table.columns):
-        raise DataError(f"{file}: two columns have the same name: {', '.join(table.columns)}")
-    _check_names(list(columns), file)
-    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
-
-
-def _check_names(names: Sequence[str], file: Path) -> None:
-    if len(names) > _MOST_COLUMNS:
-        raise DataError(f"{file}: found {len(names):,} columns; allowed: {_MOST_COLUMNS:,}")
-    for name in names:
-        if "\0" in name:  # where Arrow's name would end
-            raise DataError(f"{file}: the column {name!r} has a NUL character in its name")
-
-
-def _json_lines(text: str, file: Path) -> Dataset:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}: line {number} holds {type(row).__name__}; allowed: an object per line")
-        rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    _check_names(names, file)
-    try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{file}: a column holds values of different types: {str(error).splitlines()[0]}") from error
-
-
 def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> Columns:
     """Which columns hold images, labels, groups and splits: as asked, else by type, else by name.
 
@@ -139,12 +67,18 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     Raises:
         DataError: If a column isn't there, or none or several fit.
     """
+    if of_files:
+        check_header(table.column_names, where)
     images = _columns_of(table, Image) or [name for name, kind in table.features.items() if _is_content(kind)]
     if of_files and not images:
         images = _path_columns(table)
     image = _column(spec.image_column, images, table, f"{where}: image_column")
-    has_paths = of_files and table.features[image] == Value("string")
-    candidates = _label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
+    has_paths = of_files and is_text(table.features[image])
+    if has_paths:
+        check_paths([name for name in table[image][:_SAMPLE] if name], f"{where}: image_column: the column {image!r}")
+    split = find_split_column(spec, table, image, where)
+    spec = dataclasses.replace(spec, split_column=split)
+    candidates = label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
     return Columns(
         image=image,
         label=_label_columns(spec.label_column, candidates, table, f"{where}: label_column"),
@@ -152,26 +86,19 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         if spec.weight_column is None
         else _column(spec.weight_column, [], table, f"{where}: weight_column"),
         group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
-        split=_split_column(spec.split_column, table, f"{where}: split_column"),
+        split=split,
         has_paths=has_paths,
     )
 
 
-def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str, Dataset]:
-    """Rows by the values of a column, as text; all of them as `train` without one.
-
-    Raises:
-        DataError: If a row has no value.
-    """
-    if column is None:
-        return {"train": table}
-    values = table[column][:]
-    if None in values:
-        raise DataError(f"{where}: split_column: the column {column!r} holds nothing in row {values.index(None)}")
-    places: dict[str, list[int]] = {}
-    for place, value in enumerate(values):
-        places.setdefault(str(value), []).append(place)
-    return {name: table.select(rows) for name, rows in places.items()}
+def path_names(table: Dataset, spec: DataSpec) -> list[str] | None:
+    """The first paths of a table of paths; None for one that holds images, or has no column that looks like paths."""
+    if _columns_of(table, Image) or any(map(_is_content, table.features.values())):
+        return None
+    names = [spec.image_column] if spec.image_column in table.column_names else _path_columns(table)
+    if len(names) != 1 or not is_text(table.features[names[0]]):
+        return []
+    return [name for name in table[names[0]][:_SAMPLE] if name]
 
 
 def _columns_of(table: Dataset, feature: type) -> list[str]:
@@ -180,19 +107,20 @@ def _columns_of(table: Dataset, feature: type) -> list[str]:
 
 def _is_content(kind: Any) -> bool:
     """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
-    return kind in (Value("binary"), Value("large_binary")) or (
+    return kind in (Value("binary"), Value("large_binary"), Value("binary_view")) or (
         isinstance(kind, dict) and set(kind) == {"bytes", "path"}
     )
 
 
 def _path_columns(table: Dataset) -> list[str]:
     """Text columns that are called like paths, else those whose first values are."""
-    texts = [name for name, kind in table.features.items() if kind == Value("string")]
+    texts = [name for name, kind in table.features.items() if is_text(kind)]
     named = [name for name in _IMAGE_NAMES if name in texts]
+    named = named or [name for known in _IMAGE_NAMES for name in texts if plain_name(name) == known]
     if named:
         return named[:1]
     sample = table.select(range(min(len(table), _SAMPLE)))
-    return [name for name in texts if _are_paths([value for value in sample[name] if value])]
+    return [name for name in texts if _are_paths([value for value in sample[name][:] if value])]
 
 
 def _are_paths(values: Sequence[str]) -> bool:
@@ -208,31 +136,13 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     if len(candidates) == 1:
         return candidates[0]
     found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
-    raise DataError(f"{where}: {found}; name one of {', '.join(table.column_names)}")
-
-
-def _label_candidates(
-    table: Dataset, spec: DataSpec, image: str, where: str, *, has_paths: bool
-) -> list[str] | tuple[str, ...]:
-    """Columns that may hold the labels; a tuple of them holds 0 and 1 for each class."""
-    sets, single = list_columns(table), _columns_of(table, ClassLabel)
-    declared = {"single_label": single, "multi_label": sets}.get(spec.task, single or sets)
-    found = declared or [name for name in _LABEL_NAMES if name in table.column_names]
-    found = [name for name in found if name != image]
-    if found or spec.label_column is not None:
-        return found
-    if spec.task == "multi_label" or (spec.task == "auto" and not (has_paths and _has_class_folders(table, image))):
-        others = [image, spec.weight_column, spec.group_column, spec.split_column]
-        flags = flag_columns(table, others, where)
-        if flags:
-            return flags
-    return [CLASS_FOLDER] if has_paths else []
-
-
-def _has_class_folders(table: Dataset, image: str) -> bool:
-    """Whether paths begin with different folders."""
-    firsts = {str(path).replace("\\", "/").rpartition("/")[0] for path in table[image][:]}
-    return len(firsts) > 1
+    key = where.rpartition(" ")[2]
+    example = next(iter(candidates), table.column_names[-1])
+    hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
+    raise DataError(
+        f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}"
+        f"{hint if key == 'image_column' and not candidates else ''}"
+    )
 
 
 def _label_columns(
@@ -241,6 +151,8 @@ def _label_columns(
     if asked is None and isinstance(candidates, tuple):
         return candidates
     candidates = list(candidates)
+    if asked == CLASS_FOLDER and candidates == [CLASS_FOLDER]:
+        return CLASS_FOLDER
     if asked is None or isinstance(asked, str):
         return _column(asked, candidates, table, where)
     return tuple(_column(name, [], table, where) for name in asked)
@@ -253,14 +165,3 @@ def _group_column(asked: str | None, table: Dataset, has_paths: bool, where: str
         return asked
     extra = [PARENT_FOLDER] if has_paths else []
     raise DataError(f"{where}: found {asked!r}; allowed: {', '.join([*table.column_names, *extra])}")
-
-
-def _split_column(asked: str | None, table: Dataset, where: str) -> str | None:
-    """The one asked for; else one called `split`, where all of its values are names of splits."""
-    if asked is not None:
-        return _column(asked, [], table, where)
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    if "split" not in table.column_names or isinstance(table.features["split"], ClassLabel):
-        return None
-    values = set(table["split"][:])
-    return "split" if all(isinstance(value, str) and value.lower() in known for value in values) else None

@@ -15,21 +15,26 @@ from typing import Any
 from datasets import Dataset
 
 from hfft.data.content import part_of
+from hfft.data.folders import visible_files
 from hfft.data.formats import endings
+from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.progress import SOON, bar
+from hfft.text import printable_path
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
 
 def tar_files(folder: Path) -> list[Path]:
     """Tar files at any depth below a folder, in order of their names, hidden ones left out."""
-    found = (path for path in folder.rglob("*.tar") if not any(part[0] == "." for part in path.parts[1:]))
-    return sorted(path for path in found if path.is_file())
+    return sorted(path for path in visible_files(folder) if path.suffix == ".tar" and path.is_file())
 
 
 def read_tars(files: list[Path], root: Path) -> Dataset:
     """One row per sample: `image` with the place of its bytes, `file`, and a column per further member.
+
+    Where members lie in folders, `class_folder` is the first that tells something, and `split` that of a split.
 
     Args:
         files: Tar files, not compressed.
@@ -39,13 +44,30 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
         DataError: If a file is no tar file, is cut short, or a sample has no image or several.
     """
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda file: list(_samples(file, file.relative_to(root).as_posix())), files)
+        found = pool.map(lambda file: list(_samples(file, printable_path(file.relative_to(root).as_posix()))), files)
         shards = bar("reading shards", len(files), found, unit="shards", delay=SOON)
         rows = [row for shard in shards for row in shard]
     if not rows:
         raise DataError(f"{root}: the tar files hold no images")
+    _add_folders(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return dataset_of({name: [row.get(name) for row in rows] for name in names}, str(root))
+
+
+def _add_folders(rows: list[dict[str, Any]]) -> None:
+    """What the folders within tar files tell: without those that hold everything, splits and then classes."""
+    parts = [row.pop("folders") for row in rows]
+    while len({part[0] if part else None for part in parts}) == 1 and any(len(part) > 1 for part in parts):
+        if split_names([parts[0][0]]):
+            break
+        parts = [part[1:] for part in parts]  # a folder that holds everything
+    splits = split_names(part[0] for part in parts if part)
+    if all(part and part[0] in splits for part in parts):
+        for row, part in zip(rows, parts, strict=True):
+            row.setdefault("split", splits[part[0]])
+        parts = [part[1:] for part in parts]
+    for row, part in zip(rows, parts, strict=True):
+        row[CLASS_FOLDER] = part[0] if part else None
 
 
 def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
@@ -61,7 +83,8 @@ def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
         if isinstance(content, str):  # the place of an image
             if "image" in row:
                 raise DataError(f"{shown}: the sample {stem} has several images, {row['file']} and {name}")
-            row |= {"image": content, "file": f"{shown}/{name}"}
+            folders = [part for part in folder.split("/") if part not in ("", ".")]
+            row |= {"image": content, "file": f"{shown}/{name}", "folders": folders}
         elif ending.lower() == "json":
             row |= _fields(content, f"{shown}: {name}")
         else:
@@ -86,10 +109,10 @@ def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[st
                     continue
                 ending = base.partition(".")[2].lower()
                 if f".{ending.rpartition('.')[2]}" in known:
-                    yield member.name, part_of(file, member.offset_data, member.size)
+                    yield printable_path(member.name), part_of(file, member.offset_data, member.size)
                 elif ending in (*_TEXTS, "json"):
                     stream = archive.extractfile(member)
-                    yield member.name, b"" if stream is None else stream.read()
+                    yield printable_path(member.name), b"" if stream is None else stream.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{shown}: no tar file, or one that is cut short or compressed: {error}") from error
 
@@ -108,4 +131,4 @@ def _fields(content: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where} is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where} holds {type(found).__name__}; allowed: an object")
-    return {name: value for name, value in found.items() if name not in ("image", "file")}
+    return {name: value for name, value in found.items() if name not in ("image", "file", "folders")}

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -167,18 +167,27 @@ class PixelScale:
             return pixels
         if self.channels != (0, 1, 2):
             pixels = pixels[..., self.channels, :, :]
-        black, white = self.black.to(pixels.device), self.white.to(pixels.device)
-        return pixels.to(torch.float32).mul_((white - black) / 255).add_(black)
+        factor, offset = _scale_on(pixels.device, *(tuple(one.flatten().tolist()) for one in (self.black, self.white)))
+        return pixels.to(torch.float32).mul_(factor).add_(offset)
+
+
+@lru_cache(maxsize=8)
+def _scale_on(
+    device: torch.device, black: tuple[float, ...], white: tuple[float, ...]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What 8-bit pixels are multiplied by, and what is added then, (C, 1, 1); sent to a device once."""
+    offset = torch.tensor(black)[:, None, None]
+    return ((torch.tensor(white)[:, None, None] - offset) / 255).to(device), offset.to(device)
 
 
 def pixel_scale(processor: Any) -> PixelScale:
     """Find a processor's output size and pixel scale by showing it a black, a white and a colored image.
 
     Raises:
-        ModelError: If it does not make (C, H, W) images of those three colors.
+        ModelError: If it does not make (C, H, W) images of those three colors, or can't take them.
     """
     levels = (0, 100, 255)
-    shown = [_process(processor, Image.new("RGB", (512, 512), color)) for color in ("black", "white", levels)]
+    shown = [processed(processor, Image.new("RGB", (512, 512), color)) for color in ("black", "white", levels)]
     shape = tuple(shown[0].shape)
     if len(shape) != 3 or shape[0] != 3:
         raise ModelError(
@@ -207,12 +216,30 @@ def _interpolation(processor: Any) -> InterpolationMode:
     return by_pillow.get(Image.Resampling(asked), _BICUBIC)
 
 
+_SHOWN = 160  # characters of somebody else's reason
 _BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 
 def _process(processor: Any, image: Decoded) -> torch.Tensor:
     """One image through the processor itself, (C, H, W)."""
     return processor(images=_as_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def processed(processor: Any, image: Image.Image) -> torch.Tensor:
+    """The same for a processor that nobody has tried yet.
+
+    Raises:
+        ModelError: If it can't take the image, or makes no pixels of it.
+    """
+    try:
+        return _process(processor, image)
+    except Exception as error:  # processors are anybody's code, and check little
+        reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_SHOWN]
+        raise ModelError(
+            f"model.checkpoint: its image processor, {type(processor).__name__}, can't take an image of {image.width} "
+            f"x {image.height} pixels: {reason}; mend its preprocessor_config.json: a size of height and width, "
+            "resample from 0 to 3, a mean and a std of three numbers"
+        ) from error
 
 
 def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
@@ -252,7 +279,7 @@ def _is_faithful(fit: Callable[[Decoded], torch.Tensor], scale: PixelScale, proc
     level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
     for shape in ((375, 500, 3), (601, 333, 3), (30, 41, 3), (300, 301)):
         image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-        expected = _process(processor, image)  # (C, H, W)
+        expected = processed(processor, image)  # (C, H, W)
         try:
             pixels = fit(image)
         except (TypeError, ValueError, AttributeError):  # a method that takes other arguments

@@ -15,7 +15,8 @@ from hfft.data.batches import Examples
 from hfft.data.labels import is_multi_label, labels_of
 from hfft.data.transforms import Transform
 from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
-from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.metrics import softmax
+from hfft.evaluation.multilabel import log_odds, sigmoid
 from hfft.evaluation.reference import Reference
 from hfft.evaluation.scores import Scores, measured
 from hfft.evaluation.scoring import Logits, compute, divided
@@ -140,7 +141,7 @@ def score_beside(
         logits, *rest = way.over(splits, *joint)
         found = dict(zip(("logits", "features"), rest, strict=True))
     known = None if reference is None or "features" not in found else _known(reference, way, trained)
-    scores = _measured(_shares(logits, trained), splits, classes)
+    scores = _measured(_values(logits, trained), splits, classes)
     if not PartialState().is_main_process:
         return scores, {}
     beside = _Beside(splits, scores, trained)
@@ -153,20 +154,19 @@ def score_beside(
     return scores, baselines
 
 
-def _shares(logits: Mapping[str, np.ndarray], trained: Trained) -> dict[str, np.ndarray]:
-    """Probabilities by split."""
-    many = trained.data.is_multi_label
-    return {split: to_probabilities(part, is_multi_label=many) for split, part in logits.items()}
+def _values(logits: Mapping[str, np.ndarray], trained: Trained) -> dict[str, np.ndarray]:
+    """What `measured` takes, by split."""
+    return dict(logits) if trained.data.is_multi_label else {split: softmax(part) for split, part in logits.items()}
 
 
 def _measured(
-    shares: Mapping[str, np.ndarray], splits: Mapping[str, Dataset], classes: Sequence[str]
+    values: Mapping[str, np.ndarray], splits: Mapping[str, Dataset], classes: Sequence[str]
 ) -> dict[str, Scores]:
     """Scores by split; thresholds of labels, where there are any number, are those chosen on validation images."""
     thresholds = None
-    if "validation" in shares and is_multi_label(splits["validation"]):
-        thresholds = choose_thresholds(shares["validation"], labels_of(splits["validation"]))
-    return {split: measured(part, splits[split], classes, thresholds) for split, part in shares.items()}
+    if "validation" in values and is_multi_label(splits["validation"]):
+        thresholds = choose_thresholds(sigmoid(values["validation"]), labels_of(splits["validation"]))
+    return {split: measured(part, splits[split], classes, thresholds) for split, part in values.items()}
 
 
 def _open_reference(model: Any, way: Way, trained: Trained) -> Reference | None:
@@ -249,7 +249,7 @@ class _Beside:
             about = (
                 f"always {most}, the most frequent class of the training images; probabilities are the classes' shares"
             )
-        return {"about": about, **self._metrics(found)}
+        return {"about": about, **self._metrics_of_shares(found)}
 
     def neighbours(
         self, features: Mapping[str, np.ndarray] | None, known: tuple[np.ndarray, np.ndarray, str] | None
@@ -271,7 +271,7 @@ class _Beside:
             f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
             f"network's head ({near.shape[1]:,} numbers)"
         )
-        return {"about": about + self._restricted(found), **self._metrics(found)}
+        return {"about": about + self._restricted(found), **self._metrics_of_shares(found)}
 
     def head(self, logits: Mapping[str, np.ndarray] | None) -> dict[str, dict[str, Any]]:
         """The model of the head phase, if there was one."""
@@ -282,7 +282,7 @@ class _Beside:
             metrics = {split: part.metrics for split, part in self.scores.items()}
             return {"head": {"about": f"the model after {trained.head_phase}, which is the result", **metrics}}
         assert logits is not None
-        found = _shares(logits, trained)
+        found = _values(logits, trained)
         about = f"the model after {trained.head_phase}" + self._restricted(found)
         return {"head": {"about": about, **self._metrics(found)}}
 
@@ -290,6 +290,11 @@ class _Beside:
         lacking = [split for split in self.scores if split not in found]
         why = "which would have taken more than a quarter of this run"
         return f"; without another pass over the {lacking[0]} images, {why}" if lacking else ""
+
+    def _metrics_of_shares(self, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        if not self.trained.data.is_multi_label:
+            return self._metrics(found)
+        return self._metrics({split: log_odds(part) for split, part in found.items()})
 
     def _metrics(self, found: Mapping[str, np.ndarray]) -> dict[str, Any]:
         measured_ones = _measured(found, self.splits, self._classes)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_Z = 1.959963984540054  # 97.5 % quantile of the normal distribution
+from hfft.evaluation.intervals import wilson_ends
 
 
 def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
@@ -12,8 +12,7 @@ def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[st
 
     The intervals are Wilson's for shares of images: of those of the class (recall), of those that were taken for it
     (precision). F1 is 2 J / (1 + J), where J is the share of right ones among the images that are of the class or were
-    taken for it, and its interval is that of J. A resampling of the images would give a class of three images that
-    are all right an interval of width 0.
+    taken for it, and its interval is that of J.
     Sources: Wilson, JASA 22 (1927), 209-212; Hand et al., F*: an interpretable transformation of the F-measure,
     https://arxiv.org/abs/2008.00103.
 
@@ -65,13 +64,8 @@ def wilson(hits: int, trials: int) -> tuple[float, float, float]:
     """A share and the ends of its 95 % interval; 0, 0 and 1 where nothing was tried."""
     if trials == 0:
         return 0.0, 0.0, 1.0
-    share, z2 = hits / trials, _Z**2 / trials
-    middle = (share + z2 / 2) / (1 + z2)
-    half = _Z * (share * (1 - share) / trials + z2 / (4 * trials)) ** 0.5 / (1 + z2)
-    # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
-    low = 0.0 if hits == 0 else middle - half
-    high = 1.0 if hits == trials else middle + half
-    return share, low, high
+    low, high = wilson_ends(np.array(hits), np.array(trials))
+    return hits / trials, float(low), float(high)
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, int]]:

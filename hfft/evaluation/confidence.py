@@ -16,6 +16,7 @@ import numpy as np
 from hfft.errors import ModelError
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.metrics import log_loss
+from hfft.evaluation.multilabel import SetOutcomes, log_odds, sigmoid
 from hfft.evaluation.thresholds import FIELD, quality
 from hfft.files import read_json, write_json
 from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
@@ -171,11 +172,11 @@ def describe_confidence(scores: Mapping[str, "Scores"]) -> dict[str, Any] | None
     }
 
 
-def _describe_sets(scores: Mapping[str, "Scores"], fitted: Any) -> dict[str, Any]:
+def _describe_sets(scores: Mapping[str, Any], fitted: Any) -> dict[str, Any]:
     """The same where an image has any number of labels, each of which is an answer of yes or no."""
-    temperature = fit_temperature(*answers(fitted.probabilities, fitted.labels))
+    temperature = fit_temperature(*_answers(fitted.logits, fitted.labels))
     measured = "test" if "test" in scores else "validation"
-    shares, labels = scores[measured].probabilities, scores[measured].labels
+    outcomes = scores[measured].outcomes
     return {
         "temperature": temperature,
         "fitted_on": {
@@ -184,22 +185,25 @@ def _describe_sets(scores: Mapping[str, "Scores"], fitted: Any) -> dict[str, Any
             "wrong": int(np.sum(fitted.outcomes.predicted != (fitted.labels > 0))),
         },
         "measured_on": measured,
-        "before": quality(shares, labels, bins=_BINS),
-        "after": quality(calibrated_labels(shares, temperature), labels, bins=_BINS),
+        "before": quality(outcomes, bins=_BINS),
+        "after": quality(SetOutcomes.of_logits(outcomes.logits / temperature, outcomes.labels), bins=_BINS),
         "label_thresholds": dict(zip(fitted.classes, fitted.thresholds.tolist(), strict=True)),
     }
 
 
 def answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities of labels (N, K) as those of no and yes, (N * K, 2), and what is right, (N * K,)."""
-    flat = probabilities.ravel().astype(np.float64)
-    return np.stack([1 - flat, flat], axis=1), (labels.ravel() > 0).astype(np.int64)
+    return _answers(log_odds(probabilities), labels)
+
+
+def _answers(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    flat = logits.ravel()
+    return np.stack([sigmoid(-flat), sigmoid(flat)], axis=1), (labels.ravel() > 0).astype(np.int64)
 
 
 def calibrated_labels(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities (N, K) of labels by themselves at a temperature, float64."""
-    pairs, _ = answers(probabilities, np.zeros(probabilities.shape))
-    return calibrated(pairs, temperature)[:, 1].reshape(probabilities.shape)
+    return sigmoid(log_odds(probabilities) / temperature)
 
 
 def store_confidence(folder: Path, found: Mapping[str, Any]) -> None:

@@ -7,6 +7,9 @@ import numpy as np
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.metrics import Tally, tally
 
+_NEARLY_1 = 0.999
+_TINY = np.finfo(np.float32).tiny
+
 
 def details(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """All DETAILS that are defined for these images: ranking metrics need two classes among the labels.
@@ -59,7 +62,8 @@ def roc_auc(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
     A class without images, or without images of others, is left out; NaN where that leaves none.
     """
-    areas = [area_under_roc(probabilities[:, number], labels == number) for number in np.unique(labels)]
+    odds = _log_odds(probabilities)
+    areas = [area_under_roc(odds[:, number], labels == number) for number in np.unique(labels)]
     known = [area for area in areas if area is not None]
     return float(np.mean(known)) if known else float("nan")
 
@@ -149,8 +153,20 @@ def _f1(counts: Tally) -> np.ndarray:
 
 def _curves(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
     """Of each class with images and others, the hits and misses above each of its distinct probabilities, (T,)."""
-    curves = [_curve(probabilities[:, number], labels == number) for number in np.unique(labels)]
+    odds = _log_odds(probabilities)
+    curves = [_curve(odds[:, number], labels == number) for number in np.unique(labels)]
     return [curve for curve in curves if curve is not None]
+
+
+def _log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Of each class against the rest, (N, K): near 1 from the others' probabilities, which tell more digits."""
+    shares = np.maximum(probabilities.astype(np.float64), _TINY)
+    others = np.zeros_like(shares)
+    others[:, 1:] += np.cumsum(shares, axis=1)[:, :-1]
+    others[:, :-1] += np.cumsum(shares[:, ::-1], axis=1)[:, -2::-1]
+    is_near = shares > _NEARLY_1
+    rest = np.where(is_near, np.minimum(others, 1 - _NEARLY_1), 1 - shares)
+    return np.log(np.where(is_near, 1 - rest, shares)) - np.log(rest)
 
 
 def _curve(scores: np.ndarray, is_hit: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

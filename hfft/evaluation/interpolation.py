@@ -24,6 +24,7 @@ _LOG = get_logger(__name__)
 ALPHAS = tuple(number / 10 for number in range(11))
 """Shares of the way that are tried: 0 is the head phase's model, 1 the final one."""
 _IMAGES = 1000
+_HELD_BYTES = 2**29  # of activations, on the device
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,31 @@ def interpolate(network: Any, start: Mapping[str, torch.Tensor], alpha: float) -
         start: The other weights and buffers, by the same names.
         alpha: Share of the way: 0 gives `start`, 1 changes nothing.
     """
-    _load(network, start, _copy(network), alpha)
+    _Way(network, start).go(alpha)
+
+
+class _Way:
+    """The way from other weights to those of a network, which it takes the network along.
+
+    Attributes:
+        differing: The network's own tensors that both ends don't have in common, by name.
+    """
+
+    def __init__(self, network: Any, start: Mapping[str, torch.Tensor]) -> None:
+        """Keep both ends of what differs, where the network is."""
+        own = network.state_dict()
+        if start.keys() != own.keys():
+            odd = ", ".join(sorted(start.keys() ^ own.keys())[:5])
+            raise TrainingError(f"interpolation: the head phase's model and the final one have other tensors: {odd}")
+        begins = {name: start[name].to(tensor.device) for name, tensor in own.items() if tensor.is_floating_point()}
+        self.differing = {name: own[name] for name, begin in begins.items() if not torch.equal(begin, own[name])}
+        self._ends = {name: (begins[name], tensor.clone()) for name, tensor in self.differing.items()}
+
+    def go(self, alpha: float) -> None:
+        """Give the network the weights at a share of the way."""
+        for name, tensor in self.differing.items():
+            begin, end = self._ends[name]
+            tensor.copy_(end) if alpha == 1 else torch.lerp(begin, end, alpha, out=tensor)
 
 
 def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) -> Interpolation:
@@ -91,17 +116,18 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
         start: The weights and buffers of the head phase's model.
         trial: What to try them on.
     """
-    end, device = _copy(network), network.device
+    device = network.device
     modes = [(module, module.training) for module in network.modules()]
     chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
+    network.to(trial.device).eval()
+    way = _Way(network, start)
     try:
-        network.to(trial.device).eval()
-        logits, labels = _try_all(network, start, end, trial, chosen)
+        logits, labels = _try_all(network, way, trial, chosen)
     finally:
         for module, mode in modes:
             module.training = mode
+        way.go(1)
         network.to(device)
-        network.load_state_dict(end)
     curve = []
     for alpha in ALPHAS:
         probabilities = to_probabilities(np.concatenate(logits[alpha]), is_multi_label=trial.is_multi_label)
@@ -119,62 +145,49 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
 
 
 def _try_all(
-    network: Any,
-    start: Mapping[str, torch.Tensor],
-    end: Mapping[str, torch.Tensor],
-    trial: Trial,
-    chosen: np.ndarray,
+    network: Any, way: _Way, trial: Trial, chosen: np.ndarray
 ) -> tuple[dict[float, list[np.ndarray]], np.ndarray]:
     """Logits by share of the way, in batches, and the labels, (N,) or (N, K)."""
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
     labels: list[Any] = []
     cut: Cut | None = None
+    held: list[tuple[torch.Tensor, ...]] = []  # what each share starts from, of so many images as have room
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
-        pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
-        cut = cut if begin else _cut(network, start, end, pixels[:1])
-        with torch.no_grad():
-            activations = None if cut is None else Prefix(network, [cut])(pixels)
-            for alpha in ALPHAS:
-                _load(network, start, end, alpha)
-                logits[alpha].append(_run(network, pixels, cut, activations))
         labels += [one["label"] for one in batch]
+        pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
+        cut = cut if begin else _cut(network, way, pixels[:1])
+        with torch.no_grad():
+            held.append((pixels,) if cut is None else Prefix(network, [cut])(pixels))
+            is_last = begin + trial.batch_size >= len(chosen)
+            if is_last or sum(tensor.nbytes for tensors in held for tensor in tensors) > _HELD_BYTES:
+                for alpha in ALPHAS:
+                    way.go(alpha)
+                    logits[alpha] += [_run(network, cut, tensors) for tensors in held]
+                held = []
     return logits, np.asarray(labels)
 
 
-def _run(network: Any, pixels: torch.Tensor, cut: Cut | None, activations: Any) -> np.ndarray:
+def _run(network: Any, cut: Cut | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
     if cut is None:
-        return network(pixel_values=pixels).logits.float().cpu().numpy()  # (B, K)
+        return network(pixel_values=entering[0]).logits.float().cpu().numpy()  # (B, K)
+    pixels = placeholder_pixels((len(entering[0]), *cut.image_shape), entering[0].device)
     with cut.bypassed():
-        cut.feed(activations)
-        return network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits.float().cpu().numpy()
+        cut.feed(entering)
+        return network(pixel_values=pixels).logits.float().cpu().numpy()
 
 
-def _cut(
-    network: Any, start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], pixels: torch.Tensor
-) -> Cut | None:
-    """The last cut in front of all weights that differ between both ends."""
+def _cut(network: Any, way: _Way, pixels: torch.Tensor) -> Cut | None:
+    """The last cut in front of all that differs between both ends."""
     before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(not torch.equal(start[name], end[name]))
+        parameter.requires_grad_(name in way.differing)
     try:
-        return find_cut(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
+        cut = find_cut(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
     finally:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(before[name])
-
-
-def _copy(network: Any) -> dict[str, torch.Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
-
-
-def _load(network: Any, start: Mapping[str, torch.Tensor], end: Mapping[str, torch.Tensor], alpha: float) -> None:
-    if start.keys() != end.keys():
-        odd = ", ".join(sorted(start.keys() ^ end.keys())[:5])
-        raise TrainingError(f"interpolation: the head phase's model and the final one have other tensors: {odd}")
-    network.load_state_dict(
-        {
-            name: torch.lerp(start[name], value, alpha) if value.is_floating_point() else value
-            for name, value in end.items()
-        }
-    )
+    if cut is None:
+        return None
+    behind = {tensor.data_ptr() for tensor in cut.behind}
+    return cut if all(tensor.data_ptr() in behind for tensor in way.differing.values()) else None

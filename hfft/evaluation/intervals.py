@@ -1,141 +1,216 @@
-"""Bootstrap intervals of the metrics, from the probabilities and labels that `score` hands over."""
+"""95 % intervals of metrics that hold with few images, from the probabilities and labels that `score` hands over.
 
-from collections.abc import Iterator
+Shares of images get exact binomial intervals. Means over the classes get the interval of a share of fewer images, as
+many as would vary as much. A mean of losses has an interval where enough answers are wrong. Simulated coverage:
+scripts/interval_coverage.py. Resampling is not used: it covers less near 0 and 1, and nothing where all are right.
+"""
+
 from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.metrics import Tally, losses, measure, tally
+from hfft.evaluation.metrics import losses, measure, tally
 
-RESAMPLES = 1000
-_ROUNDING = 1e-12
-_NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
+Interval = dict[str, float | None]
+"""`value`, and `low` and `high`, which are None where there are too few images to say."""
+
+LEAST_IMAGES = 100
+"""Fewer are too few for the interval of a mean loss."""
+LEAST_WRONG = 10
+"""So are fewer wrong answers, which most of the loss is made of."""
+Z = 1.959963984540054
+"""97.5 % quantile of the normal distribution."""
+_TAIL = 0.025
+_PRIOR = 2  # images of average difficulty that each class has more, for its variance
 
 
-def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Every metric with the 2.5 % and 97.5 % quantiles over 1,000 stratified resamples of the images.
+def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, Interval]:
+    """Every metric with its 95 % interval.
 
-    Images are drawn within each true class, so every resample has every class as often as the split has it. The
-    intervals are therefore conditional on these class counts: they say how far a metric would move with other images
-    of the same classes in the same numbers, not with another mix of classes. A class with a single image can't vary
-    and adds nothing to the width, so a split of such classes alone gets intervals of width 0. With two or three
-    images per class the interval of macro F1 covers less than 95 %.
+    The intervals are conditional on how many images each class has: they say how far a metric would move with other
+    images of the same classes in the same numbers, not with another mix of classes.
+
+    - accuracy: the exact interval of a share of N images, `exact_share`;
+    - balanced accuracy: that of a share of as many images as would vary as much, and never narrower than the least
+      certain class makes it alone;
+    - macro F1: likewise, from no more images than balanced accuracy; None with fewer than three images per class;
+    - log loss: `skewed_mean`; None with fewer than 100 images or 10 wrong answers.
 
     Args:
         probabilities: (N, K).
         labels: (N,), N > 0.
-        seed: Seeds the resampling.
-
-    Returns:
-        Metric name to `value`, `low` and `high`.
+        seed: Of earlier versions, which resampled; changes nothing.
     """
-    parts = [measure(part) for part in _resamples(probabilities, labels, np.random.default_rng(seed))]
-    results = {}
-    for name, value in measure(tally(probabilities, labels)).items():
-        results[name] = interval(float(value), np.concatenate([part[name] for part in parts]))
-    return results
+    found = {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
+    table = ClassTable.of(probabilities.argmax(axis=1), labels, probabilities.shape[1])
+    wrong = len(labels) - int(table.hits.sum())
+    return {
+        "accuracy": share(found["accuracy"], len(labels)),
+        "balanced_accuracy": table.balanced_accuracy(found["balanced_accuracy"]),
+        "macro_f1": table.macro_f1(found["macro_f1"]),
+        "log_loss": mean_loss(found["log_loss"], losses(probabilities, labels), wrong),
+    }
 
 
-def interval(value: float, resampled: np.ndarray) -> dict[str, float]:
-    """`value`, and the 2.5 % and 97.5 % quantiles of its resamples (R,), which a rounding error doesn't set apart."""
-    low, high = (float(end) for end in np.quantile(resampled, [0.025, 0.975]))
-    low = value if 0 < low - value < _ROUNDING else low
-    return {"value": value, "low": low, "high": value if 0 < value - high < _ROUNDING else high}
+def interval(value: float, low: float, high: float) -> Interval:
+    """The interval, which holds its value whatever the rounding."""
+    return {"value": value, "low": min(low, value), "high": max(high, value)}
+
+
+def too_few(value: float) -> Interval:
+    """No interval, as there are too few images to say."""
+    return {"value": value, "low": None, "high": None}
+
+
+def share(value: float, images: float, *, most: float = 1.0) -> Interval:
+    """The interval of a share of images; where it can't be more than `most`, of that."""
+    low, high = exact_share(min(value / most, 1.0) * images, images)
+    return interval(value, low * most, high * most)
+
+
+def exact_share(hits: float, trials: float) -> tuple[float, float]:
+    """Ends of the exact 95 % interval of a share, by the binomial distribution; they need not be whole numbers.
+
+    It covers 95 % whatever the share and the number of trials; Wilson's interval covers 92 % for a share of 0.7 of 10,
+    and 84 % for shares near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
+    """
+    misses = trials - hits
+    low = 0.0 if hits <= 0 else _beta_quantile(hits, misses + 1, _TAIL)
+    high = 1.0 if misses <= 0 else _beta_quantile(hits + 1, misses, 1 - _TAIL)
+    return low, high
+
+
+def _beta_quantile(a: float, b: float, level: float) -> float:
+    """A quantile of the beta distribution, from its density over the logit, which falls evenly at both sides."""
+    spread = (1 / a + 1 / b) ** 0.5
+    logits = np.log(a / b) + spread * np.linspace(-40, 40, 4001)
+    logs = a * logits - (a + b) * np.logaddexp(0, logits)
+    density = np.exp(logs - logs.max())
+    mass = np.cumsum(density) - density / 2
+    return float(1 / (1 + np.exp(-np.interp(level, mass / density.sum(), logits))))
+
+
+def mean_loss(value: float, values: np.ndarray, wrong: int) -> Interval:
+    """The interval of a mean of losses (N,), where enough images are wrong to say."""
+    return too_few(value) if len(values) < LEAST_IMAGES or wrong < LEAST_WRONG else skewed_mean(value, values)
+
+
+def skewed_mean(value: float, values: np.ndarray) -> Interval:
+    """The interval of the mean of values (N,) that may be far to one side of most others.
+
+    Source: Hall, On the removal of skewness by transformation, JRSS B 54 (1992), 221-228.
+    """
+    count, spread = len(values), float(values.std())
+    if spread == 0:
+        return too_few(value)
+    skew = float(np.mean((values - values.mean()) ** 3)) / spread**3
+    ends = np.array([Z, -Z]) / count**0.5
+    if abs(skew) > 1e-6:
+        ends = 3 / skew * (np.cbrt(1 + skew * (ends - skew / (6 * count))) - 1)
+    low, high = value - spread * (count / (count - 1)) ** 0.5 * ends
+    return interval(value, float(low), float(high))
 
 
 @dataclass(frozen=True)
-class Strata:
-    """The classes that occur, and how images are drawn within them.
-
-    A class of n > 1 images is drawn n - 1 times, and each draw weighs n / (n - 1): the counts stay, and the variance
-    is that of an unbiased estimate, where n draws of weight 1 would make it too small by (n - 1) / n.
-    Source: Rao and Wu, Resampling inference with complex survey data, JASA 83 (1988), 231-241.
+class ClassTable:
+    """Who was taken for whom, by the classes that occur.
 
     Attributes:
-        classes: Indices of the C classes that occur, ascending, (C,).
-        images: Images of each of them, (C,).
-        draws: Draws from each of them in one resample, (C,); their sum is D.
-        order: All images by class, (N,).
+        labels: Class of each image, (N,).
+        predicted: Class that it was taken for, (N,).
+        images: Images of each class, (K,).
+        hits: Of those, the right ones, (K,).
     """
 
-    classes: np.ndarray
+    labels: np.ndarray
+    predicted: np.ndarray
     images: np.ndarray
-    draws: np.ndarray
-    order: np.ndarray
+    hits: np.ndarray
 
     @classmethod
-    def of(cls, labels: np.ndarray) -> "Strata":
-        """The strata of labels (N,)."""
-        classes, images = np.unique(labels, return_counts=True)
-        return cls(classes, images, np.maximum(images - 1, 1), np.argsort(labels, kind="stable"))
+    def of(cls, predicted: np.ndarray, labels: np.ndarray, classes: int) -> "ClassTable":
+        """Count."""
+        hits = np.bincount(labels[predicted == labels], minlength=classes)
+        return cls(labels, predicted, np.bincount(labels, minlength=classes), hits)
 
     @property
-    def weights(self) -> np.ndarray:
-        """Weight of each draw, (D,)."""
-        return np.repeat(self.images / self.draws, self.draws)
+    def present(self) -> np.ndarray:
+        """Whether a class has images, (K,) bool."""
+        return self.images > 0
 
-    def draw(self, rng: np.random.Generator, resamples: int) -> np.ndarray:
-        """Indices of images, by class, (R, D)."""
-        end = np.cumsum(self.images)
-        low, high = np.repeat(end - self.images, self.draws), np.repeat(end, self.draws)  # (D,)
-        return self.order[rng.integers(low, high, (resamples, len(low)))]
+    @property
+    def has_few(self) -> bool:
+        """Whether there are fewer than three images per class: their F1 is not that of many."""
+        return len(self.labels) < 3 * int(self.present.sum())
+
+    @property
+    def even_images(self) -> float:
+        """As many images, evenly from all classes, would tell as much of the mean over the classes."""
+        return float(self.present.sum() ** 2 / np.sum(1 / self.images[self.present]))
+
+    @property
+    def typical(self) -> float:
+        """A cautious recall of the mean class: as if one more class were found, and another never."""
+        recalls = self.hits[self.present] / self.images[self.present]
+        return float((recalls.sum() + 1) / (len(recalls) + 2))
+
+    def balanced_accuracy(self, value: float) -> Interval:
+        """The interval of the mean recall `value`."""
+        count = self._recall_images()
+        images, hits = self.images[self.present], self.hits[self.present]
+        ends = wilson_ends(hits, images)  # two times (C,)
+        down = float(np.max(hits / images - ends[0])) / len(images)
+        up = float(np.max(ends[1] - hits / images)) / len(images)
+        low, high = exact_share(value * count, count)
+        return interval(value, max(min(low, value - down), 0.0), min(max(high, value + up), 1.0))
+
+    def macro_f1(self, value: float) -> Interval:
+        """The interval of the mean F1 `value`."""
+        if self.has_few:
+            return too_few(value)
+        most = float(self.present.mean())  # classes without images have an F1 of 0, whatever is predicted
+        return share(value, min(self._f1_images(), self._recall_images()), most=most)
+
+    def _recall_images(self) -> float:
+        """As many images would vary as much as the mean recall does."""
+        images = self.images[self.present]
+        recalls = (self.hits[self.present] + _PRIOR * self.typical) / (images + _PRIOR)
+        variance = np.sum(recalls * (1 - recalls) / images) / len(images) ** 2
+        mean = recalls.mean()
+        return min(float(mean * (1 - mean) / variance), self.even_images)
+
+    def _f1_images(self) -> float:
+        """As many images would vary as much as the mean F1 does, to first order.
+
+        Each class has a few more images of average difficulty, so that one that is all right is not taken for sure.
+        """
+        classes, own = len(self.images), self.typical
+        other = (1 - own) / max(classes - 1, 1)
+        weights = self.images / (self.images + _PRIOR)  # (K,)
+        columns = np.bincount(self.predicted, weights[self.labels], classes)
+        columns += _PRIOR * (other * (weights.sum() - weights) + own * weights)  # images taken for each class
+        hits = weights * (self.hits + _PRIOR * own)
+        sums = self.images + columns
+        f1 = 2 * hits / np.maximum(sums, 1e-12)
+        slope = -f1 / np.maximum(sums, 1e-12)  # of being taken for a class
+        gain = 2 / np.maximum(sums, 1e-12)  # more where that is the own one
+        means = self._row_means(slope, gain, other)
+        squares = self._row_means(slope**2, (slope + gain) ** 2 - slope**2, other)
+        variance = np.sum((self.images * (squares - means**2))[self.present]) / self.present.sum() ** 2
+        mean = float(f1[self.present].mean())
+        return mean * (1 - mean) / max(float(variance), 1e-12)
+
+    def _row_means(self, of_column: np.ndarray, of_hit: np.ndarray, other: float) -> np.ndarray:
+        """Mean over the images of each class of a number (K,) of the class they were taken for, more where right."""
+        counted = np.bincount(self.labels, of_column[self.predicted], len(self.images)) + self.hits * of_hit
+        average = other * (of_column.sum() - of_column) + self.typical * (of_column + of_hit)
+        return (counted + _PRIOR * average) / (self.images + _PRIOR)
 
 
-@dataclass(frozen=True)
-class Outcomes:
-    """What a resample reads of each image.
-
-    Attributes:
-        predicted: Most probable class, (N,).
-        right: Whether that is the label, (N,).
-        losses: Negative log probability of the label, (N,).
-        classes: K.
-    """
-
-    predicted: np.ndarray
-    right: np.ndarray
-    losses: np.ndarray
-    classes: int
-
-    @classmethod
-    def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "Outcomes":
-        """The outcomes of probabilities (N, K) and labels (N,)."""
-        predicted = probabilities.argmax(axis=1)
-        return cls(predicted, predicted == labels, losses(probabilities, labels), probabilities.shape[1])
-
-
-def tally_draws(draws: np.ndarray, strata: Strata, outcomes: Outcomes) -> Tally:
-    """Count R resamples.
-
-    Args:
-        draws: Indices of images, (R, D), from `strata.draw`.
-        strata: The classes.
-        outcomes: Of all images.
-
-    Returns:
-        Weighted counts, each (R, K), which need not be whole numbers.
-    """
-    resamples, classes, weights = len(draws), outcomes.classes, strata.weights
-    right = outcomes.right[draws]  # (R, D)
-    starts = np.cumsum(strata.draws) - strata.draws
-    recall = np.add.reduceat(right, starts, axis=1, dtype=np.int64) / strata.draws  # (R, C)
-    images, hits = np.zeros(classes, np.int64), np.zeros((resamples, classes))
-    images[strata.classes], hits[:, strata.classes] = strata.images, recall * strata.images
-    row, column = np.nonzero(~right)
-    cell = row * classes + outcomes.predicted[draws[row, column]]
-    false_positives = np.bincount(cell, weights[column], resamples * classes).reshape(resamples, classes)
-    loss = (outcomes.losses[draws] * weights).sum(axis=1) / len(outcomes.losses)  # (R,)
-    return Tally(images=images, hits=hits, predicted=hits + false_positives, loss=loss)
-
-
-def chunk(shape: tuple[int, ...]) -> int:
-    """Resamples to draw at once of probabilities of a shape (N, K)."""
-    return max(1, _NUMBERS_AT_ONCE // max(shape))
-
-
-def _resamples(probabilities: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> Iterator[Tally]:
-    strata, outcomes = Strata.of(labels), Outcomes.of(probabilities, labels)
-    at_once = chunk(probabilities.shape)
-    for start in range(0, RESAMPLES, at_once):
-        draws = strata.draw(rng, min(at_once, RESAMPLES - start))
-        yield tally_draws(draws, strata, outcomes)
+def wilson_ends(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of Wilson's 95 % intervals of shares, each (C,). Source: Wilson, JASA 22 (1927), 209-212."""
+    shares, z2 = hits / trials, Z**2 / trials
+    middle = (shares + z2 / 2) / (1 + z2)
+    half = Z * np.sqrt(shares * (1 - shares) / trials + z2 / (4 * trials)) / (1 + z2)
+    # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
+    return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)

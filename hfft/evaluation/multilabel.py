@@ -1,8 +1,9 @@
 """Metrics where an image has any number of labels, each predicted by itself.
 
-Every metric takes probabilities (N, K), each from 0 to 1, and labels (N, K) of 0 and 1. An image is given the labels
-whose probability is 0.5 or more, unless the caller says which; `measure_sets` has the formulas, which work on counts
-so that intervals can apply them to many resamples at once.
+Every metric takes probabilities (N, K), each from 0 to 1, and labels (N, K) of 0 and 1; `SetOutcomes` keeps logits,
+as a probability near 1 can't say how sure it is. An image is given the labels whose probability is 0.5 or more, unless
+the caller says which; `measure_sets` has the formulas, which work on counts so that intervals can apply them to many
+resamples at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,10 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.intervals import RESAMPLES, chunk, interval
+from hfft.evaluation.intervals import LEAST_WRONG, Interval, Z, interval, mean_loss, share, too_few
 from hfft.evaluation.metrics import softmax
+from hfft.evaluation.pairs import f1_slopes, summed
 
-_LEAST_RESAMPLES, _WORK = 200, 2**27  # numbers that all resamples look at, in about a second
+_RESAMPLES, _LEAST_RESAMPLES, _WORK = 1000, 200, 2**27  # numbers that all resamples look at, in about a second
+_NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
+_LEAST_OF_LABEL = 20  # images with it, and without it
+_OVER_LABELS = ("mean_average_precision", "macro_f1")
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -47,34 +52,62 @@ class SetOutcomes:
     """What a model says of images, and what is true.
 
     Attributes:
-        probabilities: (N, K).
-        labels: (N, K) of 0 and 1.
+        logits: (N, K) float64.
+        labels: (N, K) bool.
         predicted: Labels that each image was given, (N, K) bool.
     """
 
-    probabilities: np.ndarray
+    logits: np.ndarray
     labels: np.ndarray
     predicted: np.ndarray
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "SetOutcomes":
-        """The outcomes, by a threshold of 0.5 where it isn't said what was predicted."""
+        """The outcomes of probabilities, by a threshold of 0.5 where it isn't said what was predicted."""
         given = probabilities >= 0.5 if predicted is None else predicted
-        return cls(probabilities, np.asarray(labels) > 0, np.asarray(given, dtype=bool))
+        return cls.of_logits(log_odds(probabilities), labels, given)
+
+    @classmethod
+    def of_logits(cls, logits: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "SetOutcomes":
+        """The same of logits, which lose nothing where a model is sure."""
+        given = logits >= 0 if predicted is None else predicted
+        return cls(logits.astype(np.float64), np.asarray(labels) > 0, np.asarray(given, dtype=bool))
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Entries that are not as they should be, (N, K) bool."""
+        return self.labels != self.predicted
+
+    @property
+    def right(self) -> np.ndarray:
+        """Whether an image was given just its labels, (N,) bool."""
+        return np.asarray(~self.wrong.any(axis=1))
+
+    @property
+    def has_many(self) -> bool:
+        """Whether each label that occurs has enough images with and without it to say how well it is recognised."""
+        have = self.labels.sum(axis=0)
+        fewer = np.minimum(have, len(self.labels) - have)[have > 0]
+        return bool(np.all(fewer >= _LEAST_OF_LABEL))
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Negative log probability of each entry being as it is, in nats, (N, K)."""
+        return np.logaddexp(0, np.where(self.labels, -self.logits, self.logits))
 
     def tally(self, weights: np.ndarray | None = None) -> SetTally:
         """Count images as often as weights (R, N) say; each once, without a leading dimension, when None."""
         times = np.ones((1, len(self.labels))) if weights is None else weights.astype(np.float64)
         count = times.sum(axis=1)  # (R,)
-        wrong = self.labels != self.predicted  # (N, K)
+        wrong = self.wrong
         found = SetTally(
             images=times @ self.labels,
             hits=times @ (self.labels & self.predicted),
             predicted=times @ self.predicted,
-            average_precision=_average_precisions(self.probabilities, self.labels, times),
-            exact=times @ ~wrong.any(axis=1) / count,
+            average_precision=_average_precisions(self.logits, self.labels, times),
+            exact=times @ self.right / count,
             wrong=times @ wrong.mean(axis=1) / count,
-            loss=times @ entry_losses(self.probabilities, self.labels).mean(axis=1) / count,
+            loss=times @ self.losses.mean(axis=1) / count,
             is_there=np.asarray(self.labels.any(axis=0)),
         )
         if weights is not None:
@@ -102,20 +135,28 @@ def measure_sets(counts: SetTally) -> dict[str, np.ndarray]:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logits (N, K) -> probabilities (N, K) in float32, each label by itself."""
-    values = logits.astype(np.float64)
-    return np.exp(-np.logaddexp(0, -values)).astype(np.float32)
+    """Logits (N, K) -> probabilities (N, K) in float64, each label by itself."""
+    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+
+
+def log_odds(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities (N, K) -> logits (N, K) in float64.
+
+    A probability of 1 is one that was rounded to it: the logit is 17 in float32, and 37 in float64; that of 0 is -87.
+    """
+    step = np.finfo(probabilities.dtype if probabilities.dtype.kind == "f" else np.float64).epsneg
+    values = probabilities.astype(np.float64)
+    return np.log(np.maximum(values, _TINY)) - np.log(np.maximum(1 - values, step / 2))
 
 
 def to_probabilities(logits: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
-    """Logits (N, K) -> probabilities (N, K) in float32: of one class among all, or of each label by itself."""
+    """Logits (N, K) -> probabilities (N, K): of one class among all, float32, or of each label by itself, float64."""
     return sigmoid(logits) if is_multi_label else softmax(logits)
 
 
 def entry_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log probability of each label being as it is, in nats, (N, K); at most 87.3, as in metrics.losses."""
-    values = probabilities.astype(np.float64)
-    return -np.log(np.maximum(np.where(labels, values, 1 - values), _TINY))
+    """Negative log probability of each label being as it is, in nats, (N, K)."""
+    return SetOutcomes.of(probabilities, labels).losses
 
 
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
@@ -145,7 +186,7 @@ def hamming_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over images and labels of the negative log probability that the label is as it is, in nats."""
-    return float(entry_losses(probabilities, np.asarray(labels) > 0).mean())
+    return float(entry_losses(probabilities, labels).mean())
 
 
 SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -160,44 +201,96 @@ SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 def sets_with_intervals(
     probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, *, seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Every metric with the 2.5 % and 97.5 % quantiles over resamples of the images, drawn with replacement.
+) -> dict[str, Interval]:
+    """`set_intervals` of probabilities (N, K), by a threshold of 0.5 where it isn't said what was predicted."""
+    return set_intervals(SetOutcomes.of(probabilities, labels, predicted), seed=seed)
 
-    There are 1,000 resamples; fewer, 200 at least, where images times labels are more than 134,217. A resample may
-    lack a rare label, which then counts in no mean.
+
+def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+    """Every metric with its 95 % interval.
+
+    Subset accuracy has the exact interval of a share. Each other share has that of as many images as would vary as
+    much, by resamples of the images: 1,000, and fewer, 200 at least, where images times labels are more than 134,217.
+    That may be more images than there are only where enough of them are wrong, and for means over the labels where
+    each label has enough images with and without it: 20. Log loss is as in `with_intervals`, an image with a wrong
+    label being wrong. A label that no image has tells nothing.
 
     Args:
-        probabilities: (N, K), N > 0.
-        labels: (N, K) of 0 and 1.
-        predicted: Labels that each image was given, (N, K) bool; by a threshold of 0.5 when None.
+        outcomes: Of N > 0 images.
         seed: Seeds the resampling.
-
-    Returns:
-        Metric name to `value`, `low` and `high`.
     """
-    outcomes = SetOutcomes.of(probabilities, labels, predicted)
-    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(labels.shape, seed)]
-    return {
-        name: interval(float(value), np.concatenate([part[name] for part in parts]))
-        for name, value in measure_sets(outcomes.tally()).items()
-    }
+    images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
+    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape, seed)]
+    found = {}
+    for name, value in measure_sets(outcomes.tally()).items():
+        value = float(value)
+        if name == "log_loss":
+            found[name] = mean_loss(value, outcomes.losses.mean(axis=1), wrong)
+        elif name == "subset_accuracy":
+            found[name] = share(value, images)
+        elif name == "mean_average_precision" and not outcomes.labels.any():
+            found[name] = too_few(value)
+        else:
+            is_settled = wrong >= LEAST_WRONG and (name not in _OVER_LABELS or outcomes.has_many)
+            variance = _error(value, np.concatenate([part[name] for part in parts]))
+            alike = value * (1 - value) / variance if variance > 0 else images
+            found[name] = share(value, alike if is_settled else min(alike, images))
+    return found
 
 
-def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Every metric of the second model minus that of the first, with its 95 % interval, from common resamples.
+def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+    """Every metric of the second model minus that of the first, with its 95 % interval, as in `differences`.
+
+    The interval of the subset accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more. That
+    of the mean average precision comes from resamples, and is None where a label has fewer than 20 images with or
+    without it.
 
     Args:
         first: Of the first model.
         second: Of the second, on the same images.
         seed: Seeds the resampling.
     """
-    parts: dict[str, list[np.ndarray]] = {}
-    for weights in _resamples(first.labels.shape, seed):
-        one, other = (measure_sets(outcome.tally(weights)) for outcome in (first, second))
-        for name in one:
-            parts.setdefault(name, []).append(other[name] - one[name])
     before, after = (measure_sets(outcome.tally()) for outcome in (first, second))
-    return {name: interval(float(after[name] - before[name]), np.concatenate(found)) for name, found in parts.items()}
+    value = {name: float(after[name] - before[name]) for name in before}
+    images = len(first.labels)
+    wrong = int(np.sum(~(first.right & second.right)))
+    found = {name: too_few(one) for name, one in value.items()}
+    for name, parts in _parts(first, second).items():
+        is_settled = np.count_nonzero(parts) >= LEAST_WRONG and (name not in _OVER_LABELS or first.has_many)
+        found[name] = summed(parts, np.inf if is_settled else images)
+    lost = second.losses.mean(axis=1) - first.losses.mean(axis=1)
+    found["log_loss"] = mean_loss(value["log_loss"], lost, wrong)
+    if first.has_many and wrong >= LEAST_WRONG:
+        name = "mean_average_precision"
+        pairs = [
+            measure_sets(second.tally(weights))[name] - measure_sets(first.tally(weights))[name]
+            for weights in _resamples(first.labels.shape, seed)
+        ]
+        half = Z * _error(value[name], np.concatenate(pairs)) ** 0.5
+        found[name] = interval(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
+    return found
+
+
+def _parts(first: SetOutcomes, second: SetOutcomes) -> dict[str, np.ndarray]:
+    """What each image adds to a difference, (N,), by metric, where it is a sum over the images."""
+    images, classes = first.labels.shape
+    has = first.labels.sum(axis=0)  # (K,)
+    hits = np.stack([(one.labels & one.predicted).sum(axis=0) for one in (first, second)])  # (2, K)
+    taken = np.stack([one.predicted.sum(axis=0) for one in (first, second)])
+    more = second.predicted.astype(float) - first.predicted  # (N, K)
+    gain, cost = f1_slopes(hits, has, taken)
+    all_gain, all_cost = f1_slopes(*(counts.sum(axis=-1, keepdims=True) for counts in (hits, has, taken)))
+    return {
+        "macro_f1": (more * (gain * first.labels - cost)).sum(axis=1) / classes,
+        "micro_f1": (more * (all_gain * first.labels - all_cost)).sum(axis=1),
+        "subset_accuracy": (second.right.astype(float) - first.right) / images,
+        "hamming_loss": (second.wrong.mean(axis=1) - first.wrong.mean(axis=1)) / images,
+    }
+
+
+def _error(value: float, resampled: np.ndarray) -> float:
+    """Mean squared error of a metric, from resamples (R,): its variance, and its bias with few images."""
+    return float(np.mean((resampled - value) ** 2))
 
 
 def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float:
@@ -207,19 +300,19 @@ def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float
 def _resamples(shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
     """How often each image is drawn, (R, N), some resamples at a time."""
     rng, images = np.random.default_rng(seed), shape[0]
-    resamples = int(np.clip(_WORK // max(np.prod(shape), 1), _LEAST_RESAMPLES, RESAMPLES))
-    at_once = chunk(shape)
+    resamples = int(np.clip(_WORK // max(np.prod(shape), 1), _LEAST_RESAMPLES, _RESAMPLES))
+    at_once = max(1, _NUMBERS_AT_ONCE // max(shape))
     for start in range(0, resamples, at_once):
         yield rng.multinomial(images, np.full(images, 1 / images), size=min(at_once, resamples - start))
 
 
-def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Of each label in each resample, (R, K): the sum over distinct probabilities of recall gained times precision."""
+def _average_precisions(values: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Of each label in each resample, (R, K): the sum over distinct values of recall gained times precision."""
     found = np.full((len(weights), labels.shape[1]), np.nan)
     for label in np.flatnonzero(labels.any(axis=0)):
-        order = np.argsort(-probabilities[:, label], kind="stable")
-        scores = probabilities[order, label]
-        last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of the images with equal probability
+        order = np.argsort(-values[:, label], kind="stable")
+        scores = values[order, label]
+        last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)  # of the images with equal values
         drawn = weights[:, order]  # (R, N)
         hits = np.cumsum(drawn * labels[order, label], axis=1)[:, last]  # (R, T)
         taken = np.cumsum(drawn, axis=1)[:, last]
@@ -227,11 +320,6 @@ def _average_precisions(probabilities: np.ndarray, labels: np.ndarray, weights: 
         with np.errstate(invalid="ignore"):  # of a resample without the label
             found[:, label] = (gained * hits / np.maximum(taken, 1)).sum(axis=1) / hits[:, -1]
     return found
-
-
-def average_precisions(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Of each label, (K,); NaN where no image has it."""
-    return SetOutcomes.of(probabilities, labels).tally().average_precision
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from hfft.data.batches import Examples
 from hfft.data.labels import labels_of
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
+from hfft.distributed import meet
 from hfft.evaluation.features import HEAD_INPUT, Features, as_before, collect_features
 from hfft.evaluation.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
 from hfft.files import read_json, write_json
@@ -95,6 +96,7 @@ class Retention:
         if PartialState().is_main_process and not all(file.is_file() for file in files):
             head = None if checkpoint is None else _old_head(network, checkpoint, sample)
             self._reference = _Reference(_encoder_hashes(network), head, _features(network, head, sample))
+        meet()
 
     def measure(self, network: Any, name: str, file: Path, title: str) -> None:
         """Measure the encoder as it is now, in the main process.
@@ -109,7 +111,7 @@ class Retention:
             if not file.is_file():
                 write_json(file, self._measure(network, title))
             self._found[name] = read_json(file)
-        PartialState().wait_for_everyone()
+        meet()
 
     def summary(self) -> dict[str, Any]:
         """What metrics.json holds under `retention`: by phase, without the single blocks."""

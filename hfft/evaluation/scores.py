@@ -12,8 +12,8 @@ from hfft.data.labels import is_multi_label, labels_of
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import class_scores, confusion
 from hfft.evaluation.details import details
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.multilabel import SetOutcomes, sets_with_intervals
+from hfft.evaluation.intervals import Interval, with_intervals
+from hfft.evaluation.multilabel import SetOutcomes, log_odds, set_intervals, sigmoid
 from hfft.evaluation.set_details import set_calibration, set_details, set_scores
 from hfft.evaluation.thresholds import DEFAULT
 
@@ -27,7 +27,7 @@ class Scores:
         files: Name of each image, (N,).
         labels: Class index of each image, (N,).
         probabilities: (N, K) float32.
-        metrics: Metric name to value and the ends of its 95 % bootstrap interval.
+        metrics: Metric name to value and the ends of its 95 % interval; None where there are too few images to say.
         by_class: Class name to precision, recall and F1 with intervals, and images; see `class_scores`.
     """
 
@@ -35,7 +35,7 @@ class Scores:
     files: tuple[str, ...]
     labels: np.ndarray
     probabilities: np.ndarray
-    metrics: dict[str, dict[str, float]]
+    metrics: dict[str, Interval]
     by_class: dict[str, dict[str, float]]
 
     @property
@@ -81,16 +81,18 @@ class SetScores(Scores):
 
     Attributes:
         labels: Which labels each image has, (N, K) uint8 of 0 and 1.
-        probabilities: Of each label by itself, (N, K) float32.
+        probabilities: Of each label by itself, (N, K) float64.
         thresholds: The probability from which a label is given, (K,).
+        logits: What the probabilities come from, (N, K).
     """
 
     thresholds: np.ndarray
+    logits: np.ndarray
 
     @property
     def outcomes(self) -> SetOutcomes:
         """What was predicted and what is true."""
-        return SetOutcomes.of(self.probabilities, self.labels, self.probabilities >= self.thresholds)
+        return SetOutcomes.of_logits(self.logits, self.labels, self.probabilities >= self.thresholds)
 
     @property
     def details(self) -> dict[str, float]:
@@ -108,22 +110,30 @@ class SetScores(Scores):
         return set_calibration(self.probabilities, self.labels)
 
     def table(self, split: str) -> pd.DataFrame:
-        """One row per image, as in predictions.parquet: `label` and `prediction` are lists of class names."""
+        """One row per image, as in predictions.parquet: `label` and `prediction` are lists of class names.
+
+        A probability near 1 doesn't tell how sure a model is, so the logits are beside them.
+        """
         names = np.asarray(self.classes, dtype=object)
         table = pd.DataFrame({"split": split, "file": self.files})
         for column, sets in (("label", self.labels > 0), ("prediction", self.outcomes.predicted)):
             table[column] = [names[row].tolist() for row in sets]
-        columns = {f"probability {name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
+        numbers = (("probability", self.probabilities), ("logit", self.logits))
+        columns = {
+            f"{kind} {name}": values[:, k].astype(np.float32)
+            for kind, values in numbers
+            for k, name in enumerate(self.classes)
+        }
         return pd.concat([table, pd.DataFrame(columns)], axis=1)
 
 
 def measured(
-    probabilities: np.ndarray, rows: Dataset, classes: Sequence[str], thresholds: np.ndarray | None = None
+    values: np.ndarray, rows: Dataset, classes: Sequence[str], thresholds: np.ndarray | None = None
 ) -> Scores:
-    """What probabilities for the images of a split are worth.
+    """What predictions for the images of a split are worth.
 
     Args:
-        probabilities: (N, K).
+        values: Probabilities of the classes, or of multi-label rows logits, (N, K).
         rows: The images.
         classes: Class names.
         thresholds: Of multi-label rows, the probability from which a label is given, (K,); 0.5 for all when None.
@@ -132,22 +142,24 @@ def measured(
     if not is_multi_label(rows):
         return Scores(
             classes=classes,
-            files=tuple(rows["file"]),
+            files=tuple(rows["file"][:]),
             labels=labels,
-            probabilities=probabilities,
-            metrics=with_intervals(probabilities, labels),
-            by_class=class_scores(probabilities.argmax(axis=1), labels, classes),
+            probabilities=values,
+            metrics=with_intervals(values, labels),
+            by_class=class_scores(values.argmax(axis=1), labels, classes),
         )
     limits = np.full(len(classes), DEFAULT) if thresholds is None else thresholds
-    outcomes = SetOutcomes.of(probabilities, labels, probabilities >= limits)
+    probabilities = sigmoid(values)
+    outcomes = SetOutcomes.of_logits(values, labels, probabilities >= limits)
     return SetScores(
         classes=classes,
-        files=tuple(rows["file"]),
+        files=tuple(rows["file"][:]),
         labels=labels,
         probabilities=probabilities,
-        metrics=sets_with_intervals(probabilities, labels, outcomes.predicted),
+        metrics=set_intervals(outcomes),
         by_class=set_scores(outcomes, limits, classes),
         thresholds=limits,
+        logits=values,
     )
 
 
@@ -163,3 +175,17 @@ def flags_of(column: pd.Series, classes: Sequence[str]) -> np.ndarray:
     for row, names in enumerate(column):
         found[row, [places[name] for name in names]] = 1
     return found
+
+
+def logits_of(table: pd.DataFrame, classes: Sequence[str], ending: str = "") -> np.ndarray:
+    """Logits (N, K) in a table of predictions of sets; earlier versions kept probabilities alone.
+
+    Args:
+        table: Of predictions.
+        classes: Class names.
+        ending: Of the columns' names, after the class.
+    """
+    names = [f"logit {name}{ending}" for name in classes]
+    if set(names) <= set(table.columns):
+        return table[names].to_numpy(np.float64)
+    return log_odds(table[[f"probability {name}{ending}" for name in classes]].to_numpy(np.float32))

@@ -17,7 +17,7 @@ from hfft.data.batches import Examples
 from hfft.data.labels import is_multi_label
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, ModelError
-from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.metrics import softmax
 from hfft.evaluation.scores import Scores, measured
 from hfft.evaluation.thresholds import kept_thresholds
 from hfft.model.cut import Cut
@@ -62,8 +62,8 @@ def score(
     logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, engine=engine)
     by_themselves = is_multi_label(examples.rows)
     thresholds = kept_thresholds(model.config, len(classes)) if by_themselves else None
-    shares = divided(to_probabilities(logits, is_multi_label=by_themselves), splits)
-    return {split: measured(shares[split], rows, classes, thresholds) for split, rows in splits.items()}
+    values = divided(logits if by_themselves else softmax(logits), splits)
+    return {split: measured(values[split], rows, classes, thresholds) for split, rows in splits.items()}
 
 
 def divided(values: np.ndarray, splits: Mapping[str, Dataset]) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 from hfft.evaluation.calibration import calibration_bins
 from hfft.evaluation.classes import share_rows
 from hfft.evaluation.details import area_under_roc
-from hfft.evaluation.multilabel import SetOutcomes, average_precisions
+from hfft.evaluation.multilabel import SetOutcomes, sigmoid
 
 
 def set_details(outcomes: SetOutcomes) -> dict[str, float]:
@@ -16,12 +16,13 @@ def set_details(outcomes: SetOutcomes) -> dict[str, float]:
     counts = outcomes.tally()
     f1 = 2 * counts.hits / np.maximum(counts.images + counts.predicted, 1)  # (K,)
     precision, recall = counts.hits / np.maximum(counts.predicted, 1), counts.hits / np.maximum(counts.images, 1)
-    total = counts.images.sum()
+    total, shares = counts.images.sum(), sigmoid(outcomes.logits)
     found = {
         "weighted_f1": float(np.average(f1, weights=counts.images)) if total else float("nan"),
         "macro_precision": float(precision.mean()),
         "macro_recall": float(recall.mean()),
-        **{name: metric(outcomes.probabilities, outcomes.labels) for name, metric in SET_DETAILS.items()},
+        "roc_auc": roc_auc(outcomes.logits, outcomes.labels),
+        **{name: metric(shares, outcomes.labels) for name, metric in SET_DETAILS.items() if name != "roc_auc"},
         "labels_per_image": float(total / len(outcomes.labels)),
         "predicted_per_image": float(counts.predicted.sum() / len(outcomes.labels)),
     }
@@ -81,7 +82,7 @@ def set_scores(outcomes: SetOutcomes, thresholds: np.ndarray, classes: Sequence[
     counts = outcomes.tally()
     right, images, taken = (part.astype(int) for part in (counts.hits, counts.images, counts.predicted))
     table = share_rows(right, images, taken, classes)
-    precisions = average_precisions(outcomes.probabilities, outcomes.labels)
+    precisions = counts.average_precision
     return {
         name: {
             **row,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfft.errors import ModelError
-from hfft.evaluation.multilabel import SetOutcomes
+from hfft.evaluation.multilabel import SetOutcomes, sigmoid
 from hfft.evaluation.set_details import set_calibration
 from hfft.model.checkpoint import CONFIG_FIELD
 
@@ -57,12 +57,10 @@ def kept_thresholds(config: Any, classes: int) -> np.ndarray:
     return np.asarray(found, dtype=np.float64)
 
 
-def quality(probabilities: np.ndarray, labels: np.ndarray, *, bins: int) -> dict[str, float]:
-    """Log loss and expected calibration error of probabilities (N, K), as `confidence` in metrics.json has them."""
-    return {
-        "log_loss": float(SetOutcomes.of(probabilities, labels).tally().loss),
-        "expected_calibration_error": set_calibration(probabilities, labels, bins=bins)["expected_calibration_error"],
-    }
+def quality(outcomes: SetOutcomes, *, bins: int) -> dict[str, float]:
+    """Log loss and expected calibration error, as `confidence` in metrics.json has them."""
+    error = set_calibration(sigmoid(outcomes.logits), outcomes.labels, bins=bins)["expected_calibration_error"]
+    return {"log_loss": float(outcomes.losses.mean()), "expected_calibration_error": error}
 
 
 def _best(scores: np.ndarray, has: np.ndarray) -> float:

@@ -9,7 +9,7 @@ import torch
 
 from hfft.errors import TrainingError
 from hfft.evaluation.metrics import measure, tally_of
-from hfft.evaluation.multilabel import SET_METRICS, to_probabilities
+from hfft.evaluation.multilabel import SetOutcomes, measure_sets
 
 Reduce = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -62,8 +62,8 @@ def _compute(prediction: Any, classes: int) -> dict[str, float]:
 def _compute_sets(prediction: Any) -> dict[str, float]:
     logits, labels = prediction.predictions, prediction.label_ids  # (N, K), (N, K)
     _check(logits)
-    probabilities = to_probabilities(logits, is_multi_label=True)
-    return {name: metric(probabilities, labels) for name, metric in SET_METRICS.items()}
+    found = measure_sets(SetOutcomes.of_logits(logits, labels).tally())
+    return {name: float(value) for name, value in found.items()}
 
 
 def _check(numbers: np.ndarray) -> None:

@@ -13,11 +13,13 @@ from accelerate import PartialState
 from datasets import Dataset
 from huggingface_hub import get_token, snapshot_download
 from PIL import Image
+from transformers import AutoConfig
 
 from hfft.data.decoding import Decoded, decode_row
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
+from hfft.files import read_json
 from hfft.hub.access import explained
 from hfft.hub.content import File, hash_file
 from hfft.hub.waiting import tidy_client
@@ -44,7 +46,15 @@ class Check:
     largest_difference: float
 
 
-def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping[Path, str], recipe: Recipe) -> Check:
+def read_back(
+    repo_id: str,
+    commit: str,
+    files: Sequence[File],
+    folders: Mapping[Path, str],
+    recipe: Recipe,
+    *,
+    trust_remote_code: bool,
+) -> Check:
     """Download a commit and compare it with what was pushed.
 
     Args:
@@ -53,6 +63,7 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         files: What was pushed.
         folders: Model and adapter folders of the run -> their folders in the repository.
         recipe: Of the run; names the images.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Raises:
         PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
@@ -63,14 +74,33 @@ def read_back(repo_id: str, commit: str, files: Sequence[File], folders: Mapping
         with explained(doing), tidy_client():
             download = partial(snapshot_download, repo_id, revision=commit, cache_dir=cache, token=get_token())
             snapshot = Path(apart(download))
-        where, trusts = f"{repo_id} at {commit[:8]}", recipe.model.trust_remote_code
+        where = f"{repo_id} at {commit[:8]}"
         _compare_files(snapshot, files, where)
         images, from_data = _images(recipe)
         differences = [
-            _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trusts)
+            _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trust_remote_code)
             for ours, place in folders.items()
         ]
     return Check(len(images), from_data, max(differences))
+
+
+def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
+    """Whether transformers' pipeline would answer with the labels of what an adapter sits on, which are others.
+
+    It makes the network from the base's config, and only another number of classes keeps it from that.
+
+    Args:
+        adapter: Its folder.
+        base_model: Hub id of what it sits on, where the folder doesn't say what others can open.
+    """
+    noted = read_json(adapter / "adapter_config.json")
+    revision = None if base_model is not None else noted.get("revision")
+    try:
+        base = AutoConfig.from_pretrained(base_model or noted["base_model_name_or_path"], revision=revision)
+        own = AutoConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError):
+        return False  # what can't be opened answers nothing
+    return base.num_labels == own.num_labels and base.id2label != own.id2label
 
 
 def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:

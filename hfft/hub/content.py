@@ -6,7 +6,6 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path, PurePath
 
 from hfft.errors import HubError
@@ -16,14 +15,12 @@ from hfft.recipe.spec import HubSpec, Recipe
 
 ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
 _ADAPTER_CONFIG = "adapter_config.json"
-_CARD = "README.md"
+CARD = "README.md"
 _PLACE = "this/folder"  # where a card's example has the name of the model
-_SHOWN = ("figures", "examples")  # folders beside a card that it shows
+SHOWN = ("figures", "examples")  # folders beside a card that it shows
 _KEPT = ("onnx",)  # an export, which is whole with its weights alone
 _SENT = (".json", ".safetensors", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".jpeg", ".svg", ".webp")
 _SENT_NAMES = ("LICENSE", "NOTICE")
-# What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
-_OPENED = ("*.safetensors", "*.bin", "*.index.json", _ADAPTER_CONFIG, "*processor_config.json")
 _EXAMPLE = re.compile(r"```python\n(?:(?!```).)*pipeline\((?:(?!```).)*this/folder(?:(?!```).)*```", re.DOTALL)
 _ADAPTER_EXAMPLE = """```python
 import hfft
@@ -136,7 +133,15 @@ def _no_base(sits_on: str) -> HubError:
     )
 
 
-def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str, shared: Recipe) -> list[File]:
+def collect(
+    run: Path,
+    recipe: Recipe,
+    spec: HubSpec,
+    repo_id: str,
+    shared: Recipe,
+    *,
+    folders: Mapping[str, str] | None = None,
+) -> list[File]:
     """The files of the commit.
 
     Args:
@@ -145,11 +150,12 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str, shared: Reci
         spec: What is asked for.
         repo_id: For the card's example.
         shared: The recipe as others may see it.
+        folders: As from `parts`, which it comes from when None.
 
     Raises:
         HubError: If the run doesn't have what is asked for, or its adapter's base is on this disk alone.
     """
-    folders = parts(recipe, spec.what)
+    folders = parts(recipe, spec.what) if folders is None else folders
     files: dict[str, File] = {}
     for name, place in folders.items():
         if not (run / name).is_dir():
@@ -161,12 +167,14 @@ def collect(run: Path, recipe: Recipe, spec: HubSpec, repo_id: str, shared: Reci
     if ADAPTER in folders:
         config = (PurePath(folders[ADAPTER]) / _ADAPTER_CONFIG).as_posix()
         files[config] = File(config, _with_base(run / ADAPTER / _ADAPTER_CONFIG, spec.base_model))
-    card = next((run / name / _CARD for name in ("model", ADAPTER) if (run / name / _CARD).is_file()), None)
+    card = next((run / name / CARD for name in ("model", ADAPTER) if (run / name / CARD).is_file()), None)
     if card is not None:
         base = spec.base_model or recipe.model.checkpoint
-        alone = folders.get(ADAPTER) == "."
-        files[_CARD] = File(_CARD, fill_card(card.read_text("utf-8"), repo_id, base if alone else None).encode())
-    for folder in (run / "figures", *(card.parent / name for name in _SHOWN if card is not None)):
+        alone = {ADAPTER} == set(folders)
+        text = fill_card(card.read_text("utf-8"), repo_id, base if alone else None, inside=folders.get(ADAPTER, "."))
+        files.pop(f"{folders.get(ADAPTER)}/{CARD}", None)
+        files[CARD] = File(CARD, text.encode())
+    for folder in (run / "figures", *(card.parent / name for name in SHOWN if card is not None)):
         for path, source in _sendable(folder).items():
             inside = f"{folder.name}/{path}"
             files[inside] = File(inside, source)
@@ -190,24 +198,7 @@ def refuse_secret(files: Sequence[File], secret: str) -> None:
                 )
 
 
-def leftovers(there: Sequence[str], files: Sequence[File]) -> list[str]:
-    """Files of an earlier push that would be opened with the new ones: other shards, another kind of result, figures.
-
-    Args:
-        there: Paths in the repository.
-        files: What is pushed.
-    """
-    sent = {file.path for file in files}
-    old = []
-    for path in there:
-        folder, _, name = path.rpartition("/")
-        is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
-        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, *_SHOWN)):
-            old.append(path)
-    return old
-
-
-def fill_card(text: str, repo_id: str, base: str | None = None) -> str:
+def fill_card(text: str, repo_id: str, base: str | None = None, *, inside: str = ".") -> str:
     """The card with the repository's name in its example.
 
     Args:
@@ -215,10 +206,14 @@ def fill_card(text: str, repo_id: str, base: str | None = None) -> str:
         repo_id: The repository.
         base: What the adapter sits on, where the repository holds an adapter alone: transformers' `pipeline` takes
             the number of classes from there, and hfft's Classifier doesn't.
+        inside: The adapter's folder in the repository.
     """
     if base is not None:
         trust = ", trust_remote_code=True" if "trust_remote_code=True" in text else ""
         text = _EXAMPLE.sub(lambda _: _ADAPTER_EXAMPLE.format(base=base, trust=trust), text)
+        if inside != ".":
+            text = text.replace(f'from_pretrained("{_PLACE}"', f'from_pretrained("{_PLACE}", subfolder="{inside}"')
+            text = text.replace(f"hfft evaluate {_PLACE}", f"hfft evaluate {_PLACE} --subfolder {inside}")
     return text.replace(_PLACE, repo_id)
 
 

@@ -4,7 +4,7 @@ import copy
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
+from hfft.distributed import meet, on_main
 from hfft.errors import HubError
 from hfft.hub.access import connection, reach
 from hfft.hub.content import File
@@ -37,7 +37,7 @@ def check_hub(recipe: Recipe, *, overwrite: bool = False) -> None:
         HubError: If it won't.
         PushError: If the Hub isn't reached.
     """
-    _in_main_process(lambda: check_ahead(recipe, overwrite=overwrite))
+    on_main(lambda: check_ahead(recipe, overwrite=overwrite))
 
 
 def make_repository(recipe: Recipe) -> None:
@@ -48,20 +48,7 @@ def make_repository(recipe: Recipe) -> None:
         PushError: If it fails.
     """
     if recipe.hub.repo_id is not None:
-        _in_main_process(lambda: reach(recipe.hub))
-
-
-def _in_main_process(do: Callable[[], Any]) -> None:
-    """Do it in one process; its HubError is raised in all."""
-    found: list[HubError | None] = [None]
-    if PartialState().is_main_process:
-        try:
-            do()
-        except HubError as error:
-            found = [error]
-    broadcast_object_list(found)
-    if found[0] is not None:
-        raise found[0]
+        on_main(lambda: reach(recipe.hub))
 
 
 def save_pushers(recipe: Recipe) -> list["SavePusher"]:
@@ -87,7 +74,7 @@ def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence[
     for pusher in after:
         pusher.wait()
     try:
-        pushed = push_run(Path(run), recipe.hub)
+        pushed = push_run(Path(run), recipe.hub, trust_remote_code=recipe.model.trust_remote_code)
     except HubError as error:
         again = f"the run is finished and whole: {os.fspath(run)}; the same command, or `hfft push`, pushes it"
         raise type(error)(f"{error}\n{again}") from error
@@ -112,14 +99,17 @@ class SavePusher(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take the weights aside, as the folder may be removed by a later save, and send them."""
-        if not state.is_world_process_zero or (self._sending is not None and self._sending.is_alive()):
-            return
+        if state.is_world_process_zero and (self._sending is None or not self._sending.is_alive()):
+            self._begin(args, state, model)
+        meet()
+
+    def _begin(self, args: Any, state: Any, model: Any) -> None:
         phase, step = Path(args.output_dir).name, state.global_step
         aside = TemporaryDirectory(prefix="hfft-")
         try:
             processor = load_processor(self._recipe.model, model.config)
             _take_aside(Path(args.output_dir) / f"checkpoint-{step}", Path(aside.name), model, processor)
-        except (OSError, torch.OutOfMemoryError) as error:
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             _LOG.warning(f"{phase}, step {step}: not pushed, as it can't be put aside: {error}")
             aside.cleanup()
             return

@@ -3,19 +3,35 @@
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from pydantic import ValidationError
 
 from hfft._version import __version__
 from hfft.errors import HubError
 from hfft.files import read_json, write_json
 from hfft.hub.access import Destination, connection, explained, reach
-from hfft.hub.content import File, check_adapter, check_base, collect, finished_recipe, leftovers, parts, refuse_secret
+from hfft.hub.content import (
+    ADAPTER,
+    File,
+    check_adapter,
+    check_base,
+    collect,
+    finished_recipe,
+    parts,
+    refuse_secret,
+)
+from hfft.hub.manifest import Remote, check_room, settle
 from hfft.hub.waiting import tidy_client
+from hfft.model.remote_code import check_code
+from hfft.paths import expanded
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.startup import quick_imports
 
@@ -72,6 +88,7 @@ class Pushing(TypedDict, total=False):
     create_pr: bool
     commit_message: str | None
     base_model: str | None
+    trust_remote_code: bool
 
 
 def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
@@ -85,20 +102,23 @@ def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]"
             public is pushed to with false alone. `revision`, a branch, made if it isn't there; `main` when left out.
             `create_pr` opens a pull request instead of changing the branch. `commit_message`, title of the commit; one
             that names the run when left out. `base_model`, Hub id of what the adapter sits on, if it was trained on a
-            folder.
+            folder. `trust_remote_code`, which runs the Python code that the model brings, where it brings some, to
+            compare the logits.
 
     Raises:
         HubError: If it can't be pushed as asked.
+        ModelError: If the model brings code that isn't trusted.
         PushError: If the push failed; the run is as it was, and the same push finishes the job.
     """
     unknown = [key for key in pushing if key not in Pushing.__annotations__]
     if unknown:
         raise TypeError(f"push takes no {unknown[0]!r}; allowed: {', '.join(Pushing.__annotations__)}")
+    trusts = pushing.pop("trust_remote_code", False)
     try:
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
-    return push_run(Path(run), spec)
+    return push_run(Path(expanded(run)), spec, trust_remote_code=trusts)
 
 
 def bad_spec(error: ValidationError) -> HubError:
@@ -111,31 +131,41 @@ def bad_spec(error: ValidationError) -> HubError:
     return HubError("\n".join(lines))
 
 
-def push_run(run: Path, spec: HubSpec) -> Pushed:
+def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pushed:
     """Push a finished run as a recipe's `hub` section has it.
 
     Args:
         run: Its folder; gets or updates hub.json when all is done.
         spec: With a repo_id.
+        trust_remote_code: As for `push`.
 
     Raises:
         HubError: If it can't be pushed as asked.
+        ModelError: If the model brings code that isn't trusted.
         PushError: If the push failed.
     """
     recipe = finished_recipe(run)
     folders = parts(recipe, spec.what)
     check_adapter(run, folders, spec)
+    for name in folders:
+        check_code(run / name, trust_remote_code=trust_remote_code)
     destination = reach(spec)
     api = connection()
     with quick_imports():
-        from hfft.hub.checking import read_back
+        from hfft.hub.checking import has_labels_of_base, read_back
         from hfft.report.facts import read_facts
         from hfft.report.words import shared_recipe
 
-    files = collect(run, recipe, spec, destination.repo_id, shared_recipe(read_facts(run)))
+    if folders == {ADAPTER: "."} and has_labels_of_base(run / ADAPTER, spec.base_model):
+        # At the root, transformers' pipeline would take it for one that gives the base's labels.
+        folders = {ADAPTER: ADAPTER}
+    shared = shared_recipe(read_facts(run))
+    files = collect(run, recipe, spec, destination.repo_id, shared, folders=folders)
     message = spec.commit_message or f"{recipe.name}: image classifier, fine-tuned with hfft {__version__}"
-    done = send(api, destination, files, message, create_pr=spec.create_pr)
-    check = read_back(destination.repo_id, done.oid, files, {run / name: folders[name] for name in folders}, recipe)
+    earlier = _earlier(run, destination.repo_id, spec)
+    done, files = send(api, destination, files, message, create_pr=spec.create_pr, earlier=earlier)
+    places = {run / name: folders[name] for name in folders}
+    check = read_back(destination.repo_id, done.oid, files, places, recipe, trust_remote_code=trust_remote_code)
     pushed = Pushed(
         repo_id=destination.repo_id,
         url=done.pr_url or f"{api.endpoint}/{destination.repo_id}",
@@ -150,22 +180,43 @@ def push_run(run: Path, spec: HubSpec) -> Pushed:
     return pushed
 
 
-def send(api: HfApi, destination: Destination, files: list[File], message: str, *, create_pr: bool) -> CommitInfo:
+def send(
+    api: HfApi,
+    destination: Destination,
+    files: list[File],
+    message: str,
+    *,
+    create_pr: bool,
+    earlier: Mapping[str, str] | None = None,
+) -> tuple[CommitInfo, list[File]]:
     """Make one commit of the files, and of the removal of what an earlier push left.
 
     Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
+    Files there that hfft hasn't pushed stay, and so does a card that was changed there.
+
+    Args:
+        api: The Hub's client.
+        destination: Where to.
+        files: What to send.
+        message: The commit's title.
+        create_pr: Whether to open a pull request.
+        earlier: What an earlier push has sent there, path to sha256; counts where the repository has no list of it.
+
+    Returns:
+        The commit, and the files that it holds of these, with their list.
 
     Raises:
-        HubError: If this user may not write there, or a file holds the token.
+        HubError: If this user may not write there, a file holds the token, or one there would be opened instead.
         PushError: If it failed.
     """
     refuse_secret(files, str(api.token))
-    with explained(f"{destination.repo_id}: uploading"), tidy_client():
+    with explained(f"{destination.repo_id}: uploading"), tidy_client(), TemporaryDirectory(prefix="hfft-") as folder:
         there = api.model_info(destination.repo_id, revision=destination.revision)
-        old = leftovers([sibling.rfilename for sibling in there.siblings or ()], files)
+        remote = Remote(api, there, Path(folder))
+        files, old = settle(remote, files, earlier or {})
         if old:
             _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
-        return api.create_commit(
+        done = api.create_commit(
             destination.repo_id,
             [
                 *(CommitOperationAdd(file.path, file.source) for file in files),
@@ -176,6 +227,7 @@ def send(api: HfApi, destination: Destination, files: list[File], message: str, 
             create_pr=create_pr,
             parent_commit=there.sha,
         )
+    return done, files
 
 
 def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
@@ -191,7 +243,13 @@ def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
     """
     if wants_push(recipe) or (overwrite and recipe.hub.repo_id is not None):
         check_base(recipe, recipe.hub)
-        reach(recipe.hub, make=False)
+        destination = reach(recipe.hub, make=False)
+        api, repo_id = connection(), destination.repo_id
+        earlier = _earlier(Path(recipe.output_dir) / recipe.name, repo_id, recipe.hub)
+        absent = (RepositoryNotFoundError, RevisionNotFoundError)
+        with explained(f"{repo_id}: checking its files"), suppress(*absent):
+            there = api.model_info(repo_id, revision=destination.revision)
+            check_room(api, there, parts(recipe, recipe.hub.what), earlier)
 
 
 def wants_push(recipe: Recipe) -> bool:
@@ -202,6 +260,15 @@ def wants_push(recipe: Recipe) -> bool:
     entries = read_json(record) if record.is_file() else []
     asked, card = _asked(recipe.hub), _card(recipe)
     return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in entries)
+
+
+def _earlier(run: Path, repo_id: str, spec: HubSpec) -> dict[str, str]:
+    """What this run's own pushes to the same branch have sent, by its notes, path to sha256."""
+    record = run / _RECORD
+    entries = read_json(record) if record.is_file() else []
+    place = {"revision": spec.revision, "create_pr": False}
+    ours = [entry for entry in entries if entry["repo_id"] == repo_id and place.items() <= entry["asked"].items()]
+    return {path: digest for entry in ours for path, digest in entry["sha256"].items()}
 
 
 def _record(run: Path, spec: HubSpec, recipe: Recipe, pushed: Pushed, files: list[File]) -> None:

@@ -12,15 +12,18 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hfft.data.fitting import try_processor
 from hfft.data.transforms import evaluation_transform
-from hfft.errors import DataError, ModelError, RecipeError
+from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
 from hfft.evaluation.multilabel import to_probabilities
 from hfft.evaluation.thresholds import at_temperature, kept_thresholds
 from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
-from hfft.recipe.loading import read_recipe
+from hfft.model.locating import run_result
+from hfft.paths import expanded
+from hfft.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -76,10 +79,11 @@ class Classifier:
             precision: As for `from_pretrained`.
 
         Raises:
-            ModelError: If the model's config lacks what that takes.
+            ModelError: If the model's config lacks what that takes, or the processor can't take an image.
         """
+        try_processor(processor)
         self.model = model.eval()
-        self.classes = _distinct(labels_of(model.config))
+        self.classes = _distinct(list(map(printable, labels_of(model.config))))
         self.processor = processor
         self.transform = evaluation_transform(processor)
         is_calibrated = calibrated or precision is not None
@@ -118,15 +122,14 @@ class Classifier:
                 from which that share of the answers to the run's validation images was right.
             novelty: Says of each image how unlike all training images it is; for a run with `novelty: true`.
             **opening: `revision`, a branch, tag or commit on the Hub; `trust_remote_code`, which runs the Python code
-                that the model brings, where it brings some (of a run, its recipe says so); `subfolder`, where in the
-                folder or the repository it is, such as `adapter`.
+                that the model brings, where it brings some, of a run too, whatever its recipe says; `subfolder`,
+                where in the folder or the repository it is, such as `adapter`.
 
         Raises:
             ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
                 code that isn't trusted.
         """
-        if recipe_trusts(source):
-            opening["trust_remote_code"] = True
+        source = expanded(source)
         subfolder = opening.get("subfolder")
         where = str(source) if subfolder is not None else model_source(source)
         model, processor = open_model(where, **opening)
@@ -279,20 +282,10 @@ def model_source(source: str | os.PathLike[str]) -> str:
     folder = Path(source)
     if not _is_run(folder):
         return str(source)
-    for result in (folder / "model", folder / "adapter"):
-        if (result / "config.json").is_file():
-            return str(result)
-    raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
-
-
-def recipe_trusts(source: str | os.PathLike[str]) -> bool:
-    """Whether a source is a run folder whose recipe trusts the code that its checkpoint brings."""
-    if not _is_run(Path(source)):
-        return False
-    try:
-        return read_recipe(Path(source)).model.trust_remote_code
-    except RecipeError:  # of another version of hfft
-        return False
+    result = run_result(folder)
+    if result is None:
+        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    return str(result)
 
 
 def _is_run(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """`hfft export`: a trained model -> a folder with model.onnx, checked against torch on real images."""
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -13,10 +12,12 @@ import torch
 
 from hfft._version import __version__
 from hfft.data.decoding import decode_row
+from hfft.data.fitting import check_processor
 from hfft.data.sources import load_data
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.files import write_folder, write_json, write_text
+from hfft.inference.browsers import BROWSERS, known_processor, lacks, name_precision
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
 from hfft.inference.graph import INPUT, OUTPUT, write_graph
@@ -24,7 +25,9 @@ from hfft.inference.images import find_images
 from hfft.inference.parity import Parity, ParityError, compare
 from hfft.inference.places import check_folder, name_of
 from hfft.inference.reading import ImageLike, Ready, read_ahead
+from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
+from hfft.markdown import escape
 from hfft.model.checkpoint import quiet
 from hfft.progress import SOON, bar
 from hfft.recipe.loading import read_recipe
@@ -33,9 +36,10 @@ _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000
 _GENERATED = 32
 _AHEAD = 32  # images decoded before they are needed
-_FOLDER = "onnx"  # in a run or model folder; where transformers.js looks for it
+_FOLDER = "onnx"  # in a run or model folder; in it, where transformers.js looks for model.onnx
 _FILES = (
-    "model.onnx",
+    "onnx",
+    "model.onnx",  # of earlier versions
     "model.onnx.data",
     "config.json",
     "preprocessor_config.json",
@@ -53,9 +57,14 @@ the images need: {preprocessing}.
 Beside torch, on {images} {what}: logits differ by at most {difference:.1e}, and the same {answer} for {same}.
 
 {use}
-"""
+{missing}"""
 _USE = """```bash
 python predict.py image.jpg   # with onnxruntime, numpy and Pillow alone
+```"""
+_USE_BROWSER = """
+```js
+import { pipeline } from '@huggingface/transformers';   // in a browser or Node
+const classify = await pipeline('image-classification', 'this/folder');
 ```"""
 _USE_PROCESSOR = (
     """Images have to be prepared by the image processor, `AutoImageProcessor.from_pretrained("this/folder")`."""
@@ -67,12 +76,14 @@ class Export:
     """What was written.
 
     Attributes:
-        folder: Holds model.onnx.
+        folder: Holds onnx/model.onnx, and beside onnx what says how to use it.
         parity: How far it agrees with torch.
+        missing: What those who open it without hfft have to do themselves, a sentence each.
     """
 
     folder: Path
     parity: Parity
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,12 +136,13 @@ def export_onnx(
     classifier = Classifier.from_pretrained(
         source, device="cpu", trust_remote_code=trust_remote_code, subfolder=subfolder
     )
-    done: list[Parity] = []
+    check_processor(classifier.processor)
+    done: list[tuple[Parity, tuple[str, ...]]] = []
     try:
         write_folder(folder, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))
     except OSError as error:
         raise WritingError(f"--output {folder}: can't be written: {error.strerror or error}") from error
-    return Export(folder, done[0])
+    return Export(folder, *done[0])
 
 
 def _folder(source: str, output: Path | None) -> Path:
@@ -182,7 +194,7 @@ def _generate(count: int) -> list[ImageLike]:
     return [rng.integers(0, 256, (12, 16, 3), dtype=np.uint8).repeat(20, 0).repeat(20, 1) for _ in range(count)]
 
 
-def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> Parity:
+def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> tuple[Parity, tuple[str, ...]]:
     from hfft.inference import onnx_predict  # onnxruntime may be missing
     from hfft.inference.preprocessing import describe_preprocessing
 
@@ -193,6 +205,8 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
     first = next(entries)
     shape = tuple(first[1].shape)
     how = describe_preprocessing(processor, classifier.transform)
+    saved = known_processor(processor, classifier.transform, how)
+    missing = tuple(lacks(model.config, saved, how))
     metadata = {
         "name": name,
         "labels": json.dumps(classifier.classes, ensure_ascii=False),
@@ -201,9 +215,11 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         **_thresholds(classifier),
         "hfft_version": __version__,
     }
-    write_graph(model, shape, folder / "model.onnx", metadata)
+    graph = folder / _FOLDER / "model.onnx"
+    graph.parent.mkdir()
+    write_graph(model, shape, graph, metadata)
     parity = compare(
-        _session(folder / "model.onnx"),
+        _session(graph),
         lambda batch: model(pixel_values=batch).logits,
         _of_one_shape(chain([first], entries), shape),
         sample.what,
@@ -211,26 +227,40 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
     )
     with quiet():
         model.config.save_pretrained(folder)
-        processor.save_pretrained(folder)
+        saved.save_pretrained(folder)
+    name_precision(folder / "config.json")
     write_json(folder / "parity.json", asdict(parity))
     if how is not None:
-        shutil.copyfile(onnx_predict.__file__, folder / "predict.py")
-    text = _CARD.format(
-        name=name,
+        write_text(folder / "predict.py", without_hfft(onnx_predict))
+    write_text(folder / "README.md", _card(name, shape, classifier, parity, missing, is_plain=how is not None))
+    return parity, missing
+
+
+def _card(
+    name: str,
+    shape: tuple[int, ...],
+    classifier: Classifier,
+    parity: Parity,
+    missing: Sequence[str],
+    *,
+    is_plain: bool,
+) -> str:
+    use = _USE if is_plain else _USE_PROCESSOR
+    return _CARD.format(
+        name=escape(name),
         version=__version__,
         shape=", ".join(map(str, shape)),
         classes=len(classifier.classes),
         preprocessing="`processor`, the settings of the image processor"
-        + ("" if how is None else ", and `preprocessing`, the same as resize, crop, mean and std"),
+        + (", and `preprocessing`, the same as resize, crop, mean and std" if is_plain else ""),
         images=parity.images,
         what=parity.what,
         difference=parity.largest_difference,
         same=parity.same_top1,
         answer=parity.answer,
-        use=_USE_PROCESSOR if how is None else _USE,
+        use=use if any(BROWSERS in line for line in missing) else use + _USE_BROWSER,
+        missing="".join(f"\n- {line}" for line in missing) + ("\n" if missing else ""),
     )
-    write_text(folder / "README.md", text)
-    return parity
 
 
 def _thresholds(classifier: Classifier) -> dict[str, str]:

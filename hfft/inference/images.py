@@ -2,12 +2,13 @@
 
 import glob
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from hfft.data.folders import image_files
+from hfft.data.folders import UNREAD, image_files, visible_files
 from hfft.data.formats import endings
 from hfft.errors import DataError
 from hfft.inference.urls import SCHEMES, RemoteImage
@@ -62,7 +63,7 @@ def _of_word(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
     if os.path.isdir(word):
         files = image_files(Path(word))
         if not files:
-            raise DataError(f"{word}: the folder holds no images")
+            raise DataError(f"{word}: the folder holds no images{_unread(Path(word))}")
         return files
     if os.path.exists(word):
         return [Path(word)]
@@ -72,6 +73,15 @@ def _of_word(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
     if not files:
         raise DataError(f"{word}: no image file is called like that")
     return files
+
+
+def _unread(folder: Path) -> str:
+    """Which other images a folder holds, as far as their names tell."""
+    found = Counter(path.suffix.lower() for path in visible_files(folder) if path.suffix.lower() in UNREAD)
+    if not found:
+        return ""
+    way_out = "; HEIC is read with pip install pillow-heif" if not found.keys().isdisjoint((".heic", ".heif")) else ""
+    return f" that are read ({', '.join(f'{ending} {count}' for ending, count in sorted(found.items()))}){way_out}"
 
 
 def _of_list(lines: Iterable[str], *, allow_url: bool) -> Iterator[Path | RemoteImage]:

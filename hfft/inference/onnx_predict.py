@@ -1,7 +1,8 @@
 """Labels of images, from model.onnx: python predict.py IMAGE ...
 
-`hfft export` writes this file beside model.onnx. It needs numpy, Pillow and onnxruntime, and nothing else; labels and
-preprocessing are in the metadata of model.onnx.
+`hfft export` writes this file beside onnx/model.onnx, whose metadata hold labels and preprocessing. It needs numpy,
+Pillow and onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused
+instead of filled with gray; where pillow-heif is, HEIC is read.
 """
 
 import json
@@ -12,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
-from PIL import Image, ImageOps
+from PIL import Image
+
+from hfft.data.pictures import open_picture
 
 
 class Model:
     """model.onnx with its labels and its preprocessing."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open model.onnx in a folder."""
-        self.session = onnxruntime.InferenceSession(Path(folder) / "model.onnx", providers=["CPUExecutionProvider"])
+        """Open onnx/model.onnx in a folder."""
+        file = Path(folder) / "onnx" / "model.onnx"
+        self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         facts = self.session.get_modelmeta().custom_metadata_map
         self.labels: list[str] = json.loads(facts["labels"])
         self.how: dict[str, Any] = json.loads(facts["preprocessing"])
@@ -28,36 +32,36 @@ class Model:
         self.thresholds: dict[str, float] | None = json.loads(facts.get("thresholds", "null"))
 
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
-        """Label to probability for each image, the most probable first."""
-        pictures = [open_picture(file, self.how.get("background")) for file in files]
-        pixels = np.stack([prepare(picture, self.how) for picture in pictures])  # (B, 3, H, W)
-        logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels})[0])  # (B, K)
+        """Label to probability for each image, the most probable first.
+
+        Raises:
+            ValueError: If one can't be read; the message begins with its name.
+        """
+        return [self.label(file) for file in files]  # one at a time, so that many need no more memory than one
+
+    def label(self, file: str | Path) -> dict[str, float]:
+        """Label to probability for one image, the most probable first.
+
+        Raises:
+            ValueError: If it can't be read; the message begins with its name.
+        """
+        try:
+            pixels = prepare(open_picture(file, self.how.get("background")), self.how)  # (3, H, W)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
+        logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels[np.newaxis]})[0])[0]  # (K,)
         if self.thresholds is not None:
             shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
-            return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]
-        powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares = powers / powers.sum(axis=1, keepdims=True)
-        return [{self.labels[k]: float(row[k]) for k in np.argsort(-row, kind="stable")} for row in shares]
+        else:
+            powers = np.exp(logits - logits.max())
+            shares = powers / powers.sum()
+        return {self.labels[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable")}
 
     def answer(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Of probabilities the most probable label; all that reach their thresholds where there may be several."""
         if self.thresholds is not None:
             return {label: share for label, share in shares.items() if share >= self.thresholds[label]}
         return dict(list(shares.items())[:1])
-
-
-def open_picture(file: str | Path, background: Sequence[int] | None = None) -> Image.Image:
-    """An upright 8-bit RGB image; 16 bits are divided by 257, as in hfft, and transparent pixels get a background."""
-    image = ImageOps.exif_transpose(Image.open(file))
-    if image.mode == "F":
-        raise ValueError(f"{file}: holds floating-point pixels; allowed: 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.round(np.asarray(image, dtype=np.float64) / 257)  # (H, W)
-        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    if background is not None and image.has_transparency_data:
-        behind = Image.new("RGBA", image.size, (*background[:3], 255))
-        image = Image.alpha_composite(behind, image.convert("RGBA"))
-    return image.convert("RGB")
 
 
 def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
@@ -88,10 +92,32 @@ def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)  # (3, H, W)
 
 
-if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("usage: python predict.py IMAGE ...")
+def printable(text: str) -> str:
+    """A name without line ends, tabs and other signs that a terminal obeys."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
+
+
+def main(files: Sequence[str]) -> int:
+    """Print a line for each label of each image; images that can't be read are named on standard error.
+
+    Returns:
+        The exit status: 1 where an image couldn't be read.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")  # a console of any encoding
     model = Model(Path(__file__).parent)
-    for file, found in zip(sys.argv[1:], model(*sys.argv[1:]), strict=True):
+    status = 0
+    for file in files:
+        try:
+            found = model.label(file)
+        except ValueError as error:
+            print(printable(str(error)), file=sys.stderr)
+            status = 1
+            continue
         for label, probability in model.answer(found).items() or [("none", float("nan"))]:
-            print(f"{file}\t{label}\t{probability:.4f}")
+            print(f"{printable(file)}\t{printable(label)}\t{probability:.4f}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]) if len(sys.argv) > 1 else "usage: python predict.py IMAGE ...")

@@ -1,41 +1,27 @@
 """A page that labels an image: what `hfft demo` shows, and app.py of a Space, where this file runs without hfft."""
 
+import html
 import os
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 import gradio
-import numpy as np
 import torch
 from gradio.themes import Default
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hfft.data.pictures import open_picture
+from hfft.markdown import escape
 
 SHOWN = 5  # classes
 LARGEST = "64mb"  # image that is taken
+_ELSEWHERE = "it was not uploaded here"  # said alike of what is there and what isn't
 Answer = tuple[dict[str, float] | None, Image.Image | None]
-
-
-def open_picture(file: str) -> Image.Image:
-    """An upright 8-bit RGB image; 16 bits are divided by 257, as hfft does.
-
-    Raises:
-        ValueError: If it is no image, or holds floating-point pixels.
-        OSError: If it can't be read.
-    """
-    try:
-        image = ImageOps.exif_transpose(Image.open(file))
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise ValueError("it is no image that Pillow reads, or too large") from error
-    if image.mode == "F":
-        raise ValueError("it holds floating-point pixels; allowed: 8 or 16 bits")
-    if image.mode.startswith("I"):
-        values = np.round(np.asarray(image, dtype=np.float64) / 257)  # (H, W)
-        image = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-    return image.convert("RGB")
 
 
 def make_labeler(
@@ -46,7 +32,7 @@ def make_labeler(
     Args:
         model: A classifier of transformers, in evaluation mode.
         processor: Its image processor.
-        read: File to RGB image; raises ValueError or OSError where there is none.
+        read: File to RGB image; raises ValueError where there is none.
     """
     counts = Counter(model.config.id2label.values())
     names = [
@@ -71,8 +57,8 @@ def make_labeler(
             return None, None
         try:
             image = read(file)
-        except (OSError, ValueError) as error:
-            raise gradio.Error(f"This image can't be read: {error}", print_exception=False) from error
+        except ValueError as error:
+            raise _refusal(str(error)) from error
         pixels = prepare(image)
         with torch.inference_mode():
             logits = model(pixel_values=pixels.to(model.device, model.dtype)).logits[0].float()  # (K,)
@@ -86,10 +72,30 @@ def make_labeler(
     return label
 
 
+def _refusal(reason: str) -> gradio.Error:
+    """An error of the page, which would take its text for HTML."""
+    return gradio.Error(html.escape(f"This image can't be read: {reason}", quote=False), print_exception=False)
+
+
+def _uploaded(path: Any, folder: str) -> str:
+    """A path that leads to a file in the folder of uploads, links followed, whatever gradio lets pass.
+
+    Raises:
+        gradio.Error: If it leads elsewhere, or to nothing, in the same words.
+    """
+    try:
+        place, home = os.path.realpath(path), os.path.realpath(folder)
+        if os.path.commonpath([place, home]) == home and os.path.isfile(place):
+            return place
+    except (TypeError, ValueError):  # no text, a zero byte, another drive
+        pass
+    raise _refusal(_ELSEWHERE)
+
+
 def make_page(label: Callable[[str | None], Answer], title: str) -> gradio.Blocks:
     """The page: drop an image, see labels, probabilities and the picture that the network gets to see."""
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}")
+        gradio.Markdown(f"# {escape(title)}")
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(label="Image", buttons=["fullscreen"], elem_id="image")
@@ -104,7 +110,7 @@ def make_page(label: Callable[[str | None], Answer], title: str) -> gradio.Block
                 )
 
         def label_upload(upload: dict[str, Any] | None) -> Answer:
-            return label(None if upload is None else upload["path"] or "")
+            return label(None if upload is None else _uploaded(upload.get("path"), image.GRADIO_CACHE))
 
         # Gradio's own reading of the file would answer a broken image with a traceback.
         image.change(label_upload, image, [labels, seen], api_name="label", preprocess=False)
@@ -131,4 +137,11 @@ def launch(page: gradio.Blocks, **options: Any) -> str:
 def run_space(source: str, title: str) -> None:
     """Open a model of transformers, in a folder or on the Hub, and serve its page until the process ends."""
     model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
-    launch(make_page(make_labeler(model, AutoImageProcessor.from_pretrained(source)), title))
+    processor = AutoImageProcessor.from_pretrained(source)
+    launch(make_page(make_labeler(model, processor, reader(model, processor)), title))
+
+
+def reader(model: Any, processor: Any) -> Callable[[str], Image.Image]:
+    """File to RGB image, with the background that the model was trained with, if there is one."""
+    settings = getattr(model.config, "pretrained_cfg", {})  # timm's, which hold what else the processor's would
+    return partial(open_picture, background=getattr(processor, "background", settings.get("background")))

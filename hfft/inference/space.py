@@ -1,6 +1,5 @@
 """`hfft demo --space`: a folder that runs as a Space of the Hugging Face Hub, and without it."""
 
-import inspect
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,13 +9,15 @@ from huggingface_hub import SpaceCard, SpaceCardData
 
 from hfft.errors import ModelError
 from hfft.files import write_folder, write_text
-from hfft.inference.classifier import Classifier
+from hfft.inference.classifier import Classifier, model_source
 from hfft.inference.extras import require
-from hfft.inference.opening import holds_adapter
+from hfft.inference.opening import holds_adapter, local_folder
 from hfft.inference.places import check_folder, name_of
+from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
+from hfft.markdown import escape
 from hfft.model.checkpoint import save_model
-from hfft.model.remote_code import own_code
+from hfft.model.remote_code import code_of
 
 _MODEL = "model"  # folder in the Space
 _FILES = ("app.py", "requirements.txt", "README.md", ".gitattributes", _MODEL, "__pycache__")
@@ -26,7 +27,7 @@ if __name__ == "__main__":
     run_space({source}, {title!r})
 """
 _BESIDE = 'os.path.join(os.path.dirname(os.path.abspath(__file__)), "model")'
-_PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pillow")
+_PACKAGES = ("torch", "torchvision", "transformers", "numpy", "pillow", "simplejpeg")
 _LARGE = "*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 _CARD = """---
 {metadata}
@@ -54,13 +55,13 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     """
     require("demo", "gradio")
     check_folder(folder, "--space", _FILES, overwrite=overwrite)
-    classifier = Classifier.from_pretrained(source, device="cpu")
-    code = own_code(classifier.model.config.to_dict())
+    code = code_of(local_folder(model_source(source)))
     if code is not None:
         raise ModelError(
             f"--space: the model brings Python code of its own ({code}.py), which a Space would not run; "
             "`hfft demo` without --space shows it here"
         )
+    classifier = Classifier.from_pretrained(source, device="cpu")
     on_hub = not Path(source).is_dir() and not holds_adapter(source)
     title = name_of(source)
 
@@ -81,7 +82,7 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
 def _program(source: str, title: str) -> str:
     from hfft.inference import page  # and gradio
 
-    return inspect.getsource(page) + _END.format(source=source, title=title)
+    return without_hfft(page) + _END.format(source=source, title=title)
 
 
 def _requirements(model: Any) -> str:
@@ -104,5 +105,6 @@ def _card(title: str, classes: tuple[str, ...], model: str | None) -> str:
         models=None if model is None else [model],
         tags=["image-classification", "hfft"],
     )
-    shown = classes if len(classes) <= 12 else (*classes[:11], f"{len(classes) - 11} more")
-    return str(SpaceCard(_CARD.format(metadata=metadata.to_yaml(), title=title, classes=", ".join(shown))))
+    shown = [escape(name) for name in (classes if len(classes) <= 12 else classes[:11])]
+    shown += [f"{len(classes) - 11} more"] if len(classes) > 12 else []
+    return str(SpaceCard(_CARD.format(metadata=metadata.to_yaml(), title=escape(title), classes=", ".join(shown))))

@@ -2,9 +2,7 @@
 
 import json
 import re
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
+from hfft.model.adapter_folders import adapter_base, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
@@ -37,7 +36,7 @@ def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
     Raises:
         ModelError: If no layer has the wanted role.
     """
-    with _without_peft_warning():
+    with without_peft_warning():
         adapted = get_peft_model(model, _config(model, spec))
     assert isinstance(adapted, PeftModel)
     return adapted
@@ -180,9 +179,11 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
     """
 
     def write(aside: Path) -> None:
+        plain: Any = model.get_base_model()
+        plain.config.architectures = [type(plain).__name__]
         with quiet():
             model.save_pretrained(str(aside))
-            model.config.save_pretrained(aside)  # pyright: ignore[reportCallIssue]
+            plain.config.save_pretrained(aside)
             processor.save_pretrained(aside)
         path = aside / ADAPTER_CONFIG_NAME
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -191,14 +192,6 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
 
     write_folder(folder, write)
-
-
-@contextmanager
-def _without_peft_warning() -> Iterator[None]:
-    """PEFT 0.21 reads a property that transformers 5.23 has renamed."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
 
 
 def restore_adapter(model: PeftModel, folder: str | Path) -> None:
@@ -225,18 +218,13 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreT
         ModelError: If the base checkpoint or one of the adapter's weights is missing, or code isn't trusted.
     """
     check_code(folder, trust_remote_code=trust_remote_code)
-    base = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
-    spec = ModelSpec(
-        checkpoint=base["base_model_name_or_path"],
-        revision=base.get("revision"),
-        trust_remote_code=trust_remote_code,
-    )
+    spec = adapter_base(folder, trust_remote_code=trust_remote_code)
     with quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         try:
             model = load_body(spec, config)
         except ModelError as error:
             raise ModelError(f"{folder}: what the adapter sits on can't be loaded: {error}") from error
-        with _without_peft_warning():
-            adapted: Any = PeftModel.from_pretrained(model, str(folder))
-    return merge(adapted).eval(), load_processor(ModelSpec(checkpoint=str(folder)), config)
+        merged = put_adapter(model, folder)
+    processor = load_processor(ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code), config)
+    return merged.eval(), processor

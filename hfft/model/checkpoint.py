@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from hfft.errors import ModelError
 from hfft.files import write_folder
+from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
-from hfft.model.remote_code import check_code
+from hfft.model.checkpoint_files import file_problem
+from hfft.model.locating import processor_place
+from hfft.model.remote_code import check_code, name_own_class, own_code, processor_code, refuse_untrusted
+from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
 from hfft.remote import hub_problem
 
@@ -23,6 +28,8 @@ CONFIG_FIELD = "hfft"
 """Where the config.json of a result keeps what it says of itself, beside what transformers reads."""
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 _HEAD_STD = 0.02
+_PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
+_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
 
 
 def load_checkpoint(
@@ -85,17 +92,10 @@ def load_original(spec: ModelSpec) -> PreTrainedModel | None:
     Raises:
         ModelError: If it can't be loaded.
     """
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise _unusable(spec, error) from error
+    config = _read_config(spec)
     if not any("ForImageClassification" in name for name in config.architectures or ()):
         return None
-    if spec.image_size is not None:
-        _set_image_size(config, spec.image_size)
+    set_image_size(config, spec)
     model, report = _load(spec, config)
     return None if report["missing_keys"] or report["mismatched_keys"] else model.eval()
 
@@ -104,7 +104,9 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
     """The network of a config with all of the checkpoint's weights that fit, and what was missing or didn't."""
     with quiet():
         try:
-            return AutoModelForImageClassification.from_pretrained(
+            if holds_adapter(spec.checkpoint):
+                return load_on_base(spec, config, load_body)
+            model, report = AutoModelForImageClassification.from_pretrained(
                 spec.checkpoint,
                 config=config,
                 revision=spec.revision,
@@ -114,8 +116,10 @@ def _load(spec: ModelSpec, config: Any) -> tuple[PreTrainedModel, dict[str, Any]
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except _UNUSABLE as error:
             raise _unusable(spec, error) from error
+    name_own_class(model.config, type(model))
+    return model, report
 
 
 def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
@@ -142,25 +146,25 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
         ModelError: If there is no such checkpoint, or its architecture can't be fine-tuned.
     """
     _check_exists(spec)
-    with quiet():
-        try:
-            config = AutoConfig.from_pretrained(
-                spec.checkpoint,
-                revision=spec.revision,
-                trust_remote_code=spec.trust_remote_code,
-                num_labels=len(labels),
-            )
-        except (OSError, ValueError, ImportError) as error:
-            raise _unusable(spec, error) from error
+    config = _read_config(spec, num_labels=len(labels))
+    refuse_untrusted(spec, own_code(vars(config)))
     if config.model_type in REFUSED:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
+    if getattr(config, "quantization_config", None):
+        raise ModelError(f"model.checkpoint: {spec.checkpoint} is quantized, and can't be trained; take the original")
     config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
+    config.dtype = torch.float32  # of what is trained, whatever the checkpoint was saved in
     set_labels(config, labels, is_multi_label=is_multi_label)
-    if spec.image_size is not None:
-        _set_image_size(config, spec.image_size)
-    if spec.image_size is not None and getattr(config, "pretrained_cfg", None):
-        config.pretrained_cfg = {**config.pretrained_cfg, "input_size": [3, spec.image_size, spec.image_size]}
+    set_image_size(config, spec)
     return config
+
+
+def plain_outputs(config: Any) -> None:
+    """Let a network of this config answer with logits alone: a config may ask for attentions, or for a tuple."""
+    for section in (config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))):
+        for key, value in _PLAIN.items():
+            if section is not None and getattr(section, key, value) != value:
+                setattr(section, key, value)
 
 
 def set_labels(config: Any, labels: Sequence[str], *, is_multi_label: bool = False) -> None:
@@ -186,15 +190,6 @@ def labels_of(config: Any) -> tuple[str, ...]:
     return tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
 
 
-def _set_image_size(config: Any, side: int) -> None:
-    """CLIP and its kin keep the size in their vision section; Hiera keeps height and width."""
-    sections: tuple[Any, ...] = (config, getattr(config, "vision_config", None))
-    for section in sections:
-        now = getattr(section, "image_size", None)
-        if now is not None:
-            section.image_size = [side, side] if isinstance(now, list | tuple) else side
-
-
 def load_processor(spec: ModelSpec, config: Any) -> Any:
     """The checkpoint's own image processor, at the recipe's image size.
 
@@ -213,13 +208,15 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
     with quiet():
         try:
             processor = AutoImageProcessor.from_pretrained(
-                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code
+                processor_place(spec.checkpoint), revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
             raise ModelError(
                 f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
-                f"so nobody can know the size and scale of its pixels: {_first_line(error)}"
+                f"so nobody can know the size and scale of its pixels: {first_line(error)}"
             ) from error
+    refuse_untrusted(spec, processor_code(vars(processor)))
+    name_own_class(processor, type(processor))
     return processor if spec.image_size is None else _resized(processor, spec.image_size)
 
 
@@ -253,16 +250,18 @@ def reopen(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[PreT
     spec = ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code)
     _check_exists(spec)
     check_code(Path(folder), trust_remote_code=trust_remote_code)
+    config = _read_config(spec)
     with quiet():
         try:
             model, report = AutoModelForImageClassification.from_pretrained(
                 str(folder),
+                config=config,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 use_safetensors=True,
                 dtype=torch.float32,
             )
-        except (OSError, ValueError, RuntimeError, ImportError) as error:
+        except _UNUSABLE as error:
             raise _unusable(spec, error) from error
     if report["missing_keys"]:
         raise ModelError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
@@ -306,6 +305,20 @@ def _check_exists(spec: ModelSpec) -> None:
     problem = None if Path(spec.checkpoint).is_dir() else hub_problem(spec.checkpoint, "model", spec.revision)
     if problem is not None:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} is no folder here, and {problem}")
+    if (problem := file_problem(spec.checkpoint, spec.revision)) is not None:
+        raise ModelError(f"model.checkpoint: {problem}")
+
+
+def _read_config(spec: ModelSpec, **options: Any) -> Any:
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(
+                spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise _unusable(spec, error) from error
+    plain_outputs(config)
+    return config
 
 
 def _check_only_head_is_new(model: PreTrainedModel, report: dict[str, Any], spec: ModelSpec) -> None:
@@ -345,8 +358,7 @@ def _probe(model: PreTrainedModel, processor: Any, spec: ModelSpec) -> None:
     except (RuntimeError, ValueError, AssertionError) as error:
         raise ModelError(
             f"model.checkpoint: {spec.checkpoint} can't take the images that its processor makes, "
-            f"{tuple(pixels.shape)}: "
-            f"{_first_line(error)}"
+            f"{tuple(pixels.shape)}: {first_line(error)}"
         ) from error
     if logits.shape != (1, model.config.num_labels) or not logits.isfinite().all():
         raise ModelError(
@@ -362,7 +374,12 @@ def sample_pixels(processor: Any) -> torch.Tensor:
 
 def _resized(processor: Any, side: int) -> Any:
     """The processor with every size scaled so that its output is `side` pixels high and wide."""
-    now = sample_pixels(processor).shape[-2]
+    try:
+        now = sample_pixels(processor).shape[-2]
+    except Exception as error:  # of anybody's code
+        raise ModelError(
+            f"model.image_size: the image processor, {type(processor).__name__}, can't take an image: {error}"
+        ) from error
     processor = copy.deepcopy(processor)
     for key in ("size", "crop_size"):
         sizes = {name: value for name, value in dict(getattr(processor, key, None) or {}).items() if value}
@@ -374,8 +391,9 @@ def _resized(processor: Any, side: int) -> Any:
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     where = spec.checkpoint if Path(spec.checkpoint).is_dir() else f"{spec.checkpoint} is no folder here, and the Hub"
-    return ModelError(f"model.checkpoint: {where} gave no image classifier: {_first_line(error)}")
+    return ModelError(f"model.checkpoint: {where} gave no image classifier: {first_line(error)}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -4,7 +4,6 @@ No code per architecture: the order of modules is traced, those in front of the 
 believed only after the network has computed the same with and without it.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
@@ -15,11 +14,23 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from hfft.model.anatomy import PEFT_PREFIX
-from hfft.model.freezing import hash_tensors, held_modules
+from hfft.model.fingerprint import hash_architecture, hash_modules, is_channels_last, own_tensors
+from hfft.model.freezing import held_modules
+from hfft.model.restoring import (
+    hidden,
+    left_as_it_was,
+    other_forward,
+    random_state_kept,
+    random_states,
+    seed_random,
+    without_zeros,
+)
 from hfft.model.trace import Call, Shape, shape_of, trace
 
 _TRIES = 24  # the first clean cut is among the first few candidates
 _TOLERANCE = 1e-4  # relative, of the logits
+_ROUNDING = 1e-2  # relative, of what enters: TensorFloat-32's, which differs between sizes of a batch, and no more
+_LOUD = 3  # times the others' contrast has the third image: what depends on its neighbours shows
 
 
 class _Reached(Exception):
@@ -27,7 +38,14 @@ class _Reached(Exception):
 
 
 class Cut:
-    """The entry of one module through which all that the head learns of an image goes."""
+    """The entry of one module through which all that the head learns of an image goes.
+
+    Attributes:
+        path: Name of the module.
+        depth: Modules that run before it: the order of the cuts of a network.
+        behind: Parameters and buffers of modules that are entered behind it, and of none in front.
+        image_shape: Of the images, (C, H, W).
+    """
 
     def __init__(self, model: nn.Module, path: str, calls: Mapping[str, Call], pixels: torch.Tensor) -> None:
         """Look at what enters the module.
@@ -39,24 +57,29 @@ class Cut:
             pixels: Images as the network takes them, (2, C, H, W), where the model is.
 
         Raises:
-            ValueError: If that isn't made of tensors with one row per image, and of what all images share.
+            ValueError: If that isn't made of tensors with one row per image, and of what all images share; or if a
+                row depends on other images, as behind a BatchNorm without running statistics.
         """
+        entered = calls[path].entered
         self.path = path.removeprefix(PEFT_PREFIX)
-        self._before = tuple(name for name, call in calls.items() if call.entered < calls[path].entered)
+        self.depth = sum(call.entered < entered for call in calls.values())
+        self._front, self.behind = _divided(model, calls, entered)
         self.image_shape = tuple(pixels.shape[1:])
         self._model = model
         self._module = model.get_submodule(path)
-        self._answers = {name: calls[name].output for name in _skippable(calls, calls[path].entered)}
+        self._answers = {name: calls[name].output for name in _skippable(calls, entered)}
         leaves, self._structure = pytree.tree_flatten(self._entering(pixels))
-        more = pytree.tree_leaves(self._entering(torch.cat([pixels, pixels[:1]])))
+        more = pytree.tree_leaves(self._entering(torch.cat([pixels, _LOUD * pixels[:1]])))
         self._per_image: list[int] = []
         self._formats: list[torch.memory_format] = []
         self._leaves: list[Any] = [None] * len(leaves)  # what all images share, at its place
         for place, pair in enumerate(zip(leaves, more, strict=True)):
             shape = shape_of(*pair)
             if isinstance(shape, Shape) and shape.is_per_image:
+                if not _is_alike(*pair):
+                    raise ValueError(f"{path}: what enters of an image depends on the others")
                 self._per_image.append(place)
-                self._formats.append(torch.channels_last if _is_channels_last(pair[0]) else torch.contiguous_format)
+                self._formats.append(torch.channels_last if is_channels_last(pair[0]) else torch.contiguous_format)
             elif _is_same(*pair):
                 self._leaves[place] = pair[0]
             else:
@@ -66,28 +89,19 @@ class Cut:
         self._fed: tuple[torch.Tensor, ...] = ()
 
     @property
-    def depth(self) -> int:
-        """Modules that run before it: the order of the cuts of a network."""
-        return len(self._before)
-
-    @property
     def bypassed_modules(self) -> list[nn.Module]:
         """The outermost modules that a forward pass from the cut on doesn't compute."""
         return [self._model.get_submodule(name) for name in self._answers]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all weights and buffers in front of the cut, and of their order in memory, when first asked for."""
-        tensors: dict[str, torch.Tensor] = {}
-        for path in self._before:
-            module = self._model.get_submodule(path)
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    tensors[_plain(f"{path}.{name}")] = tensor
-        digest = hashlib.blake2b(digest_size=16)
-        for name, value in sorted(hash_tensors(tensors).items()):
-            digest.update(f"{name} {tuple(tensors[name].shape)} {_is_channels_last(tensors[name])} ".encode() + value)
-        return digest.hexdigest()
+        """Hash of all weights, buffers, modules and code in front of the cut, when first asked for."""
+        return hash_modules(self._front)
+
+    @cached_property
+    def architecture(self) -> str:
+        """The same without the values of weights and buffers."""
+        return hash_architecture(self._front)
 
     @contextmanager
     def reached(self, tell: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
@@ -112,8 +126,8 @@ class Cut:
         """Let forward passes start at the cut, from what was fed; of the pixels only the number counts."""
         with ExitStack() as undo:
             for name in self._answers:
-                undo.enter_context(_forward(self._model.get_submodule(name), self._answering(name)))
-            undo.enter_context(_forward(self._module, self._entering_with(self._module.forward)))
+                undo.enter_context(other_forward(self._model.get_submodule(name), self._answering(name)))
+            undo.enter_context(other_forward(self._module, self._entering_with(self._module.forward)))
             yield
         self._fed = ()
 
@@ -176,6 +190,11 @@ class Prefix(nn.Module):
         """Path of the last cut."""
         return self._cuts[-1].path
 
+    @property
+    def architecture(self) -> str:
+        """What is computed, without the values of weights, as a hash."""
+        return self._cuts[-1].architecture
+
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the activations.
 
@@ -217,7 +236,7 @@ def find_cut(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") ->
         The cut, or None where nothing can be computed in advance.
     """
     pixels = _noise(pixels)
-    with _as_before(model):
+    with left_as_it_was(model):
         calls = trace(model.eval(), pixels)
         first = min(calls[_called(owner, calls)].entered for owner in _owners_of_trainable(model))
         paths = [path for path, call in calls.items() if path and call.times == 1 and call.entered <= first]
@@ -240,7 +259,7 @@ def cut_at(model: nn.Module, path: str, pixels: torch.Tensor) -> Cut:
         pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
     """
     pixels = _noise(pixels)
-    with _as_before(model):
+    with left_as_it_was(model):
         return Cut(model, path, trace(model.eval(), pixels), pixels)
 
 
@@ -250,22 +269,40 @@ def _noise(pixels: torch.Tensor) -> torch.Tensor:
     return torch.randn((2, *pixels.shape[1:]), generator=generator).to(pixels)
 
 
-def _plain(name: str) -> str:
-    """A tensor's name without what an adapter adds to it."""
-    return name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")
-
-
-def _is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether only channels-last order describes the memory of a tensor; a 1x1 convolution's fits both."""
-    if tensor.ndim != 4 or tensor.is_contiguous():
-        return False
-    return tensor.is_contiguous(memory_format=torch.channels_last)
-
-
 def _is_same(two: Any, three: Any) -> bool:
     if isinstance(two, torch.Tensor):
         return two.shape == three.shape and torch.equal(two, three)
     return type(two) is type(three) and bool(two == three)
+
+
+def _is_alike(two: torch.Tensor, three: torch.Tensor) -> bool:
+    """Whether two images make the same rows, up to rounding, with and without a third one."""
+    rows = three[: len(two)]
+    if not two.is_floating_point():
+        return torch.equal(two, rows)
+    limit = _ROUNDING * float(two[two.isfinite()].abs().max()) if two.isfinite().any() else 0.0
+    return torch.allclose(rows, two, rtol=0, atol=limit, equal_nan=True)
+
+
+def _divided(
+    model: nn.Module, calls: Mapping[str, Call], entered: int
+) -> tuple[dict[str, nn.Module], list[torch.Tensor]]:
+    """Modules in front of a cut by path, and the tensors that belong to none of them.
+
+    A module that isn't called counts as the nearest one around it that is: its weights may be read all the same.
+    """
+    front: dict[str, nn.Module] = {}
+    behind: dict[int, torch.Tensor] = {}
+    adapted = "base_model.model" in calls
+    for path, module in model.named_modules(remove_duplicate=False):
+        if calls[_called(path, calls)].entered >= entered:
+            behind |= {id(tensor): tensor for _, tensor in own_tensors(module)}
+        elif not adapted or f"{path}.".startswith(PEFT_PREFIX):  # around it is PEFT alone
+            front[path] = module
+    for module in front.values():
+        for _, tensor in own_tensors(module):
+            behind.pop(id(tensor), None)
+    return front, list(behind.values())
 
 
 def _skippable(calls: Mapping[str, Call], entered: int) -> list[str]:
@@ -288,76 +325,30 @@ def _called(path: str, calls: Mapping[str, Call]) -> str:
 def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> bool:
     """Whether the network, set up to train, has the same logits and all its gradients without its front part."""
     model.eval()  # as when activations are recorded
-    with torch.no_grad():
+    with torch.no_grad(), hidden(cut.behind):
         activations = Prefix(model, [cut])(pixels)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.train()
     for module in held_modules(model, batchnorm):
         module.training = False
-    with _without_zeros(trainable), torch.random.fork_rng(), torch.enable_grad():
-        torch.manual_seed(0)
+    device = pixels.device
+    with without_zeros(trainable, device), random_state_kept(device), torch.enable_grad():
+        seed_random(device, 0)
         whole = model(pixel_values=pixels).logits.detach()  # (2, K)
-        drawn = _random_state(pixels.device)
-        torch.manual_seed(0)
+        drawn = random_states(device)
+        seed_random(device, 0)
         with cut.bypassed():
             cut.feed(activations)
-            replayed = model(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits  # (2, K)
-        if not torch.equal(drawn, _random_state(pixels.device)):  # dropout or drop path in front of the cut
-            return False
-        gradients = torch.autograd.grad(replayed.sum(), trainable, allow_unused=True)
+            replayed = model(pixel_values=placeholder_pixels(pixels.shape, device)).logits  # (2, K)
+            if not all(map(torch.equal, drawn, random_states(device))):  # dropout or drop path in front of the cut
+                return False
+            # Inside, as gradient checkpointing computes a stage again from its entry, which is in front.
+            gradients = torch.autograd.grad(replayed.sum(), trainable, allow_unused=True)
     if any(gradient is None or not gradient.isfinite().all() for gradient in gradients):
         return False
     return float((whole - replayed.detach()).abs().max()) <= _TOLERANCE * float(whole.abs().max())
 
 
-def _random_state(device: torch.device) -> torch.Tensor:
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
 def placeholder_pixels(shape: Sequence[int], device: torch.device) -> torch.Tensor:
     """Pixels of a shape without memory, for a network that starts at a cut."""
     return torch.zeros((), device=device).expand(tuple(shape))
-
-
-@contextmanager
-def _forward(module: nn.Module, forward: Any) -> Iterator[None]:
-    """Let one module, and not its class, compute something else."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del module.forward
-        else:
-            module.forward = before
-
-
-@contextmanager
-def _without_zeros(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Give parameters that start at zero (a new head, an adapter) values for a while: they would hide all before."""
-    zeros = [parameter for parameter in parameters if not parameter.any()]
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(0)
-        for parameter in zeros:
-            parameter.normal_()
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter in zeros:
-                parameter.zero_()
-
-
-@contextmanager
-def _as_before(model: nn.Module) -> Iterator[None]:
-    """Put modes and buffers back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for buffer, value in buffers:
-            buffer.copy_(value)

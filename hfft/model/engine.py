@@ -4,7 +4,6 @@ The frozen part of a network runs once over all images before a phase trains the
 behind them, above all, run several times faster once the statistics are folded into the weights.
 """
 
-import platform
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,8 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from hfft.errors import ModelError
-from hfft.files import read_json, write_json
+from hfft.files import recall, remember
+from hfft.machine import hardware
 from hfft.model.programs import BUILDERS, Job, Refused, Run, eager, layout_of
 
 _LOG = get_logger(__name__)
@@ -194,15 +194,20 @@ def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
 
 def _is_short(run: Run, pixels: Tensor, images: int) -> bool:
     glance = pixels[:_GLANCE]
+    if pixels.device.type != "cpu":
+        run(glance)  # the first one loads kernels, which takes seconds
     image = _timed(run, glance)[1] / len(glance)
     return image * images < _SHORT_BATCHES * image * len(pixels) + _SHORT_SECONDS
 
 
 def _timed(run: Run, pixels: Tensor) -> tuple[tuple[Tensor, ...], float]:
     """What comes out, and the seconds it took."""
+    is_ahead = pixels.device.type != "cpu"  # an accelerator works on while the program goes on
+    if is_ahead:
+        torch.accelerator.synchronize()
     start = time.perf_counter()
     outputs = run(pixels)
-    if pixels.device.type != "cpu":
+    if is_ahead:
         torch.accelerator.synchronize()
     return outputs, time.perf_counter() - start
 
@@ -231,7 +236,7 @@ def _reuse(known: _Rates, plain: Engine, job: Job, images: int) -> Engine | None
 
 def _recall(memory: Path | None, place: str) -> _Rates | None:
     """What was measured before, if it can be read."""
-    known: Any = _read(memory).get(place)
+    known: Any = recall(memory).get(place)
     try:
         sensible = all(rate["images_per_second"] > 0 and rate["setup"] >= 0 for rate in known.values())
     except (AttributeError, KeyError, TypeError):
@@ -243,19 +248,9 @@ def _remember(memory: Path | None, place: str, known: _Rates) -> None:
     if not memory:
         return
     try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {**_read(memory), place: known})
+        remember(memory, place, known)
     except OSError as error:  # no reason to stop a run: the next one measures again
         _LOG.info("frozen pass: the measurement can't be kept: %s", error)
-
-
-def _read(memory: Path | None) -> dict[str, Any]:
-    """The file's content; empty where there is none that can be read."""
-    try:
-        content = read_json(memory) if memory else {}
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _circumstances(job: Job) -> str:
@@ -264,7 +259,7 @@ def _circumstances(job: Job) -> str:
         f"batch {'x'.join(map(str, job.pixels.shape))}",
         "bfloat16" if job.bfloat16 else "float32",
         str(layout_of(job.prefix)).removeprefix("torch."),
-        _processor(job.pixels.device),
+        hardware(job.pixels.device),
         f"{torch.get_num_threads()} threads",
         *(f"{package} {_version(package)}" for package in ("torch", "onnxruntime", "onnx")),
     ]
@@ -276,16 +271,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
-
-
-def _processor(device: torch.device) -> str:
-    """The name of what computes, as the system gives it."""
-    if device.type != "cpu":
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    file = Path("/proc/cpuinfo")  # Linux
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _reason(error: Exception) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from hfft.errors import ModelError, TrainingError
 from hfft.model.anatomy import Anatomy
+from hfft.model.restoring import random_state_kept
 
 _BATCHNORM = nn.modules.batchnorm._BatchNorm
 _NORMS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
@@ -152,7 +153,7 @@ def unused_parameters(model: nn.Module, pixels: torch.Tensor) -> set[str]:
         return set()
     modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.random.fork_rng(), torch.enable_grad():
+        with random_state_kept(pixels.device), torch.enable_grad():
             logits = model.eval()(pixel_values=pixels).logits  # (B, K)
             gradients = torch.autograd.grad(logits.sum(), list(trainable.values()), allow_unused=True)
     finally:

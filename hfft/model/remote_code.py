@@ -1,10 +1,15 @@
 """Python code that a model brings along: it runs where a recipe or a user trusts it, or the model isn't opened."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hfft.errors import ModelError
 from hfft.files import read_json
+from hfft.recipe.spec import ModelSpec
+
+_MODEL = "AutoModelForImageClassification"
+_PROCESSOR = "AutoImageProcessor"
 
 
 def check_code(folder: Path, *, trust_remote_code: bool) -> None:
@@ -12,11 +17,14 @@ def check_code(folder: Path, *, trust_remote_code: bool) -> None:
 
     transformers 5.24 then takes its own class wherever it knows the `model_type`, which answers something else.
 
+    Args:
+        folder: Of the model, whatever a recipe beside it says.
+        trust_remote_code: What the caller says.
+
     Raises:
         ModelError: If the model brings code, and it isn't trusted.
     """
-    path = folder / "config.json"
-    code = own_code(read_json(path)) if path.is_file() and not trust_remote_code else None
+    code = None if trust_remote_code else code_of(folder)
     if code is not None:
         raise ModelError(
             f"{folder}: the model brings Python code of its own ({code}.py), without which it isn't the one that was "
@@ -24,7 +32,63 @@ def check_code(folder: Path, *, trust_remote_code: bool) -> None:
         )
 
 
-def own_code(config: dict[str, Any]) -> str | None:
-    """The module beside a config.json that defines the model, if it isn't transformers' or another repository's."""
-    reference = (config.get("auto_map") or {}).get("AutoModelForImageClassification", "--")
-    return None if "--" in reference else reference.partition(".")[0]
+def code_of(folder: Path) -> str | None:
+    """The module that defines the model in a folder, or its image processor; None where those are transformers'."""
+    for name, find in (("config.json", own_code), ("preprocessor_config.json", processor_code)):
+        path = folder / name
+        if path.is_file() and (code := find(read_json(path))) is not None:
+            return code
+    return None
+
+
+def own_code(config: Mapping[str, Any]) -> str | None:
+    """The module that defines a config's model, if it isn't transformers'.
+
+    A reference to another repository (`owner/name--module.Class`) doesn't count where the config says that the model
+    is of another class: one that was trained as transformers' own class may have kept it from its checkpoint.
+    """
+    module, _, name = (config.get("auto_map") or {}).get(_MODEL, "").rpartition(".")
+    classes = config.get("architectures") or (name,)
+    return None if not module or ("--" in module and name not in classes) else module.rpartition("--")[2]
+
+
+def processor_code(config: Mapping[str, Any]) -> str | None:
+    """The module that defines an image processor, if the config doesn't say that it is of a class of transformers."""
+    reference = (config.get("auto_map") or {}).get(_PROCESSOR)
+    if isinstance(reference, dict):
+        reference = list(reference.values())  # one for each backend
+    references = reference if isinstance(reference, list) else [reference]
+    kind = str(config.get("image_processor_type") or "").removesuffix("Fast")
+    for module, _, name in (str(one or "").rpartition(".") for one in references):
+        if module and kind in ("", name.removesuffix("Fast")):
+            return module.rpartition("--")[2]
+    return None
+
+
+def refuse_untrusted(spec: ModelSpec, code: str | None) -> None:
+    """Refuse to train a checkpoint as something else than it is.
+
+    Args:
+        spec: The recipe's model section.
+        code: From `own_code` or `processor_code`.
+
+    Raises:
+        ModelError: If it brings code, and it isn't trusted.
+    """
+    if code is not None and not spec.trust_remote_code:
+        raise ModelError(
+            f"model.checkpoint: {spec.checkpoint} brings Python code of its own ({code}.py), and transformers' own "
+            "class would compute something else; read that code, and if you trust it, say "
+            "model.trust_remote_code: true"
+        )
+
+
+def name_own_class(config: Any, kind: type) -> None:
+    """Take the reference to other code out of a config, where a class of transformers was loaded and will be saved.
+
+    Args:
+        config: Of a network, or an image processor.
+        kind: The class that was loaded.
+    """
+    if kind.__module__.startswith("transformers."):
+        vars(config).pop("auto_map", None)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, RepoId, Size, Split, Unfreeze
+from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, Place, RepoId, Size, Split, Unfreeze
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -14,7 +14,8 @@ class ModelSpec:
     """The checkpoint to start from.
 
     Attributes:
-        checkpoint: Local folder or Hub id with a config, safetensors weights and an image processor.
+        checkpoint: Local folder or Hub id with a config, safetensors weights and an image processor; or what hfft
+            wrote: a run folder, a finished phase's, the weights in it, or an adapter folder. The head is always new.
         revision: Branch, tag or commit of a Hub id.
         image_size: Side in pixels that replaces the processor's; for networks that take any size.
         head: Start values of the new head's last layer: `zero`, so that the first step's loss is ln(number of
@@ -24,7 +25,7 @@ class ModelSpec:
         trust_remote_code: Lets the checkpoint bring Python code of its own.
     """
 
-    checkpoint: str
+    checkpoint: Place
     revision: str | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     head: Literal["zero", "normal"] = "zero"
@@ -80,9 +81,9 @@ class DataSpec:
         image_column: Column with the image or its path; found by its type, else by its name, when null.
         label_column: Column with the label, with a list of labels, or with a list of shares of all classes; or a list
             of columns, one for each class, with 0 and 1 (multi-label) or its share (soft labels, summing to 1).
-            Found by its type, else by its name, when null.
+            `class_folder` is the folder that an image lies in. Found by its type, else by its name, when null.
         weight_column: Column with the weight of each training image in the loss, on average 1; null weighs all alike.
-        split_column: Column with the name of each row's split; null is `split`, where it holds such names.
+        split_column: Column with the name of each row's split; null is one that holds such names alone.
         group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
             `parent_folder` is the folder they lie in.
         max_per_class: Most training images of a class, for few-shot training; validation and test stay as they are.
@@ -101,11 +102,11 @@ class DataSpec:
         leaks: What happens when images of the training split are in another split too: `warn` or `stop`.
     """
 
-    source: str
+    source: Place
     config: str | None = None
     revision: str | None = None
     task: Literal["auto", "single_label", "multi_label"] = "auto"
-    image_folder: str | None = None
+    image_folder: Place | None = None
     image_column: str | None = None
     label_column: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     weight_column: str | None = None
@@ -245,7 +246,7 @@ class ReplaySpec:
     mode: Literal["auto", "off", "force"] = "auto"
     views: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     budget: Size = "20GB"
-    folder: str | None = None
+    folder: Place | None = None
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -300,6 +301,8 @@ class RetainSpec:
 class Recipe:
     """One experiment; changed by `dataclasses.replace`, it is what a file with the change would be.
 
+    In every key that is a path, `~` is the user's folder.
+
     Attributes:
         name: Names the run folder.
         model: The checkpoint to start from.
@@ -351,7 +354,7 @@ class Recipe:
     label_hints: bool = True
     report: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_dir: str = "runs"
+    output_dir: Place = "runs"
 
     def __post_init__(self) -> None:
         """Hand `training` on to the phases, also where another recipe's were taken over."""

@@ -1,5 +1,6 @@
 """Values of a recipe that are words, names, sizes or ranges, and what is allowed of each."""
 
+import os
 import re
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -8,6 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Fiel
 from pydantic.dataclasses import dataclass
 
 from hfft.errors import nearest
+from hfft.paths import expanded
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -141,7 +143,16 @@ def _check_repo_id(value: str) -> str:
     return value
 
 
+def _check_place(value: str) -> str:
+    found = expanded(value)
+    first = found.split("/")[0]
+    if found.startswith("~") and not os.path.lexists(first):
+        raise ValueError(f"allowed: a path; there is no user for {first}, and a folder of that name is ./{first}")
+    return found
+
+
 Name = Annotated[str, AfterValidator(_check_name)]
+Place = Annotated[str, AfterValidator(_check_place)]
 License = Annotated[str, AfterValidator(_check_license)]
 RepoId = Annotated[str, AfterValidator(_check_repo_id)]
 Size = Annotated[str, AfterValidator(_check_size)]

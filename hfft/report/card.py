@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 
 from hfft.errors import TrainingError
 from hfft.files import write_folder, write_text
+from hfft.markdown import escape, fence, folded, table
 from hfft.recipe.loading import dump_recipe
 from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
-from hfft.report.markdown import escape, fence, folded, table
 from hfft.report.metadata import card_data
 from hfft.report.retained import confidence_in_words, retention_in_words
 from hfft.report.words import (
@@ -40,8 +40,8 @@ _ANY = (
     "were chosen on few images."
 )
 _INTERVALS = (
-    "In brackets: 95 % bootstrap intervals, images resampled{how}. They say how much the numbers would move with "
-    "other images of the same kind, and nothing of other seeds or other sources."
+    "In brackets: 95 % intervals. They say how much the numbers would move with other images of the same kind, and "
+    "nothing of other seeds or other sources."
 )
 _HUB = "https://huggingface.co"
 
@@ -214,7 +214,7 @@ def _results(facts: RunFacts, figures: Mapping[str, str]) -> str:
     rows = [[part.name, f"{part.images:,}", *(_number(part.metrics[name]) for name in names)] for part in measured]
     parts = [
         table(["split", "images", *map(spoken, names)], rows),
-        _INTERVALS.format(how="" if facts.is_multi_label else " within each class"),
+        _INTERVALS,
         _thresholds_note(facts),
         _beside(facts, split),
         f"By class, on {_counted(split)}, with Wilson's 95 % intervals:",
@@ -384,7 +384,7 @@ def _counted(split: SplitFacts) -> str:
 
 
 def _number(measured: Measured, digits: int = 4) -> str:
-    return f"{measured.value:.{digits}f} ({measured.low:.{digits}f} to {measured.high:.{digits}f})"
+    return f"{measured.value:.{digits}f} ({measured.between(digits)})"
 
 
 def _maybe_folded(body: str, rows: Sequence[Any]) -> str:

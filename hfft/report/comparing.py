@@ -49,7 +49,7 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     names = list(rows[0]["metrics"])
     first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
     beside = sorted((row for row in rows if first in row["metrics"]), key=lambda row: -row["metrics"][first].value)
-    least = min(row["metrics"][first].low for row in beside)
+    least = min(one.value if one.low is None else one.low for one in (row["metrics"][first] for row in beside))
     measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
     return render(
         "compare.html",
@@ -86,10 +86,12 @@ def _short_names(runs: Sequence[str]) -> dict[str, str]:
 def _pair(pair: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
     differences = []
     for name, value in pair["differences"].items():
-        is_clear = value["low"] > 0 or value["high"] < 0
+        is_known = value["low"] is not None
+        is_clear = is_known and (value["low"] > 0 or value["high"] < 0)
         less_is_better = name.endswith("loss")  # as transformers has it
         better = pair["second" if (value["value"] > 0) != less_is_better else "first"]
-        which = f"{short[better]} is better" if is_clear else "no clear difference"
+        unclear = "no clear difference" if is_known else "too few images to say"
+        which = f"{short[better]} is better" if is_clear else unclear
         differences.append({"name": spoken(name), "value": Measured(**value), "words": which})
     names = {place: short[pair[place]] for place in ("first", "second")}
     return {**pair, **names, "rows": differences}

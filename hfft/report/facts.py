@@ -17,16 +17,23 @@ from hfft.training.phases import PhaseResult
 from hfft.training.plan import Group, Plan
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
+TOO_FEW = "too few images"
 _SHARES = ("precision", "recall", "f1")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A number and the ends of its 95 % interval."""
+    """A number and the ends of its 95 % interval, which are None where there are too few images to say."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
+
+    def between(self, digits: int) -> str:
+        """The interval in words, each end with so many digits behind the point."""
+        if self.low is None or self.high is None:
+            return TOO_FEW
+        return f"{self.low:.{digits}f} to {self.high:.{digits}f}"
 
 
 @dataclass(frozen=True)

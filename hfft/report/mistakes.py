@@ -61,12 +61,15 @@ class _Overlays:
     reason: str
 
 
-def keep_mistakes(facts: RunFacts, images: ImageData | None = None) -> Mistakes | None:
+def keep_mistakes(
+    facts: RunFacts, images: ImageData | None = None, *, trust_remote_code: bool = False
+) -> Mistakes | None:
     """Choose the worst mistakes and write their pictures, unless all of them are there already.
 
     Args:
         facts: Of a finished run.
         images: The run's; looked for where its recipe says when None.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Returns:
         None where nothing was measured, or not as one class for each image.
@@ -77,7 +80,7 @@ def keep_mistakes(facts: RunFacts, images: ImageData | None = None) -> Mistakes 
     before = read_mistakes(facts.folder)
     if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
         return before
-    found, pictures = _illustrated(facts, chosen, images)
+    found, pictures = _illustrated(facts, chosen, images, trust_remote_code=trust_remote_code)
 
     def write(aside: Path) -> None:
         for name, picture in pictures.items():
@@ -124,7 +127,7 @@ def _named(mistakes: Mistakes) -> list[tuple[Any, ...]]:
 
 
 def _illustrated(
-    facts: RunFacts, chosen: Mistakes, images: ImageData | None
+    facts: RunFacts, chosen: Mistakes, images: ImageData | None, *, trust_remote_code: bool
 ) -> tuple[Mistakes, dict[str, Image.Image]]:
     """The mistakes with the names of their pictures, and the pictures by name."""
     try:
@@ -133,7 +136,8 @@ def _illustrated(
         _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
         return _without_pictures(chosen, str(error)), {}
     pictures, missing = pictures_of(rows)
-    overlays = _overlays(facts, chosen, {place: row for place, row in enumerate(rows) if row and place in pictures})
+    there = {place: row for place, row in enumerate(rows) if row and place in pictures}
+    overlays = _overlays(facts, chosen, there, trust_remote_code=trust_remote_code)
     files: dict[str, Image.Image] = {}
     shown = []
     for place, one in enumerate(chosen.shown):
@@ -155,11 +159,13 @@ def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
     return dataclasses.replace(chosen, shown=shown, no_overlay=reason)
 
 
-def _overlays(facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]]) -> _Overlays:
+def _overlays(
+    facts: RunFacts, chosen: Mistakes, rows: dict[int, dict[str, Any]], *, trust_remote_code: bool
+) -> _Overlays:
     if not rows:
         return _Overlays({}, "", "there are no pictures")
     try:
-        classifier = Classifier.from_pretrained(facts.result, trust_remote_code=facts.recipe.model.trust_remote_code)
+        classifier = Classifier.from_pretrained(facts.result, trust_remote_code=trust_remote_code)
         classes = {label: number for number, label in enumerate(classifier.classes)}
         targets = torch.tensor([classes[chosen.shown[place].prediction] for place in rows])
         pixels = [classifier.transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)

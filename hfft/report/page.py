@@ -48,12 +48,14 @@ _PAIRS = 12
 _LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 
-def write_page(folder: str | Path, images: ImageData | None = None) -> Path:
+def write_page(folder: str | Path, images: ImageData | None = None, *, trust_remote_code: bool = False) -> Path:
     """Write report.html of a finished run, and before it the pictures of its worst mistakes, if they aren't there.
 
     Args:
         folder: Of the run.
         images: The run's; looked for where its recipe says when None and pictures are missing.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some; without it, the page
+            doesn't show where such a network looks.
 
     Returns:
         The page.
@@ -65,7 +67,8 @@ def write_page(folder: str | Path, images: ImageData | None = None) -> Path:
     facts = read_facts(folder)
     page = facts.folder / PAGE
     try:
-        write_text(page, render_page(facts, keep_mistakes(facts, images), keep_doubts(facts, images)))
+        mistakes = keep_mistakes(facts, images, trust_remote_code=trust_remote_code)
+        write_text(page, render_page(facts, mistakes, keep_doubts(facts, images)))
     except OSError as error:
         raise TrainingError(
             f"{page}: can't be written: {error}; once it can, `hfft report {folder}` writes it"
@@ -73,15 +76,16 @@ def write_page(folder: str | Path, images: ImageData | None = None) -> Path:
     return page
 
 
-def try_page(folder: Path, images: ImageData) -> None:
+def try_page(folder: Path, images: ImageData, *, trust_remote_code: bool = False) -> None:
     """Write the page at the end of a run, which has succeeded whatever becomes of its page; the log says which.
 
     Args:
         folder: Of the run.
         images: The run's.
+        trust_remote_code: As for `write_page`.
     """
     try:
-        page = write_page(folder, images)
+        page = write_page(folder, images, trust_remote_code=trust_remote_code)
     except Exception as error:  # hours of training are not lost for a picture
         reason = (str(error).splitlines() or [""])[0]
         _LOG.warning(f"{folder / PAGE} was not written: {type(error).__name__}: {reason}; the run is whole, and")
@@ -177,7 +181,7 @@ def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     rows = [{"name": "this model", "value": split.metrics[name], "is_own": True}]
     others = [{"name": row["name"], "value": row["metrics"][name], "is_own": False} for row in baselines]
     rows += sorted(others, key=lambda row: -row["value"].value)
-    least = min(row["value"].low for row in rows)
+    least = min(row["value"].value if row["value"].low is None else row["value"].low for row in rows)
     low = math.floor(max(least - 0.02, 0) * 10) / 10
     return {
         "headline": spoken(name),

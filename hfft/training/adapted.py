@@ -8,13 +8,30 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
+from hfft.distributed import meet
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.spec import Recipe
 from hfft.training.keeping import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
 
+_GIVEN = "given"  # below a run's folder: a model object that the run began with
 _MERGED = "merged"  # below an adapter phase's folder, where another phase comes after it
+
+
+def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None:
+    """Save a model object that a run begins with, where an adapter sits on it, which then names it as its base.
+
+    Args:
+        model: The object, as the first phase gets it, if there is one.
+        processor: Its image processor.
+        recipe: Of the run.
+        folder: Of the run.
+    """
+    first = [number for number in range(len(recipe.phases)) if _sits_on_start(recipe, number)]
+    needed = model is not None and any(recipe.phases[number].adapter is not None for number in first)
+    if needed and PartialState().is_main_process and not (folder / _GIVEN).is_dir():
+        save_model(model, processor, folder / _GIVEN)
 
 
 def plain_network(
@@ -43,6 +60,7 @@ def plain_network(
     network = merge(network)
     if is_main and not is_last:
         save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
+    meet()
     return network
 
 
@@ -57,7 +75,7 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
         folder: Of the run.
     """
     state = PartialState()
-    state.wait_for_everyone()  # the main process has written what is read here
+    meet()  # the main process has written what is read here
     phase = recipe.phases[kept.number]
     if kept.number < len(results) - 1:
         result = results[kept.number].checkpoint if phase.adapter is None else _MERGED
@@ -68,10 +86,17 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
 
 def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
     """What the adapter of a phase sits on, and its revision: the checkpoint, or weights that only this run has."""
-    if all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number]):
+    if _sits_on_start(recipe, number):
+        if (folder / _GIVEN).is_dir():
+            return str((folder / _GIVEN).resolve()), None
         checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
         return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
     before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
     result = finished_phase(before)
     assert result is not None
     return str((before / (_MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
+
+
+def _sits_on_start(recipe: Recipe, number: int) -> bool:
+    """Whether the body of the network is what the run began with when a phase begins."""
+    return all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number])

@@ -62,10 +62,11 @@ class Stopper(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save now, if any process was asked to stop; after an epoch's last step once that epoch was evaluated."""
-        asked = torch.tensor(float(stop_signal() is not None), device=args.device)
+        self._stops = stop_signal() is not None
         if args.world_size > 1:
+            asked = torch.tensor(float(self._stops), device=args.device)
             torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-        self._stops = bool(asked)
+            self._stops = bool(asked)
         is_last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         control.should_save = control.should_save or (self._stops and not is_last)
 

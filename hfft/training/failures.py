@@ -8,12 +8,12 @@ from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from hfft.errors import TrainingError
+from hfft.training.workers import worker_deaths_explained
 
 _CONTINUES = "the same command continues from the last whole checkpoint"
 _NO_MEMORY = "can't allocate memory"  # of torch on a CPU
 ONE_VALUE = "Expected more than 1 value per channel"
 """Of torch, where a BatchNorm trains on a batch of one image."""
-_NO_WORKER = "DataLoader worker"
 _NO_SPACE = ("failed writing file", "iostream error", "unexpected pos")  # of torch.save, which hides the cause
 
 
@@ -39,7 +39,8 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
         arguments: Of the phase.
     """
     try:
-        yield
+        with worker_deaths_explained(title, f"fewer dataloader_num_workers need less, and {_CONTINUES}"):
+            yield
     except Diverged as error:
         raise TrainingError(
             f"{title}: {error}; the checkpoints saved before are kept. A smaller learning_rate, warmup_steps or a "
@@ -50,7 +51,12 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
     except (OSError, SafetensorError) as error:
         raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
     except ValueError as error:
-        if ONE_VALUE not in str(error):
+        text = str(error)
+        if "DebugUnderflowOverflow" in text:
+            raise TrainingError(
+                f"{title}: debug: a module computed numbers that are infinite or none; it is named in what was printed"
+            ) from error
+        if ONE_VALUE not in text:
             raise
         raise TrainingError(
             f"{title}: a batch has one image, and BatchNorm that trains needs two; set dataloader_drop_last: true, or "
@@ -59,11 +65,6 @@ def explained(title: str, arguments: TrainingArguments | None = None) -> Iterato
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
-        if _NO_WORKER in str(error):
-            raise TrainingError(
-                f"{title}: {str(error).splitlines()[0].rstrip('. ')}. A process that reads images died, most often "
-                f"for lack of memory or of shared memory; fewer dataloader_num_workers need less, and {_CONTINUES}"
-            ) from error
         if any(words in str(error) for words in _NO_SPACE):
             raise TrainingError(f"{title}: weights can't be written; is the disk full? {_CONTINUES}") from error
         raise

@@ -1,7 +1,9 @@
 """One pass over some images through the frozen part of a network, into recordings, shared by all processes."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +12,14 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
+from hfft.distributed import meet
+from hfft.machine import cpus_per_process
 from hfft.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
+from hfft.training.workers import dead_workers_named
+
+_CORES, _MOST_THREADS = 4, 4  # one thread writes per so many cores; each holds a file in memory
 
 Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
 """Pixels or activations of B examples -> for each recorder the tensors of B rows that it writes; B never changes."""
@@ -52,13 +59,21 @@ def fill(
     begins = sorted({begin for writer in writers for span in writer.spans for begin in span[::batch]})
     problem: str | None = None
     computed = 0
+    threads = min(max(cpus_per_process() // _CORES, 1), _MOST_THREADS)
+    pending: deque[Future[None]] = deque()
     try:
-        for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
-            for writer, tensors in zip(writers, outputs, strict=True):
-                writer.add(rows, tensors)
-            computed += len(rows)
+        with dead_workers_named(), ThreadPoolExecutor(threads, "hfft-recording") as pool:
+            for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
+                complete = (writer.add(rows, tensors) for writer, tensors in zip(writers, outputs, strict=True))
+                pending.extend(pool.submit(write) for write in complete if write is not None)
+                computed += len(rows)
+                while len(pending) > threads:  # no more files are held in memory
+                    pending.popleft().result()
+            while pending:
+                pending.popleft().result()
     except OSError as error:
         problem = str(error)
+    meet()  # one of them may have a file more to write
     shares = gather_object([(problem, computed)])
     problems = [found for found, _ in shares if found is not None]
     if problems:
@@ -67,21 +82,23 @@ def fill(
 
 
 class _Writer:
-    """Gathers batches until the rows of a file are complete."""
+    """Gathers the rows of a file."""
 
     def __init__(self, recorder: Recorder, spans: Sequence[range]) -> None:
         self.spans = spans
         self._recorder = recorder
-        self._batches: list[Sequence[torch.Tensor]] = []
+        self._blocks: list[torch.Tensor] = []
 
-    def add(self, rows: range, tensors: Sequence[torch.Tensor]) -> None:
+    def add(self, rows: range, tensors: Sequence[torch.Tensor]) -> Callable[[], None] | None:
+        """Copy a batch to its place; what writes the file, once its rows are complete."""
         span = next((span for span in self.spans if rows.start in span), None)
         if span is None:
-            return
-        self._batches.append([tensor[: len(rows)].cpu() for tensor in tensors])
-        if rows.stop == span.stop:
-            self._recorder.write(span, [torch.cat(leaf) for leaf in zip(*self._batches, strict=True)])
-            self._batches = []
+            return None
+        if rows.start == span.start:
+            self._blocks = self._recorder.room(span)
+        for block, tensor in zip(self._blocks, tensors, strict=True):
+            block[rows.start - span.start : rows.stop - span.start] = tensor[: len(rows)]
+        return partial(self._recorder.write, span, self._blocks) if rows.stop == span.stop else None
 
 
 def _pass(
@@ -96,11 +113,12 @@ def _pass(
     """The rows of each batch, and what is computed from them."""
     spans = [range(begin, min(begin + batch, len(examples))) for begin in begins]
     batches = [list(span) for span in spans]
-    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers)
     device, images = PartialState().device, sum(map(len, spans))
+    pins = device.type == "cuda"
+    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers, pin_memory=pins)
 
     def computed(inputs: Sequence[torch.Tensor]) -> Sequence[Sequence[torch.Tensor]]:
-        return compute([_filled(tensor, batch).to(device) for tensor in inputs])
+        return compute([_filled(tensor.to(device, non_blocking=pins), batch) for tensor in inputs])
 
     with bar(title, images) as shown, ThreadPoolExecutor(1) as ahead:
         waiting: list[tuple[range, Future[Any]]] = []  # one batch is computed while the one before is written

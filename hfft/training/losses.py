@@ -56,16 +56,22 @@ class ImageLoss:
             counted = labels[:, 0] >= 0
             logits, labels = logits[counted], labels[counted]
         logits = logits.float()
+        self._move(logits.device)
         if self.shifts is not None:
-            logits = logits + self.shifts.to(logits.device)
+            logits = logits + self.shifts
         total = self._sum(logits, labels)
         if num_items_in_batch is None:
             return total / len(labels)
         return total / (num_items_in_batch / entries_per_image)
 
+    def _move(self, device: torch.device) -> None:
+        """Keep the constants where the logits are: a copy in each step would wait for all that is computed before."""
+        self.shifts = None if self.shifts is None else self.shifts.to(device)
+        self.class_weights = None if self.class_weights is None else self.class_weights.to(device)
+
     def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum over images of logits (B, K) and labels (B,) or (B, K)."""
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weight = self.class_weights
         smoothing = self.label_smoothing
         if not labels.is_floating_point() and self.gamma == 0:
             return functional.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
@@ -77,7 +83,7 @@ class ImageLoss:
         if self.gamma == 0:
             return functional.cross_entropy(logits, labels, weight=weight, reduction="sum")
         logs = functional.log_softmax(logits, dim=1)  # (B, K)
-        terms = labels * (1 - logs.exp()) ** self.gamma * -logs
+        terms = labels * _focus(1 - logs.exp(), self.gamma) * -logs
         return (terms if weight is None else terms * weight).sum()
 
 
@@ -94,14 +100,23 @@ class LabelSetLoss(ImageLoss):
         """The sum over images of the mean over classes, of logits (B, K) and labels (B, K) from 0 to 1."""
         smoothing = self.label_smoothing
         targets = labels.float() * (1 - smoothing) + smoothing / 2
-        weight = None if self.class_weights is None else self.class_weights.to(logits.device)
+        weight = self.class_weights
         if self.gamma == 0:
             terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
             return terms.sum() / logits.shape[1]
         shares = logits.sigmoid()
-        has = targets * (1 - shares) ** self.gamma * -functional.logsigmoid(logits)
-        lacks = (1 - targets) * shares**self.gamma * -functional.logsigmoid(-logits)
+        has = targets * _focus(1 - shares, self.gamma) * -functional.logsigmoid(logits)
+        lacks = (1 - targets) * _focus(shares, self.gamma) * -functional.logsigmoid(-logits)
         return ((has if weight is None else has * weight) + lacks).sum() / logits.shape[1]
+
+
+def _focus(misses: torch.Tensor, gamma: float) -> torch.Tensor:
+    """What the focal loss weighs answers by: how far each probability misses, to the power of gamma.
+
+    Below 1, the power has no slope at 0, which float32 rounds sure answers to: they count as if they missed by the
+    least that it tells from 0.
+    """
+    return misses.clamp(min=torch.finfo(misses.dtype).eps) ** gamma if gamma < 1 else misses**gamma
 
 
 def prior_shifts(counts: Sequence[int], tau: float) -> tuple[float, ...]:

@@ -21,7 +21,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.debug_utils import DebugUnderflowOverflow
 
+from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
@@ -38,9 +40,11 @@ from hfft.training.callbacks import (
 )
 from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
+from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
+from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
 from hfft.training.settings import check_options, training_arguments
@@ -134,6 +138,7 @@ def run_phase(
             damaged.
     """
     set_seed(stage.seed)
+    end_recomputation(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, stage.spec, pixels)
     if stage.spec.batchnorm == "sync":
@@ -174,7 +179,7 @@ def _finish(
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
     progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
-    for callback in (*callbacks, progress, *_own_callbacks(spec, folder, title)):
+    for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
@@ -192,7 +197,7 @@ def _finish(
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
         write_json(folder / "result.json", dataclasses.asdict(result))
-    trainer.accelerator.wait_for_everyone()
+    meet()
     return model, result
 
 
@@ -218,9 +223,13 @@ def _released(trainer: PhaseTrainer) -> Any:
     """The model as it was before Accelerate prepared it.
 
     Mixed precision wraps `forward`: once more in every phase if it stays, and in none but the first if the mark of a
-    prepared model does (accelerate 1.15).
+    prepared model does (accelerate 1.15). The hooks of `debug` would look at whatever else the model is used for.
     """
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    for module in model.modules():
+        for number, hook in list(module._forward_hooks.items()):
+            if isinstance(getattr(hook, "__self__", None), DebugUnderflowOverflow):
+                del module._forward_hooks[number]
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model
@@ -255,6 +264,11 @@ def _trainer(
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
+    if arguments.activation_checkpointing:
+        options, changed = exact_recomputation(arguments.activation_checkpointing_kwargs)
+        arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
+        if changed:
+            _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
     arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
     source: PhaseData | Replayed = data if replayed is None else replayed
     loss = data.loss(arguments.label_smoothing_factor)

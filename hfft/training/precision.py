@@ -3,16 +3,19 @@
 import copy
 import math
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 
-from hfft.files import read_json, write_json
-from hfft.machine import has_native_bfloat16
+from hfft.files import recall, remember
+from hfft.machine import hardware, has_native_bfloat16
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
+from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import held_modules
+from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.plan import prepare_phase
 
@@ -44,11 +47,10 @@ def fastest_precision(
     if torch.accelerator.is_available():
         _LOG.info("precision: bfloat16, which this accelerator computes in")
         return "bfloat16"
-    config, trains = model.config, spec.adapter or spec.unfreeze
-    place = f"{config.model_type} {config.name_or_path}, {trains}, replays {replays}, torch {torch.__version__}"
-    known = read_json(memory) if memory is not None and memory.is_file() else {}
-    if place in known:
-        return known[place]
+    place = _circumstances(model, spec, pixels, replays=replays)
+    known = recall(memory).get(place)
+    if known in _PRECISIONS:
+        return known
     network = prepare_phase(copy.deepcopy(model), spec, pixels)
     cut = find_cut(network, pixels, spec.batchnorm) if replays else None
     batch = pixels.expand(_IMAGES, *pixels.shape[1:])
@@ -59,9 +61,21 @@ def fastest_precision(
         f"float32, in {1000 * seconds['bfloat16']:.0f} ms in bfloat16"
     )
     if memory is not None:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {**known, place: best})
+        with suppress(OSError):  # the next run measures again
+            remember(memory, place, best)
     return best
+
+
+def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:
+    """All that the answer depends on."""
+    architecture = hash_architecture(dict(model.named_modules()))
+    parts = [
+        f"{model.config.model_type} {model.config.name_or_path} ({architecture})",
+        f"{spec.adapter or spec.unfreeze}, batchnorm {spec.batchnorm}, replays {replays}",
+        f"images {'x'.join(map(str, pixels.shape[1:]))}",
+        f"{hardware(pixels.device)}, {torch.get_num_threads()} threads",
+    ]
+    return ", ".join(parts)
 
 
 def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
@@ -71,7 +85,7 @@ def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str
     for module in held_modules(network, batchnorm):
         module.training = False
     seconds = dict.fromkeys(_PRECISIONS, math.inf)
-    with torch.random.fork_rng():
+    with random_state_kept(pixels.device):
         for name in _PRECISIONS * _STEPS:
             begun = time.perf_counter()
             with _autocast(name):

@@ -367,8 +367,7 @@ def _evaluate(heads: Heads, standings: list[_Standing], inputs: HeadInputs, metr
             continue
         values = logits.cpu().double()
         shares = values.sigmoid() if inputs.is_multi_label else values.softmax(dim=1)
-        probabilities = shares.float().numpy()  # (M, K)
-        standing.take(metric(probabilities, labels), step)
+        standing.take(metric(shares.numpy(), labels), step)  # (M, K) float64
 
 
 def _check(arguments: TrainingArguments, inputs: HeadInputs) -> None:

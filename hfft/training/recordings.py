@@ -20,11 +20,11 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from hfft.files import read_json, write_json
-from hfft.training.shards import FORMAT, Layout, Leaf, checksum, publish, say
+from hfft.training.shards import FORMAT, Layout, Leaf, checksum, say
 
 _MANIFEST = "manifest.json"
 _SUFFIX = ".recording"
-_FILE_BYTES = 64 * 2**20  # a file is held in memory twice while it is written
+_FILE_BYTES = 64 * 2**20  # a file is held in memory until it is written
 _FILE_ROWS = 1024
 _MARGIN_BYTES = 2**30  # of disk, left to everybody else
 
@@ -106,6 +106,10 @@ class Recorder:
         """Those of some spans (all if None) that are still to be written; the files of the others are read for it."""
         return self._layout.missing(self.spans if spans is None else spans)
 
+    def room(self, span: range) -> list[Tensor]:
+        """Memory for the rows of one file, to be filled and written: one (len(span), ...) tensor per leaf."""
+        return [torch.empty(block.shape, dtype=block.dtype) for block in self._layout.blocks(span)]
+
     def write(self, span: range, tensors: Sequence[Tensor]) -> None:
         """Write one file; it appears whole or not at all.
 
@@ -122,7 +126,7 @@ class Recorder:
         if span not in self.spans or found != self._layout.blocks(span):
             raise ValueError(f"rows {span}: expected {self._layout.blocks(span)}, found {found}")
         self._layout.path.mkdir(parents=True, exist_ok=True)
-        publish(self._layout.file(span), self._layout.encode(span, blocks))
+        self._layout.write(span, blocks)
 
     def finish(self) -> Recording:
         """Write the manifest, which makes this a recording that can be found, and open it.

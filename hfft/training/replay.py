@@ -16,15 +16,20 @@ from accelerate.logging import get_logger
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
+from hfft._version import __version__
+from hfft.data.decoding import RULE
+from hfft.distributed import meet, on_main
 from hfft.files import read_json, write_json
+from hfft.machine import package_versions
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
-from hfft.recipe.spec import PhaseSpec, ReplaySpec
+from hfft.model.fingerprint import hash_code
+from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
 from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.recordings import Recording
-from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf, on_main
+from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
@@ -57,6 +62,34 @@ def is_replayed(folder: Path) -> bool:
 def _noted(folder: Path) -> str | None:
     note = folder / _NOTE
     return read_json(note)["engine"] if note.is_file() else None
+
+
+def open_replay(
+    recipe: Recipe, phases: Sequence[PhaseSpec], processor: Any, fingerprints: Mapping[str, str]
+) -> "Replay | None":
+    """Replay as a recipe has it; None where it is off.
+
+    Args:
+        recipe: Of the run.
+        phases: Its phases, as they train.
+        processor: The image processor.
+        fingerprints: Split name to a hash of its images.
+    """
+    if recipe.replay.mode == "off":
+        return None
+    origin = Origin(
+        fingerprints=dict(fingerprints),
+        processor=f"{type(processor).__name__} {processor.to_dict()} {hash_code([type(processor)])}, decoding {RULE}",
+        augment=recipe.data.augment,
+        seed=recipe.seed,
+        versions={"hfft": __version__, **package_versions()},
+    )
+    return Replay(recipe.replay, replay_folder(recipe), phases, origin)
+
+
+def replay_folder(recipe: Recipe) -> Path:
+    """Where a run keeps its recordings, and what it has measured of the machine."""
+    return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
 
 
 @dataclass(frozen=True)
@@ -126,7 +159,7 @@ class Replay:
             _LOG.warning(
                 f"{title}: every step computes the whole network, as recording its activations failed: {error}"
             )
-        PartialState().wait_for_everyone()  # all have read the note
+        meet()  # all have read the note
         if PartialState().is_main_process:
             stage.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, {"engine": engine})
@@ -160,6 +193,8 @@ class Replay:
     def _open(self, job: Job, stage: Stage, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
+        if job.arguments.debug:
+            raise _Declined("debug looks at what every module computes, the frozen ones too")
         pixels = job.pixels(1)
         number = stage.number
         cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
@@ -218,9 +253,8 @@ class Replay:
         self, job: Job, stage: Stage, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
-        is_exact = asked == EAGER
         batch = job.arguments.per_device_train_batch_size
-        sample = job.pixels(batch if is_exact else max(batch, _BATCH))
+        sample = job.pixels(batch if self._shelf.is_exact else max(batch, _BATCH))
         boundaries = sorted([own, *self._later(job, stage.number, own)], key=lambda boundary: boundary.cut.depth)
         shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]
@@ -330,7 +364,7 @@ def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, image
         "bfloat16": job.autocast is torch.bfloat16,
         "images": images,
         "memory": memory if PartialState().is_main_process else None,
-        "key": f"{config.model_type} {config.name_or_path} to {prefix.end}",
+        "key": f"{config.model_type} {config.name_or_path} ({prefix.architecture}) to {prefix.end}",
     }
     if asked == "auto":
         engine = choose_engine(prefix, sample, asked=asked, **options) if PartialState().is_main_process else None

@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
+from hfft.distributed import on_main
 from hfft.errors import ModelError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.recipe.arguments import AUTO
@@ -43,12 +42,14 @@ def with_rate(
     note = stage.folder / "search.json"
     if replayed is None:
         raise TrainingError(f"{stage.title}: learning_rate: auto needs what enters the head recorded; give a number")
-    found: list[Any] = [None]
-    if PartialState().is_main_process:
-        found = [read_json(note) if note.is_file() else _search(model, data, replayed, arguments, stage)]
-        write_json(note, found[0])
-    broadcast_object_list(found)
-    choice: Any = found[0]
+    recorded = replayed
+
+    def choose() -> dict[str, Any]:
+        found = read_json(note) if note.is_file() else _search(model, data, recorded, arguments, stage)
+        write_json(note, found)
+        return found
+
+    choice = on_main(choose)
     rate, decay = choice["learning_rate"], choice["weight_decay"]
     _LOG.info(f"{stage.title}: learning rate {rate:g} and weight decay {decay:g}, the best of {len(choice['table'])}")
     chosen = {**stage.spec.arguments, "learning_rate": rate, "weight_decay": decay}

@@ -146,10 +146,8 @@ class ShardedTrainer(PhaseTrainer):
 
     shards: Shards
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Measure, by the same buffers in all processes."""
+    def _align_buffers(self) -> None:
         self.shards.align()
-        return super().evaluate(*args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the whole network, just as one process does; `_save_checkpoint` has gathered it."""
@@ -167,6 +165,15 @@ class ShardedTrainer(PhaseTrainer):
 
     def _whole_network(self) -> Any:
         return self.shards.gather()
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save; callbacks that hear of it get the whole network, as in one process, and not a shard."""
+        super()._save_checkpoint(model, trial)
+        self.callback_handler.model = self.shards.whole
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+        self.callback_handler.model = self.model
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         """Write whole files under the names that one process gives them; Trainer would write the weights again."""

@@ -3,9 +3,10 @@
 import json
 import logging
 import os
+import re
 import uuid
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from errno import EIO
@@ -17,7 +18,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from hfft.progress import SOON, bar
@@ -89,10 +90,11 @@ class Layout:
         """Dtype and shape, (R, ...), of the tensors in a file."""
         return [Leaf(leaf.dtype, (len(span), *leaf.shape)) for leaf in self.leaves]
 
-    def encode(self, span: range, tensors: Sequence[Tensor]) -> bytes:
-        """The content of a file."""
+    def write(self, span: range, tensors: Sequence[Tensor]) -> None:
+        """Write a file whole or not at all, straight from the tensors' memory; other threads run meanwhile."""
         named = {str(number): tensor for number, tensor in enumerate(tensors)}
-        return save(named, {**self._identity(span), "crc32": checksum(map(_raw, tensors))})
+        about = {**self._identity(span), "crc32": checksum(map(_raw, tensors))}
+        publish(self.file(span), lambda aside: save_file(named, aside, about))
 
     def _identity(self, span: range) -> dict[str, str]:
         return {"format": str(FORMAT), "key": self.key, "rows": f"{span.start}-{span.stop}"}
@@ -145,15 +147,19 @@ def _raw(tensor: Tensor) -> Any:
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def publish(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; another process may write the same one at the same time."""
+def publish(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` make a file whole or not at all; another process may write the same one at the same time."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
+        write(aside)
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(aside, path)
+    except SafetensorError as error:  # which hides the system's
+        aside.unlink(missing_ok=True)
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else EIO
+        raise OSError(code, os.strerror(code), str(path)) from error
     except BaseException:
         aside.unlink(missing_ok=True)
         raise

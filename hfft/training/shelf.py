@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from transformers import TrainingArguments
 
 from hfft.data.batches import Examples
+from hfft.distributed import meet, on_main
 from hfft.errors import TrainingError
+from hfft.machine import describe_arithmetic
 from hfft.model.cut import Cut
+from hfft.model.engine import EAGER
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
 from hfft.training.activations import RecordedExamples
 from hfft.training.filling import fill
@@ -239,7 +241,7 @@ class Shelf:
                 rows = examples if source is None else RecordedExamples([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
                 computed = fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
-                PartialState().wait_for_everyone()
+                meet()
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
         return computed
 
@@ -250,18 +252,29 @@ class Shelf:
             if PartialState().is_main_process:
                 for key in sorted(keys):  # in one order, so that two runs don't wait for each other
                     held.enter_context(locked(self.folder, key))
-            PartialState().wait_for_everyone()
+            meet()
             yield
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether rows must be those of the plain run to the last bit."""
+        return self._spec.engine == EAGER
+
     def key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
-        """Name of a recording: a hash of all that its rows depend on."""
+        """Name of a recording, the same in every process: a hash of all that its rows depend on."""
+        return on_main(lambda: self._key(job, cut, place, engine))
+
+    def _key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
         config = {name: value for name, value in job.model.config.to_dict().items() if name not in _BESIDES}
         content = {
             "network": cut.fingerprint,
             "config": config,
+            "attention": getattr(job.model.config, "_attn_implementation", None),
             "entering": cut.path,
             "pixels": self._origin.pixels(place),
             "precision": str(job.autocast),
+            "arithmetic": describe_arithmetic(job.arguments.device, to_the_bit=self.is_exact),
+            "batch": job.arguments.per_device_train_batch_size if self.is_exact else None,  # bits depend on it, too
             "engine": engine,
             "dtype": self._spec.dtype,
         }
@@ -285,24 +298,6 @@ def divided(outputs: Sequence[torch.Tensor], leaves: Mapping[Cut, Sequence[Leaf]
     for cut in leaves:
         ends.append(ends[-1] + len(leaves[cut]))
     return [outputs[begin:end] for begin, end in pairwise(ends)]
-
-
-def on_main(ask: Callable[[], _Value]) -> _Value:
-    """What the main process finds, in every process.
-
-    Raises:
-        OSError: In every process, if the main process raised one.
-    """
-    answer: list[Any] = [None, None]
-    if PartialState().is_main_process:
-        try:
-            answer = [ask(), None]
-        except OSError as error:
-            answer = [None, str(error)]
-    broadcast_object_list(answer)
-    if answer[1] is not None:
-        raise OSError(answer[1])
-    return answer[0]
 
 
 def _kept(tensor: torch.Tensor, leaf: Leaf) -> torch.Tensor:

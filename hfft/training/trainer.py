@@ -11,6 +11,8 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
+from hfft.distributed import meet
+from hfft.errors import TrainingError
 from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
@@ -70,6 +72,10 @@ class PhaseTrainer(Trainer):
         if self.optimizer is None:
             network: Any = self.model if model is None else model
             parameters = dict(network.named_parameters())
+            grouped = {name for group in self._groups for name in group.names}
+            lost = [name for name, one in parameters.items() if one.requires_grad and name not in grouped]
+            if lost:
+                raise TrainingError(f"{len(lost)} tensors that train are in no group of the optimizer: {lost[0]}")
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
             groups = [
                 {
@@ -101,6 +107,28 @@ class PhaseTrainer(Trainer):
             inputs = self._replayed.feed(inputs)
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measure, by the same buffers in all processes: each has taken statistics of its own images since.
+
+        Raises:
+            EvaluationOutOfMemory: Where there are too many validation images at once.
+        """
+        self._align_buffers()
+        try:
+            return super().evaluate(*args, **kwargs)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                raise EvaluationOutOfMemory from error
+            raise
+
+    @torch.no_grad()
+    def _align_buffers(self) -> None:
+        """Give all processes the first one's buffers where they change; a checkpoint holds those."""
+        if self.args.world_size > 1:
+            for name, buffer in self.model.named_buffers():
+                if name not in self._freeze.names:
+                    torch.distributed.broadcast(buffer, 0)
+
     def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler[int]:
         """Each image once per epoch, or by its chances, whatever the number of processes."""
         examples: Any = self.train_dataset if train_dataset is None else train_dataset
@@ -117,15 +145,6 @@ class PhaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The metrics of the validation images; EvaluationOutOfMemory where those are too many at once."""
-        try:
-            return super().evaluate(*args, **kwargs)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise EvaluationOutOfMemory from error
-            raise
-
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
@@ -139,7 +158,7 @@ class PhaseTrainer(Trainer):
         self._is_saving = False
         state: Any = self.state
         state.stateful_callbacks = self._callback_states()
-        self.accelerator.wait_for_everyone()  # every rank saves its random state
+        meet()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"
         best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
@@ -148,7 +167,7 @@ class PhaseTrainer(Trainer):
             self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
             publish_folder(folder / _ASIDE / name, folder / name)
             rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
-        self.accelerator.wait_for_everyone()
+        meet()
 
     def _callback_states(self) -> dict[str, Any]:
         """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.

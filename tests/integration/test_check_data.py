@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import hostile
 import pytest
@@ -94,6 +95,28 @@ def test_quick_and_columns(tmp_path, check):
     code, out, _ = check("table.csv", "data.label_column=kind", "--json")
     assert code == 0
     assert {one["kind"] for one in json.loads(out)["findings"]} == {"rare class"}
+
+
+def test_what_train_refuses_is_refused(tmp_path, check):
+    hostile.make_clean(tmp_path / "photos")
+    for split in ("train", "test"):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        (tmp_path / "photos" / split / "ant/000.jpg").rename(tmp_path / "flat" / split / "0.jpg")
+    code, out, err = check("flat")
+    assert (code, out) == (2, "")
+    assert "test, train" in err
+    assert check("photos/train/ant")[0] == 2
+
+
+def test_what_is_left_out_is_no_failure(tmp_path, check):
+    hostile.make_clean(tmp_path / "photos")
+    (tmp_path / "photos/test/ant").rename(tmp_path / "photos/flat")
+    for name in hostile.CLASSES[1:]:
+        shutil.rmtree(tmp_path / "photos/test" / name)
+    (tmp_path / "photos/flat").rename(tmp_path / "photos/test/images")
+    code, out, err = check("photos")
+    assert (code, "6 images, which lie in no class folder" in err) == (0, True)
+    assert out.endswith("54 images, nothing found\n")
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import browser
+import httpx2
 import numpy as np
 import pytest
 import tiny
@@ -19,14 +20,16 @@ import torch
 from huggingface_hub import SpaceCard, constants
 from packaging.requirements import Requirement
 from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfft
 from hfft.cli import main
 from hfft.data.decoding import decode
+from hfft.data.fitting import fit_processor
 from hfft.data.transforms import pixel_scale
 from hfft.model.adapters import attach, save_adapter
-from hfft.model.checkpoint import reopen
-from hfft.recipe.spec import AdapterSpec
+from hfft.model.checkpoint import reopen, save_model
+from hfft.recipe.spec import AdapterSpec, DataSpec
 
 CLASSES = ("ant", "bee", "cat")
 WITHOUT_HFFT = "import runpy, sys; sys.modules['hfft'] = None; runpy.run_path(sys.argv[1], run_name='__main__')"
@@ -140,6 +143,30 @@ def ask(address, file):
     return found, np.asarray(Image.open(picture))
 
 
+def answer_to(address, payload):
+    """What the page's interface says to a direct request."""
+    called = httpx2.post(f"{address}/gradio_api/call/label", json={"data": [payload]}).json()
+    return httpx2.get(f"{address}/gradio_api/call/label/{called['event_id']}", timeout=30).text
+
+
+def test_files_that_were_not_uploaded_are_not_handed_out(home, tmp_path):
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with browser.served(demo("bugs", "--port", port), "http://"):
+        (uploaded,) = httpx2.post(
+            f"{address}/gradio_api/upload", files={"files": Path("photo.png").read_bytes()}
+        ).json()
+        assert "event: complete" in answer_to(address, {"path": uploaded})
+        photo = str(tmp_path / "photo.png")
+        around = os.path.join(os.path.dirname(uploaded), os.path.relpath(photo, os.path.dirname(uploaded)))
+        wrong = [photo, f"{photo}.none", around, "photo.png", os.path.dirname(uploaded), f"{uploaded}.none", ""]
+        answers = {answer_to(address, {"path": path, **more}) for path in wrong for more in ({}, {"meta": {}})}
+        (said,) = answers  # what is there and what isn't
+        assert "event: error" in said
+        assert "was not uploaded here" in said
+        assert "event: error" in answer_to(address, {"path": photo, "meta": {"_type": "gradio.FileData"}})
+
+
 @pytest.fixture
 def space(home, capsys):
     assert main(["demo", "bugs", "--space", "space"]) == 0
@@ -175,7 +202,7 @@ def test_a_space_in_a_browser(space, tmp_path):
         page.click("#image button[aria-label='Remove Image']")
         page.wait_for_selector("#seen img", state="detached")
         drop(page, "broken.png")
-        page.wait_for_selector("text=This image can't be read: it is no image")
+        page.wait_for_selector("text=This image can't be read: not an image")
 
 
 def test_a_space_says_what_the_hub_needs_to_know(space):
@@ -195,9 +222,46 @@ def test_a_space_says_what_the_hub_needs_to_know(space):
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
     others = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
-    assert others == {"PIL", "gradio", "numpy", "torch", "transformers"}
-    assert {"pillow", "numpy", "torch", "transformers"} <= set(needed)
+    assert others == {
+        "PIL",
+        "gradio",
+        "numpy",
+        "torch",
+        "transformers",
+        "simplejpeg",
+        "pillow_heif",
+    }  # the last if it is there
+    assert {"pillow", "numpy", "torch", "transformers", "simplejpeg"} <= set(needed)
     assert str(space.parent) not in (space / "app.py").read_text() + (space / "README.md").read_text()
+
+
+@pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
+def test_a_space_lays_transparent_pixels_over_the_background_of_training(family, home):
+    from hfft.inference.page import reader
+
+    tiny.save(home / "net", family, 3)
+    model, processor = reopen("net")
+    config = model.config
+    changed = fit_processor(processor, config, DataSpec(source="photos", fit="squash", background=(10, 200, 90)))
+    save_model(model, changed, home / "trained")
+    clear = Image.open("photo.png").convert("RGBA")
+    clear.putalpha(0)
+    clear.save("clear.png")
+    opened = AutoModelForImageClassification.from_pretrained("trained")
+    shown = reader(opened, AutoImageProcessor.from_pretrained("trained"))("clear.png")
+    assert np.asarray(shown).reshape(-1, 3).tolist() == [[10, 200, 90]] * (shown.width * shown.height)
+
+
+def test_names_are_text_in_a_space(home):
+    model = tiny.build("vit", 3, id2label={0: "<img src=x>", 1: "*b*", 2: "[c](d)"}, label2id={"*b*": 1})
+    model.save_pretrained("a `b` <i>")
+    tiny.processor().save_pretrained("a `b` <i>")
+    assert main(["demo", "a `b` <i>", "--space", "space"]) == 0
+    card = (home / "space/README.md").read_text()
+    assert card.endswith(
+        "\n# a \\`b\\` &lt;i&gt;\n\nLabels images: &lt;img src=x&gt;, \\*b\\*, \\[c\\](d). Made with hfft.\n"
+    )
+    assert SpaceCard.load(home / "space/README.md").data.title == "a `b` <i>"
 
 
 def test_a_space_of_a_timm_model_asks_for_timm(home):

@@ -14,14 +14,17 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor
+from transformers import AutoConfig, AutoImageProcessor, BeitImageProcessor, ViTImageProcessor
 
 import hfft
 from hfft.cli import main
 from hfft.data.decoding import decode
+from hfft.data.fitting import fit_processor
+from hfft.errors import ModelError
+from hfft.inference.export import export_onnx
 from hfft.model.adapters import attach, save_adapter
-from hfft.model.checkpoint import reopen
-from hfft.recipe.spec import AdapterSpec
+from hfft.model.checkpoint import reopen, save_model
+from hfft.recipe.spec import AdapterSpec, DataSpec
 
 CLASSES = ("ant", "bee", "cat")
 RECIPE = """
@@ -34,7 +37,7 @@ report: false
 phases:
   - {name: all, unfreeze: all, learning_rate: 3.0e-3, num_train_epochs: 6}
 """
-EXPORTED = {"model.onnx", "config.json", "preprocessor_config.json", "parity.json", "predict.py", "README.md"}
+EXPORTED = {"onnx", "config.json", "preprocessor_config.json", "parity.json", "predict.py", "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +101,7 @@ def test_a_run_is_exported_and_answers_as_it_reported(run, capsys):
     assert parity["images"] == parity["same_top1"] == 18
     assert 0 < parity["largest_difference"] < 1e-4
     files, shares = reported(run)
-    session = onnxruntime.InferenceSession(run / "onnx/model.onnx")
+    session = onnxruntime.InferenceSession(run / "onnx/onnx/model.onnx")
     processor = AutoImageProcessor.from_pretrained(run / "onnx")
     classify = hfft.Classifier.from_pretrained(run)
     pixels = np.stack([classify.transform(decoded(file)).numpy() for file in files])
@@ -124,12 +127,12 @@ def test_the_program_beside_it_needs_neither_torch_nor_hfft(run):
 
 
 def test_an_earlier_export_is_replaced_when_asked_and_nothing_else_is_ever_lost(run, capsys):
-    before = (run / "onnx/model.onnx").stat().st_ino
+    before = (run / "onnx/onnx/model.onnx").stat().st_ino
     (run / "onnx/__pycache__").mkdir()  # of predict.py
     assert main(["export", "runs/bugs"]) == 2
     assert "onnx: is there already; --overwrite replaces it" in capsys.readouterr().err
     assert main(["export", "runs/bugs", "--overwrite", "--most", "3"]) == 0
-    assert (run / "onnx/model.onnx").stat().st_ino != before
+    assert (run / "onnx/onnx/model.onnx").stat().st_ino != before
     assert "on 3 test images of the run" in capsys.readouterr().out
     (run / "onnx/thesis.txt").write_text("years of work")
     assert main(["export", "runs/bugs", "--overwrite"]) == 2
@@ -179,7 +182,9 @@ def test_an_adapter_is_exported_merged(home, capsys):
         classify = hfft.Classifier.from_pretrained(folder)
         pixels = classify.transform(decoded("photos/test/bee/001.png"))[None]
         logits[name] = classify.model(pixel_values=pixels).logits.detach().numpy()
-    (exported,) = onnxruntime.InferenceSession("adapter/onnx/model.onnx").run(None, {"pixel_values": pixels.numpy()})
+    (exported,) = onnxruntime.InferenceSession("adapter/onnx/onnx/model.onnx").run(
+        None, {"pixel_values": pixels.numpy()}
+    )
     assert np.allclose(exported, logits["adapter"], atol=1e-5)
     assert np.abs(exported - logits["plain"]).max() > 1e-2
 
@@ -214,3 +219,78 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(home, pack
 def test_a_hub_id_needs_a_place(home, capsys):
     assert main(["export", "somebody/bugs"]) == 2
     assert "--output FOLDER" in capsys.readouterr().err
+
+
+def test_the_program_names_what_it_cannot_read_and_goes_on(run):
+    files, _ = reported(run)
+    Path("bad\tname.png").write_bytes(b"no image")
+    command = [sys.executable, "runs/bugs/onnx/predict.py", files[0], "bad\tname.png", "none.png", files[1]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == files[:2]
+    first, second = done.stderr.splitlines()
+    assert first == r"bad\tname.png: not an image in any format that hfft reads"
+    assert second.startswith("none.png: can't be read: ")
+
+
+def test_the_folder_is_as_transformers_js_opens_it(run):
+    """Read in the source of its version 4.3: where it looks for files, and that a browser wants quantized weights."""
+    assert [path.name for path in (run / "onnx/onnx").iterdir()] == ["model.onnx"]
+    config = json.loads((run / "onnx/config.json").read_text())
+    assert (config["model_type"], config["transformers.js_config"]) == ("vit", {"dtype": "fp32"})
+    settings = json.loads((run / "onnx/preprocessor_config.json").read_text())
+    assert settings["image_processor_type"] == "ViTImageProcessor"
+    assert "import { pipeline } from '@huggingface/transformers'" in (run / "onnx/README.md").read_text()
+
+
+def test_a_processor_that_browsers_do_not_know_is_saved_as_one_that_they_do(home):
+    tiny.save(home / "beit", "beit", 3)
+    square = {"height": 32, "width": 32}
+    BeitImageProcessor(size=square, do_center_crop=False, resample=3).save_pretrained("beit")
+    assert export_onnx("beit", output=home / "out", most=2).missing == ()
+    pixels = [
+        AutoImageProcessor.from_pretrained(folder)(Image.open("photos/test/bee/001.png"), return_tensors="pt")
+        for folder in ("beit", "out")
+    ]
+    assert (
+        json.loads((home / "out/preprocessor_config.json").read_text())["image_processor_type"] == "ViTImageProcessor"
+    )
+    assert torch.allclose(pixels[0]["pixel_values"], pixels[1]["pixel_values"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["letterbox", "background", "timm"])
+def test_what_the_folder_lacks_is_said(kind, home):
+    model, processor = reopen(tiny.save(home / "net", "timm_wrapper" if kind == "timm" else "vit", 3))
+    if kind != "timm":
+        spec = {"fit": "letterbox"} if kind == "letterbox" else {"background": (10, 200, 90)}
+        processor = fit_processor(processor, model.config, DataSpec(source="photos", **spec))
+    save_model(model, processor, home / "net")
+    export = export_onnx("net", output=home / "out", most=2)
+    told = {"letterbox": "letterbox", "background": "background", "timm": "timm_wrapper"}[kind]
+    assert all(told in line for line in export.missing), export.missing
+    assert all(line in (home / "out/README.md").read_text() for line in export.missing)
+    assert (home / "out/predict.py").exists() == (kind != "letterbox")
+    assert len(export.missing) == (2 if kind == "letterbox" else 1)
+
+
+def test_a_processor_that_keeps_an_images_shape_is_not_fixed_to_one(home):
+    tiny.save(home / "net", "convnext", 3)
+    ViTImageProcessor(size={"shortest_edge": 32}).save_pretrained("net")
+    with pytest.raises(ModelError, match="a batch needs images of one size"):
+        export_onnx("net", output=home / "out", images=home / "photos/test")  # which all have one shape
+    assert not (home / "out").exists()
+
+
+def test_names_are_text_in_what_an_export_says(home):
+    name = "<b>x [y](z)"
+    shutil.copytree("vit", name)
+    model = tiny.build("vit", 3, id2label={0: "a\x1b[31m\té", 1: "b", 2: "c"}, label2id={"b": 1})
+    with torch.no_grad():
+        model.classifier.bias[:] = torch.tensor([50.0, 0, 0])
+    model.save_pretrained(name)
+    assert main(["export", name, "--output", "out"]) == 0
+    assert (home / "out/README.md").read_text().startswith(r"# &lt;b&gt;x \[y\](z)")
+    command = [sys.executable, "out/predict.py", "photos/test/bee/001.png"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.stdout == "photos/test/bee/001.png\ta\\x1b[31m\\t\\xe9\t1.0000\n", done.stderr

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 import toy
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
@@ -39,6 +39,11 @@ def arguments(**more):
     return {"num_train_epochs": 3, "learning_rate": 1e-2, "dataloader_num_workers": 0, **more}
 
 
+CHECKPOINTS = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__annotations__
+)
 TWO = (
     {"unfreeze": "head", "arguments": arguments()},
     {"unfreeze": {"blocks": 2}, "arguments": arguments(learning_rate=1e-3)},
@@ -64,6 +69,17 @@ def test_with_an_adapter(family, tmp_path):
     phases = [{"adapter": AdapterSpec(on="all", blocks=2, lora_dropout=0.1, r=2), "arguments": arguments()}]
     plain = train(family, tmp_path / "plain", replay=None, phases=phases)
     replayed = train(family, tmp_path / "replayed", replay=EXACT, phases=phases)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
+def test_with_checkpointed_activations(tmp_path):
+    """A later phase is replayed, too, though a whole stage is computed again in its backward pass."""
+    checkpointed = tuple({**phase, "arguments": {**phase["arguments"], CHECKPOINTS: True}} for phase in TWO)
+    plain = train("swin", tmp_path / "plain", replay=None, phases=TWO)
+    replayed = train("swin", tmp_path / "replayed", replay=EXACT, phases=checkpointed)
+    assert [json.loads((tmp_path / f"replayed/{k}/replay.json").read_text())["engine"] for k in (0, 1)] == [
+        "torch"
+    ] * 2
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
@@ -151,7 +167,7 @@ def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfft.training.recordings.publish", full)
+    monkeypatch.setattr("hfft.training.shards.publish", full)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
     assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text
@@ -187,6 +203,17 @@ def test_mixup_is_not_replayed(tmp_path, caplog):
     data = toy.phase_data(train=16, augment=AugmentSpec(mixup=0.4))
     toy.run(tiny.build("vit"), tmp_path / "0", data=data, replay=EXACT)
     assert "mixup mixes the pixels of several images" in caplog.text
+
+
+def test_looking_for_overflow_sees_the_whole_network_and_stops_with_the_phase(tmp_path, caplog):
+    """transformers' hooks stay in a model for good, and take what stands for skipped modules for an overflow."""
+    caplog.set_level(logging.INFO)
+    phases = ({**TWO[0], "arguments": arguments(debug="underflow_overflow")}, TWO[1])
+    plain = train("vit", tmp_path / "plain", replay=None, phases=TWO)
+    looked = train("vit", tmp_path / "looked", replay=EXACT, phases=phases)
+    assert all(torch.equal(looked[name], plain[name]) for name in plain)
+    assert "p0: every step computes the whole network: debug looks at" in caplog.text
+    assert "p1: replays what enters" in caplog.text
 
 
 def test_auto_leaves_cheap_parts_alone(tmp_path, caplog):

@@ -1,4 +1,5 @@
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,15 @@ from hfft.data.checking import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError
-from hfft.folder import _may_differ, card_changes, describe_origin, is_done, open_folder
+from hfft.folder import (
+    _may_differ,
+    card_changes,
+    check_same_images,
+    describe_origin,
+    has_other_source,
+    is_done,
+    open_folder,
+)
 from hfft.recipe.loading import load_recipe
 
 
@@ -189,3 +198,115 @@ def test_kernels_of_a_gpu_may_differ_unless_every_phase_is_fully_deterministic(f
     assert _may_differ(asked, SimpleNamespace(device="cpu")) == []
     found = _may_differ(asked, SimpleNamespace(device="cuda:0"))
     assert ["full_determinism" in line for line in found] == [True] * expected
+
+
+NEUTRAL = {
+    "dataloader_num_workers": 3,
+    "dataloader_prefetch_factor": 4,
+    "dataloader_persistent_workers": True,
+    "dataloader_pin_memory": False,
+    "per_device_eval_batch_size": 2,
+    "eval_accumulation_steps": 1,
+    "ddp_timeout": 60,
+    "save_total_limit": 3,
+    "disable_tqdm": True,
+    "log_level": "error",
+    "logging_steps": 7,
+    "logging_first_step": True,
+    "logging_strategy": "epoch",
+    "report_to": "none",
+    "run_name": "other",
+}
+
+
+@pytest.mark.parametrize("key", NEUTRAL)
+@pytest.mark.parametrize("of_phase", [False, True])
+def test_a_key_that_changes_no_number_makes_no_other_run(key, of_phase, tmp_path):
+    opened(tmp_path / "r", training={"learning_rate": 0.1})
+    asked = {"training": {"learning_rate": 0.1, **({} if of_phase else {key: NEUTRAL[key]})}}
+    phases = [{"name": "head", **({key: NEUTRAL[key]} if of_phase else {})}]
+    assert not is_done(tmp_path / "r", recipe(phases=phases, **asked))
+    opened(tmp_path / "r", phases=phases, **asked)
+    assert not is_done(tmp_path / "r", recipe(training={"learning_rate": 0.1}))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"per_device_train_batch_size": 4}, {"seed": 1}, {"dataloader_drop_last": True}, {"eval_strategy": "no"}],
+)
+def test_a_key_that_changes_numbers_does(arguments, tmp_path):
+    opened(tmp_path / "r")
+    asked = {"seed": 1} if "seed" in arguments else {"training": arguments}
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        is_done(tmp_path / "r", recipe(**asked))
+
+
+def test_logging_steps_count_where_a_phase_evaluates_by_them(tmp_path):
+    every = {"eval_strategy": "steps", "logging_steps": 5}
+    opened(tmp_path / "r", training=every)
+    assert not is_done(tmp_path / "r", recipe(training=every))
+    with pytest.raises(RunError, match="another recipe"):
+        is_done(tmp_path / "r", recipe(training={**every, "logging_steps": 6}))
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A checkpoint's folder, `ck`, and one of images, `photos`; the working directory and home are there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("ck", "photos"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ck/config.json").write_text("{}")
+    (tmp_path / "ck/model.safetensors").write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("ck")
+    return tmp_path
+
+
+def asking(checkpoint="ck", source="photos", **changes):
+    return {"model": {"checkpoint": checkpoint}, "data": {"source": source}, **changes}
+
+
+@pytest.mark.parametrize("spelling", ["ck/", "./ck", "~/ck", "link", "photos/../ck"])
+def test_another_spelling_of_a_place_makes_no_other_run(spelling, places):
+    opened(places / "r", **asking())
+    assert not is_done(places / "r", recipe(**asking(checkpoint=spelling)))
+    assert not is_done(
+        places / "r", recipe(**asking(source=spelling.replace("ck", "photos").replace("link", "photos")))
+    )
+
+
+def test_a_run_goes_on_elsewhere_with_copies_of_what_it_was_made_from(places):
+    opened(places / "r", **asking())
+    shutil.copytree("ck", "ck2")
+    shutil.copytree("photos", "photos2")
+    shutil.rmtree("ck")
+    shutil.rmtree("photos")
+    (places / "there").mkdir()
+    shutil.move(places / "r", places / "there/s")
+    there = asking("ck2", "photos2", output_dir="there", name="s", replay={"folder": "fast"})
+    assert not is_done(places / "there/s", recipe(**there))
+    assert has_other_source(places / "there/s", recipe(**there))
+    opened(places / "there/s", **there)
+    assert not has_other_source(places / "there/s", recipe(**there))
+    with pytest.raises(RunError, match="the images have changed"):
+        opened(places / "there/s", fingerprint="g", **there)
+
+
+def test_another_checkpoint_is_another_run_wherever_it_lies(places):
+    opened(places / "r", **asking())
+    shutil.copytree("ck", "ck2")
+    (places / "ck2/model.safetensors").write_bytes(b"Weights")
+    with pytest.raises(RunError, match=r"holds a run of another recipe(.*\n)*.*\+  checkpoint: ck2"):
+        is_done(places / "r", recipe(**asking("ck2")))
+    with pytest.raises(RunError, match="holds a run of another recipe"):
+        is_done(places / "r", recipe(**asking("owner/ck")))
+    shutil.copy("ck2/model.safetensors", "ck")
+    with pytest.raises(RunError, match="the files of the checkpoint have changed"):
+        opened(places / "r", **asking())
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_images(tmp_path):
+    opened(tmp_path / "r")
+    check_same_images(tmp_path / "r", Checked(images(), {"train": "f"}))
+    with pytest.raises(RunError, match="the images aren't those of this run"):
+        check_same_images(tmp_path / "r", Checked(images(), {"train": "g"}))

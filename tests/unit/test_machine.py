@@ -1,10 +1,17 @@
 import os
 import platform
+from importlib.metadata import PackageNotFoundError, version
 
 import pytest
 import torch
 
-from hfft.machine import cpus_per_process, describe_environment, has_native_bfloat16, package_versions
+from hfft.machine import (
+    cpus_per_process,
+    describe_arithmetic,
+    describe_environment,
+    has_native_bfloat16,
+    package_versions,
+)
 
 
 def test_the_cores_are_shared_by_the_processes_of_a_machine(monkeypatch):
@@ -51,6 +58,20 @@ def test_a_gpu_does_from_ampere_on(monkeypatch, capability, expected):
 
 def test_versions_of_packages_that_are_there(monkeypatch):
     assert package_versions()["timm"]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "timm" else name)
+    assert package_versions()["pillow"]
+
+    def gone(name):
+        if name == "timm":
+            raise PackageNotFoundError
+        return version(name)
+
+    monkeypatch.setattr("hfft.machine.version", gone)
     assert "timm" not in package_versions()
     assert package_versions()["pillow"]
+
+
+def test_arithmetic_to_the_bit_names_more():
+    found = {exact: describe_arithmetic(torch.device("cpu"), to_the_bit=exact) for exact in (False, True)}
+    assert found[False] == {"device": "cpu", "mkldnn.matmul": "none", "mkldnn.conv": "none"}
+    assert found[False].items() < found[True].items()
+    assert found[True]["threads"] == torch.get_num_threads()

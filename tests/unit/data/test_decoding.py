@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from hfft.data import decoding
+from hfft.data import decoding, pictures
 from hfft.data.decoding import decode, decode_bytes, decode_row, decode_small, on_background
 from hfft.data.formats import endings
 from hfft.errors import DataError
@@ -431,8 +431,8 @@ def test_inks_are_shown_as_their_profile_says(monkeypatch):
         asked.append((image.mode, outputMode))
         return Image.new("RGB", image.size, (1, 2, 3))
 
-    monkeypatch.setattr(decoding.ImageCms, "ImageCmsProfile", lambda stream: stream.read())
-    monkeypatch.setattr(decoding.ImageCms, "profileToProfile", show)
+    monkeypatch.setattr(pictures.ImageCms, "ImageCmsProfile", lambda stream: stream.read())
+    monkeypatch.setattr(pictures.ImageCms, "profileToProfile", show)
     assert decoded(content).reshape(-1, 3).max(axis=0).tolist() == [1, 2, 3]
     assert asked == [("CMYK", "RGB")]
 

@@ -11,9 +11,12 @@ from transformers import (
     BitImageProcessor,
     ConvNextImageProcessor,
     MobileViTImageProcessor,
+    Pix2StructImageProcessor,
     TimmWrapperImageProcessor,
+    VideoMAEImageProcessor,
     ViTImageProcessor,
 )
+from transformers.image_utils import SizeDict
 
 from hfft.data.decoding import decode_row
 from hfft.data.fitting import fit_processor
@@ -216,3 +219,65 @@ def test_transparent_pixels_show_the_background(name, background, below):
 def test_strips_have_a_pixel_at_least(fit):
     processor, _ = fitted("vit", fit=fit)
     assert evaluation_transform(processor).pixels(Image.new("RGB", (99, 1), "red")).shape == (3, 32, 32)
+
+
+# Whatever AutoImageProcessor opens is tried before anything else is done
+
+SQUARE = {"height": 24, "width": 24}
+
+
+@pytest.mark.parametrize("fit", ["checkpoint", "squash"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"size": {"longest_edge": 24}}, "can't take an image"),
+        ({"size": None}, "can't take an image"),
+        ({"size": {"height": 24.0, "width": 24.0}}, "can't take an image"),
+        ({"image_mean": None}, "can't take an image"),
+        ({"image_std": [0.5] * 4}, "can't take an image"),
+        ({"rescale_factor": 0}, "can't take an image"),
+        ({"resample": 4}, "can't take an image"),
+        ({"resample": 6}, "can't take an image"),
+    ],
+)
+def test_a_processor_that_takes_no_image_is_named(changes, told, fit):
+    processor = ViTImageProcessor(size=SQUARE, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    for key, value in changes.items():
+        setattr(processor, key, SizeDict(**value) if isinstance(value, dict) else value)
+    with pytest.raises(ModelError, match=f"^model.checkpoint: its image processor, ViTImageProcessor, {told}"):
+        fit_processor(processor, Config(), DataSpec(source="photos", fit=fit))
+
+
+@pytest.mark.parametrize("size", [{"shortest_edge": 24}, {"max_height": 24, "max_width": 24}])
+def test_images_of_different_sizes_are_no_batch_and_fit_is_the_way_out(size):
+    processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    with pytest.raises(ModelError, match=r"makes \(3, .* set data.fit to squash or letterbox"):
+        fit_processor(processor, Config(), DataSpec(source="photos"))
+    for fit in ("squash", "letterbox"):
+        fitted = fit_processor(processor, Config(), DataSpec(source="photos", fit=fit))
+        shapes = {evaluation_transform(fitted)(Image.new("RGB", size)).shape for size in ((80, 64), (40, 90))}
+        assert shapes == {(3, 24, 24)}
+
+
+def test_a_processor_that_does_not_resize_has_no_size_to_fit_to():
+    processor = ViTImageProcessor(do_resize=False)
+    with pytest.raises(ModelError, match="do_resize: true"):
+        fit_processor(processor, Config(), DataSpec(source="photos", fit="squash"))
+
+
+@pytest.mark.parametrize("processor", [VideoMAEImageProcessor(), Pix2StructImageProcessor()], ids=["video", "patches"])
+def test_what_makes_no_images_is_refused(processor):
+    with pytest.raises(ModelError, match=r"^model.checkpoint: its image processor, "):
+        fit_processor(processor, Config(), DataSpec(source="photos"))
+
+
+def test_values_that_are_no_numbers_are_refused():
+    processor = ViTImageProcessor(size=SQUARE, image_std=[0.0] * 3)
+    with pytest.raises(ModelError, match="image_std"):
+        fit_processor(processor, Config(), DataSpec(source="photos"))
+
+
+def test_resampling_may_be_a_word():
+    processor = ViTImageProcessor(size=SQUARE, image_mean=[0.5] * 3, image_std=[0.5] * 3, resample="bilinear")
+    fitted = fit_processor(processor, Config(), DataSpec(source="photos", fit="squash"))
+    assert dict(fitted.size) == SQUARE

@@ -8,12 +8,13 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from hfft.data.folders import (
     SPLIT_NAMES,
     image_files,
-    split_folders,
+    split_in,
     splits_of,
     subfolders,
     table_files,
     warn_of_left_out,
 )
+from hfft.data.layout import find_layout
 
 
 def names(folder, files):
@@ -72,7 +73,7 @@ def test_images_that_are_left_out_are_counted(others, left_out, touch, log):
 def test_what_is_left_out_beside_split_folders_and_inside_of_them(touch, log):
     files = [f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")]
     folder = touch(*files, "1.png", "train/2.png", "test/3.png", "test/ant/4.jxl")
-    warn_of_left_out(folder, split_folders(folder).values())
+    warn_of_left_out(folder, [root for roots in find_layout(folder).splits.values() for root in roots])
     left_out = "1 file that is not read as an image (.jxl 1) and 3 images beside the class folders"
     assert log() == [f"{folder}: left out {left_out}"]
 
@@ -104,11 +105,6 @@ def test_parquet_files_of_a_folder_without_images(touch):
         "b.parquet", "deep/a.PARQUET", "notes.txt", "c.csv", ".d.parquet", ".cache/e.parquet", ".cache/1.png"
     )
     assert names(folder, table_files(folder, (".parquet",))) == ["b.parquet", "deep/a.PARQUET"]
-
-
-@pytest.mark.parametrize("image", ["1.png", "deep/er/1.jpg"])
-def test_no_parquet_files_where_there_is_an_image(image, touch):
-    assert table_files(touch("a.parquet", image), (".parquet",)) == []
 
 
 BY_NAME = {
@@ -173,3 +169,34 @@ def test_a_name_above_the_folder_tells_nothing(touch):
 def test_subfolders_are_sorted_and_neither_hidden_nor_special(touch):
     folder = touch("b/1.png", "a/1.png", ".git/1.png", "__MACOSX/1.png", "c.png")
     assert names(folder, subfolders(folder)) == ["a", "b"]
+
+
+# Links and runs
+
+
+def test_linked_folders_below_are_followed_and_circles_are_not(touch, tmp_path):
+    folder = touch("ant/1.png")
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more/2.png").touch()
+    (folder / "ant/linked").symlink_to(tmp_path / "more")
+    (folder / "ant/circle").symlink_to(folder)
+    assert names(folder, image_files(folder)) == ["ant/1.png", "ant/linked/2.png"]
+
+
+def test_what_hfft_wrote_is_neither_a_class_nor_an_image(touch):
+    run = [f"runs/{run}/{name}" for run in ("x", "y/fold-0") for name in ("recipe.yaml", "environment.json", "a.png")]
+    folder = touch("ant/1.png", "bee/1.png", *run)
+    assert names(folder, subfolders(folder)) == ["ant", "bee"]
+    assert names(folder, image_files(folder)) == ["ant/1.png", "bee/1.png"]
+    assert names(folder, image_files(folder / "runs/x")) == ["runs/x/a.png"]  # for who asks for it
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("training_set", "train"), ("01_train", "train"), ("TrainImages", "train"), ("testset", "test")),
+        *(("seg_pred", None), ("trains", None), ("contest", None), ("VAL-2", "validation"), ("dev.old", "validation")),
+    ],
+)
+def test_the_split_in_a_name(name, split):
+    assert split_in(name) == split

@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 from hfft.data.checking import check_images, fingerprint_of
 from hfft.data.label_sets import SEPARATORS
 from hfft.data.labels import label_keys, labels_of
-from hfft.data.sources import load_data, load_rows, read_splits
+from hfft.data.sources import load_data, load_rows, read_source
 from hfft.data.targets import targets_of
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
@@ -165,7 +165,7 @@ def test_an_unlabelled_row_is_none_without_labels(folder):
     source = write(folder, ["labels"], [["ant|bee"], [""], ["[]"], ["bee"], ["ant"], ["bee"]])
     with pytest.raises(DataError, match=r"no label in 1 of 6 rows, the first is row 1 \(1.png\)"):
         load(source, task="multi_label")
-    assert read_splits(DataSpec(source=source, task="multi_label"))["train"]["label"][:3] == [[0, 1], None, []]
+    assert read_source(DataSpec(source=source, task="multi_label")).splits["train"]["label"][:3] == [[0, 1], None, []]
 
 
 # The first row that is wrong

@@ -103,7 +103,10 @@ def test_a_class_that_is_called_like_a_split(name, touch):
 
 
 def test_two_classes_that_are_called_train_and_test(touch):
-    data = load(touch("train/1.png", "train/2.png", "test/1.png"))
+    folder = touch("train/1.png", "train/2.png", "test/1.png")
+    with pytest.raises(DataError, match=r"data\.label_column=class_folder"):
+        load(folder)
+    data = load(folder, label_column="class_folder")
     assert found(data) == {"train": {"train/1.png": "train", "train/2.png": "train", "test/1.png": "test"}}
 
 
@@ -198,16 +201,19 @@ def test_a_class_folder_without_images(touch):
     assert str(folder / "bee") in str(caught.value)
 
 
-def test_an_empty_class_folder_of_one_split(touch):
+def test_an_empty_class_folder_of_one_split(touch, log):
     folder = touch("train/ant/1.png", "train/bee/1.png", "test/ant/1.png", "test/bee/.keep")
+    assert load(folder, SplitSpec(validation=None)).counts("test") == {"ant": 1, "bee": 0}
+    assert log() == [f"{folder / 'test' / 'bee'}: the class folder holds no images"]
+    touch("train/cat/.keep")
     with pytest.raises(DataError, match="the class folder holds no images") as caught:
         load(folder, SplitSpec(validation=None))
-    assert str(folder / "test" / "bee") in str(caught.value)
+    assert str(folder / "train" / "cat") in str(caught.value)
 
 
 def test_a_folder_without_class_folders(touch):
     folder = touch("1.png", "2.png")
-    with pytest.raises(DataError, match="found no class folders; allowed: one folder of images per class") as caught:
+    with pytest.raises(DataError, match="found no class folders; allowed: ") as caught:
         load(folder)
     assert str(folder) in str(caught.value)
 
@@ -217,7 +223,38 @@ def test_a_missing_folder(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
         load(source)
-    assert str(caught.value) == f"data.source: the folder {source} does not exist"
+    message = str(caught.value)
+    assert message.startswith(f"data.source: the folder {source} does not exist; looked for ")
+    assert str(Path(source).expanduser().absolute()) in message
+
+
+def test_a_missing_folder_that_is_called_almost_so(touch):
+    folder = touch("photos/ant/1.png")
+    with pytest.raises(DataError, match=f"{folder} holds no 'photo'; did you mean 'photos'"):
+        load(folder / "photo" / "ant")
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ("https://example.org/photos.zip", "a folder or file on this machine"),
+        ("hf://datasets/owner/name/data", "the Hub id alone, owner/name"),
+        ("labels.csv", "looked for "),
+    ],
+)
+def test_what_is_no_source(source, told):
+    with pytest.raises(DataError, match=told):
+        load(source)
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [("a.zip", "unpack it"), ("a.tar.gz", "unpack it"), ("a.json", "Label Studio"), ("a.xlsx", "csv")],
+)
+def test_files_that_hold_images_in_another_way(file, told, touch):
+    for source in (touch(file), touch(file) / file):
+        with pytest.raises(DataError, match=told):
+            load(source)
 
 
 def test_a_file_is_no_source(touch):
@@ -234,6 +271,12 @@ def test_a_hub_name_without_network():
 def test_a_single_class(touch):
     with pytest.raises(DataError, match="found the class ant only; a classifier needs at least two"):
         load(touch("ant/1.png", "ant/2.png"))
+
+
+def test_a_single_folder_of_class_folders(touch):
+    folder = touch("PetImages/cat/1.png", "PetImages/dog/1.png")
+    with pytest.raises(DataError, match=f"data.source={folder}/PetImages"):
+        load(folder)
 
 
 def test_a_class_without_training_images(touch):
@@ -555,6 +598,23 @@ def test_an_unlabelled_split_matters_only_when_it_is_used():
     assert {split: len(rows) for split, rows in data.splits.items()} == {"train": 6, "test": 3}
     with pytest.raises(DataError, match="split 'test': no label in 2 of 2 rows, the first is row 0"):
         in_memory(source, SplitSpec(validation=None))
+
+
+def test_classes_that_no_image_of_the_splits_has_are_left_out(log):
+    source = DatasetDict(train=table([1, 2, 1, 2], ANIMALS), test=table([-1, -1], Value("int64")))
+    data = in_memory(source)
+    assert (data.labels, data.splits["train"]["label"][:]) == (("ant", "cat"), [0, 1, 0, 1])
+    assert log() == [
+        "data: not used: test (2 rows)",
+        "data: left out classes that no image of the splits has: dog, -1",
+    ]
+
+
+def test_a_class_of_another_split_alone_is_left_out_where_that_split_is_not_used(touch):
+    folder = touch("train/ant/1.png", "train/bee/1.png", "test/images/1.png", "val/ant/1.png", "val/cat/1.png")
+    assert load(folder).labels == ("ant", "bee")
+    with pytest.raises(DataError, match="no training images of the class cat"):
+        load(folder, SplitSpec(test=None))
 
 
 def test_several_labels_where_one_is_asked_for():

@@ -2,6 +2,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
@@ -56,6 +58,14 @@ def test_a_table_of_paths(write):
         ("T.CSV", "snapshot,class\n1.png,ant\n2.png,bee\n"),
         ("t.jsonl", '{"path": "1.png", "class": "ant"}\n\n{"class": "bee", "path": "2.png"}\n'),
         ("t.csv", "path,class\n.\\1.png,ant\n2.png,bee\n"),
+        ("t.csv", "path,class\n1.png,ant,\n2.png,bee,\n"),
+        ("t.csv", ",path,class,\n0,1.png,ant,\n1,2.png,bee,\n"),
+        ("t.csv", "path,class,\n1.png,ant\n2.png,bee\n"),
+        ("t.csv", "path\tclass\n1.png\tant\n2.png\tbee\n"),
+        ("t.csv", 'path,class\n1.png,ant\n"2.png" ,bee\n'.replace(" ,", ",")),
+        ("t.csv", 'path,class,note\r1.png,ant,a "b" c\r2.png,bee,"two\rlines"\r'),
+        ("t.csv", 'path,class,note\n1.png,ant,\u2028\x0b\n\n  \n2.png,bee,"a ""b"""'),
+        ("t.jsonl", '{"path": "1.png", "class": "ant", "note": "\u2028"}\r\n{"class": "bee", "path": "2.png"}'),
     ],
 )
 def test_tables_in_other_forms(name, text, write):
@@ -87,14 +97,35 @@ BAD_TABLES = [
     ("t.csv", b"", "t.csv: the file is empty"),
     ("t.csv", b"path,label\n", "t.csv: the file holds a header and no rows"),
     ("t.csv", b"path,label\n1.png,a\n2.png,\xff\n", "t.csv: line 3 is no UTF-8 text"),
-    ("t.csv", b"path,label\n1.png,a\n2.png,b,c\n", "t.csv: Expected 2 fields in line 3, saw 3"),
+    ("t.csv", b"path,label\n1.png,a\n2.png,b,c\n", "t.csv: line 3: found 3 fields, and 2 in the header"),
+    ("t.csv", b"path,label\n1.png,a,b\n2.png,b,c\n", "t.csv: line 2: found 3 fields, and 2 in the header"),
+    ("t.csv", b"path,label,n\n1.png,a,1\n\n2.png,b\n", "t.csv: line 4: found 2 fields, and 3 in the header"),
+    (
+        "t.csv",
+        b"path;label\n1.png;a;b\n",
+        "t.csv: line 2: found 3 fields, and 2 in the header; a value that holds ';'",
+    ),
+    ("t.tsv", b"path\tlabel\n1.png\ta\tb\n", "t.tsv: line 2: found 3 fields, and 2 in the header"),
+    ("t.csv", b'path,label\n1.png,a\n2.png,"b\n3.png,a\n', "t.csv: line 3: a quote is opened and not closed"),
+    ("t.csv", b'path,label\n1.png,a\n2.png,"b', "t.csv: line 3: a quote is opened and not closed"),
+    ("t.csv", b'path,label\n2.png,"b\n3.png,a\n4.png,"a"\n', "t.csv: line 2: a quote is opened and not closed"),
+    ("t.csv", b"path,label,label\n1.png,a,b\n", "t.csv: two columns have the same name: label"),
+    ("t.csv", "path,label\n1.png,a\n".encode("utf-16"), "t.csv: line 1 is no UTF-8 text"),
+    ("t.csv", "path,label\n1.png,a\n".encode("utf-16-le"), "t.csv: line 1 holds a NUL character"),
+    (
+        "t.jsonl",
+        b'{"path": "1.png", "label": "a", "label": "b"}\n',
+        "the key 'label' stands there twice",
+    ),
+    ("t.jsonl", b'{"path": "1.png", "label": "\\udce9"}\n', "half of a Unicode pair is no text"),
+    ("t.jsonl", b'{"path": "1.png", "label": "a"}\n{"path": " ", "label": "b"}\n', "names no image in row 1"),
     ("t.jsonl", b'{"path": "1.png"}\n{"path"\n', "t.jsonl: line 2 is no JSON"),
     ("t.jsonl", b'["1.png", "a"]\n', "t.jsonl: line 1 holds list; allowed: an object per line"),
     ("t.jsonl", b'{"path": "1.png", "label": 1}\n{"path": "2.png", "label": "b"}\n', "values of different types"),
     ("t.csv", b"path,label\n1.png,a\n1.png,b\n", "1.png has two rows (train); allowed: one row for each image"),
     ("t.csv", b"path,label\n1.png,a\n,b\n", "the column 'path' names no image in row 1"),
     ("t.csv", b"path,label\n1.png,a\n2.png,\n", "no label in 1 of 2 rows, the first is row 1 (2.png)"),
-    ("t.csv", b"name,species\n1.png,a\n2.png,b\n", "label_column: none fits; name one of name, species"),
+    ("t.csv", b"name,remark\n1.png,a\n2.png,b\n", "label_column: none fits; name one of name, remark"),
     ("t.csv", b"a,b\n1.png,2.png\n3.png,4.png\n", "image_column: several fit (a, b); name one of a, b"),
     ("t.csv", b"x,label\n1,2\n3,4\n", "image_column: none fits; name one of x, label"),
     ("t.csv", b"path,label\n1.png,a\n2.p\0ng,b\n", "t.csv: line 3 holds a NUL character"),
@@ -136,6 +167,85 @@ def test_a_column_of_splits_that_is_named(write):
     }
     with pytest.raises(DataError, match="split_column: found 'fold'; allowed: path, label, part"):
         load(file, split_column="fold")
+
+
+SPLIT_VALUES = ("train", "train", "val", "val", "test", "test")
+
+
+def with_splits(header, values):
+    """A table of six images of classes a and b; a column tells the split of each."""
+    return f"path,label,{header}\n" + "".join(f"{n}.png,{'ab'[n % 2]},{value}\n" for n, value in enumerate(values))
+
+
+@pytest.mark.parametrize(
+    ("header", "values"),
+    [
+        ("Split", SPLIT_VALUES),
+        (" split ", SPLIT_VALUES),
+        ("split", [f" {value.upper()} " for value in SPLIT_VALUES]),
+        ("subset", SPLIT_VALUES),
+        ("data set", SPLIT_VALUES),
+    ],
+)
+def test_a_column_of_splits_in_another_spelling(header, values, write):
+    data = load(write("t.csv", with_splits(header, values)), SplitSpec())
+    expected = {"train": ["0.png", "1.png"], "validation": ["2.png", "3.png"], "test": ["4.png", "5.png"]}
+    assert {split: list(files) for split, files in found(data).items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["", *SPLIT_VALUES[1:]], "the column 'split' holds nothing in 1 of 6 rows, the first is row 0"),
+        ([*SPLIT_VALUES[:5], "id_test"], "the column 'split' holds 'id_test' in row 5 beside names of splits"),
+    ],
+)
+def test_a_column_of_splits_with_something_else_in_it(values, message, write):
+    file = write("t.csv", with_splits("split", values))
+    with pytest.raises(DataError) as caught:
+        load(file)
+    assert message in str(caught.value)
+
+
+def test_splits_with_names_of_their_own_are_taken_when_named(write):
+    file = write("t.csv", with_splits("split", [*SPLIT_VALUES[:4], "id_test", "id_test"]))
+    data = load(file, SplitSpec(validation="val", test="id_test"), split_column="split")
+    assert list(found(data)["test"]) == ["4.png", "5.png"]
+
+
+def test_columns_that_are_found_by_their_values_are_said(write, log):
+    text = with_splits("subset", SPLIT_VALUES).replace("label", "plumage")
+    assert load(write("t.csv", text), SplitSpec()).labels == ("a", "b")
+    assert [line.partition(": ")[2].partition(",")[0] for line in log()] == [
+        "takes the labels from 'plumage'",
+        "takes the splits from the column 'subset'",
+    ]
+
+
+def test_two_columns_of_splits(write):
+    lines = with_splits("part", SPLIT_VALUES).splitlines()
+    text = "\n".join(f"{line},{part}" for line, part in zip(lines, ("subset", *SPLIT_VALUES), strict=True))
+    with pytest.raises(DataError, match=r"split_column: several fit \(part, subset\)"):
+        load(write("t.csv", text))
+
+
+def test_a_table_of_one_split_that_names_another(write):
+    write("train.csv", "path,label,split\n1.png,a,train\n2.png,b,test\n")
+    file = write("test.csv", "path,label,split\n3.png,a,test\n")
+    with pytest.raises(DataError, match="the table of the split 'train' holds rows of 'test'"):
+        load(file.parent)
+
+
+def test_a_column_called_split_that_is_not_used_is_said(write, log):
+    load(write("t.csv", "path,label,split\n1.png,a,left\n2.png,b,right\n"))
+    assert ["'split' is not used" in line for line in log()] == [True]
+
+
+def test_a_table_of_a_split_without_labels_is_left_out(write, log):
+    write("train.csv", "path,label\n1.png,a\n2.png,b\n")
+    file = write("test.csv", "path\n3.png\n4.png\n")
+    assert set(load(file.parent).splits) == {"train"}
+    assert log() == [f"{file.parent}: left out 'test', whose 2 rows have no labels"]
 
 
 # metadata.csv, as imagefolder of datasets has it
@@ -212,6 +322,25 @@ def test_a_parquet_file_of_bytes(tmp_path):
     Dataset.from_dict({"image": content, "label": ["a", "b"]}).to_parquet(tmp_path / "t.parquet")
     data = load(tmp_path / "t.parquet")
     assert [read_content(row["image"]) for row in data.splits["train"]] == content
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_as_arrow_keeps_them(kind, tmp_path):
+    content = pictures(2)
+    labels = pa.array(["a", "b"], pa.string_view())
+    pq.write_table(pa.table({"image": pa.array(content, kind), "label": labels}), tmp_path / "t.parquet")
+    assert [read_content(row["image"]) for row in load(tmp_path / "t.parquet").splits["train"]] == content
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_texts_as_arrow_keeps_them(kind, tmp_path):
+    columns = {"path": ["1.png", "2.png", "3.png"], "label": list("aba"), "split": ["train", "train", "test"]}
+    arrays = {name: pa.array(values).cast(kind) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays), tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", SplitSpec(validation=None))
+    assert found(data) == {"train": {"1.png": "a", "2.png": "b"}, "test": {"3.png": "a"}}
 
 
 def test_a_parquet_file_of_paths(write, tmp_path):
@@ -299,3 +428,44 @@ def test_a_shard_that_was_cut_short_after_it_was_read(tmp_path):
     (tmp_path / "t.tar").write_bytes(content[:3000])
     with pytest.raises(OSError, match="ends in the middle of the image"):
         read_content(row["image"])
+
+
+@pytest.mark.parametrize("prefix", ["", "./", "data/", "./all/images/"])
+def test_class_folders_in_a_shard(prefix, tmp_path):
+    content = pictures(2)
+    for shard in range(2):
+        members = [(f"{prefix}{label}/{shard}.png", data) for label, data in zip(("cat", "dog"), content, strict=True)]
+        write_tar(tmp_path / f"s{shard}.tar", members)
+    data = load(tmp_path)
+    assert data.counts("train") == {"cat": 2, "dog": 2}
+
+
+def test_split_folders_in_a_shard(tmp_path):
+    content = pictures(2)
+    names = [f"x/{split}/{label}/1" for split in ("train", "test_set") for label in ("cat", "dog")]
+    write_tar(tmp_path / "all.tar", [(f"{name}.png", content[0]) for name in names])
+    data = load(tmp_path / "all.tar", SplitSpec(validation=None))
+    assert {split: data.counts(split) for split in data.splits} == {
+        "train": {"cat": 1, "dog": 1},
+        "test": {"cat": 1, "dog": 1},
+    }
+
+
+def test_shards_without_labels(tmp_path):
+    for name in ("cat", "dog"):
+        write_tar(tmp_path / f"{name}.tar", [(f"{name}1.png", pictures(1)[0])])
+    with pytest.raises(DataError, match=r"images without labels.* data\.label_column=class_folder"):
+        load(tmp_path)
+    assert load(tmp_path, label_column="class_folder").labels == ("cat", "dog")
+
+
+def test_texts_of_a_shard_are_labels_where_they_repeat(tmp_path):
+    members = [
+        (f"x/{n}.{end}", (pictures(1)[0], b"ab"[n % 2 :][:1])[end == "txt"])
+        for n in range(4)
+        for end in ("png", "txt")
+    ]
+    write_tar(tmp_path / "t.tar", members)
+    with pytest.raises(DataError, match=r"several fit \(class_folder, txt\)"):
+        load(tmp_path)
+    assert load(tmp_path, label_column="txt").counts("train") == {"a": 2, "b": 2}

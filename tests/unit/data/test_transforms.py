@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from hfft.data.decoding import decode_row
-from hfft.data.transforms import evaluation_transform, pixel_scale, training_transform
+from hfft.data.transforms import _scale_on, evaluation_transform, pixel_scale, training_transform
 from hfft.errors import ModelError
 from hfft.recipe.spec import AugmentSpec
 
@@ -256,3 +256,13 @@ def test_a_crop_for_a_processor_that_makes_no_images():
         ModelError, match=r"^Patches makes inputs of shape \(10, 768\), not images: leave data.augment.crop"
     ):
         training_transform(Patches(), AugmentSpec(crop=(0.5, 1.0)))
+
+
+def test_what_pixels_are_scaled_by_is_made_once_for_a_device():
+    scale = evaluation_transform(tiny.processor()).scale
+    pixels = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    _scale_on.cache_clear()
+    first, second = scale(pixels), scale(pixels)
+    assert torch.equal(first, second)
+    assert _scale_on.cache_info().misses == 1
+    assert scale(pixels.to("meta")).device.type == "meta"

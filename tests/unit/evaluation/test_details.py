@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hfft.evaluation.details import DETAILS, TABLES, details, top_k_accuracy
+from hfft.evaluation.details import DETAILS, TABLES, details, roc_auc, top_k_accuracy
 from hfft.evaluation.metrics import METRICS, softmax
 from hfft.evaluation.modules import MODULES, ProbabilityMetric
 
@@ -97,3 +97,13 @@ def test_all_are_modules_of_evaluate_that_stream():
     assert found.keys() == {**METRICS, **DETAILS, **TABLES}.keys()
     for name, metric in MODULES.items():
         assert np.asarray(found[name]) == pytest.approx(np.asarray(metric(probabilities, labels)), abs=1e-6)
+
+
+def test_two_sure_classes_have_one_area():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    margins = np.clip(30 * rng.normal(size=300) + 20 * (labels - 0.5), -70, 70)  # logits of +-35
+    margins += 0.01 * rng.normal(size=300)
+    probabilities = softmax(np.stack([-margins / 2, margins / 2], axis=1))
+    assert np.mean(probabilities.max(axis=1) == 1) > 0.2
+    assert roc_auc(probabilities, labels) == pytest.approx(sklearn_metrics.roc_auc_score(labels, margins), abs=1e-9)

@@ -8,6 +8,7 @@ from accelerate import PartialState
 from hfft.data.batches import Examples
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import TrainingError
+from hfft.evaluation import interpolation
 from hfft.evaluation.interpolation import ALPHAS, Trial, find_alpha, interpolate
 from hfft.evaluation.metrics import log_loss, softmax
 from hfft.model.anatomy import dissect
@@ -127,3 +128,26 @@ def test_networks_with_other_tensors_are_refused():
     network, start = moved("vit", ["head"])
     with pytest.raises(TrainingError, match="have other tensors: strange"):
         interpolate(network, {**start, "strange": torch.zeros(1)}, 0.5)
+
+
+@pytest.mark.parametrize(("room", "loads"), [(2**29, len(ALPHAS)), (0, 3 * len(ALPHAS))])
+def test_weights_are_changed_once_for_all_images_that_have_room(room, loads, monkeypatch):
+    network, start = moved("vit", ["block 3", "head"])
+    gone = []
+    go = interpolation._Way.go
+    monkeypatch.setattr(interpolation, "_HELD_BYTES", room)
+    monkeypatch.setattr(interpolation._Way, "go", lambda way, alpha: gone.append(alpha) or go(way, alpha))
+    found = find_alpha(network, start, trial())  # 20 images in batches of 8
+    assert gone == [*list(ALPHAS) * (loads // len(ALPHAS)), 1]
+    for point in found.curve:
+        assert point["log_loss"] == pytest.approx(log_loss(*plain(network, point["alpha"], start)), rel=1e-4)
+
+
+def test_statistics_that_differ_alone_are_not_taken_for_common():
+    """A BatchNorm whose running mean moved while its weights did not."""
+    network, start = moved("resnet", ["head"])
+    buffer = network.state_dict()["resnet.embedder.embedder.normalization.running_mean"]
+    buffer += 0.3
+    found = find_alpha(network, start, trial())
+    for point in found.curve:
+        assert point["log_loss"] == pytest.approx(log_loss(*plain(network, point["alpha"], start)), rel=1e-4)

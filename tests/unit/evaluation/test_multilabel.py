@@ -2,15 +2,18 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from hfft.evaluation.intervals import exact_share
 from hfft.evaluation.modules import SET_MODULES, ProbabilityMetric
 from hfft.evaluation.multilabel import (
     SET_METRICS,
     SetOutcomes,
+    log_odds,
     measure_sets,
     set_differences,
     sets_with_intervals,
     sigmoid,
 )
+from hfft.evaluation.pairs import mcnemar
 from hfft.evaluation.set_details import set_calibration, set_details, set_scores
 
 
@@ -87,13 +90,14 @@ def test_a_label_that_no_image_has():
     )
     assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, shares >= 0.5, average="macro", zero_division=0))
     assert set_scores(SetOutcomes.of(shares, truth), np.full(5, 0.5), list("abcde"))["c"]["average_precision"] is None
-    assert np.isfinite([row["low"] for row in sets_with_intervals(shares, truth).values()]).all()
+    intervals = sets_with_intervals(shares, truth)
+    assert [name for name, row in intervals.items() if row["low"] is None] == ["log_loss"]  # of 60 images
 
 
 def test_no_label_at_all():
     shares, truth = draw(images=4)
     found = sets_with_intervals(shares, truth * 0)
-    assert found["mean_average_precision"] == {"value": 0, "low": 0, "high": 0}
+    assert found["mean_average_precision"] == {"value": 0, "low": None, "high": None}
     assert found["hamming_loss"]["value"] == pytest.approx(np.mean(shares >= 0.5))
 
 
@@ -119,6 +123,25 @@ def test_intervals_are_as_wide_as_other_images_would_make_them():
     assert np.mean(width) == pytest.approx(2 * 1.96 * np.std(value), rel=0.35)
 
 
+@pytest.mark.parametrize("images", [2, 10, 40])
+def test_all_right_leaves_a_doubt(images):
+    truth = np.arange(3 * images).reshape(-1, 3) % 2
+    found = sets_with_intervals(np.where(truth > 0, 0.99, 0.01), truth)
+    for name in ("mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy"):
+        assert found[name]["value"] - found[name]["low"] >= 0.99 - exact_share(images, images)[0], name
+    assert found["hamming_loss"]["high"] >= 0.99 * exact_share(0, images)[1]
+    assert found["log_loss"]["low"] is None
+
+
+def test_simulated_intervals_cover_the_truth():
+    for images, labels, repeats in ((10, 5, 100), (100, 3, 100)):
+        truths = measure_sets(SetOutcomes.of(*draw(20_000, labels, seed=0)).tally())
+        found = [sets_with_intervals(*draw(images, labels, seed=200 + k)) for k in range(repeats)]
+        for name, truth in truths.items():
+            rows = [one[name] for one in found if one[name]["low"] is not None]
+            assert np.mean([one["low"] <= truth <= one["high"] for one in rows] or [1]) >= 0.93, (images, name)
+
+
 def test_intervals_of_many_images_come_from_fewer_resamples_and_are_reproducible():
     shares, truth = draw(images=3000, labels=60)
     assert sets_with_intervals(shares, truth) == sets_with_intervals(shares, truth)
@@ -129,9 +152,25 @@ def test_differences_are_those_of_the_metrics():
     found = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(second, truth))
     for name, metric in SET_METRICS.items():
         assert found[name]["value"] == pytest.approx(metric(second, truth) - metric(first, truth))
-        assert found[name]["low"] <= found[name]["value"] <= found[name]["high"]
+        if name not in ("mean_average_precision", "log_loss"):  # 60 images are too few
+            assert found[name]["low"] < found[name]["value"] < found[name]["high"]
     same = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(first, truth))
-    assert all(row == {"value": 0, "low": 0, "high": 0} for row in same.values())
+    for name in ("macro_f1", "micro_f1", "subset_accuracy", "hamming_loss"):
+        assert same[name]["value"] == 0
+        assert same[name]["low"] == pytest.approx(-same[name]["high"])
+        assert same[name]["low"] < 0
+    assert same["log_loss"]["low"] is None
+
+
+def test_the_subset_accuracy_differs_clearly_where_mcnemar_says_so():
+    truth = np.zeros((40, 3), int)
+    for better in range(2, 10):
+        first = np.full(truth.shape, 0.1)
+        second = first.copy()
+        first[:better, 0] = second[39, 1] = 0.9
+        outcomes = [SetOutcomes.of(shares, truth) for shares in (first, second)]
+        test = mcnemar(*(~outcome.wrong.any(axis=1) for outcome in outcomes))
+        assert (set_differences(*outcomes)["subset_accuracy"]["low"] > 0) == (test.p_value < 0.05)
 
 
 def test_calibration_is_the_mean_over_the_labels():
@@ -142,10 +181,28 @@ def test_calibration_is_the_mean_over_the_labels():
     assert [(part["images"], part["accuracy"]) for part in found["bins"]] == [(4, 0.25), (4, 0.5)]
 
 
-def test_the_sigmoid_of_large_logits():
-    found = sigmoid(np.array([[-1000.0, 0.0, 1000.0]]))
-    assert found.tolist() == [[0.0, 0.5, 1.0]]
-    assert SET_METRICS["log_loss"](found, np.array([[1, 0, 0]])) == pytest.approx((2 * 87.33654475 + np.log(2)) / 3)
+@pytest.mark.parametrize("size", [10.0, 17.0, 20.0, 30.0])
+def test_an_answer_costs_what_its_logit_says(size):
+    logits = np.array([[size, -size]])
+    for truth in ([[0, 1]], [[1, 0]]):
+        expected = np.mean(np.logaddexp(0, np.where(truth, -logits, logits)))
+        outcomes = SetOutcomes.of_logits(logits, np.array(truth))
+        assert outcomes.losses.mean() == pytest.approx(expected, rel=1e-9)
+        assert SET_METRICS["log_loss"](sigmoid(logits), np.array(truth)) == pytest.approx(expected, abs=1e-3)
+
+
+def test_logits_are_ranked_where_probabilities_are_all_1():
+    logits, truth = np.array([[40.0], [45.0], [50.0], [55.0]]), np.array([[0], [0], [1], [1]])
+    outcomes = SetOutcomes.of_logits(logits, truth)
+    assert float(measure_sets(outcomes.tally())["mean_average_precision"]) == 1
+    assert set_details(outcomes)["roc_auc"] == 1
+
+
+def test_a_probability_of_1_was_rounded():
+    for kind, size in ((np.float32, 17.3), (np.float64, 37.4)):
+        found = log_odds(np.array([[0.0, 0.5, 1.0]], kind))[0]
+        assert found == pytest.approx([-87.3, 0, size], abs=0.1)
+    assert sigmoid(np.array([[-1000.0, 0.0, 1000.0]])).tolist() == [[0.0, 0.5, 1.0]]
 
 
 @pytest.mark.parametrize("name", sorted(SET_MODULES))

@@ -14,7 +14,6 @@ from hfft.hub.content import (
     collect,
     fill_card,
     finished_recipe,
-    leftovers,
     parts,
     refuse_secret,
 )
@@ -169,6 +168,11 @@ def test_the_card_of_an_adapter_alone_shows_what_opens_it():
     assert 'print("another example")' in text
 
 
+def test_an_adapter_in_a_folder_of_its_own_is_shown_there():
+    text = fill_card(CARD, "me/lora", "google/vit", inside="adapter")
+    assert 'hfft.Classifier.from_pretrained("me/lora", subfolder="adapter")' in text
+
+
 def test_an_adapter_on_a_folder_is_refused(make, tmp_path):
     folder, recipe = make(checkpoint=str(tmp_path / "vit"))
     local = json.dumps({"base_model_name_or_path": str(tmp_path / "vit"), "revision": None})
@@ -197,30 +201,6 @@ def test_an_adapter_that_nobody_could_open_is_refused_before_training(make, tmp_
         check_base(on_blocks, HubSpec(what="both"))
     _, on_hub = make()
     check_base(on_hub, HubSpec(what="both"))
-
-
-@pytest.mark.parametrize(
-    ("there", "gone"),
-    [
-        ("model-00001-of-00002.safetensors", True),
-        ("model.safetensors.index.json", True),
-        ("pytorch_model.bin", True),
-        ("training_args.bin", True),
-        ("adapter_config.json", True),
-        ("processor_config.json", True),
-        ("adapter/adapter_config.json", True),
-        ("figures/old.png", True),
-        ("examples/old.jpg", True),
-        ("model.safetensors", False),
-        ("NOTES.md", False),
-        ("onnx/model.onnx", False),
-        ("old/model.safetensors", False),
-        (".gitattributes", False),
-    ],
-)
-def test_what_an_earlier_push_left(there, gone):
-    sent = [File(name, b"") for name in MODEL]
-    assert leftovers([there, "config.json"], sent) == ([there] if gone else [])
 
 
 def test_the_token_is_never_sent():

@@ -50,11 +50,13 @@ def test_a_run_is_pushed_when_it_ends_and_not_twice(train, hub, tmp_path, capsys
         ({"repo_id": "other/cells"}, "other/cells: me has no write access there", 2),
         ({"repo_id": "me/public"}, "me/public is there and public", 2),
         ({"repo_id": "cells", "what": "adapter"}, "the adapter sits on the folder ", 2),
+        ({"repo_id": "me/adapters"}, "adapter_config.json: there already, not from hfft, and would be opened", 2),
         ({"repo_id": "cells", "token": "hf_mine"}, "hub.token: a recipe never holds a secret: use `hf auth login`", 2),
     ],
 )
 def test_what_can_not_be_pushed_is_not_trained(section, words, code, train, hub, tmp_path, capsys):
     hub.add_repository("me/public")
+    hub.add_repository("me/adapters", private=True, **{"adapter_config.json": b"{}"})
     assert train(section) == code
     said = capsys.readouterr().err
     assert words in said
@@ -147,7 +149,7 @@ def test_each_save_is_pushed_and_changes_nothing_of_the_training(train, hub, tmp
         log[-1].title,
     ]
     assert "fine-tuned with hfft" in log[-1].title
-    assert set(log[1].files) - {".gitattributes"} == MODEL
+    assert set(log[1].files) - {".gitattributes", "hfft_files.json"} == MODEL
     model, _ = open_model("me/saves", revision=log[1].oid)
     assert list(model.config.id2label.values()) == list(pushable.CLASSES)
     assert weights(tmp_path / "runs/cells") == weights(tmp_path / "runs/end")

@@ -12,7 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pushable
 import pytest
+import tiny
 import torch
+import transformers
 from huggingface_hub.utils import _http
 
 import hfft
@@ -135,14 +137,40 @@ def test_a_base_with_other_weights_is_found_out(merged, hub):
         push_run(merged, HubSpec(repo_id="me/lora", what="adapter", base_model="me/vit"))
 
 
-def test_files_of_an_earlier_push_that_would_be_opened_go_and_others_stay(merged, hub, caplog):
-    old = {"adapter_config.json": b"{}", "model-00001-of-00002.safetensors": b"w", "NOTES.md": b"mine"}
-    hub.add_repository("me/cells", private=True, **old)
+def test_only_what_a_push_of_ours_has_sent_is_removed(merged, hub, tmp_path, caplog):
+    put_base(hub, merged)
+    mine = {"figures/paper.png": b"p", "examples/photo.jpg": b"j", "weights.bin": b"w", "NOTES.md": b"n"}
+    hub.add_repository("me/cells", private=True, **mine)
+    push_run(merged, HubSpec(repo_id="me/cells", what="both", base_model="me/vit"))
+    assert set(hub.files("me/cells")) >= {*mine, *(f"adapter/{name}" for name in ADAPTER)}
     with caplog.at_level(logging.INFO, "hfft"):
         hfft.push(merged, "me/cells")
-    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), "NOTES.md"}
-    assert "removes what an earlier push left: adapter_config.json, model-00001-of-00002.safetensors" in caplog.text
-    assert len(hub.titles("me/cells")) == 2
+    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), *mine}
+    assert "removes what an earlier push left: adapter/adapter_config.json" in caplog.text
+    assert len(hub.titles("me/cells")) == 3
+
+
+def test_a_card_that_was_edited_on_the_hub_stays(merged, hub, caplog):
+    hfft.push(merged, "me/cells")
+    hub.repositories["me/cells"].branches["main"][-1].files["README.md"] = b"# My own words"
+    pushed = hfft.push(merged, "me/cells", commit_message="Again")
+    assert hub.files("me/cells")["README.md"] == b"# My own words"
+    assert "-# My own words" in caplog.text
+    assert pushed.files == len(hub.files("me/cells")) - 1
+
+
+def test_an_adapter_whose_base_has_as_many_classes_does_not_answer_with_its_labels(hub, tmp_path):
+    pushable.make_photos(tmp_path / "photos")
+    tiny.save(tmp_path / "vit", "vit", classes=len(pushable.CLASSES))
+    run = pushable.make_run(tmp_path, merge=False, report=False)
+    put_base(hub, run)
+    pushed = push_run(run, HubSpec(repo_id="me/lora", base_model="me/vit"))
+    assert pushed.largest_difference < 1e-5
+    assert {f"adapter/{name}" for name in ADAPTER} < set(hub.files("me/lora"))
+    assert hfft.Classifier.from_pretrained("me/lora", subfolder="adapter").classes == pushable.CLASSES
+    assert b'from_pretrained("me/lora", subfolder="adapter")' in hub.files("me/lora")["README.md"]
+    with pytest.raises((OSError, ValueError)):
+        transformers.pipeline("image-classification", model="me/lora")
 
 
 def test_from_python_the_adapters_base_can_be_named_as_well(merged, hub):

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from hfft.data import folders
 from hfft.errors import DataError
 from hfft.inference.images import find_images
 from hfft.inference.urls import RemoteImage
@@ -119,3 +120,14 @@ def test_a_list_that_is_no_text(tmp_path):
         images = find_images(["-"], listed=lines).images
         with pytest.raises(DataError, match="standard input: the list is not text"):
             list(images)
+
+
+def test_images_that_are_not_read_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "endings", lambda: {".png": "PNG"})  # as without pillow-heif
+    (tmp_path / "other").mkdir()
+    for name in ("a.heic", "b.HEIC", "c.dcm"):
+        (tmp_path / "other" / name).touch()
+    with pytest.raises(
+        DataError, match=r"no images that are read \(\.dcm 1, \.heic 2\); HEIC is read with pip install"
+    ):
+        find_images(["other"])

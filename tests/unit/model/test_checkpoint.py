@@ -15,9 +15,11 @@ from hfft.model.checkpoint import (
     load_skeleton,
     reopen,
     restore_weights,
+    sample_pixels,
     save_model,
     set_memory_format,
 )
+from hfft.model.sizing import resize_config
 from hfft.recipe.spec import ModelSpec
 
 LABELS = ("ant", "bee", "cat")
@@ -74,10 +76,30 @@ def test_a_config_that_does_not_say_which_class_it_is_of(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["clip", "hiera", "levit"])
-def test_image_size_sets_the_config_where_the_family_keeps_it(family, tmp_path):
-    config = load_config(ModelSpec(checkpoint=str(tiny.save(tmp_path, family)), image_size=64), LABELS)
+def test_image_size_sets_the_config_where_the_family_keeps_it(family):
+    config = tiny.build(family).config
+    assert resize_config(config, 64)
     section = config.vision_config if family == "clip" else config
     assert section.image_size == ([64, 64] if family == "hiera" else 64)
+
+
+@pytest.mark.parametrize("family", ["dinov2", "dinov2_with_registers", "swin", "convnext", "timm_wrapper"])
+def test_a_network_that_interpolates_its_positions_takes_another_image_size(family, tmp_path):
+    spec = ModelSpec(checkpoint=str(tiny.save(tmp_path / "c", family)), image_size=48)
+    model, processor = load_checkpoint(spec, LABELS)
+    assert sample_pixels(processor).shape == (1, 3, 48, 48)
+    save_model(model, processor, tmp_path / "m")
+    again, processor = reopen(tmp_path / "m")
+    pixels = sample_pixels(processor)
+    with torch.no_grad():
+        assert torch.equal(again(pixel_values=pixels).logits, model(pixel_values=pixels).logits)
+
+
+@pytest.mark.parametrize("family", ["vit", "clip", "siglip", "levit"])
+def test_an_image_size_that_weights_do_not_fit_is_refused_before_they_are_read(family, tmp_path):
+    spec = ModelSpec(checkpoint=str(tiny.save(tmp_path / "c", family)), image_size=64)
+    with pytest.raises(ModelError, match=r"^model.image_size: .* don't fit its network at image_size 64"):
+        load_config(spec, LABELS)
 
 
 def test_missing_encoder_weights_are_refused(tmp_path):

@@ -1,10 +1,14 @@
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
+from torch import nn
 
 from hfft.model.anatomy import dissect
 from hfft.model.cut import Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.model.freezing import held_modules, set_trainable, trainable_names
+from hfft.model.restoring import random_states
 from hfft.model.trace import trace
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
 from hfft.training.plan import prepare_phase
@@ -81,6 +85,51 @@ def test_where_an_adapter_begins():
     assert cut is not None
     assert cut.path == "vit.layers.3"
     assert cut.fingerprint == cut_at(tiny.build("vit"), "vit.layers.3", ONE).fingerprint  # of the same frozen weights
+
+
+class Batched(nn.Module):
+    """A normalisation in front of the head, by the running statistics or by those of the images at hand."""
+
+    def __init__(self, *, running):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 8, 8)
+        self.norm = nn.BatchNorm2d(4, track_running_stats=running)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(logits=self.head(self.norm(self.stem(pixel_values)).mean((2, 3))))
+
+
+@pytest.mark.parametrize(("running", "path"), [(True, "head"), (False, "norm")])
+def test_what_depends_on_other_images_is_not_kept(running, path):
+    model = Batched(running=running)
+    set_trainable(model, {"head.weight", "head.bias"})
+    cut = find_cut(model, ONE)
+    assert cut is not None
+    assert cut.path == path
+
+
+@pytest.mark.parametrize("family", ["swin", "swinv2", "pvt_v2", "focalnet", "donut-swin"])
+def test_checkpointed_activations_keep_the_place(family):
+    """A whole stage is then computed again in the backward pass, with what lies in front of the place in it."""
+    plain = find_cut(prepared(family, {"blocks": 1}), ONE)
+    model = prepared(family, {"blocks": 1})
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    cut = find_cut(model, ONE)
+    assert cut is not None
+    assert plain is not None
+    assert cut.path == plain.path
+
+
+def test_random_numbers_of_an_accelerator_are_noticed(monkeypatch):
+    """Its state is looked at beside the CPU's; here a counter stands for it."""
+    states = iter(range(100))
+    fake = SimpleNamespace(get_rng_state=lambda device: torch.tensor(next(states)), manual_seed=lambda seed: None)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
+    first, second = random_states(torch.device("xpu:0")), random_states(torch.device("xpu:0"))
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[1], second[1])
 
 
 def test_nothing_is_in_front_of_the_stem():

@@ -262,6 +262,18 @@ def test_a_short_pass_is_not_worth_a_measurement(monkeypatch):
     assert choose(prefix(), images=100).images_per_second is None
 
 
+def test_the_cold_first_pass_of_an_accelerator_does_not_count(monkeypatch):
+    """It loads kernels for seconds; images on the meta device stand for those on an accelerator."""
+    clock, seconds = [0.0], iter([60.0, 0.01])
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+
+    def run(_):
+        clock[0] += next(seconds)
+
+    assert engine._is_short(run, torch.zeros(32, 3, 4, 4, device="meta"), 1000)
+
+
 def test_timing_goes_round_and_leaves_out_who_is_far_behind(monkeypatch):
     clock, order = [0.0], []
     monkeypatch.setattr(engine.time, "perf_counter", lambda: clock[0])

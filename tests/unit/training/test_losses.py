@@ -141,3 +141,25 @@ def test_targets_between_0_and_1_are_taken_as_they_are():
     mixed = 0.3 * SETS + 0.7 * SETS.flip(0)
     expected = functional.binary_cross_entropy_with_logits(LOGITS, mixed)
     torch.testing.assert_close(LabelSetLoss()(outputs(LOGITS), mixed), expected)
+
+
+@pytest.mark.parametrize("gamma", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("size", [0.0, 17.0, 30.0, 200.0])
+def test_a_sure_answer_has_a_gradient_whatever_gamma(gamma, size):
+    for loss, right in ((ImageLoss, torch.tensor([0, 1])), (LabelSetLoss, torch.eye(2))):
+        logits = torch.tensor([[size, -size], [0.3, -0.2]], requires_grad=True)
+        loss(gamma=gamma)({"logits": logits}, right).backward()
+        assert logits.grad.isfinite().all()
+        assert logits.grad[1].abs().min() > 0.01
+        if size >= 30:
+            assert logits.grad[0].abs().max() < 1e-5
+
+
+def test_constants_stay_where_the_logits_are():
+    loss = ImageLoss(class_weights=(1.0,) * 5, shifts=(0.1,) * 5)
+    places = []
+    for _ in range(2):
+        loss(outputs(LOGITS.to("meta")), HARD.to("meta"), 8)
+        places.append([id(tensor) for tensor in (loss.class_weights, loss.shifts) if tensor.is_meta])
+    assert len(places[0]) == 2
+    assert places[0] == places[1]

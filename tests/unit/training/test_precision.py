@@ -1,3 +1,4 @@
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -57,3 +58,36 @@ def test_an_answer_is_remembered(monkeypatch, tmp_path):
     monkeypatch.setattr(precision, "_seconds", lambda *_: next(times))  # and no second one
     options = {"replays": True, "memory": tmp_path / "runs/precision.json"}
     assert [precision.fastest_precision(tiny.build("vit"), SPEC, ONE, **options) for _ in range(2)] == ["bfloat16"] * 2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"PLACE": "float64"}', '{"PLACE": null}'])
+def test_an_answer_that_is_none_is_asked_for_again(monkeypatch, tmp_path, content):
+    monkeypatch.setattr(precision, "has_native_bfloat16", lambda: True)
+    monkeypatch.setattr(precision, "_seconds", lambda *_: {"float32": 1.0, "bfloat16": 0.5})
+    memory = tmp_path / "precision.json"
+    precision.fastest_precision(tiny.build("vit"), SPEC, ONE, replays=True, memory=memory)
+    (place,) = json.loads(memory.read_text())
+    memory.write_text(content.replace("PLACE", place))
+    assert precision.fastest_precision(tiny.build("vit"), SPEC, ONE, replays=True, memory=memory) == "bfloat16"
+    assert json.loads(memory.read_text()) == {place: "bfloat16"}
+
+
+CHANGES = {
+    "network": lambda: {"model": tiny.build("vit", hidden_size=32)},  # both without a name
+    "released": lambda: {"spec": PhaseSpec(name="p", unfreeze={"blocks": 2})},
+    "statistics": lambda: {"spec": PhaseSpec(name="p", unfreeze={"blocks": 1}, batchnorm="train")},
+    "images": lambda: {"pixels": torch.zeros(1, 3, 64, 64)},
+    "replay": lambda: {"replays": False},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_an_answer_is_for_what_it_was_measured_with(monkeypatch, what):
+    asked = {"model": tiny.build("vit"), "spec": SPEC, "pixels": ONE, "replays": True}
+    before = precision._circumstances(**asked)
+    assert precision._circumstances(**asked) == before
+    assert precision._circumstances(**{**asked, **CHANGES[what]()}) != before
+    for name, other in (("hardware", lambda _: "another processor"), ("torch.get_num_threads", lambda: 64)):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"hfft.training.precision.{name}", other)
+            assert precision._circumstances(**asked) != before

@@ -1,0 +1,107 @@
+"""What is said of sources that can't be read as they are: where was looked, and what to do."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePath
+
+from datasets import Dataset
+
+from hfft.data.content import opened_path
+from hfft.data.formats import endings
+from hfft.errors import DataError, nearest
+
+_UNPACK = "unpack it, and name the folder"
+_ADVICE = {
+    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), f"an archive: {_UNPACK}"),
+    ".tar": f"an archive: {_UNPACK}, or name it alone",
+    ".json": "JSON is read one object per line (.jsonl); export Label Studio's and COCO's annotations as CSV",
+    ".txt": "a list of images is read as a table: save it as .csv with a first line such as path,label",
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet: save it as .csv"),
+    **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl", ".lmdb"), "arrays: write the images to files"),
+}
+_SAMPLE = 100  # images that are looked for
+_URL = re.compile(r"^[a-z][a-z0-9+]*://", re.IGNORECASE)
+_BASE64 = re.compile(r"^(data:image/|[A-Za-z0-9+/\s]{200})")
+
+
+def missing_source(source: str) -> str | None:
+    """Why a source that is neither file nor folder can't be one on the Hub either, or None."""
+    if source.startswith("hf://datasets/"):
+        return f"found the URL {source}; allowed: the Hub id alone, {'/'.join(source.split('/')[3:5])}"
+    if _URL.match(source):
+        return f"found the URL {source}; allowed: a folder or file on this machine, or a Hub id; download it first"
+    is_path = source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source
+    return missing_path(source) if is_path or PurePath(source).suffix.lower() in (*_ADVICE, ".csv", ".tsv") else None
+
+
+def missing_path(name: str) -> str:
+    """That a path leads nowhere: what was tried, and how far it leads."""
+    path = Path(name).expanduser().absolute()
+    parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    lost = path.relative_to(parent).parts[0]
+    meant = nearest(lost, (child.name for child in parent.iterdir()))
+    told = f"; did you mean {meant!r}?" if meant else ""
+    return f"the folder {name} does not exist; looked for {path}: {parent} holds no {lost!r}{told}"
+
+
+def advice_for(files: Iterable[Path]) -> str:
+    """What to do with files that are neither images nor tables, as the end of a sentence; empty for nothing."""
+    found = Counter(file.suffix.lower() for file in files)
+    known = [f"{ending} is {advice}" for ending, advice in _ADVICE.items() if ending in found]
+    return f"; {'; '.join(known)}" if known else ""
+
+
+def check_header(names: Sequence[str], where: str) -> None:
+    """A first line that names an image is a row.
+
+    Raises:
+        DataError: If it does.
+    """
+    odd = next((name for name in names if PurePath(name).suffix.lower() in endings()), None)
+    if odd is not None:
+        raise DataError(
+            f"{where}: the first line holds {odd!r}, which looks like an image's row; add a line of names above it, "
+            "such as path,label"
+        )
+
+
+def check_paths(values: Sequence[str], where: str) -> None:
+    """Texts that can't be paths.
+
+    Raises:
+        DataError: If the first is a URL, or an image written as text.
+    """
+    first = next(iter(values), "")
+    if _URL.match(first):
+        raise DataError(f"{where} holds URLs ({first[:80]}); download the images, and name their paths")
+    if _BASE64.match(first):
+        raise DataError(
+            f"{where} holds images as text (base64: {first[:20]}...); write them to files, or to Parquet as bytes"
+        )
+
+
+def check_found(rows: Dataset, where: str) -> None:
+    """Images in files, of which some must be there: else the folder that paths begin at is wrong.
+
+    Raises:
+        DataError: If none of the first exists.
+    """
+    images = rows[:_SAMPLE]["image"]
+    paths = [image["path"] for image in images if image is not None and image["bytes"] is None]
+    if len(paths) < len(images) or any(path is None or "?" in path for path in paths):
+        return
+    if any(os.path.exists(opened_path(path)) for path in paths):
+        return
+    raise not_found(Path(paths[0]), where)
+
+
+def not_found(path: Path, where: str) -> DataError:
+    """That images aren't where a table says."""
+    path = path.absolute()
+    parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    return DataError(
+        f"{where}: no image is where the rows say; looked for {path} first; name the column of paths, file names or "
+        f"ids (data.image_column) and the folder that they begin at (data.image_folder){advice_for(parent.iterdir())}"
+    )

@@ -1,0 +1,176 @@
+"""Which folders of a folder of images are splits, and which are classes, by their names.
+
+A name tells no class when nothing remains of it without the words of splits, parts and archives: `train`, `test_set`,
+`images`, `part_2`; or when the same remains of all of them: `seg_train`, `seg_test`.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfft.data.folders import SPLIT_NAMES, holds_images, is_image, split_in, subfolders, words_of
+
+ALLOWED = (
+    "allowed: class folders alone, or folders of class folders that are called "
+    f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}; or one of the folders (data.source); or "
+    "a table of labels beside the images (path,label); or data.label_column=class_folder, which takes the folders' "
+    "names as classes all the same"
+)
+CLASS_FOLDER = "class_folder"  # stands for the folder of an image, as a label_column
+_SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
+_UNLABELLED = frozenset(("pred", "preds", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
+_NO_CLASS = _SPLIT_WORDS.union(
+    _UNLABELLED,
+    ("all", "data", "dataset", "datasets", "dir", "file", "files", "folder", "folders", "set", "sets", "split"),
+    ("splits", "image", "images", "img", "imgs", "jpg", "jpeg", "pic", "pics", "picture", "pictures", "photo"),
+    ("photos", "png", "archive", "batch", "batches", "chunk", "chunks", "fold", "folds", "part", "parts", "shard"),
+    ("shards", "tar", "zip", "annotation", "annotations", "labels", "mask", "masks", "segmentation"),
+    ("segmentations", "unknown"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the folders below a folder of images are.
+
+    Attributes:
+        splits: Name of each split to the folders that hold its class folders.
+        left_out: Folders whose images have no label.
+        problem: Why the folders' names can't be labels, or None.
+    """
+
+    splits: Mapping[str, tuple[Path, ...]]
+    left_out: tuple[Path, ...] = ()
+    problem: str | None = None
+
+    def class_folders(self, split: str) -> list[Path]:
+        """The class folders of a split; several may be of one class."""
+        return [child for root in self.splits[split] for child in subfolders(root)]
+
+
+def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
+    """Tell splits from classes.
+
+    Args:
+        folder: Holds images.
+        by_folder: The names of the folders are classes, whatever they look like.
+    """
+    top = _unwrapped(folder)
+    children = _filled(top)
+    if not children:
+        problem = None if subfolders(top) else f"{folder}: found no class folders"
+        return Layout({"train": (top,)}, problem=problem)
+    splits = split_names(path.name for path in children)
+    others = [path for path in children if path.name not in splits]
+    unlabelled = [path for path in others if not _UNLABELLED.isdisjoint(words_of(path.name))]
+    found = [path for path in children if path.name in splits]
+    nested = [path for path in found if _filled(path) and not _holds_loose(path)]
+    if found and (len(others) == len(unlabelled) or len(set(map(split_in, splits))) > 1 or nested):
+        layout = _split_layout(folder, found, unlabelled)
+        others = [path for path in others if path not in unlabelled]
+        if not others:
+            return Layout({"train": (top,)}) if by_folder and layout.problem else layout
+        if not by_folder:
+            named, rest = (", ".join(path.name for path in paths) for paths in (found, others))
+            return Layout(layout.splits, problem=f"{folder}: {named} look like splits and {rest} do not")
+    roots = _class_roots(top)
+    if not by_folder and all(_are_splits(_filled(path)) and not _holds_loose(path) for path in children):
+        shown = ", ".join(path.relative_to(folder).as_posix() for path in _filled(children[0]))
+        return Layout({"train": roots}, problem=f"{folder}: the folders of classes hold those of splits: {shown}")
+    if not by_folder and tells_no_class(path.name for root in roots for path in _filled(root)):
+        return Layout({"train": roots}, problem=_no_classes(folder, children))
+    return Layout({"train": (top,) if by_folder else roots})
+
+
+def split_names(names: Iterable[str]) -> dict[str, str]:
+    """The names among those of folders that are splits, and what each is called as a split.
+
+    A name is one when it has a split's word and no other (`train`, `01_test`, `val_images`), or the same others as
+    another split (`seg_train`, `seg_test`).
+    """
+    rests: dict[tuple[str, ...], set[str]] = {}
+    for name in set(names):
+        if split_in(name) is not None:
+            rests.setdefault(_rest(name), set()).add(name)
+    found = [name for rest, group in rests.items() if not rest or len(set(map(split_in, group))) > 1 for name in group]
+    counts = Counter(map(split_in, found))
+    return {
+        name: str(name if name.lower() in _SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
+        for name in sorted(found)
+    }
+
+
+def _are_splits(folders: Collection[Path]) -> bool:
+    """Whether folders are two or more splits."""
+    names = split_names(path.name for path in folders)
+    return len(names) == len(folders) and len(set(map(split_in, names))) > 1
+
+
+def tells_no_class(names: Iterable[str]) -> bool:
+    """Whether names of folders are those of splits, parts or archives: all of them."""
+    names = set(names)
+    rests = set(map(_rest, names))
+    is_plain = all(not _NO_CLASS.isdisjoint(words_of(name)) for name in names)
+    return is_plain and (rests == {()} or (len(names) > 1 and len(rests) == 1))
+
+
+def _rest(name: str) -> tuple[str, ...]:
+    """The words of a name that may tell a class."""
+    return tuple(word for word in words_of(name) if word not in _NO_CLASS and len(word) > 1)
+
+
+def _filled(folder: Path) -> list[Path]:
+    return [path for path in subfolders(folder) if holds_images(path)]
+
+
+def _holds_loose(folder: Path) -> bool:
+    return any(is_image(path) and path.is_file() and path.name[0] != "." for path in folder.iterdir())
+
+
+def _unwrapped(folder: Path) -> Path:
+    """The folder within that holds everything, where its name tells nothing: `images/`, `data/`."""
+    children = _filled(folder)
+    if len(children) != 1 or _holds_loose(folder) or split_in(children[0].name):
+        return folder
+    is_wrapper = tells_no_class([children[0].name]) or _are_splits(_filled(children[0]))
+    return _unwrapped(children[0]) if is_wrapper and _filled(children[0]) else folder
+
+
+def _class_roots(folder: Path) -> tuple[Path, ...]:
+    """The folders that hold the class folders: `folder`, or what lies in the parts that it was divided into."""
+    children = _filled(folder)
+    if not children or _holds_loose(folder) or not all(map(_filled, children)):
+        return (folder,)
+    if len(children) == 1:
+        is_part = children[0].name == folder.name or tells_no_class([children[0].name])
+    else:
+        alike = {tuple(word for word in words_of(path.name) if len(word) > 1) for path in children}
+        is_part = len(alike) == 1 and tells_no_class(path.name for path in children)
+    return tuple(root for path in children for root in _class_roots(path)) if is_part else (folder,)
+
+
+def _split_layout(folder: Path, found: Collection[Path], unlabelled: Collection[Path]) -> Layout:
+    """Split folders, those without class folders left out; with a problem where these are all, or train is one."""
+    roots = {path: _class_roots(path) for path in found}
+    classes = {path: {child.name for root in roots[path] for child in _filled(root)} for path in found}
+    known = {name for path in found if split_in(path.name) == "train" for name in classes[path]}
+    flat = [
+        path
+        for path in found
+        if not classes[path]
+        or classes[path] == {path.name}
+        or (tells_no_class(classes[path]) and (split_in(path.name) == "train" or not classes[path] <= known))
+    ]
+    names = split_names(path.name for path in found)
+    splits = {names[path.name]: roots[path] for path in found if path not in flat}
+    rests = {_rest(path.name) for path in found}
+    problem = None
+    if len(rests) > 1 or len(flat) == len(found) or any(split_in(path.name) == "train" for path in flat):
+        problem = _no_classes(folder, found)
+    return Layout(splits, left_out=(*flat, *unlabelled), problem=problem)
+
+
+def _no_classes(folder: Path, found: Collection[Path]) -> str:
+    names = ", ".join(path.relative_to(folder).as_posix() for path in found)
+    return f"{folder}: names of splits, parts or archives are no labels, and no class folders are in them: {names}"

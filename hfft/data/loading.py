@@ -1,0 +1,64 @@
+"""Tables and data sets on disk or on the Hub, loaded by the library `datasets`; its errors become ours."""
+
+import glob
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, load_dataset
+from datasets.exceptions import DatasetGenerationError
+
+from hfft.data.text_tables import TEXT_TABLES, read_text_table
+from hfft.errors import DataError
+
+
+def load(where: str, path: str, config: str | None = None, *, revision: str | None = None) -> DatasetDict:
+    """A data set of a folder or of the Hub.
+
+    Raises:
+        DataError: If it can't be loaded.
+    """
+    return _load(where, path, config, revision=revision)
+
+
+def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict:
+    """Parquet files by split.
+
+    Raises:
+        DataError: If they can't be loaded.
+    """
+    named = {split: [glob.escape(str(file)) for file in paths] for split, paths in files.items()}
+    return _load(where, "parquet", data_files=named)
+
+
+def read_table(file: Path) -> Dataset:
+    """A table of any kind.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    if file.suffix.lower() in TEXT_TABLES:
+        return read_text_table(file)
+    return load_parquet(str(file), {"train": [file]})["train"]
+
+
+def reason_of(error: Exception) -> str:
+    """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
+    lines = str(error).splitlines()
+    if isinstance(error, DatasetGenerationError):
+        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
+    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+
+
+def _load(
+    where: str,
+    path: str,
+    config: str | None = None,
+    *,
+    revision: str | None = None,
+    data_files: dict[str, list[str]] | None = None,
+) -> DatasetDict:
+    try:
+        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
+    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
+        raise DataError(f"data.source: {where} can't be loaded as a data set: {reason_of(error)}") from error
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})

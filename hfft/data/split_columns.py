@@ -1,0 +1,91 @@
+"""Which column of a table tells the split of each row, and the rows by its values."""
+
+from typing import Any
+
+from datasets import ClassLabel, Dataset, Value
+
+from hfft.data.folders import SPLIT_NAMES, warn
+from hfft.data.label_columns import plain_name
+from hfft.errors import DataError
+from hfft.recipe.spec import DataSpec
+
+_SAMPLE = 200  # values of a column that are looked at to see whether it may hold splits
+
+
+def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
+    """The one asked for; else one that is called `split`, or that holds names of splits alone.
+
+    Raises:
+        DataError: If a column called `split` holds some names of splits and something else, or several fit.
+    """
+    if spec.split_column is not None:
+        if spec.split_column in table.column_names:
+            return spec.split_column
+        raise DataError(
+            f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(table.column_names)}"
+        )
+    known = {name for names in SPLIT_NAMES.values() for name in names}
+    labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
+    found = []
+    for name, kind in table.features.items():
+        if name in (image, spec.weight_column, spec.group_column, *labels) or not _is_short(kind):
+            continue
+        is_called = plain_name(name) == "split"
+        if not is_called and not {str(value).lower() for value in _split_values(table, name, _SAMPLE)} <= known:
+            continue
+        values = _split_values(table, name)
+        met = {value.lower() for value in values if value is not None}
+        if met and met <= known and (is_called or (None not in values and len(met) > 1)):
+            found.append(name)
+        elif is_called and met & known:
+            odd = next(value for value in values if value is not None and value.lower() not in known)
+            raise DataError(
+                f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} beside names of "
+                f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
+                f".test=...), or rename the column; known names: {', '.join(sorted(known))}"
+            )
+        elif is_called:
+            shown = ", ".join(sorted(met)[:3])
+            warn(
+                f"{where}: the column {name!r} is not used, as it holds no names of splits ({shown}); "
+                f"data.split_column={name} with data.splits.train=..., ... takes it"
+            )
+    called = [name for name in found if plain_name(name) == "split"]
+    if len(found) < 2 or len(called) == 1:
+        return next(iter(called or found), None)
+    raise DataError(f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}")
+
+
+def _is_short(kind: Any) -> bool:
+    is_text = isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int64"))
+    return is_text or isinstance(kind, ClassLabel)
+
+
+def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str, Dataset]:
+    """Rows by the values of a column, as text, whatever its case and spaces; all of them as `train` without one.
+
+    Raises:
+        DataError: If a row has no value.
+    """
+    if column is None:
+        return {"train": table}
+    values = _split_values(table, column)
+    if None in values:
+        raise DataError(
+            f"{where}: split_column: the column {column!r} holds nothing in {values.count(None)} of {len(values)} "
+            f"rows, the first is row {values.index(None)}; fill them in, or rename the column"
+        )
+    names: dict[str, str] = {}
+    places: dict[str, list[int]] = {}
+    for place, value in enumerate(map(str, values)):
+        places.setdefault(names.setdefault(value.lower(), value), []).append(place)
+    return {name: table.select(rows) for name, rows in places.items()}
+
+
+def _split_values(table: Dataset, column: str, most: int | None = None) -> list[str | None]:
+    """Each row's split as text without spaces around it, or those of the first rows; None where there is none."""
+    feature, values = table.features[column], table[column][:most]
+    if isinstance(feature, ClassLabel):
+        values = [None if value is None or value < 0 else feature.names[value] for value in values]
+    texts = [None if value is None else str(value).strip() for value in values]
+    return [None if text is None or text.lower() in ("", "nan", "none", "null") else text for text in texts]

@@ -1,0 +1,103 @@
+"""Whether the model of the folder that a run wrote answers as the network that the run trained and measured."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from hfft.data.batches import Examples
+from hfft.data.transforms import Transform
+from hfft.errors import TrainingError
+from hfft.evaluation.scores import Scores
+
+_IMAGES = 4
+_LOGITS = {"cpu": 1e-3}  # relative to the largest where that is above 1
+_LOGITS_ELSEWHERE = 5e-3  # kernels of an accelerator may round to TF32
+TOLERANCES: Mapping[str, float] = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}
+"""By what a phase was measured in: how far its validation numbers may be from those of the folder, which are float32.
+
+Of log loss absolute, or relative where it is above 1; of accuracy absolute, and one image more."""
+_COMPARED = ("log_loss", "accuracy", "mean_average_precision")
+
+
+def check_logits(
+    trained: tuple[Any, Transform], reopened: tuple[Any, Transform], rows: Dataset, where: str
+) -> float | None:
+    """Compare the network in memory with the reopened one on a few images, each through its own transform.
+
+    Args:
+        trained: The network and its evaluation transform; the network's modes are left as they were.
+        reopened: The same of the folder.
+        rows: Images.
+        where: The folder, for the message.
+
+    Returns:
+        The largest difference of two logits.
+
+    Raises:
+        TrainingError: If they differ by more than rounding.
+    """
+    places = np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int).tolist()
+    expected, found = (_logits(*one, rows.select(places)) for one in (trained, reopened))  # (N, K)
+    limit = _LOGITS.get(trained[0].device.type, _LOGITS_ELSEWHERE) * max(1.0, float(expected.abs().max()))
+    difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
+    if not difference <= limit:  # NaN too
+        raise TrainingError(
+            f"{where}: reopened, the model isn't the one that was trained: the logits of {len(places)} training "
+            f"images are up to {difference:.3g} apart ({limit:.2g} is allowed); its scores were not reported"
+        )
+    return difference
+
+
+def check_validation(measured: Mapping[str, float], scores: Scores, *, precision: str, phase: str, where: str) -> None:
+    """Compare a phase's own validation numbers with those of the folder that was written.
+
+    Args:
+        measured: Metrics in the phase's result.json; those that are chosen anew for the folder are left out.
+        scores: Of the reopened folder on the validation images.
+        precision: What the phase was measured in; see TOLERANCES.
+        phase: Its name, for the message.
+        where: The folder, for the message.
+
+    Raises:
+        TrainingError: If a number is further away than the tolerance; both numbers are in the message.
+    """
+    gaps = []
+    for name in _COMPARED:
+        if name not in measured or name not in scores.metrics:
+            continue
+        before, after = measured[name], scores.metrics[name]["value"]
+        limit = TOLERANCES[precision]
+        limit = limit * max(1.0, abs(before)) if name == "log_loss" else limit + 1 / len(scores.labels)
+        if not abs(before - after) <= limit:
+            gaps.append(f"{name.replace('_', ' ')} {before:.4f}, and {after:.4f} reopened ({limit:.2g} is allowed)")
+    if gaps:
+        raise TrainingError(
+            f"{where}: reopened, the model answers otherwise than {phase} did while it trained. On validation: "
+            f"{'; '.join(gaps)}. Nothing was reported; replay.mode=off in a new run tells whether recorded "
+            "activations are the cause"
+        )
+
+
+def precision_of(arguments: Mapping[str, Any]) -> str:
+    """What a phase with these arguments measures validation images in."""
+    if arguments.get("bf16") or arguments.get("bf16_full_eval"):
+        return "bfloat16"
+    return "float16" if arguments.get("fp16") or arguments.get("fp16_full_eval") else "float32"
+
+
+def _logits(network: Any, transform: Transform, rows: Dataset) -> torch.Tensor:
+    """(N, K) float32 on the CPU, in evaluation mode."""
+    examples = Examples(rows, transform.pixels)
+    modes = [(module, module.training) for module in network.modules()]
+    floats: Callable[[torch.Tensor], torch.Tensor] = transform.floats
+    try:
+        network.eval()
+        with torch.no_grad():
+            pixels = torch.stack([examples[place]["pixel_values"] for place in range(len(rows))])  # (N, C, H, W)
+            return network(pixel_values=floats(pixels.to(network.device))).logits.float().cpu()
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,159 @@
+"""What on the Hub is ours: a list in the repository of what pushes have sent; all else there is left alone."""
+
+import difflib
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path, PurePath
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import HfApi, ModelInfo
+
+from hfft.errors import HubError
+from hfft.hub.content import ADAPTER, CARD, SHOWN, File
+from hfft.interruption import apart
+
+MANIFEST = "hfft_files.json"
+"""Name in a repository: path to the sha256 of what was sent there."""
+_ADAPTER_CONFIG = "adapter_config.json"
+# What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
+_OPENED = ("*.safetensors", "*.bin", "*.index.json", _ADAPTER_CONFIG, "*processor_config.json")
+_OPENED_FIRST = ("model.safetensors", _ADAPTER_CONFIG, "*processor_config.json")
+_SHOWN_LINES = 20
+
+_LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
+
+
+class Remote:
+    """A repository at one commit."""
+
+    def __init__(self, api: HfApi, there: ModelInfo, folder: Path) -> None:
+        """Read what is listed there.
+
+        Args:
+            api: The Hub's client.
+            there: What it says of the repository.
+            folder: For downloads.
+        """
+        self._api, self._there, self._folder = api, there, folder
+        self.paths = frozenset(sibling.rfilename for sibling in there.siblings or ())
+        self.listed: dict[str, str] | None = None
+        if MANIFEST in self.paths:
+            self.listed = _read_list(self.content(MANIFEST))
+
+    def content(self, path: str) -> bytes:
+        """Of a small file."""
+        download = partial(self._api.hf_hub_download, self._there.id, path, local_dir=self._folder)
+        return Path(apart(lambda: download(revision=self._there.sha))).read_bytes()
+
+
+def _read_list(content: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(content)["files"]
+        return {str(path): str(digest) for path, digest in found.items()}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        _LOG.warning(f"{MANIFEST} on the Hub can't be read: nothing there is taken for an earlier push")
+        return {}
+
+
+def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> tuple[list[File], list[str]]:
+    """What a push sends, its list included, and what it removes.
+
+    Args:
+        remote: The repository as it is.
+        files: What is to be pushed.
+        known: Of an earlier push that left no list, path to sha256.
+
+    Raises:
+        HubError: If a file there that isn't ours would be opened in the place of what is pushed.
+    """
+    ours = dict(known) if remote.listed is None else remote.listed
+    _refuse_hidden(remote.paths - set(ours), files)
+    sent = [file for file in files if file.path != CARD or _may_replace(remote, file, ours.get(CARD))]
+    gone = leftovers(sorted(remote.paths & set(ours)), files)
+    still = {path: digest for path, digest in ours.items() if path in remote.paths and path not in gone}
+    if len(sent) < len(files):
+        still.pop(CARD, None)
+    listed = {**still, **{file.path: file.sha256() for file in sent}}
+    about = "what hfft has pushed here: a later push replaces or removes these files, and no others"
+    content = json.dumps({"about": about, "files": dict(sorted(listed.items()))}, indent=1)
+    return [*sent, File(MANIFEST, content.encode())], gone
+
+
+def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: Mapping[str, str]) -> None:
+    """Before anything is trained: whether what is to be pushed would be opened there.
+
+    Args:
+        api: The Hub's client.
+        there: What it says of the repository.
+        folders: Model and adapter folders of the run -> their folders in the repository.
+        known: As for `settle`.
+
+    Raises:
+        HubError: If a file there that isn't ours would be opened in its place.
+    """
+    with TemporaryDirectory(prefix="hfft-") as aside:
+        remote = Remote(api, there, Path(aside))
+    own = {ADAPTER: _ADAPTER_CONFIG, "model": "model.safetensors"}
+    files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
+    _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
+
+
+def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
+    """Files of an earlier push that would be opened with the new ones: other shards, another kind of result, figures.
+
+    Args:
+        ours: Paths in the repository that an earlier push has sent.
+        files: What is pushed.
+    """
+    sent = {file.path for file in files}
+    old = []
+    for path in ours:
+        folder, _, name = path.rpartition("/")
+        is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
+        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, *SHOWN)):
+            old.append(path)
+    return old
+
+
+def _refuse_hidden(others: frozenset[str], files: Sequence[File]) -> None:
+    """Refuse to put a model where a file of somebody else's would be opened first."""
+    sent = {file.path for file in files}
+    folders = {path.rpartition("/")[0] for path in sent if path.rpartition("/")[0] in ("", ADAPTER)}
+    first = [
+        path
+        for path in sorted(others - sent)
+        if path.rpartition("/")[0] in folders and any(fnmatch(Path(path).name, pattern) for pattern in _OPENED_FIRST)
+    ]
+    if first:
+        raise HubError(
+            f"{', '.join(first)}: there already, not from hfft, and would be opened in the place of what is pushed; "
+            "remove it on the Hub, or push to another repository"
+        )
+
+
+def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
+    """Whether the card there is ours as it was pushed; else it is kept, and what ours has that it hasn't is shown."""
+    if card.path not in remote.paths:
+        return True
+    theirs = remote.content(card.path)
+    assert isinstance(card.source, bytes)
+    if hashlib.sha256(theirs).hexdigest() == listed or theirs == card.source:
+        return True
+    texts = [content.decode("utf-8", "replace").splitlines() for content in (theirs, card.source)]
+    lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
+    shown = ["".join(letter if letter.isprintable() else "?" for letter in line) for line in lines[:_SHOWN_LINES]]
+    more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
+    _LOG.warning(
+        "\n".join(
+            [
+                f"{CARD} on the Hub was changed there and is kept; remove it there and push again to have the run's:",
+                *shown,
+                *more,
+            ]
+        )
+    )
+    return False

@@ -1,0 +1,77 @@
+"""One process, or one launch of several, at work in a run folder at a time."""
+
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+from accelerate.logging import get_logger
+from filelock import FileLock, Timeout
+
+from hfft.distributed import on_main
+from hfft.errors import RunError
+
+_LOG = get_logger(__name__)
+
+
+class RunLock:
+    """The right to write into a run folder; the system takes it from a process that ends, however it ends.
+
+    It is a lock on a file beside the folder, which may so be removed and made anew. The file stays when the lock is
+    gone. The main process holds it for all of a launch. `with` gives it back.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Choose the folder, which need not be there.
+
+        Args:
+            folder: Of a run, or of several.
+        """
+        self._folder = folder
+        place = Path(os.path.realpath(folder))
+        self._path = place.with_name(f".{place.name}.lock")
+        self._lock = FileLock(self._path, timeout=0, fallback_to_soft=False)
+
+    def __enter__(self) -> Self:
+        """Take nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let others in."""
+        self._lock.release()
+
+    def take_if_there(self) -> None:
+        """As `take`, if there is such a folder: a bad request leaves nothing behind where there is none."""
+        on_main(lambda: self._take() if self._folder.exists() else None)
+
+    def take(self) -> None:
+        """Take it for all processes of this launch, unless it has it.
+
+        Raises:
+            RunError: In all of them, if another launch has it.
+        """
+        on_main(self._take)
+
+    def _take(self) -> None:
+        if self._lock.is_locked:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise RunError(
+                f"{self._folder}: another process is at work there{self._holder()}; wait for its end, stop it, or "
+                "give this run a name of its own (name=...)"
+            ) from None
+        except (OSError, NotImplementedError) as error:
+            _LOG.warning(f"{self._folder}: start only one process there, as the file system keeps no locks: {error}")
+            return
+        with suppress(OSError):  # of a system that keeps others, and us, from a locked file
+            self._path.write_text(f" (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
+
+    def _holder(self) -> str:
+        try:
+            return self._path.read_text(encoding="utf-8")
+        except OSError:
+            return ""

@@ -1,0 +1,265 @@
+"""A model object that a caller brings: taken as what will be saved and opened again, or refused before any work."""
+
+import copy
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from torch import nn
+from transformers import AutoModelForImageClassification, PreTrainedModel
+
+from hfft.errors import ModelError
+from hfft.model.anatomy import dissect, head_modules
+from hfft.model.checkpoint import first_line, labels_of, plain_outputs, quiet
+from hfft.model.freezing import hash_tensors
+
+_PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
+_TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
+_SHOWN = 5
+_NOT_COMPUTED = ("_name_or_path", "architectures", "id2label", "label2id", "problem_type", "transformers_version")
+
+_LOG = get_logger(__name__)
+
+
+def take_model(model: Any) -> dict[str, str]:
+    """Check what kind of object it is, and give it float32 weights, in which hfft trains whatever the precision.
+
+    Args:
+        model: What the caller brought; is changed in place.
+
+    Returns:
+        From `fingerprints`.
+
+    Raises:
+        ModelError: If it is no plain transformers classifier with weights that are numbers.
+    """
+    problem = _kind_problem(model)
+    if problem is not None:
+        raise ModelError(f"model: {problem}")
+    types = {value.dtype for value in model.parameters()}
+    if types != {torch.float32}:
+        names = " and ".join(sorted(str(one).removeprefix("torch.") for one in types))
+        _LOG.info(f"model: given in {names}; it trains in float32, with autocast where precision says so")
+        model.float()
+    model.config.dtype = torch.float32
+    plain_outputs(model.config)
+    check_finite(model, "model")
+    return fingerprints(model)
+
+
+def fingerprints(model: Any) -> dict[str, str]:
+    """Hashes that tell a model from another one.
+
+    Args:
+        model: A transformers model.
+
+    Returns:
+        `weights`, of all weights and buffers that are saved, and `config`, of what that says of the network.
+    """
+    config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
+    found = hashlib.blake2b(digest_size=16)
+    for name, content in sorted(hash_tensors(model.state_dict()).items()):
+        found.update(name.encode() + content)
+    of_config = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
+    return {"weights": found.hexdigest(), "config": of_config.hexdigest()}
+
+
+def other_model(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:
+    """Why a run that began with one model can't go on with another; None where it is the same one.
+
+    Args:
+        before: Fingerprints of the object that it began with; None where it began with the recipe's checkpoint.
+        now: The same of what it shall go on with.
+    """
+    if before is None or now is None:
+        ways = [f"with {'the checkpoint of its recipe' if one is None else 'a model object'}" for one in (before, now)]
+        return None if before is now else f"this run began {ways[0]} and can't go on {ways[1]}"
+    if before["weights"] != now["weights"]:
+        return (
+            "this run began with a model object of other weights; give it as it was then (training changes an object "
+            "in place)"
+        )
+    if before["config"] != now["config"]:
+        _LOG.warning("model: its config isn't that of the object that this run began with, such as its dropout")
+    return None
+
+
+def check_finite(model: nn.Module, where: str) -> None:
+    """Check that every weight is a number.
+
+    Args:
+        model: The network.
+        where: What the message begins with.
+
+    Raises:
+        ModelError: If one isn't; names the tensors.
+    """
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"{where}: {len(broken)} weights hold values that are no finite numbers (NaN or infinity): "
+            f"{_listed(broken)}; take an undamaged copy"
+        )
+
+
+def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) -> None:
+    """Check that what will be opened again from the model's config and weights is the model.
+
+    A head of several layers, a hook or a replaced layer isn't in the config, and would be lost with the object.
+
+    Args:
+        model: From `take_model`, with the labels of the images; not changed.
+        pixels: An image as the processor makes it, (1, C, H, W).
+        trust_remote_code: Whether the result may bring code of its own.
+
+    Raises:
+        ModelError: If another network would be opened; says in what it differs.
+    """
+    if type(model).__module__.startswith("transformers_modules") and not trust_remote_code:
+        raise ModelError(
+            f"model: {type(model).__name__} is Python code of its checkpoint, without which it can't be opened again; "
+            "if you trust that code, set model.trust_remote_code: true"
+        )
+    config = copy.deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    try:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            twin: Any = AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"model: {type(model).__name__} can't be opened again from its config: {first_line(error)}"
+        ) from error
+    own, other = _shapes(model), _shapes(twin)
+    odd = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
+    if odd:
+        raise ModelError(
+            f"model: opened again from its config, it would be a {type(twin).__name__} with other tensors "
+            f"({_listed(odd)}), so that what was trained would be lost; give a classifier of transformers as its "
+            "config describes it, with one linear layer as head"
+        )
+    twin.load_state_dict(model.state_dict())
+    expected, found = _logits(model, pixels), _logits(twin.to(model.device), pixels)
+    if expected.shape != (1, len(labels_of(model.config))):
+        raise ModelError(
+            f"model: answers one image with {tuple(expected.shape)} numbers; its config names "
+            f"{len(labels_of(model.config))} classes"
+        )
+    difference = float((expected - found).abs().max())
+    if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise ModelError(
+            f"model: opened again from its config and weights, its logits differ by {difference:.2g}: something in "
+            "the object (a hook, a replaced layer, a changed forward) isn't in its config; give it without that"
+        )
+
+
+def align_labels(model: Any, labels: Sequence[str]) -> None:
+    """Put the outputs of the head into the order of the images' classes.
+
+    Args:
+        model: From `take_model`. Names that are mere numbers say nothing of the order, and stay where they are.
+        labels: Class names of the images.
+
+    Raises:
+        ModelError: If there are other outputs than classes, only some of the names are those of the images, or the
+            outputs can't be put into another order.
+    """
+    if not model.config.id2label:  # as PVT's is, where nobody set it
+        return
+    own = labels_of(model.config)
+    if len(own) != len(labels):
+        raise ModelError(f"the model has {len(own)} outputs, the images have {len(labels)} classes")
+    order = _order(own, labels)
+    if order is None or order == list(range(len(labels))):
+        return
+    with torch.no_grad():
+        for name in head_modules(dissect(model)):
+            layer = model.get_submodule(name)
+            if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.shape[0] != len(labels):
+                raise ModelError(
+                    f"model: its classes are in another order ({_listed(own)}) than those of the images "
+                    f"({_listed(labels)}), and its head, {type(layer).__name__}, can't be reordered; give it with "
+                    "the images' order"
+                )
+            for value in layer.parameters():
+                value.copy_(value[order].clone())
+    _LOG.info(f"model: the outputs of its head were put into the order of the images' classes: {_listed(labels)}")
+
+
+def _kind_problem(model: Any) -> str | None:
+    """Why an object can't be taken, if it can't: what was found, and what to give instead."""
+    kind = f"{type(model).__module__.partition('.')[0]}'s {type(model).__name__}"
+    wanted = "give a transformers model for image classification (PreTrainedModel)"
+    if not isinstance(model, nn.Module):
+        return f"found {type(model).__name__}; {wanted}"
+    if hasattr(model, "_orig_mod"):
+        return "found a compiled one; give it without torch.compile, and set training.torch_compile: true"
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return f"found {type(model).__name__}; give what it wraps (model.module): hfft spreads it itself"
+    if getattr(model, "peft_config", None):
+        return (
+            "found one with PEFT adapters; merge them first (model.merge_and_unload()), or give the plain model and "
+            "let a phase attach an adapter"
+        )
+    if not isinstance(model, PreTrainedModel):
+        timm = "; a timm model is opened by model.checkpoint: timm/NAME" if kind.startswith("timm") else ""
+        return f"found {kind}; {wanted}{timm}"
+    if getattr(model, "is_quantized", False) or not all(value.is_floating_point() for value in model.parameters()):
+        return "found quantized weights, which can't be trained; give the model as it was before quantization"
+    if any(value.is_meta for value in model.state_dict().values()):
+        return "found weights without values (on the meta device); load them first"
+    return None
+
+
+def _order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
+    """The model's output for each class of the images; None where its names say nothing of them."""
+    for key in (str, _folded):
+        places = {key(name): place for place, name in enumerate(own)}
+        wanted = [key(name) for name in labels]
+        if len(places) == len(set(wanted)) == len(labels) and places.keys() == set(wanted):
+            return [places[name] for name in wanted]
+    shared = {_folded(name) for name in own} & {_folded(name) for name in labels}
+    if all(_PLACEHOLDER.fullmatch(name) for name in own):
+        return None
+    if shared:
+        raise ModelError(
+            f"model: of its classes ({_listed(own)}) only {len(shared)} are among those of the images "
+            f"({_listed(labels)}); set model.config.id2label to the images' names, in the order of its outputs, or "
+            "give a model of these classes"
+        )
+    _LOG.warning(
+        f"model: its classes ({_listed(own)}) have other names than those of the images; its outputs are taken for "
+        f"{_listed(labels)}, in this order"
+    )
+    return None
+
+
+def _folded(name: str) -> str:
+    return re.sub(r"[\W_]+", " ", name.casefold()).strip()
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+
+
+def _logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """(1, K) in evaluation mode; the model's own modes are left as they were."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.no_grad():
+            return model.eval()(pixel_values=pixels.to(model.device)).logits.float()
+    except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
+        raise ModelError(
+            f"model: can't take the images that the checkpoint's processor makes, {tuple(pixels.shape)}: "
+            f"{first_line(error)}"
+        ) from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")

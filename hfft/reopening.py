@@ -1,0 +1,92 @@
+"""The folder that a run wrote: reopened, compared with what was trained, and scored."""
+
+from pathlib import Path
+from typing import Any
+
+from hfft.data.sources import ImageData
+from hfft.data.transforms import evaluation_transform
+from hfft.distributed import on_main
+from hfft.errors import RunError, TrainingError
+from hfft.evaluation.agreement import check_logits, check_validation, precision_of
+from hfft.evaluation.beside import Trained, Way, score_beside
+from hfft.evaluation.scores import Scores
+from hfft.files import read_json
+from hfft.inference.classifier import Classifier
+from hfft.inference.opening import open_model
+from hfft.machine import cpus_per_process
+from hfft.model.checkpoint import set_memory_format
+from hfft.model.given import fingerprints
+from hfft.recipe.spec import Recipe
+from hfft.report.facts import result_name
+from hfft.training.replay import recorded_with
+from hfft.training.settings import EVAL_BATCH
+
+
+def score_result(
+    network: Any, processor: Any, images: ImageData, recipe: Recipe, trained: Trained
+) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Score the folder that was written and not the network in memory: that is what users will open.
+
+    Args:
+        network: What the run ends with, in memory.
+        processor: Its image processor.
+        images: The run's.
+        recipe: The run's.
+        trained: What the run has done.
+
+    Returns:
+        Scores by split, and the baselines.
+
+    Raises:
+        TrainingError: If the folder doesn't hold what was trained.
+    """
+    folder = trained.stages[0].folder.parent / result_name(recipe)
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    if classifier.classes != images.labels:
+        found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
+        raise TrainingError(f"{folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
+    set_memory_format(classifier.model, recipe.model.memory_format)
+    in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    arguments = recipe.phases[-1].arguments
+    way = Way(
+        classifier.transform,
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
+        engine=recorded_with(trained.stages[0].folder),
+    )
+    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
+    scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
+    kept = trained.kept.number
+    if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
+        check_validation(
+            trained.results[kept].metrics,
+            scores["validation"],
+            precision=precision_of(trained.stages[kept].spec.arguments),
+            phase=trained.kept.phase,
+            where=str(folder),
+        )
+    return scores, baselines
+
+
+def check_finished(folder: Path, recipe: Recipe, model: Any, given: dict[str, str]) -> None:
+    """Check that a finished run began with a model object, or made the object what it is now.
+
+    Args:
+        folder: Of the run.
+        recipe: Of the run.
+        model: The object.
+        given: Its fingerprints, from `take_model`.
+
+    Raises:
+        RunError: If the run is that of another model.
+    """
+    began_with = read_json(folder / "environment.json").get("model_given", given)  # older runs don't say
+    if began_with is not None and began_with["weights"] == given["weights"]:
+        return
+    result, _ = open_model(str(folder / result_name(recipe)), trust_remote_code=recipe.model.trust_remote_code)
+    if fingerprints(result)["weights"] != given["weights"]:
+        raise RunError(
+            f"{folder} is finished, and was made from another model than the one given now; overwrite=True runs it "
+            "again, another name keeps both"
+        )

@@ -1,0 +1,117 @@
+import json
+import re
+import shutil
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file, save_file
+
+from hfft.errors import ModelError
+from hfft.model.checkpoint import load_config, reopen
+from hfft.model.checkpoint_files import check_numbers, check_weights, file_problem
+from hfft.recipe.spec import ModelSpec
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 346293852\n"
+PAGE = b"<!DOCTYPE html><html>404</html>"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return tiny.save(tmp_path_factory.mktemp("checkpoint") / "vit")
+
+
+@pytest.fixture
+def checkpoint(whole, tmp_path):
+    return shutil.copytree(whole, tmp_path / "vit")
+
+
+@pytest.fixture
+def sharded(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    tiny.build("vit", 10).save_pretrained(checkpoint, max_shard_size="8KB")
+    assert file_problem(str(checkpoint)) is None
+    return checkpoint
+
+
+@pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
+def test_nothing_is_wrong_with_a_whole_one(family, tmp_path):
+    folder = str(tiny.save(tmp_path / family, family))
+    assert file_problem(folder) is None
+    check_weights(folder)
+    check_numbers(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [(POINTER, "Git LFS"), (PAGE, "web page"), (b"", "is empty"), (b"\n", "is empty"), (bytes(4096), "is empty")],
+)
+def test_what_stands_in_the_place_of_a_file_is_named(name, content, problem, checkpoint):
+    (checkpoint / name).write_bytes(content)
+    found = file_problem(str(checkpoint))
+    assert found is not None
+    assert name in found
+    assert problem in found
+
+
+@pytest.mark.parametrize("bytes_left", [3, 100, 5000, 57000])
+def test_cut_weights_are_refused(bytes_left, checkpoint):
+    path = checkpoint / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:bytes_left])
+    for refuse in (lambda: load_config(ModelSpec(checkpoint=str(checkpoint)), ("a", "b")), lambda: reopen(checkpoint)):
+        with pytest.raises(ModelError, match=r"model\.safetensors is"):
+            refuse()
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("content", ["{", "{}", "[]", "null", '{"a": 1} {', "\udcff"])
+def test_settings_that_are_none_are_refused(name, content, checkpoint):
+    (checkpoint / name).write_text(content, encoding="utf-8", errors="surrogateescape")
+    assert name in str(file_problem(str(checkpoint)))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "tf_model.h5", "model.fp16.safetensors"])
+def test_weights_that_are_not_read_are_named(name, checkpoint):
+    (checkpoint / "model.safetensors").rename(checkpoint / name)
+    with pytest.raises(ModelError, match=f"has its weights as {name}"):
+        check_weights(str(checkpoint))
+
+
+def test_a_folder_without_weights_and_a_broken_link(checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        check_weights(str(checkpoint))
+    (checkpoint / "model.safetensors").symlink_to("gone")
+    assert "link" in str(file_problem(str(checkpoint)))
+
+
+def test_shards_are_all_there_and_whole(sharded):
+    third = sorted(sharded.glob("model-*"))[2]
+    content = third.read_bytes()
+    third.write_bytes(content[:300])
+    assert third.name in str(file_problem(str(sharded)))
+    save_file({"other": torch.zeros(1)}, third)
+    assert "tensors that model.safetensors.index.json names" in str(file_problem(str(sharded)))
+    third.unlink()
+    assert f"lacks {third.name}" in str(file_problem(str(sharded)))
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+def test_nan_is_found_before_weights_are_loaded(is_sharded, checkpoint, request):
+    folder = request.getfixturevalue("sharded") if is_sharded else checkpoint
+    path = sorted(folder.glob("model*.safetensors"))[0]
+    weights = load_file(path)
+    name = sorted(weights)[0]
+    weights[name].view(-1)[0] = torch.nan
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=re.escape(name)):
+        check_numbers(str(folder))
+
+
+def test_quantized_checkpoints_are_refused(checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="quantized"):
+        load_config(ModelSpec(checkpoint=str(checkpoint)), ("a", "b"))
