@@ -15,7 +15,7 @@ from hfft.evaluation.pairs import McNemar, differences, mcnemar
 from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import read_json
 from hfft.paths import expanded
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 
 _SPLITS = ("test", "validation")
 
@@ -119,7 +119,7 @@ class _Finished:
             raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
         if not (folder / "metrics.json").is_file():
             raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
-        data = load_recipe(folder / "recipe.yaml").data
+        data = read_recipe(folder).data
         return cls(
             folder,
             read_json(folder / "metrics.json"),

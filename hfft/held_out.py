@@ -18,7 +18,7 @@ from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.machine import cpus_per_process
 from hfft.paths import expanded
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.training.settings import EVAL_BATCH
 from hfft.training.workers import worker_deaths_explained
@@ -111,7 +111,7 @@ def own_rows(folder: Path, split: str) -> Dataset:
     Raises:
         RunError: If there is no such split, or its images are others now.
     """
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder)
     noted = read_json(folder / "data.json")
     gone = [skip["file"] for skip in noted.get("skipped", ())]
     images = load_data(recipe.data, recipe.seed, without=gone)

@@ -21,6 +21,7 @@ from hfft.model.checkpoint import first_line, load_config, load_processor, load_
 from hfft.model.checkpoint_files import check_numbers, check_weights
 from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
+from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.launched import tell_precision
@@ -97,7 +98,7 @@ def check_phases(
         try_arguments(phase, seed=recipe.seed, validate="validation" in images.splits)
         skeleton = _skeleton(recipe, config, phase, pixels)
         plan = plan_phase(skeleton, phase, images=len(images.splits["train"]), processes=processes)
-        _check_course(phase, plan)
+        _check_course(phase, plan, validates="validation" in images.splits)
         _check_batchnorm(phase, plan, skeleton, (1, *pixels.shape[1:]))
         kept = activation_bytes(skeleton, (plan.device_batch, *pixels.shape[1:]), phase.batchnorm)
         plans.append(dataclasses.replace(plan, activation_bytes=kept))
@@ -120,19 +121,19 @@ def check_callbacks(callbacks: Sequence[TrainerCallback], recipe: Recipe, images
             )
 
 
-def _check_course(phase: PhaseSpec, plan: Plan) -> None:
+def _check_course(phase: PhaseSpec, plan: Plan, *, validates: bool) -> None:
     """Refuse a warm-up that leaves no step at the learning rate, and evaluations that would begin after the end."""
     where, asked = f"phases.{phase.name}", float(phase.arguments.get("warmup_steps") or 0)
     warmup = int(asked) if asked >= 1 else math.ceil(plan.steps * asked)  # as transformers 5.24 has it
     steps = f"{plan.steps:,} {'step' if plan.steps == 1 else 'steps'}"
-    if warmup >= plan.steps:
+    if warmup >= plan.steps and warms_up(phase.arguments):
         raise RecipeError(
             f"{where}.warmup_steps: found {asked:g}, and the phase has {steps}: none would have its learning rate; "
             "set fewer, a share of the steps such as 0.1, or 0"
         )
     delay, strategy = phase.arguments.get("eval_delay") or 0, phase.arguments.get("eval_strategy", "epoch")
     end, unit = (plan.epochs, "epochs") if strategy == "epoch" else (plan.steps, "steps")
-    if strategy != "no" and delay > end:
+    if validates and strategy != "no" and delay > end:
         raise RecipeError(
             f"{where}.eval_delay: found {delay:g}, and the phase ends after {end:g} {unit}, without an evaluation; "
             "set less, or eval_strategy: no"

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 
 from hfft.errors import HubError
 from hfft.files import read_json
-from hfft.recipe.loading import dump_recipe, load_recipe
+from hfft.recipe.loading import dump_recipe, read_recipe
 from hfft.recipe.spec import HubSpec, Recipe
 
 ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
@@ -71,7 +71,7 @@ def finished_recipe(run: Path) -> Recipe:
         raise HubError(f"{run} is no run folder; allowed: a folder that `hfft train` made, such as runs/NAME")
     if not (run / "metrics.json").is_file():
         raise HubError(f"{run}: this run is not finished; run its `hfft train` command again to continue it")
-    return load_recipe(run / "recipe.yaml")
+    return read_recipe(run)
 
 
 def parts(recipe: Recipe, what: str | None) -> dict[str, str]:

@@ -30,7 +30,7 @@ from hfft.inference.writing import WritingError
 from hfft.markdown import escape
 from hfft.model.checkpoint import quiet
 from hfft.progress import SOON, bar
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 
 _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000
@@ -161,7 +161,7 @@ def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     if not (Path(source) / "recipe.yaml").is_file():
         return _of_images("generated images", _generate(min(_GENERATED, most)))
     try:
-        recipe = load_recipe(Path(source) / "recipe.yaml")
+        recipe = read_recipe(source)
         splits = load_data(recipe.data, recipe.seed).splits
     except HfftError as error:
         raise DataError(f"{error}; give other images to check the export on with --images FOLDER") from error

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import RecipeError
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import ModelSpec
 
 _GIVEN = "given"  # below a run's folder: a model object that the run began with
@@ -94,7 +94,7 @@ def _weights_beside(folder: Path, base: Path) -> Path | None:
     if base.name == _GIVEN and (run / _GIVEN).is_dir():
         return run / _GIVEN
     try:
-        phases = load_recipe(run / "recipe.yaml").phases
+        phases = read_recipe(run).phases
     except RecipeError:  # of another version of hfft
         return None
     for number in range(1, len(phases)):

@@ -35,6 +35,11 @@ def _schedule(arguments: Arguments) -> str:
     return str(arguments.get("lr_scheduler_type") or "linear")
 
 
+def warms_up(arguments: Arguments) -> bool:
+    """Whether a phase's schedule has a warm-up, if it is asked for steps of it."""
+    return _schedule(arguments) not in ("constant", *PLATEAU)
+
+
 def _reports(arguments: Arguments) -> bool:
     report_to = arguments.get("report_to") or ()
     return bool({"trackio", "all"} & set([report_to] if isinstance(report_to, str) else report_to))
@@ -50,11 +55,7 @@ def _has_workers(arguments: Arguments) -> bool:
 
 _NEEDS = (
     _Need("eval_steps", lambda found: found.get("eval_strategy") == "steps", "eval_strategy: steps"),
-    _Need(
-        "warmup_steps",
-        lambda found: _schedule(found) not in ("constant", *PLATEAU),
-        "an lr_scheduler_type that warms up, such as constant_with_warmup",
-    ),
+    _Need("warmup_steps", warms_up, "an lr_scheduler_type that warms up, such as constant_with_warmup"),
     _Need(
         "lr_scheduler_kwargs",
         lambda found: _schedule(found) not in ("constant", "constant_with_warmup"),

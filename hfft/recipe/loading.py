@@ -86,6 +86,20 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
+def read_recipe(folder: str | Path) -> Recipe:
+    """The recipe that a run folder holds, which was checked when it was written, by a version that may allow more.
+
+    Raises:
+        RecipeError: If it can't be read, or this version doesn't know a key or a type of value of it.
+    """
+    path = Path(folder) / "recipe.yaml"
+    content = _plain(_read_yaml(path), str(path))
+    recipe, problems = _typed(content) if isinstance(content, dict) else (None, ["not a mapping of keys to values"])
+    if recipe is None:
+        raise _all_of(problems, str(path))
+    return recipe
+
+
 def check_recipe(recipe: Recipe) -> Recipe:
     """A recipe that was made or changed in Python, read again as the file that it would be.
 
@@ -198,6 +212,21 @@ def _child(node: Any, key: str, override: str) -> Any:
 
 
 def _build(content: dict[str, Any], where: str) -> Recipe:
+    recipe, problems = _typed(content)
+    if recipe is not None:
+        problems += contradictions(recipe)
+    if problems or recipe is None:
+        raise _all_of(problems, where)
+    return recipe
+
+
+def _all_of(problems: Sequence[str], where: str) -> RecipeError:
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    return RecipeError("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in problems)]))
+
+
+def _typed(content: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
+    """A recipe of keys and values of the right types, if it is one; and what is wrong with each of them by itself."""
     problems: list[str] = []
     training = {} if content.get("training") is None else content["training"]
     content = {**content, "training": training}
@@ -206,16 +235,9 @@ def _build(content: dict[str, Any], where: str) -> Recipe:
     if isinstance(content.get("phases"), list):
         content["phases"] = [_split_phase(phase, problems, n) for n, phase in enumerate(content["phases"])]
     try:
-        recipe = TypeAdapter(Recipe).validate_json(json.dumps(content))
+        return TypeAdapter(Recipe).validate_json(json.dumps(content)), problems
     except ValidationError as error:
-        problems += _describe_all(error.errors(), content)
-        recipe = None
-    if recipe is not None:
-        problems += contradictions(recipe)
-    if problems or recipe is None:
-        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-        raise RecipeError("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in problems)]))
-    return recipe
+        return None, problems + _describe_all(error.errors(), content)
 
 
 def _split_phase(phase: Any, problems: list[str], number: int) -> Any:

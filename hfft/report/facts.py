@@ -10,7 +10,7 @@ from typing import Any
 from hfft.errors import RunError
 from hfft.files import read_json
 from hfft.model.remote_code import own_code
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.training.callbacks import HEADLINES
 from hfft.training.phases import PhaseResult
@@ -243,7 +243,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
         raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
     if metrics is None and not (folder / "metrics.json").is_file():
         raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
-    recipe = load_recipe(folder / "recipe.yaml")
+    recipe = read_recipe(folder)
     with _readable(folder):
         measured = read_json(folder / "metrics.json") if metrics is None else metrics
         data, environment = read_json(folder / "data.json"), read_json(folder / "environment.json")

@@ -9,7 +9,7 @@ from hfft.errors import RunError
 from hfft.files import read_json
 from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.paths import expanded
-from hfft.recipe.loading import load_recipe
+from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
 
@@ -37,7 +37,7 @@ class Run:
     @property
     def recipe(self) -> Recipe:
         """The resolved recipe."""
-        return load_recipe(self.folder / "recipe.yaml")
+        return read_recipe(self.folder)
 
     @property
     def model_dir(self) -> Path:

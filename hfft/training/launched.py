@@ -13,7 +13,7 @@ _PRECISION = "ACCELERATE_MIXED_PRECISION"
 _NAMES = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _UNTRIED = "it was never tried"
 # Variable -> what is allowed, the launcher's option, what to do.
-_REFUSED = {
+_REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {
     _PRECISION: (tuple(_NAMES), "mixed_precision", "the recipe's precision counts"),
     "ACCELERATE_DYNAMO_BACKEND": (("no",), "dynamo_backend", "training.torch_compile compiles"),
     "ACCELERATE_DYNAMO_MODE": (("default", "none"), "dynamo_mode", "training.torch_compile_mode says so"),

@@ -157,7 +157,8 @@ class PhaseTrainer(Trainer):
         with quiet():
             super()._save_checkpoint(model, trial)
         self._is_saving = False
-        self.state.stateful_callbacks = self._callback_states()
+        state: Any = self.state
+        state.stateful_callbacks = self._callback_states()
         meet()  # every rank saves its random state
         folder = self._folder
         name = f"checkpoint-{self.state.global_step}"

@@ -172,6 +172,12 @@ def test_a_phase_that_ends_before_its_warm_up_or_first_evaluation_is_refused(rec
     assert str(caught.value).startswith(f"phases.head.{words}")
 
 
+def test_a_warm_up_for_other_phases(recipe):
+    shared = {"warmup_steps": 4, "max_steps": 9}
+    short = {"lr_scheduler_type": "constant", "max_steps": 2}
+    assert [plan.steps for plan in plan_recipe(recipe({"name": "short", **short}, training=shared))[1]] == [9, 2]
+
+
 @pytest.mark.parametrize("arguments", [{"warmup_steps": 2}, {"warmup_steps": 0.1}, {"eval_delay": 3}], ids=str)
 def test_a_warm_up_or_a_delay_within_a_phase(recipe, arguments):
     assert plan_recipe(recipe(phases=[{**HEAD, **arguments}]))[1][0].steps == 3

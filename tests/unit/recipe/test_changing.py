@@ -1,11 +1,12 @@
 """Recipes made or changed in Python: what runs is what recipe.yaml says."""
 
+import json
 from dataclasses import MISSING, fields, replace
 
 import pytest
 
 from hfft.errors import RecipeError
-from hfft.recipe.loading import check_recipe, dump_recipe, load_recipe
+from hfft.recipe.loading import check_recipe, dump_recipe, load_recipe, read_recipe
 from hfft.recipe.spec import (
     AdapterSpec,
     AugmentSpec,
@@ -192,3 +193,15 @@ def test_no_field_is_left_out():
     }
     every = {(type(section).__name__, field.name) for section in sections for field in fields(section)}
     assert {name for _, name in every - changed} == set(OTHERS)
+
+
+def test_the_recipe_of_an_older_run_may_hold_what_is_refused_today(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**FILE, "training": {"eval_steps": 5, "max_steps": 0, "use_cache": True}}))
+    with pytest.raises(RecipeError, match="3 problems"):
+        load_recipe(path)
+    assert read_recipe(tmp_path).training == {"eval_steps": 5, "max_steps": 0, "use_cache": True}
+    for text in ("- 1", json.dumps({**FILE, "nmae": 1})):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match="1 problem"):
+            read_recipe(tmp_path)
