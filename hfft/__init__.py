@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
-    from hfft.run import Run, finetune
+    from hfft.run import finetune
+    from hfft.runs.run import Run
 
 _HOMES = {
     "Classifier": "hfft.inference.classifier",
     "Folds": "hfft.folds",
     "Recipe": "hfft.recipe.spec",
-    "Run": "hfft.run",
+    "Run": "hfft.runs.run",
     "cross_validate": "hfft.folds",
     "compare": "hfft.comparison",
     "evaluate": "hfft.held_out",

@@ -240,7 +240,7 @@ def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
             for which in ("first", "second")
         ]
         paired = set_differences(outcomes[0], outcomes[1])
-        right = [~outcome.wrong.any(axis=1) for outcome in outcomes]
+        right = [outcome.right for outcome in outcomes]
         return Pair(str(first.folder), str(second.folder), len(table), paired, mcnemar(*right))
     one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
     labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)

@@ -21,7 +21,8 @@ from hfft.locking import RunLock
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
-from hfft.run import Run, finetune, join_for
+from hfft.run import finetune, join_for
+from hfft.runs.run import Run
 
 _LOG = get_logger(__name__)
 _COLUMN = "probability "  # and the class, in a table of predictions
@@ -104,7 +105,7 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     )
 
 
-def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
     classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
     together: dict[str, dict[str, Any]] = _measured(table, classes)
     for name, values in together.items():

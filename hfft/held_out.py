@@ -7,6 +7,7 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from hfft.data.checking import check_rows, fingerprint_of
+from hfft.data.fitting import check_processor
 from hfft.data.sources import load_data, load_rows
 from hfft.distributed import join
 from hfft.errors import RunError
@@ -61,6 +62,7 @@ def evaluate(
     if data is None and not (Path(source) / "recipe.yaml").is_file():
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)
+    check_processor(classifier.processor)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
         rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)

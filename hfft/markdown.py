@@ -3,6 +3,8 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from hfft.text import printable
+
 _SIGNS = re.compile(r"[\\`*\[\]{}#|~$!^]")
 _UNDERSCORES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # inside of a word they mean nothing
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -10,7 +12,7 @@ _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 
 def escape(text: str) -> str:
     """Text of somebody else's, such as a class name, as one line in a sentence or a table's cell."""
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     line = _SIGNS.sub(r"\\\g<0>", line)
     line = _UNDERSCORES.sub(lambda found: r"\_" * len(found.group()), line)
     return "".join(_ENTITIES.get(character, character) for character in line)

@@ -1,4 +1,4 @@
-"""The whole pipeline on one screen, and Run: a view of the folder that it leaves."""
+"""The whole pipeline on one screen."""
 
 import dataclasses
 import time
@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import pandas as pd
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import DatasetDict
@@ -21,7 +20,7 @@ from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.distributed import join, meet, on_main
-from hfft.errors import RecipeError, RunError
+from hfft.errors import RecipeError
 from hfft.evaluation.beside import Trained
 from hfft.evaluation.validating import validating
 from hfft.files import read_json
@@ -35,7 +34,6 @@ from hfft.folder import (
 )
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
-from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.launch import check_launch, check_packages
 from hfft.liveness import watched
 from hfft.locking import RunLock
@@ -49,7 +47,6 @@ from hfft.model.checkpoint import (
 )
 from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens, take_model
-from hfft.paths import expanded
 from hfft.planning import (
     check_callbacks,
     check_phases,
@@ -61,10 +58,11 @@ from hfft.planning import (
     with_weights_found,
 )
 from hfft.progress import bars
-from hfft.recipe.loading import check_recipe, load_recipe
+from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.reopening import check_finished, score_result
 from hfft.retaining import Retaining, keep_novelty
+from hfft.runs.run import Run
 from hfft.training.adapted import keep_given, plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept
@@ -75,71 +73,7 @@ from hfft.training.replay import Replay, open_replay, replay_folder
 from hfft.training.reporting import finish_reporting, open_reporting
 from hfft.training.timing import RunClock
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 _LOG = get_logger(__name__)
-
-
-class Run:
-    """A view of a run folder; changes nothing there but the note of what was pushed."""
-
-    def __init__(self, folder: str | Path) -> None:
-        """Open a run folder.
-
-        Raises:
-            RunError: If it isn't one.
-        """
-        self.folder = Path(expanded(folder))
-        if not (self.folder / "recipe.yaml").is_file():
-            raise RunError(f"{self.folder} is no run folder: it has no recipe.yaml")
-
-    def __fspath__(self) -> str:
-        """The folder, wherever a path is asked for."""
-        return str(self.folder)
-
-    @property
-    def recipe(self) -> Recipe:
-        """The resolved recipe."""
-        return load_recipe(self.folder / "recipe.yaml")
-
-    @property
-    def model_dir(self) -> Path:
-        """The result: a plain transformers model folder, or an adapter folder where nothing was merged."""
-        return self.folder / result_name(self.recipe)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether all phases ran and the result was measured."""
-        return (self.folder / "metrics.json").is_file()
-
-    @property
-    def metrics(self) -> dict[str, Any]:
-        """Content of metrics.json: split to metric to value and interval, and what else was measured.
-
-        `by_class`, `confusion` and `calibration` are by split, `seconds` by stage; `examples` lie beside the model.
-        """
-        if not self.is_finished:
-            raise RunError(f"{self.folder}: this run is not finished; run its command again to continue it")
-        return read_json(self.folder / "metrics.json")
-
-    @property
-    def skipped(self) -> list[dict[str, str]]:
-        """Images that were left out as they can't be read: file, label and reason."""
-        return read_json(self.folder / "data.json").get("skipped", [])
-
-    @property
-    def predictions(self) -> pd.DataFrame:
-        """One row per validation and test image."""
-        return pd.read_parquet(self.folder / "predictions.parquet")
-
-    def phase_dir(self, number: int) -> Path:
-        """Folder of a phase, counted from 0."""
-        return self.folder / f"{number}-{self.recipe.phases[number].name}"
-
-    def push_to_hub(self, repo_id: str, *, trust_remote_code: bool = False, **pushing: "Unpack[Pushing]") -> Pushed:
-        """Push the run as `hfft.push` does."""
-        return push(self, repo_id, trust_remote_code=trust_remote_code, **pushing)
 
 
 def finetune(

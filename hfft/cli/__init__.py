@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from hfft._version import __version__
 from hfft.cli import sharing, training, using
 from hfft.cli.arguments import VerbParser
-from hfft.cli.printing import say
+from hfft.cli.printing import open_console, say
 from hfft.errors import HfftError
 from hfft.interruption import end_process, last_words, prompt_interruption, stop_signal
+from hfft.text import printable
 
 _BY_SIGNAL = 128  # plus its number, as shells have it
 _CONTINUES = "a run continues with the same command, without --overwrite"
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
     """
+    open_console()
     arguments = _parser().parse_args(argv)
     _show_log()
     with last_words():
@@ -72,7 +74,7 @@ class _PlainFormatter(logging.Formatter):
     """The message alone, without the rank that Accelerate puts before every line, since only one rank speaks."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return record.getMessage().removeprefix("[RANK 0] ")
+        return printable(record.getMessage().removeprefix("[RANK 0] "), keep="\n")
 
 
 class _LinesAboveBars(logging.StreamHandler):

@@ -3,10 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hfft.errors import nearest
 from hfft.paths import expanded
+from hfft.text import printable
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -39,6 +40,10 @@ class VerbParser(argparse.ArgumentParser):
         if words is not None:
             taken: Any = [self._get_value(words, word) for word in left]
             setattr(found, words.dest, [*getattr(found, words.dest), *taken])
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the words, and end."""
+        super().error(printable(message))
 
     def _unknown(self, word: str, *, assigns: bool) -> str:
         name = word.partition("=")[0]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfft.cli.arguments import add_trust, place
-from hfft.cli.printing import interval, print_table, spaced
+from hfft.cli.printing import interval, print_table, show, spaced
 from hfft.errors import RunError, TrainingError
 from hfft.paths import expanded
 from hfft.startup import quick_imports
@@ -72,7 +72,7 @@ def _report(arguments: argparse.Namespace) -> None:
     card, *figures = write_report(arguments.folder)
     page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
     for path in (card, page, *figures):
-        print(path)
+        show(str(path))
 
 
 def _push(arguments: argparse.Namespace) -> None:
@@ -94,7 +94,7 @@ def _push(arguments: argparse.Namespace) -> None:
     except ValidationError as error:
         raise bad_spec(error) from error
     pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
-    print(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
+    show(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
 def _compare(arguments: argparse.Namespace) -> None:
@@ -104,11 +104,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     found = compare(arguments.runs, split=arguments.split)
     _write_html(found, arguments.html)
     if arguments.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        show(json.dumps(dataclasses.asdict(found)))
         return
     _print_comparison(found)
     if arguments.html is not None:
-        print(f"page: {arguments.html}")
+        show(f"page: {arguments.html}")
 
 
 def _check_html(file: Path | None) -> None:
@@ -138,18 +138,18 @@ def _print_comparison(found: Any) -> None:
     print_table(header, rows)
     pair = found.pair
     if pair is not None:
-        print(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
+        show(f"\n{pair.second} minus {pair.first}, on the {pair.images:,} images of both:")
         print_table(
             ("metric", "difference", "95 % interval"),
             [(*spaced([name]), *interval(row, "+").split(" ", 1)) for name, row in pair.differences.items()],
         )
         test = pair.mcnemar
-        print(
+        show(
             f"right on {test.only_second} images where {pair.first} is wrong, wrong on {test.only_first} where it is "
             f"right: McNemar's exact p = {test.p_value:.3g}"
         )
     for note in found.notes:
-        print(f"note: {note}")
+        show(f"note: {note}")
 
 
 def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
@@ -169,9 +169,9 @@ def _sweep(arguments: argparse.Namespace) -> None:
         _write_html(compared, arguments.html)
         _print_comparison(compared)
         if arguments.html is not None:
-            print(f"page: {arguments.html}")
+            show(f"page: {arguments.html}")
     elif arguments.html is not None:
-        print(f"no page: {len(found.finished)} of the runs finished, and there is nothing to compare")
+        show(f"no page: {len(found.finished)} of the runs finished, and there is nothing to compare")
     if found.failed:
         told = "\n".join(f"  {name}: {reason}" for name, reason in found.failed.items())
         total = len(found.failed) + len(found.finished)

@@ -7,7 +7,7 @@ import os
 from typing import Any
 
 from hfft.cli.arguments import add_recipe, count, whole
-from hfft.cli.printing import between, print_metrics, print_table
+from hfft.cli.printing import between, print_metrics, print_table, show
 from hfft.paths import expanded
 from hfft.startup import quick_imports
 
@@ -64,8 +64,8 @@ def _train(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") == "0":
         print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
         if run.skipped:
-            print(f"left out: {len(run.skipped)} images that can't be read; {run.folder / 'data.json'} lists them")
-        print(f"model: {run.model_dir}")
+            show(f"left out: {len(run.skipped)} images that can't be read; {run.folder / 'data.json'} lists them")
+        show(f"model: {run.model_dir}")
 
 
 def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
@@ -79,7 +79,7 @@ def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
             for name, v in found.metrics["test"].items()
         ]
         print_table((f"{len(found.runs)} folds", "all images", "95 % interval", "std over folds"), rows)
-        print(f"runs: {found.folder}")
+        show(f"runs: {found.folder}")
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -92,7 +92,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
         counts = {split: images.counts(split) for split in images.splits}
-        print(
+        show(
             json.dumps(
                 {"splits": counts, "shards": images.shards, "phases": [dataclasses.asdict(plan) for plan in plans]}
             )
@@ -100,11 +100,11 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
     many = ", any number of them in an image" if images.is_multi_label else ""
-    print(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")
+    show(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")
     if images.columns:
-        print(f"columns: {images.columns}")
+        show(f"columns: {images.columns}")
     if images.shards and arguments.processes > 1:
-        print(
+        show(
             f"shards: {images.shards}; images are divided, not shards: each process reads its images from all of them"
         )
     for number, plan in enumerate(plans, start=1):
@@ -112,18 +112,18 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _print_plan(plan: Any, title: str) -> None:
-    print(f"\n{title}: trains {plan.trains}")
-    print(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
+    show(f"\n{title}: trains {plan.trains}")
+    show(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
     epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
-    print(f"  {plan.steps_in_words}, {epochs}")
+    show(f"  {plan.steps_in_words}, {epochs}")
     if plan.processes > 1:
         least, most = plan.shares
         share = f"{least} to {most}" if most > least else f"{least}"
-        print(f"  each process sees {share} of {plan.images:,} images per epoch")
+        show(f"  each process sees {share} of {plan.images:,} images per epoch")
     activations = ""
     if plan.activation_bytes is not None:
         activations = f" + about {plan.activation_bytes / 2**20:,.0f} of activations for {plan.device_batch} images"
-    print(f"  memory in float32: {plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW{activations}")
+    show(f"  memory in float32: {plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW{activations}")
     rows = [
         (
             group.part,
@@ -144,18 +144,18 @@ def _check(arguments: argparse.Namespace) -> int:
     found = inspect(arguments.source, arguments.overrides)
     if arguments.json:
         content = {"splits": found.splits, "findings": [described(finding) for finding in found.findings]}
-        print(json.dumps(content))
+        show(json.dumps(content))
         return found.exit_code
     print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
-    print()
+    show()
     print_table(("class", *found.splits), found.class_counts())
     for kind, findings in found.by_kind().items():
-        print(f"\n{kind} ({KINDS[kind][0]}): {KINDS[kind][1]}: {len(findings)}")
+        show(f"\n{kind} ({KINDS[kind][0]}): {KINDS[kind][1]}: {len(findings)}")
         shown = findings[: arguments.max_shown or None]
         print_table(("images", "what", "files"), [_finding_cells(finding) for finding in shown])
         if len(findings) > len(shown):
-            print(f"and {len(findings) - len(shown)} more; --max-shown 0 shows all")
-    print(f"\n{found.conclusion}")
+            show(f"and {len(findings) - len(shown)} more; --max-shown 0 shows all")
+    show(f"\n{found.conclusion}")
     return found.exit_code
 
 

@@ -5,11 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from hfft.cli.arguments import add_opening, count, place, whole
-from hfft.cli.printing import print_metrics, print_table, say, spaced
+from hfft.cli.printing import print_metrics, print_table, reader_may_leave, say, show, spaced
 from hfft.errors import DataError
 from hfft.paths import expanded
 from hfft.startup import quick_imports
@@ -131,7 +130,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     elif form == "table":
         _print_predictions(kept)
     else:
-        with _reader_may_leave():
+        with reader_may_leave():
             write_lines(kept, sys.stdout, form, classifier.classes, is_multi_label=classifier.is_multi_label)
     kept.raise_for_skipped()
 
@@ -142,16 +141,6 @@ def _with_bar(answers: Iterator[Any], count: int | None, *, beside_lines: bool) 
 
     shown = False if beside_lines and sys.stdout.isatty() else None
     yield from bar("predicting", count, answers, delay=SOON, shown=shown)
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """End quietly when whoever reads the standard output has enough, as `head` does."""
-    try:
-        yield
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
 
 
 def _print_predictions(predictions: Iterable[Any]) -> None:
@@ -194,7 +183,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         save_table(scores.table(arguments.split or "test"), arguments.output)
     if arguments.json:
         found = {"metrics": scores.metrics, "details": scores.details, "by_class": scores.by_class}
-        print(json.dumps({"images": len(scores.labels), **found}))
+        show(json.dumps({"images": len(scores.labels), **found}))
         return
     print_metrics({f"{len(scores.labels)} images": scores.metrics})
     print_table(("more", ""), [(*spaced([name]), f"{value:.4f}") for name, value in scores.details.items()])
@@ -226,7 +215,7 @@ def _export(arguments: argparse.Namespace) -> None:
         trust_remote_code=arguments.trust_remote_code,
         subfolder=arguments.subfolder,
     )
-    print("\n".join((export.parity.in_words, *export.missing, f"exported: {export.folder}")))
+    show("\n".join((export.parity.in_words, *export.missing, f"exported: {export.folder}")))
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -237,9 +226,9 @@ def _demo(arguments: argparse.Namespace) -> None:
             from hfft.inference.space import write_space
 
         write_space(arguments.model, arguments.space, overwrite=arguments.overwrite)
-        print(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
-        print("  hf repos create OWNER/NAME --type space --sdk gradio")
-        print(f"  hf upload OWNER/NAME {arguments.space} --type space")
+        show(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
+        show("  hf repos create OWNER/NAME --type space --sdk gradio")
+        show(f"  hf upload OWNER/NAME {arguments.space} --type space")
         return
     with quick_imports():
         from hfft.inference.demo import serve_demo
@@ -252,7 +241,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
             subfolder=arguments.subfolder,
-            tell=lambda address: print(f"{address} until Ctrl-C", flush=True),
+            tell=lambda address: show(f"{address} until Ctrl-C"),
         )
     except KeyboardInterrupt:
         say("stopped")

@@ -66,7 +66,7 @@ class Audit:
     def numbers(self, rows: Dataset) -> np.ndarray:
         """The numbers of some of the rows, found by their names."""
         places = {file: place for place, file in enumerate(self.files)}
-        return np.array([places[file] for file in rows["file"]], dtype=np.int64)
+        return np.array([places[file] for file in rows["file"][:]], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def audit(rows: Dataset, name: str, look: Look | None = None) -> Audit:
             problems[place] = found.problem
         if found.remark is not None:
             remarks[place] = found.remark
-    done = Audit(tuple(rows["file"]), label_keys(rows), records, thumbnails, problems, remarks)
+    done = Audit(tuple(rows["file"][:]), label_keys(rows), records, thumbnails, problems, remarks)
     kept.save(look, done)
     return done
 

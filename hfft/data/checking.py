@@ -85,7 +85,7 @@ def check_images(
         skipped += new
         kept = reload([skip.file for skip in skipped]) if new else images
         # Where a class takes few of its images (data.max_per_class), others come in the place of those left out.
-        if set(rows["file"]).issuperset(file for part in kept.splits.values() for file in part["file"]):
+        if set(rows["file"][:]).issuperset(file for part in kept.splits.values() for file in part["file"][:]):
             break
         images = kept
     fingerprints, findings = on_main(lambda: _conclude(_known(done), rows, kept, spec))

@@ -2,19 +2,39 @@
 
 import os
 import re
-from pathlib import Path
 from stat import S_ISREG
 from typing import Any
 
-_PART = re.compile(r"(.*)\?(\d+)\+(\d+)")
+from hfft.text import path_text, printable, printable_path
+
+_PART = re.compile(rb"(.*)\?(\d+)\+(\d+)", re.DOTALL)
+# Bytes of names that are no UTF-8, which Python keeps as halves of a pair and Arrow refuses, as private characters.
+_STORED = {0xDC80 + byte: 0x10FF80 + byte for byte in range(128)}
+_OPENED = {stored: byte for byte, stored in _STORED.items()}
 
 
-def part_of(file: Path, offset: int, size: int) -> str:
+def stored_path(text: str) -> str:
+    """A path, as `path_text` has it, as text that a table takes and `read_content` opens."""
+    return text.translate(_STORED)
+
+
+def opened_path(stored: str) -> bytes:
+    """The path as the system has it, which holds private characters itself if there is such a file."""
+    plain, opened = stored.encode(), stored.translate(_OPENED).encode("utf-8", "surrogateescape")
+    return plain if plain == opened or os.path.lexists(plain) else opened
+
+
+def shown_path(stored: str) -> str:
+    """A stored path as any console takes it."""
+    return printable(stored.translate(_OPENED))
+
+
+def part_of(file: str | os.PathLike[str], offset: int, size: int) -> str:
     """The name of a part of a file, which `read_content` reads."""
-    return f"{file}?{offset}+{size}"
+    return f"{stored_path(path_text(file))}?{offset}+{size}"
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
+def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
     """The content of a regular file; one of another kind, such as a named pipe, could keep its reader waiting.
 
     Raises:
@@ -22,7 +42,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """
     if not S_ISREG(os.stat(path).st_mode):
         raise OSError("is no regular file")
-    return Path(path).read_bytes()
+    with open(path, "rb") as stream:
+        return stream.read()
 
 
 def read_content(image: dict[str, Any]) -> bytes:
@@ -36,13 +57,13 @@ def read_content(image: dict[str, Any]) -> bytes:
     """
     if image["bytes"] is not None:
         return image["bytes"]
-    path = image["path"]
+    path = opened_path(image["path"])
     part = _PART.fullmatch(path)
-    if part is None or Path(path).exists():
+    if part is None or os.path.lexists(path):
         return read_file(path)
     with open(part[1], "rb") as stream:
         stream.seek(int(part[2]))
         content = stream.read(int(part[3]))
     if len(content) < int(part[3]):
-        raise OSError(f"{part[1]} ends in the middle of the image")
+        raise OSError(f"{printable_path(part[1])} ends in the middle of the image")
     return content

@@ -13,6 +13,7 @@ from hfft.data.audit import Audit
 from hfft.data.duplicates import group, same_pictures
 from hfft.data.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.formats import endings
+from hfft.data.label_values import alike_classes
 from hfft.data.labels import UNLABELLED, count_keys, spoken_label
 from hfft.data.pictures import float_range
 
@@ -151,9 +152,7 @@ def _classes(splits: Splits) -> Iterator[Finding]:
             yield Finding("empty class", f"{label}: no image to train on")
         elif count < RARE:
             yield Finding("rare class", f"{label}: {count} to train on")
-    plain = Counter(" ".join(label.lower().split()) for label in splits.labels)
-    for name in (name for name, count in plain.items() if count > 1):
-        alike = [label for label in splits.labels if " ".join(label.lower().split()) == name]
+    for alike in alike_classes(splits.labels):
         yield Finding("like another class", ", ".join(map(repr, alike)))
 
 

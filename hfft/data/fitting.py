@@ -64,33 +64,43 @@ def _fitted(processor: Any, config: Any, spec: DataSpec) -> Any:
 
 
 def check_processor(processor: Any) -> None:
-    """Try a processor on images of two shapes.
+    """Refuse a processor that makes of images what is no batch.
 
     Raises:
-        ModelError: If it can't take them, or makes of them what is no batch of images.
+        ModelError: As `try_processor`, or if it makes tensors of different shapes.
+    """
+    made = try_processor(processor)
+    if len(set(made)) > 1:
+        pairs = zip(made, _TRIED, strict=True)
+        seen = " and ".join(f"{shape} of {width} x {height} pixels" for shape, (height, width) in pairs)
+        raise ModelError(
+            f"model.checkpoint: its image processor, {type(processor).__name__}, makes {seen}; a batch needs images "
+            "of one size: set data.fit to squash or letterbox, or a size of height and width in its "
+            "preprocessor_config.json"
+        )
+
+
+def try_processor(processor: Any) -> list[tuple[int, ...]]:
+    """What a processor makes of images of two shapes: (C, H, W) of each.
+
+    Raises:
+        ModelError: If it can't take them, or makes no images of finite numbers.
     """
     name, made = type(processor).__name__, []
     for height, width in _TRIED:
         pixels = processed(processor, _noise(height, width))
         if pixels.ndim != 3:
             raise ModelError(
-                f"model.checkpoint: its image processor, {name}, makes {tuple(pixels.shape)} of an image, not"
-                " channels, height and width; take a checkpoint of an image classifier"
+                f"model.checkpoint: its image processor, {name}, makes {tuple(pixels.shape)} of an image, not "
+                "channels, height and width; take a checkpoint of an image classifier"
             )
         if not pixels.isfinite().all():
             raise ModelError(
-                f"model.checkpoint: its image processor, {name}, makes values of an image that are not finite "
-                "numbers; mend image_std and rescale_factor in its preprocessor_config.json"
+                f"model.checkpoint: its image processor, {name}, makes values that are not finite numbers; mend "
+                "image_std and rescale_factor in its preprocessor_config.json"
             )
         made.append(tuple(pixels.shape))
-    if len(set(made)) > 1:
-        seen = " and ".join(
-            f"{shape} of {width} x {height} pixels" for shape, (height, width) in zip(made, _TRIED, strict=True)
-        )
-        raise ModelError(
-            f"model.checkpoint: its image processor, {name}, makes {seen}; a batch needs images of one size: set "
-            "data.fit to squash or letterbox, or in its preprocessor_config.json a size of height and width"
-        )
+    return made
 
 
 def _check_size(processor: Any, scale: PixelScale) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path, PurePath
 
 from datasets import Dataset
 
+from hfft.data.content import opened_path
 from hfft.data.formats import endings
 from hfft.errors import DataError, nearest
 
@@ -89,7 +90,9 @@ def check_found(rows: Dataset, where: str) -> None:
     """
     images = rows[:_SAMPLE]["image"]
     paths = [image["path"] for image in images if image is not None and image["bytes"] is None]
-    if len(paths) < len(images) or any(path is None or os.path.exists(path) or "?" in path for path in paths):
+    if len(paths) < len(images) or any(path is None or "?" in path for path in paths):
+        return
+    if any(os.path.exists(opened_path(path)) for path in paths):
         return
     raise not_found(Path(paths[0]), where)
 

@@ -1,19 +1,24 @@
 """A folder of images -> its rows: from class folders, or from tables of labels beside the images."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, Value
 
+from hfft.data.content import stored_path
 from hfft.data.folders import image_files, split_in, table_files, visible_files, warn, warn_of_left_out, words_of
 from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
-from hfft.data.layout import ALLOWED, CLASS_FOLDER, Layout, find_layout
+from hfft.data.label_values import folder_classes
+from hfft.data.labels import UNLABELLED
+from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
-from hfft.data.tables import PARENT_FOLDER, TEXT_TABLES
+from hfft.data.tables import PARENT_FOLDER
+from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
+from hfft.text import path_text, printable_path
 
 _LARGE = 100_000_000  # bytes of a table beside class folders; larger ones aren't looked into
 
@@ -75,14 +80,14 @@ def _with_class_folders(folder: Path, listed: Listed, layout: Layout) -> Listed 
     """Tables for folders without class folders, and the class folders as further tables; None for other classes."""
     image, label = listed.columns.image, str(listed.columns.label)
     found = {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
-    known = {path.name for children in found.values() for path, _ in children}
+    known = {printable_path(path.name) for children in found.values() for path, _ in children}
     if not {str(value) for table in listed.tables.values() for value in table.rows[label][:]} <= known:
         return None
     tables = {}
     for split, children in found.items():
-        files = [file.relative_to(folder).as_posix() for _, images in children for file in images]
-        labels = [path.name for path, images in children for _ in images]
-        tables[split] = Table(Dataset.from_dict({image: files, label: labels}), folder)
+        names = [path_text(file.relative_to(folder).as_posix()) for _, images in children for file in images]
+        labels = [printable_path(path.name) for path, images in children for _ in images]
+        tables[split] = Table(Dataset.from_dict({image: list(map(stored_path, names)), label: labels}), folder)
     return dataclasses.replace(listed, tables={**tables, **listed.tables}, words=())
 
 
@@ -120,27 +125,30 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
         warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
     if layout.problem:  # and no image
-        raise DataError(f"{layout.problem}; {ALLOWED}{advice_for(visible_files(folder))}")
-    names = sorted({child.name for split in layout.splits for child in layout.class_folders(split)})
+        advice = advice_for(visible_files(folder))
+        raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
+    children = [child.name for split in layout.splits for child in layout.class_folders(split)]
+    classes = folder_classes(children, str(folder))
     splits, empty = {}, {}
     for split in layout.splits:
         children = layout.class_folders(split)
         found = [(child, image_files(child)) for child in children]
-        splits[split] = _class_folder_rows(found, folder, names, spec.group_column)
-        filled = {child.name for child, files in found if files}
-        empty[split] = tuple(str(child) for child in children if child.name not in filled)
+        splits[split] = _class_folder_rows(found, folder, classes, spec.group_column)
+        filled = {classes[child.name] for child, files in found if files}
+        empty[split] = tuple(str(child) for child in children if classes[child.name] not in filled)
     return Found(splits, empty=empty)
 
 
 def _class_folder_rows(
-    found: Sequence[tuple[Path, list[Path]]], root: Path, names: Sequence[str], group: str | None
+    found: Sequence[tuple[Path, list[Path]]], root: Path, classes: Mapping[str, str | None], group: str | None
 ) -> Dataset:
     """Rows of class folders and their images; `group` is the folder within them."""
     found = sorted(found, key=lambda one: (one[0].name, one[0]))
-    places = {name: place for place, name in enumerate(names)}
-    labels = [places[child.name] for child, files in found for _ in files]
-    files = [path.relative_to(root).as_posix() for _, files in found for path in files]
-    rows = rows_of([str(path) for _, files in found for path in files], labels, files, names)
+    names = list(dict.fromkeys(name for name in classes.values() if name is not None))
+    places: dict[str | None, int] = {None: UNLABELLED, **{name: place for place, name in enumerate(names)}}
+    labels = [places[classes[child.name]] for child, files in found for _ in files]
+    files = [printable_path(path.relative_to(root).as_posix()) for _, files in found for path in files]
+    rows = rows_of([stored_path(path_text(path)) for _, files in found for path in files], labels, files, names)
     if group is None:
         return rows
     depth = len(found[0][0].relative_to(root).parts)

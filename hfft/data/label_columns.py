@@ -88,7 +88,7 @@ def _class_folders(table: Dataset, image: str) -> list[str | None]:
 
 def _repeating(table: Dataset, without: Collection[str | None]) -> list[str]:
     """Columns of text or whole numbers that may hold classes: values that come again, under a name of nothing else."""
-    found = []
+    found, flags = [], []
     for name, kind in table.features.items():
         is_plain = isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
         if not is_plain or name in without or not _NO_LABELS.isdisjoint(words_of(name)):
@@ -96,8 +96,8 @@ def _repeating(table: Dataset, without: Collection[str | None]) -> list[str]:
         values = [str(value) for value in table[name][:] if value is not None]
         are_measures = all("." in value and _is_number(value) for value in values)
         if 2 <= len(set(values)) <= len(values) / 2 and not are_measures:
-            found.append(name)
-    return found
+            (flags if set(values) <= {"0", "1"} else found).append(name)
+    return found + flags if len(flags) < 2 else found  # several of 0 and 1 are several labels
 
 
 def is_label_name(name: str) -> bool:

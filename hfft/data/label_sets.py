@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import ClassLabel, Dataset, Value
 
+from hfft.data.folders import say, warn
+from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
+from hfft.text import printable
 
 Label = str | tuple[str, ...]  # a column, or one for each class
 SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere
 _SAMPLE = 100  # values that are looked at to see whether a column holds 0 and 1
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
-_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _are_sets(told: Sequence[tuple[str, int, Any]], files: Mapping[str, Sequence
     if None in flags:
         return False
     split, row, value = told[odd]
-    _say(
+    say(
         f"{where}: takes the labels as multi-label, as row {row} ({files[split][row]}) has {sum(flags[odd] or ())} "
         f"of the {len(value)} classes"
     )
@@ -130,7 +130,7 @@ def read_sets(
     kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
     every = [value for column in values.values() for value in column]
     if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
-        names = list(label) if isinstance(label, tuple) else [str(k) for k in range(_usual_length(every))]
+        names = list(map(printable, label if isinstance(label, tuple) else map(str, range(_usual_length(every)))))
         sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
         return LabelSets(names, sets)
     if kind == "text":
@@ -192,7 +192,7 @@ def _kind(table: Dataset, label: Label) -> str:
     kind = table.features[label]
     inner = getattr(kind, "feature", None)
     if inner is None:
-        return "text" if kind in (Value("string"), Value("large_string")) else "class"
+        return "text" if is_text(kind) else "class"
     if isinstance(inner, ClassLabel):
         return "declared"
     if isinstance(inner, Value) and inner.dtype.startswith(("int", "uint", "bool")):
@@ -201,8 +201,15 @@ def _kind(table: Dataset, label: Label) -> str:
 
 
 def _values(table: Dataset, label: Label) -> list[Any]:
+    """What each row holds: None for nothing, names where the table says what its numbers mean."""
     if isinstance(label, str):
-        return table[label][:]
+        values, kind = table[label][:], _kind(table, label)
+        if kind == "text":
+            return [value if label_text(value) else None for value in values]
+        if kind == "declared":
+            names = dict(enumerate(table.features[label].feature.names))
+            return [value and [names.get(number, number) for number in value] for value in values]
+        return values
     return [list(row) for row in zip(*(table[name][:] for name in label), strict=True)]
 
 
@@ -305,43 +312,33 @@ def _indexed(
                 )
             found[split].append(None if labels is None else [str(one) for one in labels])
     met = {name for column in found.values() for labels in column for name in labels or ()}
-    names = list(dict.fromkeys([*declared, *sorted(met, key=natural)]))
+    warn_of_nothing(met, declared, where)
+    spellings = class_spellings(met, [name for name in map(label_text, declared) if name is not None], where)
+    names = list(dict.fromkeys(spellings.values()))
     places = {name: place for place, name in enumerate(names)}
     return LabelSets(
         names,
         {
-            split: [None if one is None else sorted({places[name] for name in one}) for one in column]
+            split: [None if one is None else sorted({places[spellings[name]] for name in one}) for one in column]
             for split, column in found.items()
         },
     )
 
 
-def natural(text: str) -> tuple[int, int, str]:
-    """A key that sorts numbers by their value, in front of all other texts."""
-    is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
-    return (0, int(text), text) if is_number else (1, 0, text)
-
-
 def _name(value: Any, declared: Sequence[str]) -> str | None:
     """A class's name; None where a value is none."""
     if isinstance(value, str):
-        return value.strip() or None
+        return label_text(value)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0 or (declared and value >= len(declared)):
         return None
-    return declared[value] if declared else str(value)
+    return label_text(declared[value]) if declared else str(value)
 
 
 def _tell_of_separators(values: Sequence[Any], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
     odd = next((value for value in values if any(mark in str(value) for mark in SEPARATORS[:2])), None)
     if odd is not None:
-        _say(
+        warn(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
-            "data.task=single_label",
-            is_warning=True,
+            "data.task=single_label"
         )
-
-
-def _say(line: str, *, is_warning: bool = False) -> None:
-    PartialState()  # the logger asks it which process this is
-    (_LOG.warning if is_warning else _LOG.info)(line)

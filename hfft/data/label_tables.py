@@ -51,9 +51,15 @@ class Listed:
     columns: Columns
 
     def contradicts(self, folders: Collection[str]) -> bool:
-        """Whether images of a folder have different labels, as far as it lies in one of these."""
-        found = [place for place, _ in self.labels if any(f"{place}/".startswith(f"{folder}/") for folder in folders)]
-        return len(found) > len(set(found))
+        """Whether the labels of images in class folders are other classes than these, by any name."""
+        names = {f"{folder}/": folder.rpartition("/")[2] for folder in folders}
+        found = {
+            (name, label)
+            for place, label in self.labels
+            for start, name in names.items()
+            if f"{place}/".startswith(start)
+        }
+        return not len(found) == len({name for name, _ in found}) == len({label for _, label in found})
 
 
 class _Names:
@@ -61,32 +67,36 @@ class _Names:
 
     def __init__(self, root: Path, paths: Iterable[str]) -> None:
         self.root = root
-        self._exact: dict[str, set[str]] = {}
-        self._last: dict[str, set[str]] = {}
+        self._exact: dict[str, str] = {}
+        self._last: dict[str, str] = {}
+        self._others: dict[str, str] = {}  # the second image of a name
         for path in paths:
             name = path.rpartition("/")[2]
             for known, full in ((self._exact, path), (self._last, name)):
                 full = unicodedata.normalize("NFC", full)  # macOS writes names in the other form
-                known.setdefault(full, set()).add(path)
-                known.setdefault(full.rpartition(".")[0], set()).add(path)
+                for key in (full, full.rpartition(".")[0]):
+                    if known.setdefault(key, path) != path:
+                        self._others[key] = path
 
-    def find(self, value: object, base: str) -> set[str]:
-        """The images that a value may mean.
+    def find(self, value: object, base: str) -> tuple[str, ...]:
+        """The images that a value may mean: none, one or two.
 
         Args:
             value: Path, file name or id.
             base: The table's own folder, with a slash at its end; empty for that of the images.
         """
-        text = (
-            unicodedata.normalize("NFC", str(value)).strip().replace("\\", "/").removeprefix("./").rpartition("?d=")[2]
-        )  # Label Studio's files
+        text = unicodedata.normalize("NFC", str(value)).strip().replace("\\", "/")
+        text = text.rpartition("?d=")[2].removeprefix("./")  # Label Studio's local files end in ?d=PATH
         parts = text.split("/")
         for path in (base + text, *("/".join(parts[place:]) for place in range(len(parts)))):
             if path in self._exact:
-                return self._exact[path]
+                return self._of(self._exact, path)
         stem, dot, ending = parts[-1].rpartition(".")
-        found = self._last.get(parts[-1]) or self._last.get(_UPLOADED.sub("", parts[-1]))
-        return found or (self._last.get(stem, set()) if dot + ending.lower() in endings() else set())
+        keys = [parts[-1], _UPLOADED.sub("", parts[-1]), *([stem] if dot + ending.lower() in endings() else [])]
+        return next((self._of(self._last, key) for key in keys if key in self._last), ())
+
+    def _of(self, known: dict[str, str], key: str) -> tuple[str, ...]:
+        return (known[key], self._others[key]) if key in self._others else (known[key],)
 
 
 def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, problem: str) -> Listed:
@@ -156,18 +166,25 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
     """
     check_header(rows.column_names, str(file))
     names = path_names(rows, spec)
-    if names is None or any(os.path.exists(base / name.replace("\\", "/")) for name in names[:3]) or not base.is_dir():
+    if names is None or not base.is_dir() or _exist(names[:3], base):
         return rows, spec
-    files = list(islice(visible_files(base), _MOST))
+    try:
+        files = list(islice(visible_files(base), _MOST))
+    except DataError:  # it may be the root of a file system
+        return rows, spec
     images = [path.relative_to(base).as_posix() for path in files if is_image(path)]
     found = _with_paths(rows, _Names(base, images), "", spec, file)
     if found is not None:
         return found[0], dataclasses.replace(spec, image_column=found[1])
     check_paths(names, f"{file}: image_column: a column")
     has_endings = any(Path(name).suffix.lower() in endings() for name in names)
-    if names and (images or advice_for(files) or not has_endings):
+    if names and not _exist(names, base) and (images or advice_for(files) or not has_endings):
         raise not_found(base / names[0], str(file))
     return rows, spec
+
+
+def _exist(names: Sequence[str], base: Path) -> bool:
+    return any(os.path.exists(base / Path(name.replace("\\", "/")).expanduser()) for name in names)
 
 
 def _slash(base: str) -> str:
@@ -196,7 +213,7 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
     values = rows[column][:]
     paths: list[str | None] = []
     for value in values:
-        found = set() if value is None else names.find(value, base)
+        found = () if value is None else names.find(value, base)
         if len(found) > 1:
             first, second = sorted(found)[:2]
             raise DataError(
@@ -204,9 +221,9 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
                 f"data.image_folder={(names.root / second).parent}"
             )
         paths.append(next(iter(found), None if value is None else f"{base}{value}"))
-    names = rows.column_names
+    order = rows.column_names
     rows = rows.rename_column(column, _ASIDE).add_column(column, paths, feature=Value("string"))
-    return rows.select_columns(names), column
+    return rows.select_columns(order), column
 
 
 def _by_split(folder: Path, labelled: dict[Path, Dataset], image: str) -> dict[str, Table]:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset, List
 
+from hfft.data.label_values import known_as
+
 UNLABELLED = -1  # where a row has no class; a list of classes is None then, and an empty list is an image of none
 
 
@@ -28,7 +30,7 @@ def class_names(rows: Dataset) -> tuple[str, ...]:
 def labels_of(rows: Dataset) -> np.ndarray:
     """Class indices, (N,) int64; of multi-label rows which labels each has, (N, K) uint8 of 0 and 1."""
     if not is_multi_label(rows):
-        return np.asarray(rows["label"], dtype=np.int64)
+        return np.asarray(rows["label"][:], dtype=np.int64)
     found = np.zeros((len(rows), len(class_names(rows))), dtype=np.uint8)
     for place, numbers in enumerate(rows["label"][:]):
         found[place, numbers or []] = 1
@@ -45,7 +47,7 @@ def lacks_label(rows: Dataset) -> np.ndarray:
 def label_keys(rows: Dataset) -> np.ndarray:
     """What tells the labels of two rows apart, (N,): class indices, or tuples of them; -1 and (-1,) for none given."""
     if not is_multi_label(rows):
-        return np.asarray(rows["label"])
+        return np.asarray(rows["label"][:])
     found = np.empty(len(rows), dtype=object)
     for place, numbers in enumerate(rows["label"][:]):
         found[place] = (UNLABELLED,) if numbers is None else tuple(sorted(numbers))
@@ -72,8 +74,11 @@ def spoken_label(key: int | tuple[int, ...] | Sequence[int], names: Sequence[str
 
 
 def relabelled(rows: Dataset, names: Sequence[str]) -> Dataset:
-    """The rows with the indices of another list of class names, which has all names that occur."""
-    places = {number: list(names).index(name) for number, name in enumerate(class_names(rows)) if name in names}
+    """The rows with the indices of another list of class names, which has all names that occur, in some spelling."""
+    own = class_names(rows)
+    known = known_as(own, names)
+    numbers = {name: number for number, name in enumerate(names)}
+    places = {number: numbers[known[name]] for number, name in enumerate(own) if name in known}
     many = is_multi_label(rows)
     values = rows["label"][:]
     values = [[places[one] for one in value] if many else places[value] for value in values]

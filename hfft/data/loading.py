@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from hfft.data.tables import TEXT_TABLES, read_text_table
+from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 
 

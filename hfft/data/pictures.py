@@ -106,11 +106,10 @@ def read_picture(image: Image.Image, encoded: bytes | None = None) -> Image.Imag
             _check_jpeg(encoded, image.mode)
         if encoded is not None and image.format == "PNG":
             _check_png(encoded)
-        is_gray = image.mode in ("1", "L") or is_deep(image)
         upright = _upright(image)
         if _is_transparent(upright):
             return _in_mode(upright, "RGBA")
-        return _in_mode(upright, "L" if is_gray else "RGB")
+        return _in_mode(upright, "L" if upright.mode in ("1", "L") or is_deep(upright) else "RGB")
 
 
 def _check(image: Image.Image) -> None:

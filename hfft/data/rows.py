@@ -1,5 +1,6 @@
 """Tables of any columns -> rows as the rest of hfft takes them: an image not decoded, a class, a name."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -8,16 +9,19 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from hfft.data.content import shown_path, stored_path
 from hfft.data.folders import say, split_in, warn
 from hfft.data.label_columns import is_label_name, plain_name
-from hfft.data.label_sets import holds_sets, natural, read_sets
-from hfft.data.labels import label_feature
+from hfft.data.label_sets import holds_sets, read_sets
+from hfft.data.label_values import class_spellings, label_text, label_texts, same_class, warn_of_nothing
+from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.layout import CLASS_FOLDER, split_names
 from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
+from hfft.text import path_text, printable
 
 
 @dataclass(frozen=True)
@@ -73,10 +77,9 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
     columns = choose_columns(first.rows, spec, where, of_files=root is not None)
     _tell_of_columns(columns, first.rows, spec, where)
     tables = _by_split(_with_labels(tables, first.rows.column_names, columns, where), columns, where)
+    tables = {printable(split): table for split, table in tables.items()}
     paths = {split: _paths(table, columns, where, root) for split, table in tables.items()}
     files = {split: _files(table, split, paths[split]) for split, table in tables.items()}
-    if columns.has_paths:
-        _check_listed_once(files, where)
     rows_by_split = {split: table.rows for split, table in tables.items()}
     is_multi_label = holds_sets(rows_by_split, columns.label, spec.task, files, where)
     shares: dict[str, np.ndarray] = {}
@@ -97,6 +100,8 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
             rows = rows.add_column(WEIGHT, weights.tolist(), feature=Value("float32"))
         groups = _groups(table, columns, files[split], where)
         splits[split] = rows if groups is None else rows.add_column("group", groups, feature=Value("string"))
+    if columns.has_paths:
+        _check_listed_once(splits, where)
     return Found(splits, columns.described())
 
 
@@ -201,16 +206,34 @@ def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tup
     if not columns.has_paths or table.base is None or root is None:
         return None
     values = table.rows[columns.image][:]
-    if None in values:
-        raise DataError(f"{where}: the column {columns.image!r} names no image in row {values.index(None)}")
+    lacking = next((row for row, value in enumerate(values) if not (value and value.strip())), None)
+    if lacking is not None:
+        raise DataError(f"{where}: the column {columns.image!r} names no image in row {lacking}")
     if table.names is not None:
         return values, table.rows[table.names][:]
-    paths = [table.base / Path(value.replace("\\", "/")).expanduser() for value in values]
-    names = [
-        path.relative_to(root).as_posix() if path.is_relative_to(root) else value
-        for path, value in zip(paths, values, strict=True)
-    ]
-    return [str(path) for path in paths], names
+    base, below = (_as_prefix(folder) for folder in (table.base, root))
+    paths = [_joined(base, value) for value in values]
+    names = [_name(path, below, value) for path, value in zip(paths, values, strict=True)]
+    return list(map(stored_path, paths)), names
+
+
+def _name(path: str, below: str, value: str) -> str:
+    """The path below a folder; as it stands in the table where it lies elsewhere."""
+    is_below = path.startswith(below) if below else not os.path.isabs(path)
+    return shown_path(path.removeprefix(below) if is_below else value)
+
+
+def _as_prefix(folder: Path) -> str:
+    """What paths in a folder begin with."""
+    text = Path(path_text(folder)).as_posix()
+    return "" if text == "." else f"{text.rstrip('/')}/"
+
+
+def _joined(base: str, value: str) -> str:
+    """A path of a table, which begins at a folder; by text, as objects for a million paths take half a minute."""
+    value = os.path.expanduser(value.replace("\\", "/"))
+    path = value if os.path.isabs(value) else base + value
+    return path if os.path.normpath(path) == path else Path(path).as_posix()
 
 
 def _files(table: Table, split: str, paths: tuple[list[str], list[str]] | None) -> list[str]:
@@ -220,15 +243,21 @@ def _files(table: Table, split: str, paths: tuple[list[str], list[str]] | None) 
     return [f"{split}/{row:0{width}d}" for row in range(len(table.rows))]
 
 
-def _check_listed_once(files: Mapping[str, Sequence[str]], where: str) -> None:
-    """An image with two rows would count twice, or be in two splits."""
-    seen: dict[str, str] = {}
-    for split, names in files.items():
-        for name in names:
-            if name in seen:
-                places = split if seen[name] == split else f"{seen[name]} and {split}"
-                raise DataError(f"{where}: {name} has two rows ({places}); allowed: one row for each image")
-            seen[name] = split
+def _check_listed_once(splits: Mapping[str, Dataset], where: str) -> None:
+    """An image may have several rows if they say the same: else it would be in two splits, or two classes."""
+    files = {split: rows["file"][:] for split, rows in splits.items()}
+    if len({name for names in files.values() for name in names}) == sum(map(len, files.values())):
+        return
+    seen: dict[str, tuple[str, Any]] = {}
+    for split, rows in splits.items():
+        said = [rows[name][:] for name in rows.column_names if name != WEIGHT]
+        for name, *row in zip(files[split], *said, strict=True):
+            if seen.setdefault(name, (split, row)) != (split, row):
+                places = split if seen[name][0] == split else f"{seen[name][0]} and {split}"
+                raise DataError(
+                    f"{where}: {name} has two rows ({places}); allowed: one row for each image, or several that say "
+                    "the same"
+                )
 
 
 def _labels(
@@ -239,12 +268,18 @@ def _labels(
     if isinstance(label, tuple) or (label in first.column_names and holds_lists(first, label)):
         shares = {split: read_shares(table.rows, label, files[split], where) for split, table in tables.items()}
         width = next(iter(shares.values())).shape[1]
-        names = list(label) if isinstance(label, tuple) else [str(number) for number in range(width)]
+        names = [printable(name) for name in label] if isinstance(label, tuple) else list(map(str, range(width)))
         return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
     texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
-    names = _class_names([table.rows for table in tables.values()], label, texts)
-    places: dict[str | None, int] = {None: -1, **{name: place for place, name in enumerate(names)}}
-    return names, {split: [places[text] for text in column] for split, column in texts.items()}, {}
+    found = {text for column in texts.values() for text in column if text is not None}
+    declared = _declared([table.rows for table in tables.values()], label)
+    if label != CLASS_FOLDER:
+        warn_of_nothing(found, declared, where)
+    spellings = class_spellings(found, declared, where)
+    names = list(dict.fromkeys(spellings.values()))
+    places = {name: place for place, name in enumerate(names)}
+    numbers = {None: UNLABELLED, **{text: places[name] for text, name in spellings.items()}}
+    return names, {split: [numbers[text] for text in column] for split, column in texts.items()}, {}
 
 
 def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[str | None]:
@@ -253,21 +288,20 @@ def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[s
         parts = [file.split("/")[table.depth :] for file in files]
         if all(len(part) == 1 for part in parts):
             raise DataError(f"{where}: label_column: none fits; name one of {', '.join(table.rows.column_names)}")
-        return [part[0] if len(part) > 1 else None for part in parts]
+        return label_texts([part[0] if len(part) > 1 else None for part in parts], files, where)
     feature = table.rows.features[label]
     values = table.rows[label][:]
     if isinstance(feature, ClassLabel):
-        return [feature.names[value] if value is not None and value >= 0 else None for value in values]
-    if isinstance(feature, Value):
-        return [None if value is None else str(value) for value in values]
-    raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
+        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
+    elif not isinstance(feature, Value):
+        raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
+    return label_texts(values, files, where)
 
 
-def _class_names(tables: Sequence[Dataset], label: str, texts: Mapping[str, Sequence[str | None]]) -> list[str]:
-    """Names that a table declares, in its order; then those that were found, in their natural order."""
-    found = {text for column in texts.values() for text in column if text is not None}
-    declared = (name for rows in tables for name in getattr(rows.features.get(label), "names", ()))
-    return list(dict.fromkeys([*declared, *sorted(found, key=natural)]))
+def _declared(tables: Sequence[Dataset], label: str) -> list[str]:
+    """Names of classes that tables declare."""
+    declared = (label_text(name) for rows in tables for name in getattr(rows.features.get(label), "names", ()))
+    return [name for name in declared if name is not None]
 
 
 def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:
@@ -278,6 +312,8 @@ def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[s
     kept = rows.select_columns([columns.image])
     kept = kept if columns.image == "image" else kept.rename_column(columns.image, "image")
     try:
+        if kept.features["image"] == Value("binary_view"):
+            kept = kept.cast_column("image", Value("binary"))  # of which alone datasets makes an Image
         return kept.cast_column("image", Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         kind: Any = rows.features[columns.image]
@@ -289,7 +325,7 @@ def _groups(table: Table, columns: Columns, files: Sequence[str], where: str) ->
         return None
     if columns.group == PARENT_FOLDER and PARENT_FOLDER not in table.rows.column_names:
         return parent_folders(files, table.depth + (columns.label == CLASS_FOLDER), where)
-    values = table.rows[columns.group][:]
+    values = list(map(label_text, table.rows[columns.group][:]))
     if None in values:
         raise DataError(f"{where}: group_column: {columns.group!r} holds nothing in row {values.index(None)}")
-    return [str(value) for value in values]
+    return [same_class(value) for value in values if value is not None]

@@ -23,14 +23,15 @@ from hfft.data.folders import (
 from hfft.data.hints import advice_for, missing_path, missing_source
 from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
 from hfft.data.label_tables import find_images
+from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
 from hfft.data.loading import load, load_parquet, read_table, reason_of
 from hfft.data.rows import Found, Table, standardize
-from hfft.data.splits import carved_shares, existing_split, labelled, split_rows
-from hfft.data.tables import TEXT_TABLES, read_text_table
+from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
+from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
@@ -102,10 +103,10 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
         DataError: If there are no splits as asked, or too few classes, or one without training images.
     """
     kept = _without(found.splits, without)
-    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     own = existing_split(kept, spec.splits.train, where)
     for folder in found.empty.get(own, ()):
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
+    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     _warn_of_empty(found, [split for split in found.empty if split != own])
     _tell_of_unused(kept, spec, own, where)
     splits = _without_unused(splits, where)
@@ -113,6 +114,7 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     carved = tuple(carved_shares(found.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
+    warn_of_alike(labels, where)
     return data
 
 
@@ -140,9 +142,10 @@ def load_rows(
         PartialState()  # the logger asks it which process this is
         _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
-    parts = [labelled(part, name, spec.source) for name, part in found.items()]
+    parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
-    unknown = [name for name in class_names(parts[0]) if name in used and name not in labels]
+    known = known_as(used, labels)
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
     if unknown:
         raise DataError(
             f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
@@ -190,7 +193,8 @@ def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dat
     if not names:
         return found
     left_out = set(names)
-    kept = {name: [n for n, file in enumerate(part["file"]) if file not in left_out] for name, part in found.items()}
+    files = {name: part["file"][:] for name, part in found.items()}
+    kept = {name: [n for n, file in enumerate(files[name]) if file not in left_out] for name in found}
     return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
 
 

@@ -9,6 +9,8 @@ from hfft.data.label_columns import plain_name
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
+_SAMPLE = 200  # values of a column that are looked at to see whether it may hold splits
+
 
 def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
     """The one asked for; else one that is called `split`, or that holds names of splits alone.
@@ -28,9 +30,11 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
     for name, kind in table.features.items():
         if name in (image, spec.weight_column, spec.group_column, *labels) or not _is_short(kind):
             continue
+        is_called = plain_name(name) == "split"
+        if not is_called and not {str(value).lower() for value in _split_values(table, name, _SAMPLE)} <= known:
+            continue
         values = _split_values(table, name)
         met = {value.lower() for value in values if value is not None}
-        is_called = plain_name(name) == "split"
         if met and met <= known and (is_called or (None not in values and len(met) > 1)):
             found.append(name)
         elif is_called and met & known:
@@ -78,9 +82,9 @@ def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str,
     return {name: table.select(rows) for name, rows in places.items()}
 
 
-def _split_values(table: Dataset, column: str) -> list[str | None]:
-    """Each row's split as text without spaces around it; None where there is none."""
-    feature, values = table.features[column], table[column][:]
+def _split_values(table: Dataset, column: str, most: int | None = None) -> list[str | None]:
+    """Each row's split as text without spaces around it, or those of the first rows; None where there is none."""
+    feature, values = table.features[column], table[column][:most]
     if isinstance(feature, ClassLabel):
         values = [None if value is None or value < 0 else feature.names[value] for value in values]
     texts = [None if value is None else str(value).strip() for value in values]

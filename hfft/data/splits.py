@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.folders import SPLIT_NAMES
+from hfft.data.folders import SPLIT_NAMES, say
 from hfft.data.labels import is_multi_label, labels_of, lacks_label
 from hfft.data.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
@@ -39,7 +39,8 @@ def split_rows(
         DataError: If a split isn't there, or holds a row without a label.
     """
     own = existing_split(found, spec.train, where)
-    train = labelled(found[own], own, where)
+    every = labelled(found[own], own, where)
+    train = _first_rows(every)
     used = {own: "train"}
     splits: dict[str, Dataset] = {}
     shares = carved_shares(found, spec)
@@ -50,7 +51,7 @@ def split_rows(
         if chosen in used:
             raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
         used[chosen] = name
-        splits[name] = labelled(found[chosen], chosen, where)
+        splits[name] = once(labelled(found[chosen], chosen, where), chosen, where)
     _check_groups(train, splits, where)
     splits.update(_carve(train, shares, seed, where))
     if max_per_class is not None:
@@ -60,6 +61,7 @@ def split_rows(
                 "choice of images would do as it says; leave it out for multi-label data"
             )
         splits["train"] = splits["train"].select(_at_most(labels_of(splits["train"]), max_per_class, seed))
+    splits["train"] = _with_repeats(splits["train"], every, own, where) if len(train) < len(every) else splits["train"]
     return {name: _without_group(splits[name]) for name in ("train", "validation", "test") if name in splits}
 
 
@@ -110,6 +112,32 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
     return rows
 
 
+def once(rows: Dataset, split: str, where: str) -> Dataset:
+    """Rows to measure on: each image counts once, and rows that repeat one are left out with a word."""
+    firsts = _first_rows(rows)
+    if len(firsts) < len(rows):
+        say(f"{where}: left out {len(rows) - len(firsts)} of {len(rows)} rows of {split!r}, which repeat an image")
+    return firsts
+
+
+def _first_rows(rows: Dataset) -> Dataset:
+    """The first row of each image."""
+    files = rows["file"][:]
+    places = {file: len(files) - 1 - place for place, file in enumerate(reversed(files))}
+    return rows if len(places) == len(files) else rows.select(sorted(places.values()))
+
+
+def _with_repeats(train: Dataset, every: Dataset, own: str, where: str) -> Dataset:
+    """All rows of the images that are left for training, with a word."""
+    chosen = set(train["file"][:])
+    rows = every.select([row for row, file in enumerate(every["file"][:]) if file in chosen])
+    say(
+        f"{where}: {len(rows) - len(train)} of {len(rows)} training rows of {own!r} repeat an image, which is "
+        "trained on as often; the keys sampler and data.weight_column do such things without more rows"
+    )
+    return rows
+
+
 def _without_group(rows: Dataset) -> Dataset:
     return rows.remove_columns(_GROUP) if _GROUP in rows.column_names else rows
 
@@ -118,9 +146,9 @@ def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> 
     """Splits that the source made must not divide groups either."""
     if _GROUP not in train.column_names:
         return
-    ours = set(train[_GROUP])
+    ours = set(train[_GROUP][:])
     for name, rows in others.items():
-        common = sorted(ours & set(rows[_GROUP]))
+        common = sorted(ours & set(rows[_GROUP][:]))
         if common:
             raise DataError(
                 f"{where}: data.group_column: {len(common)} groups have images in train and in {name}, the first is "
@@ -131,7 +159,7 @@ def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> 
 def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
     """Take shares out of train and leave the rest; order is kept within each part. Folds are taken first."""
     labels = labels_of(train)
-    groups = np.asarray(train[_GROUP]) if _GROUP in train.column_names else None
+    groups = np.asarray(train[_GROUP][:]) if _GROUP in train.column_names else None
     rest = np.arange(len(train))
     taken: dict[str, np.ndarray] = {}
     for name, share in shares.items():

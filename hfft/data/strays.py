@@ -8,6 +8,7 @@ from stat import S_ISREG
 from hfft.data.findings import Finding
 from hfft.data.folders import UNREAD, is_image, subfolders, visible_files
 from hfft.data.layout import find_layout
+from hfft.text import printable_path
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",
@@ -31,8 +32,9 @@ def find_strays(folder: Path, files: Collection[str]) -> Iterator[Finding]:
     within = {file for path in splits for child in subfolders(path) for file in visible_files(child)}
     for file in sorted(beside | within):
         reason = _reason(file, is_beside=file in beside)
-        if reason is not None and file.relative_to(folder).as_posix() not in files:
-            yield Finding("left out", reason, (file.relative_to(folder).as_posix(),), 1)
+        name = printable_path(file.relative_to(folder).as_posix())
+        if reason is not None and name not in files:
+            yield Finding("left out", reason, (name,), 1)
 
 
 def _reason(file: Path, *, is_beside: bool) -> str | None:

@@ -1,30 +1,24 @@
-"""Tables of images: CSV, TSV and JSON lines as data sets, and which columns of any table are used for what."""
+"""Which columns of a table of images are used for what."""
 
-import csv
 import dataclasses
-import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-import pyarrow as pa
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Image, Value
 from PIL import Image as PillowImage
 
 from hfft.data.hints import check_header, check_paths
 from hfft.data.label_columns import label_candidates, plain_name
+from hfft.data.label_values import is_text
 from hfft.data.layout import CLASS_FOLDER
 from hfft.data.split_columns import find_split_column
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
-TEXT_TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
-_MOST_COLUMNS = 1500  # of a text table: each costs milliseconds in datasets
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
@@ -61,73 +55,6 @@ class Columns:
         return ", ".join(f"{role} {name!r}" for role, name in named.items() if name is not None)
 
 
-def read_text_table(file: Path) -> Dataset:
-    """A table of text rows. In CSV every value is text, so that a class may be called `NA` or `007`; empty is nothing.
-
-    Raises:
-        DataError: If it can't be read; with the line, where there is one.
-    """
-    try:
-        text = file.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{file}: line {line} is no UTF-8 text; save the file in that encoding") from error
-    except OSError as error:
-        raise DataError(f"{file}: {error.strerror or error}") from error
-    if not text.strip():
-        raise DataError(f"{file}: the file is empty")
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise DataError(f"{file}: line {line} holds a NUL character, which no text has; is it damaged?")
-    separator = TEXT_TABLES[file.suffix.lower()]
-    return _json_lines(text, file) if separator is None else _delimited(text, file, separator)
-
-
-def _delimited(text: str, file: Path, separator: str) -> Dataset:
-    header = text.lstrip().splitlines()[0]
-    if separator == "," and header.count(";") > header.count(","):
-        separator = ";"  # as spreadsheets write it in countries with decimal commas
-    try:
-        table = pd.read_csv(io.StringIO(text), sep=separator, dtype=str, keep_default_na=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error, ValueError) as error:
-        raise DataError(f"{file}: {str(error).removeprefix('Error tokenizing data. C error: ')}") from error
-    if len(table) == 0:
-        raise DataError(f"{file}: the file holds a header and no rows")
-    columns = {name.strip(): [value or None for value in table[name]] for name in table}
-    if len(columns) < len(table.columns):
-        raise DataError(f"{file}: two columns have the same name: {', '.join(table.columns)}")
-    _check_names(list(columns), file)
-    return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
-
-
-def _check_names(names: Sequence[str], file: Path) -> None:
-    if len(names) > _MOST_COLUMNS:
-        raise DataError(f"{file}: found {len(names):,} columns; allowed: {_MOST_COLUMNS:,}")
-    for name in names:
-        if "\0" in name:  # where Arrow's name would end
-            raise DataError(f"{file}: the column {name!r} has a NUL character in its name")
-
-
-def _json_lines(text: str, file: Path) -> Dataset:
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}: line {number} is no JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{file}: line {number} holds {type(row).__name__}; allowed: an object per line")
-        rows.append(row)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    _check_names(names, file)
-    try:
-        return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
-    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{file}: a column holds values of different types: {str(error).splitlines()[0]}") from error
-
-
 def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> Columns:
     """Which columns hold images, labels, groups and splits: as asked, else by type, else by name.
 
@@ -140,12 +67,13 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     Raises:
         DataError: If a column isn't there, or none or several fit.
     """
-    check_header(table.column_names, where)
+    if of_files:
+        check_header(table.column_names, where)
     images = _columns_of(table, Image) or [name for name, kind in table.features.items() if _is_content(kind)]
     if of_files and not images:
         images = _path_columns(table)
     image = _column(spec.image_column, images, table, f"{where}: image_column")
-    has_paths = of_files and table.features[image] == Value("string")
+    has_paths = of_files and is_text(table.features[image])
     if has_paths:
         check_paths([name for name in table[image][:_SAMPLE] if name], f"{where}: image_column: the column {image!r}")
     split = find_split_column(spec, table, image, where)
@@ -168,7 +96,7 @@ def path_names(table: Dataset, spec: DataSpec) -> list[str] | None:
     if _columns_of(table, Image) or any(map(_is_content, table.features.values())):
         return None
     names = [spec.image_column] if spec.image_column in table.column_names else _path_columns(table)
-    if len(names) != 1 or table.features[names[0]] != Value("string"):
+    if len(names) != 1 or not is_text(table.features[names[0]]):
         return []
     return [name for name in table[names[0]][:_SAMPLE] if name]
 
@@ -179,20 +107,20 @@ def _columns_of(table: Dataset, feature: type) -> list[str]:
 
 def _is_content(kind: Any) -> bool:
     """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
-    return kind in (Value("binary"), Value("large_binary")) or (
+    return kind in (Value("binary"), Value("large_binary"), Value("binary_view")) or (
         isinstance(kind, dict) and set(kind) == {"bytes", "path"}
     )
 
 
 def _path_columns(table: Dataset) -> list[str]:
     """Text columns that are called like paths, else those whose first values are."""
-    texts = [name for name, kind in table.features.items() if kind == Value("string")]
+    texts = [name for name, kind in table.features.items() if is_text(kind)]
     named = [name for name in _IMAGE_NAMES if name in texts]
     named = named or [name for known in _IMAGE_NAMES for name in texts if plain_name(name) == known]
     if named:
         return named[:1]
     sample = table.select(range(min(len(table), _SAMPLE)))
-    return [name for name in texts if _are_paths([value for value in sample[name] if value])]
+    return [name for name in texts if _are_paths([value for value in sample[name][:] if value])]
 
 
 def _are_paths(values: Sequence[str]) -> bool:

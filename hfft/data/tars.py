@@ -18,8 +18,10 @@ from hfft.data.content import part_of
 from hfft.data.folders import visible_files
 from hfft.data.formats import endings
 from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.progress import SOON, bar
+from hfft.text import printable_path
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
@@ -42,14 +44,14 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
         DataError: If a file is no tar file, is cut short, or a sample has no image or several.
     """
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda file: list(_samples(file, file.relative_to(root).as_posix())), files)
+        found = pool.map(lambda file: list(_samples(file, printable_path(file.relative_to(root).as_posix()))), files)
         shards = bar("reading shards", len(files), found, unit="shards", delay=SOON)
         rows = [row for shard in shards for row in shard]
     if not rows:
         raise DataError(f"{root}: the tar files hold no images")
     _add_folders(rows)
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
+    return dataset_of({name: [row.get(name) for row in rows] for name in names}, str(root))
 
 
 def _add_folders(rows: list[dict[str, Any]]) -> None:
@@ -107,10 +109,10 @@ def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[st
                     continue
                 ending = base.partition(".")[2].lower()
                 if f".{ending.rpartition('.')[2]}" in known:
-                    yield member.name, part_of(file, member.offset_data, member.size)
+                    yield printable_path(member.name), part_of(file, member.offset_data, member.size)
                 elif ending in (*_TEXTS, "json"):
                     stream = archive.extractfile(member)
-                    yield member.name, b"" if stream is None else stream.read()
+                    yield printable_path(member.name), b"" if stream is None else stream.read()
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"{shown}: no tar file, or one that is cut short or compressed: {error}") from error
 

@@ -79,6 +79,11 @@ class SetOutcomes:
         return self.labels != self.predicted
 
     @property
+    def right(self) -> np.ndarray:
+        """Whether an image was given just its labels, (N,) bool."""
+        return np.asarray(~self.wrong.any(axis=1))
+
+    @property
     def has_many(self) -> bool:
         """Whether each label that occurs has enough images with and without it to say how well it is recognised."""
         have = self.labels.sum(axis=0)
@@ -100,7 +105,7 @@ class SetOutcomes:
             hits=times @ (self.labels & self.predicted),
             predicted=times @ self.predicted,
             average_precision=_average_precisions(self.logits, self.labels, times),
-            exact=times @ ~wrong.any(axis=1) / count,
+            exact=times @ self.right / count,
             wrong=times @ wrong.mean(axis=1) / count,
             loss=times @ self.losses.mean(axis=1) / count,
             is_there=np.asarray(self.labels.any(axis=0)),
@@ -214,7 +219,7 @@ def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval
         outcomes: Of N > 0 images.
         seed: Seeds the resampling.
     """
-    images, wrong = len(outcomes.labels), int(outcomes.wrong.any(axis=1).sum())
+    images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
     parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape, seed)]
     found = {}
     for name, value in measure_sets(outcomes.tally()).items():
@@ -248,14 +253,14 @@ def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -
     before, after = (measure_sets(outcome.tally()) for outcome in (first, second))
     value = {name: float(after[name] - before[name]) for name in before}
     images = len(first.labels)
-    wrong = first.wrong.any(axis=1) | second.wrong.any(axis=1)  # (N,)
+    wrong = int(np.sum(~(first.right & second.right)))
     found = {name: too_few(one) for name, one in value.items()}
     for name, parts in _parts(first, second).items():
         is_settled = np.count_nonzero(parts) >= LEAST_WRONG and (name not in _OVER_LABELS or first.has_many)
         found[name] = summed(parts, np.inf if is_settled else images)
     lost = second.losses.mean(axis=1) - first.losses.mean(axis=1)
-    found["log_loss"] = mean_loss(value["log_loss"], lost, int(wrong.sum()))
-    if first.has_many and wrong.sum() >= LEAST_WRONG:
+    found["log_loss"] = mean_loss(value["log_loss"], lost, wrong)
+    if first.has_many and wrong >= LEAST_WRONG:
         name = "mean_average_precision"
         pairs = [
             measure_sets(second.tally(weights))[name] - measure_sets(first.tally(weights))[name]
@@ -275,11 +280,10 @@ def _parts(first: SetOutcomes, second: SetOutcomes) -> dict[str, np.ndarray]:
     more = second.predicted.astype(float) - first.predicted  # (N, K)
     gain, cost = f1_slopes(hits, has, taken)
     all_gain, all_cost = f1_slopes(*(counts.sum(axis=-1, keepdims=True) for counts in (hits, has, taken)))
-    right, was_right = (~one.wrong.any(axis=1) for one in (second, first))
     return {
         "macro_f1": (more * (gain * first.labels - cost)).sum(axis=1) / classes,
         "micro_f1": (more * (all_gain * first.labels - all_cost)).sum(axis=1),
-        "subset_accuracy": (right.astype(float) - was_right) / images,
+        "subset_accuracy": (second.right.astype(float) - first.right) / images,
         "hamming_loss": (second.wrong.mean(axis=1) - first.wrong.mean(axis=1)) / images,
     }
 

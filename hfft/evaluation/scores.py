@@ -142,7 +142,7 @@ def measured(
     if not is_multi_label(rows):
         return Scores(
             classes=classes,
-            files=tuple(rows["file"]),
+            files=tuple(rows["file"][:]),
             labels=labels,
             probabilities=values,
             metrics=with_intervals(values, labels),
@@ -153,7 +153,7 @@ def measured(
     outcomes = SetOutcomes.of_logits(values, labels, probabilities >= limits)
     return SetScores(
         classes=classes,
-        files=tuple(rows["file"]),
+        files=tuple(rows["file"][:]),
         labels=labels,
         probabilities=probabilities,
         metrics=set_intervals(outcomes),

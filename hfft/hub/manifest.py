@@ -83,23 +83,23 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
     return [*sent, File(MANIFEST, content.encode())], gone
 
 
-def check_room(api: HfApi, repo_id: str, revision: str | None, folders: Mapping[str, str]) -> None:
+def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: Mapping[str, str]) -> None:
     """Before anything is trained: whether what is to be pushed would be opened there.
 
     Args:
         api: The Hub's client.
-        repo_id: A repository, which may not be there.
-        revision: Its branch.
+        there: What it says of the repository.
         folders: Model and adapter folders of the run -> their folders in the repository.
+        known: As for `settle`.
 
     Raises:
         HubError: If a file there that isn't ours would be opened in its place.
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
-        remote = Remote(api, api.model_info(repo_id, revision=revision), Path(aside))
+        remote = Remote(api, there, Path(aside))
     own = {ADAPTER: _ADAPTER_CONFIG, "model": "model.safetensors"}
     files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
-    _refuse_hidden(remote.paths - set(remote.listed or ()), files)
+    _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
 
 
 def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
@@ -144,7 +144,7 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
     if hashlib.sha256(theirs).hexdigest() == listed or theirs == card.source:
         return True
     texts = [content.decode("utf-8", "replace").splitlines() for content in (theirs, card.source)]
-    lines = list(difflib.unified_diff(*texts, "on the Hub, kept", "of this run", lineterm="", n=0))
+    lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
     shown = ["".join(letter if letter.isprintable() else "?" for letter in line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
     _LOG.warning(

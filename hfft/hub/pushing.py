@@ -244,11 +244,12 @@ def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
     if wants_push(recipe) or (overwrite and recipe.hub.repo_id is not None):
         check_base(recipe, recipe.hub)
         destination = reach(recipe.hub, make=False)
-        with (
-            explained(f"{destination.repo_id}: checking its files"),
-            suppress(RepositoryNotFoundError, RevisionNotFoundError),
-        ):
-            check_room(connection(), destination.repo_id, destination.revision, parts(recipe, recipe.hub.what))
+        api, repo_id = connection(), destination.repo_id
+        earlier = _earlier(Path(recipe.output_dir) / recipe.name, repo_id, recipe.hub)
+        absent = (RepositoryNotFoundError, RevisionNotFoundError)
+        with explained(f"{repo_id}: checking its files"), suppress(*absent):
+            there = api.model_info(repo_id, revision=destination.revision)
+            check_room(api, there, parts(recipe, recipe.hub.what), earlier)
 
 
 def wants_push(recipe: Recipe) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from hfft.data.fitting import try_processor
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
@@ -22,6 +23,7 @@ from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahe
 from hfft.model.checkpoint import has_many_labels, labels_of
 from hfft.model.locating import run_result
 from hfft.paths import expanded
+from hfft.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -77,10 +79,11 @@ class Classifier:
             precision: As for `from_pretrained`.
 
         Raises:
-            ModelError: If the model's config lacks what that takes.
+            ModelError: If the model's config lacks what that takes, or the processor can't take an image.
         """
+        try_processor(processor)
         self.model = model.eval()
-        self.classes = _distinct(labels_of(model.config))
+        self.classes = _distinct(list(map(printable, labels_of(model.config))))
         self.processor = processor
         self.transform = evaluation_transform(processor)
         is_calibrated = calibrated or precision is not None

@@ -16,6 +16,7 @@ from hfft.data.decoding import Decoded, check_size, decode_bytes, decode_open, r
 from hfft.errors import DataError
 from hfft.inference.urls import RemoteImage
 from hfft.machine import cpus_per_process
+from hfft.text import printable_path
 
 ImageLike = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor | RemoteImage
@@ -106,7 +107,7 @@ def _name(image: ImageLike, number: int) -> str:
     if isinstance(image, RemoteImage):
         return image.name
     if isinstance(image, str | os.PathLike):
-        return os.fspath(image).encode(errors="backslashreplace").decode()  # names on disk may be no text
+        return printable_path(image)
     return str(number)
 
 

@@ -1,5 +1,6 @@
 """Predictions -> JSON lines, CSV or Parquet: on a stream as they come, in a file whole or not at all."""
 
+import codecs
 import csv
 import dataclasses
 import json
@@ -125,17 +126,18 @@ def write_lines(
         classes: Class names, in the order of the columns.
         is_multi_label: Whether the predictions have `labels`.
     """
+    is_utf8 = codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name == "utf-8"
     if form == "jsonl":
         for prediction in predictions:
             fields = {name: value for name, value in dataclasses.asdict(prediction).items() if value is not None}
-            stream.write(json.dumps(fields, ensure_ascii=False) + "\n")
+            stream.write(json.dumps(fields, ensure_ascii=not is_utf8) + "\n")  # escapes of JSON's own
             stream.flush()
         return
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(_columns(classes, is_multi_label=is_multi_label))
     for prediction in predictions:
         file, label, *probabilities = _row(prediction, classes)
-        label = json.dumps(label, ensure_ascii=False) if is_multi_label else label
+        label = json.dumps(label, ensure_ascii=not is_utf8) if is_multi_label else label
         rows.writerow([file, label, *(f"{value:.9g}" for value in probabilities)])  # all digits that a float32 has
         stream.flush()
 

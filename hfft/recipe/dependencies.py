@@ -64,7 +64,6 @@ _NEEDS = (
     _Need("activation_checkpointing_kwargs", _checkpoints, "activation_checkpointing: true", idle=(None, "", {})),
     _Need("gradient_checkpointing_kwargs", _checkpoints, "gradient_checkpointing: true", idle=(None, "", {})),
     _Need("dataloader_multiprocessing_context", _has_workers, "dataloader_num_workers above 0"),
-    _Need("dataloader_prefetch_factor", _has_workers, "dataloader_num_workers above 0"),
     _Need("project", _reports, "report_to: trackio", idle=(None, "huggingface")),
     _Need("trackio_space_id", _reports, "report_to: trackio"),
     _Need("trackio_bucket_id", _reports, "report_to: trackio"),

@@ -29,6 +29,7 @@ from hfft.recipe.spec import (
     RetainSpec,
     SplitSpec,
 )
+from hfft.text import printable
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
@@ -70,6 +71,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     if not isinstance(content, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys to values, found {_kind(content)}")
     for override in overrides:
+        _check_text(override, where)
         _apply_override(content, override)
     return _build(_plain(content, where), where)
 
@@ -145,7 +147,9 @@ def _check_amount(content: Any, where: str) -> None:
     while waiting:
         node, depth = waiting.pop()
         values += 1
-        letters += len(node) if isinstance(node, str) else 0
+        if isinstance(node, str):
+            letters += len(node)
+            _check_text(node, where)
         if values > _MOST_VALUES or letters > _MOST_LETTERS or depth > _DEEPEST:
             raise RecipeError(
                 f"{where}: not a recipe: more than {_MOST_VALUES:,} values or {_MOST_LETTERS:,} letters, aliases "
@@ -155,6 +159,15 @@ def _check_amount(content: Any, where: str) -> None:
             waiting += [(part, depth + 1) for part in (*node.keys(), *node.values())]
         elif isinstance(node, list | tuple | set):
             waiting += [(part, depth + 1) for part in node]
+
+
+def _check_text(text: str, where: str) -> None:
+    """Refuse a name whose bytes are no text: no recipe could be written with it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        what = f"{printable(text)} is no UTF-8 text"
+        raise RecipeError(f"{printable(where)}: {what}; rename the file or folder, or link to it") from error
 
 
 def _apply_override(content: dict[str, Any], override: str) -> None:

@@ -56,7 +56,7 @@ def rows_of(
     """
     images = images or _same_images(facts, split)
     rows: Dataset | None = images.splits.get(split)
-    places = {} if rows is None else {file: place for place, file in enumerate(rows["file"])}
+    places = {} if rows is None else {file: place for place, file in enumerate(rows["file"][:])}
     found: list[dict[str, Any] | None] = []
     for one in shown:
         row = rows[places[one.file]] if rows is not None and one.file in places else None

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from hfft._version import __version__
 from hfft.report.matrix import Matrix
 from hfft.report.words import duration, spoken
+from hfft.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -48,6 +49,7 @@ def _environment() -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(_TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -82,7 +84,7 @@ def _place(value: float, low: float, high: float) -> str:
 def _classes_of(matrix: Matrix) -> Markup:
     """What the script knows of the classes, as JSON that ends no script element."""
     rows = [
-        {"name": label, "images": images, "right": right}
+        {"name": printable(label), "images": images, "right": right}
         for label, images, right in zip(matrix.labels, matrix.images, matrix.right, strict=True)
     ]
     text = json.dumps(rows, ensure_ascii=False)

@@ -38,25 +38,28 @@ class FirstSteps(TrainerCallback):
         self._title = title
         self._parts = {name: group.part for group in groups for name in group.names}
         self._steps = 0
+        self._parameters: dict[str, torch.nn.Parameter] = {}
         self._before: dict[str, torch.Tensor] = {}
         self._had_gradient: set[str] = set()
         self._watched: dict[str, torch.Tensor] = {}  # whole copies
         self._nonzero: dict[str, torch.Tensor] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take a few numbers of each tensor."""
+        """Take a few numbers of each tensor, or of this process's part of it, which FSDP now and then hides."""
         self._steps, self._watched, self._had_gradient = 0, {}, set()
-        self._before = {name: _some(value) for name, value in self._trained(kwargs["model"]).items()}
+        found = {name.removeprefix("module."): value for name, value in kwargs["model"].named_parameters()}
+        self._parameters = {name: found[name] for name in self._parts if name in found}
+        self._before = {name: _some(value) for name, value in self._trained().items()}
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The optimizer has taken a step, and the gradients are still there."""
         if not self._before or not _counts(kwargs.get("optimizer")):
             return
-        trained = self._trained(kwargs["model"])
+        trained = self._trained()
         self._steps += 1
         self._had_gradient |= {name for name, value in trained.items() if value.grad is not None}
         for name in self._watched:
-            gradient = trained[name].grad
+            gradient = self._parameters[name].grad
             if gradient is not None:
                 self._nonzero[name] = self._nonzero[name] | _local(gradient).any()
         if self._steps == _STEPS:
@@ -64,19 +67,18 @@ class FirstSteps(TrainerCallback):
             self._check_gradients(args, trained, still)
             self._watch(trained, still)
         elif self._steps == _STEPS + _MORE:
-            self._tell(args, trained, kwargs.get("optimizer"))
+            self._tell(args, kwargs.get("optimizer"))
             self._before, self._watched = {}, {}
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """A phase of few steps ends: only what had no gradient at all is a fault."""
         if self._before and _FEWEST <= self._steps < _STEPS:
-            trained = self._trained(kwargs["model"])
+            trained = self._trained()
             self._check_gradients(args, trained, self._still(args, trained))
 
-    def _trained(self, model: Any) -> dict[str, torch.nn.Parameter]:
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
         """What trains, by the plan's names; a user's callback may have frozen some of it."""
-        found = {name.removeprefix("module.").replace("_orig_mod.", ""): p for name, p in model.named_parameters()}
-        return {name: found[name] for name in self._parts if name in found and found[name].requires_grad}
+        return {name: value for name, value in self._parameters.items() if value.requires_grad}
 
     def _still(self, args: Any, trained: dict[str, Any]) -> list[str]:
         """Names of the tensors of which no number that was taken has changed, in any process."""
@@ -100,9 +102,10 @@ class FirstSteps(TrainerCallback):
         self._watched = {name: _local(trained[name].detach()).clone() for name in still}
         self._nonzero = {name: torch.zeros((), dtype=torch.bool, device=v.device) for name, v in self._watched.items()}
 
-    def _tell(self, args: Any, trained: dict[str, Any], optimizer: Any) -> None:
+    def _tell(self, args: Any, optimizer: Any) -> None:
         """Say of the tensors that didn't move in the last steps either why not."""
-        names = list(self._watched)
+        trained = self._trained()
+        names = [name for name in self._watched if name in trained]
         moved = _together(args, [(_local(trained[name].detach()) != self._watched[name]).any() for name in names])
         pulled = _together(args, [self._nonzero[name] for name in names])
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}

@@ -71,16 +71,16 @@ def training_arguments(
             f"phases.{spec.name}.use_cpu: hfft trains on the accelerator that it sees; hide it, as with "
             "CUDA_VISIBLE_DEVICES=''"
         )
-    if asked.get("fp16") and not has_accelerator:
-        raise RecipeError(
-            f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
-            "bf16: true is for both"
-        )
     try:
         with patch_environment(ACCELERATE_MIXED_PRECISION="no"):  # of the launch, which would count in its place
             arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+    if asked.get("fp16") and not has_accelerator:
+        raise RecipeError(
+            f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
+            "bf16: true is for both"
+        )
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}

@@ -103,7 +103,7 @@ def test_counts_are_above_zero(option, capsys):
 @pytest.mark.parametrize("verb", ["train", "plan"])
 def test_a_missing_data_folder(verb, recipe, refused):
     message = refused(verb, recipe(data={"source": "./fotos"}))
-    assert message == "error: data.source: the folder ./fotos does not exist\n"
+    assert message.startswith("error: data.source: the folder ./fotos does not exist; looked for ")
 
 
 def test_a_data_folder_that_looks_like_a_hub_name(recipe, refused):
@@ -285,9 +285,8 @@ def test_evaluate_on_classes_that_the_model_does_not_know(checkpoint, photos, re
 
 
 def test_evaluate_on_a_missing_folder(checkpoint, refused):
-    assert (
-        refused("evaluate", checkpoint, "--data", "./none") == "error: data.source: the folder ./none does not exist\n"
-    )
+    message = refused("evaluate", checkpoint, "--data", "./none")
+    assert message.startswith("error: data.source: the folder ./none does not exist; looked for ")
 
 
 def test_evaluate_on_a_split_that_is_not_there(checkpoint, photos, refused):

@@ -42,6 +42,7 @@ def test_a_table_shows_any_text_as_it_is():
 
 def test_a_text_of_several_lines_becomes_one():
     assert escape(" two\nlines\t and  more ") == "two lines and more"
+    assert escape("a\x1b\u202eb") == r"a\\x1b\\u202eb"
 
 
 def test_words_with_underscores_stay_readable():

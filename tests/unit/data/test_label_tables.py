@@ -174,6 +174,13 @@ def test_class_folders_with_a_table_that_says_the_same(write):
     assert found(write(files, tables), NONE) == {"train": expected}
 
 
+def test_a_table_with_coarser_classes_than_the_folders(write):
+    files = [f"{('ant', 'bee', 'cat')[n % 3]}/{n}.jpg" for n in range(6)]
+    folder = write(files, {"labels.csv": ["path,category", *rows(files, ("insect", "insect", "mammal"))]})
+    with pytest.raises(DataError, match=r"data.label_column=category or data.label_column=class_folder"):
+        found(folder, NONE)
+
+
 CONTRARY = [f"{n % 2:05d}/{n}.jpg" for n in range(8)]
 
 

@@ -2,6 +2,8 @@ import io
 import json
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 from PIL import Image
@@ -56,6 +58,14 @@ def test_a_table_of_paths(write):
         ("T.CSV", "snapshot,class\n1.png,ant\n2.png,bee\n"),
         ("t.jsonl", '{"path": "1.png", "class": "ant"}\n\n{"class": "bee", "path": "2.png"}\n'),
         ("t.csv", "path,class\n.\\1.png,ant\n2.png,bee\n"),
+        ("t.csv", "path,class\n1.png,ant,\n2.png,bee,\n"),
+        ("t.csv", ",path,class,\n0,1.png,ant,\n1,2.png,bee,\n"),
+        ("t.csv", "path,class,\n1.png,ant\n2.png,bee\n"),
+        ("t.csv", "path\tclass\n1.png\tant\n2.png\tbee\n"),
+        ("t.csv", 'path,class\n1.png,ant\n"2.png" ,bee\n'.replace(" ,", ",")),
+        ("t.csv", 'path,class,note\r1.png,ant,a "b" c\r2.png,bee,"two\rlines"\r'),
+        ("t.csv", 'path,class,note\n1.png,ant,\u2028\x0b\n\n  \n2.png,bee,"a ""b"""'),
+        ("t.jsonl", '{"path": "1.png", "class": "ant", "note": "\u2028"}\r\n{"class": "bee", "path": "2.png"}'),
     ],
 )
 def test_tables_in_other_forms(name, text, write):
@@ -87,7 +97,28 @@ BAD_TABLES = [
     ("t.csv", b"", "t.csv: the file is empty"),
     ("t.csv", b"path,label\n", "t.csv: the file holds a header and no rows"),
     ("t.csv", b"path,label\n1.png,a\n2.png,\xff\n", "t.csv: line 3 is no UTF-8 text"),
-    ("t.csv", b"path,label\n1.png,a\n2.png,b,c\n", "t.csv: Expected 2 fields in line 3, saw 3"),
+    ("t.csv", b"path,label\n1.png,a\n2.png,b,c\n", "t.csv: line 3: found 3 fields, and 2 in the header"),
+    ("t.csv", b"path,label\n1.png,a,b\n2.png,b,c\n", "t.csv: line 2: found 3 fields, and 2 in the header"),
+    ("t.csv", b"path,label,n\n1.png,a,1\n\n2.png,b\n", "t.csv: line 4: found 2 fields, and 3 in the header"),
+    (
+        "t.csv",
+        b"path;label\n1.png;a;b\n",
+        "t.csv: line 2: found 3 fields, and 2 in the header; a value that holds ';'",
+    ),
+    ("t.tsv", b"path\tlabel\n1.png\ta\tb\n", "t.tsv: line 2: found 3 fields, and 2 in the header"),
+    ("t.csv", b'path,label\n1.png,a\n2.png,"b\n3.png,a\n', "t.csv: line 3: a quote is opened and not closed"),
+    ("t.csv", b'path,label\n1.png,a\n2.png,"b', "t.csv: line 3: a quote is opened and not closed"),
+    ("t.csv", b'path,label\n2.png,"b\n3.png,a\n4.png,"a"\n', "t.csv: line 2: a quote is opened and not closed"),
+    ("t.csv", b"path,label,label\n1.png,a,b\n", "t.csv: two columns have the same name: label"),
+    ("t.csv", "path,label\n1.png,a\n".encode("utf-16"), "t.csv: line 1 is no UTF-8 text"),
+    ("t.csv", "path,label\n1.png,a\n".encode("utf-16-le"), "t.csv: line 1 holds a NUL character"),
+    (
+        "t.jsonl",
+        b'{"path": "1.png", "label": "a", "label": "b"}\n',
+        "the key 'label' stands there twice",
+    ),
+    ("t.jsonl", b'{"path": "1.png", "label": "\\udce9"}\n', "half of a Unicode pair is no text"),
+    ("t.jsonl", b'{"path": "1.png", "label": "a"}\n{"path": " ", "label": "b"}\n', "names no image in row 1"),
     ("t.jsonl", b'{"path": "1.png"}\n{"path"\n', "t.jsonl: line 2 is no JSON"),
     ("t.jsonl", b'["1.png", "a"]\n', "t.jsonl: line 1 holds list; allowed: an object per line"),
     ("t.jsonl", b'{"path": "1.png", "label": 1}\n{"path": "2.png", "label": "b"}\n', "values of different types"),
@@ -291,6 +322,25 @@ def test_a_parquet_file_of_bytes(tmp_path):
     Dataset.from_dict({"image": content, "label": ["a", "b"]}).to_parquet(tmp_path / "t.parquet")
     data = load(tmp_path / "t.parquet")
     assert [read_content(row["image"]) for row in data.splits["train"]] == content
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()], ids=str)
+def test_bytes_as_arrow_keeps_them(kind, tmp_path):
+    content = pictures(2)
+    labels = pa.array(["a", "b"], pa.string_view())
+    pq.write_table(pa.table({"image": pa.array(content, kind), "label": labels}), tmp_path / "t.parquet")
+    assert [read_content(row["image"]) for row in load(tmp_path / "t.parquet").splits["train"]] == content
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())], ids=str
+)
+def test_texts_as_arrow_keeps_them(kind, tmp_path):
+    columns = {"path": ["1.png", "2.png", "3.png"], "label": list("aba"), "split": ["train", "train", "test"]}
+    arrays = {name: pa.array(values).cast(kind) for name, values in columns.items()}
+    pq.write_table(pa.table(arrays), tmp_path / "t.parquet")
+    data = load(tmp_path / "t.parquet", SplitSpec(validation=None))
+    assert found(data) == {"train": {"1.png": "a", "2.png": "b"}, "test": {"3.png": "a"}}
 
 
 def test_a_parquet_file_of_paths(write, tmp_path):

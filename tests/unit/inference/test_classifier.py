@@ -214,3 +214,10 @@ def test_transformers_keeps_what_config_json_says_and_a_new_run_does_not(folder,
     network, processor = load_checkpoint(ModelSpec(checkpoint=str(folder)), ("a", "b"))
     save_model(network, processor, tmp_path / "new")
     assert "hfft" not in json.loads((tmp_path / "new" / "config.json").read_text())
+
+
+def test_a_processor_that_takes_no_image_is_found_when_a_model_is_opened():
+    processor = tiny.processor()
+    processor.image_mean = None
+    with pytest.raises(ModelError, match="ViTImageProcessor, can't take an image"):
+        Classifier(tiny.build("vit", 3), processor)

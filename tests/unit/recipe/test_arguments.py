@@ -112,7 +112,6 @@ def test_values_as_people_write_them(name, value):
         ("lr_scheduler_kwargs", 3, "found 3; allowed: a valid dictionary or a valid string"),
         ("max_steps", 0, "found 0; allowed: a number above 0, or -1 for none"),
         ("max_steps", -2, "found -2; allowed: a number above 0, or -1 for none"),
-        ("warmup_steps", -1, "found -1; allowed: 0 or a number above it"),
         ("max_grad_norm", -1.0, "found -1.0; allowed: 0 or a number above it"),
         ("adam_beta1", 1.5, "found 1.5; allowed: a number from 0 to 1, without 1"),
         ("adam_epsilon", 0.0, "found 0.0; allowed: a number above 0"),

@@ -31,7 +31,6 @@ def problems(training, *phases):
         ),
         ({"activation_checkpointing_kwargs": {"use_reentrant": False}}, {"activation_checkpointing": True}),
         ({"gradient_checkpointing_kwargs": {"use_reentrant": False}}, {"gradient_checkpointing": True}),
-        ({"dataloader_prefetch_factor": 2, "dataloader_num_workers": 0}, {"dataloader_num_workers": 1}),
         ({"dataloader_multiprocessing_context": "spawn", "dataloader_num_workers": 0}, {"dataloader_num_workers": 1}),
         ({"project": "mine"}, {"report_to": "trackio"}),
         ({"trackio_space_id": "me/it"}, {"report_to": ["wandb", "trackio"]}),

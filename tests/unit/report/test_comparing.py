@@ -86,3 +86,13 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "page.html").mkdir()
     with pytest.raises(TrainingError, match=r"page\.html: can't be written"):
         write_comparison(found(row("a", 0.5), row("b", 0.5)), tmp_path / "page.html")
+
+
+def test_too_few_images_are_no_verdict_and_no_number():
+    unknown = {"value": 0.5, "low": None, "high": None}
+    rows = [dataclasses.replace(row(run, 0.5), metrics={"accuracy": unknown, "log_loss": unknown}) for run in "ab"]
+    pair = Pair("a", "b", 5, {"accuracy": unknown}, McNemar(0, 0, 1.0))
+    page = Page.of(render_comparison(found(*rows, pair=pair)))
+    assert "95 % interval: too few images" in page.words
+    assert "accuracy +0.500 too few images too few images to say" in page.words
+    assert "None" not in page.words

@@ -10,6 +10,7 @@ import finished
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import Markup
 from pages import Page
 from PIL import Image
 
@@ -20,6 +21,7 @@ from hfft.files import read_json
 from hfft.report.facts import read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, try_page, write_page
+from hfft.report.rendering import _environment
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -365,3 +367,8 @@ def test_only_a_finished_run_has_a_page(run):
     (run / "metrics.json").unlink()
     with pytest.raises(RunError, match="not finished"):
         write_page(run)
+
+
+def test_a_page_shows_control_characters_as_escapes():
+    page = _environment().from_string("{{ name }}{{ markup }}").render(name="a\x1b\u202e<", markup=Markup("<b>"))
+    assert page == "a\\x1b\\u202e&lt;<b>"

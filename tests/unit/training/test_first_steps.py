@@ -116,6 +116,15 @@ def test_what_a_callback_froze_passes():
     train(network)
 
 
+def test_so_does_what_a_callback_freezes_while_it_is_looked_at():
+    network = Network("to zero")
+
+    def freeze(optimizer, step):
+        network.body.requires_grad_(step < 9)
+
+    train(network, before_step=freeze)
+
+
 def test_a_rate_below_the_numbers_resolution_warns(caplog):
     train(Network(), rates=lambda step: 1e-12)
     assert any("a step is too small" in text for text in messages(caplog, logging.WARNING))
