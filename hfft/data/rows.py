@@ -75,6 +75,9 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
         raise DataError(f"{where}: holds no splits")
     first = next((table for split, table in tables.items() if split_in(split) == "train"), next(iter(tables.values())))
     columns = choose_columns(first.rows, spec, where, of_files=root is not None)
+    if len(tables) > 1:
+        _check_told_once(tables, columns.split, spec, where)
+        columns = replace(columns, split=None)
     _tell_of_columns(columns, first.rows, spec, where)
     tables = _by_split(_with_labels(tables, first.rows.column_names, columns, where), columns, where)
     tables = {printable(split): table for split, table in tables.items()}
@@ -141,7 +144,6 @@ def parent_folders(files: Sequence[str], depth: int, where: str) -> list[str]:
 def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[str, Table]:
     """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
     if len(tables) > 1:
-        _check_told_once(tables, columns.split, where)
         return tables
     ((split, table),) = tables.items()
     if columns.split is not None:
@@ -174,8 +176,6 @@ def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Colu
     kept = {}
     for split, table in tables.items():
         names, wanted = set(table.rows.column_names), set(columns.named())
-        if len(tables) > 1:
-            wanted.discard(columns.split or "")
         if wanted <= names:
             kept[split] = table
             continue
@@ -186,19 +186,21 @@ def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Colu
     return kept
 
 
-def _check_told_once(tables: Mapping[str, Table], column: str | None, where: str) -> None:
-    """Tables of one split each must not name another one in a column of splits."""
+def _check_told_once(tables: Mapping[str, Table], column: str | None, spec: DataSpec, where: str) -> None:
+    """Tables of one split each need no column of splits, and must not name another split in one."""
+    if spec.split_column is not None:
+        raise DataError(f"{where}: data.split_column: there are splits already ({', '.join(tables)}); leave it out")
     for split, table in tables.items():
         if column is None or column not in table.rows.column_names or split_in(split) is None:
             continue
-        odd = next(
-            (name for name in split_by_column(table.rows, column, where) if split_in(name) != split_in(split)), ""
-        )
-        if split_in(odd):
-            raise DataError(
-                f"{where}: the table of the split {split!r} holds rows of {odd!r} in its column {column!r}; name one "
-                "table (data.source), or rename the column"
-            )
+        told = {name: split_in(name) for name in split_by_column(table.rows, column, where)}
+        odd = next((name for name, other in told.items() if other not in (None, split_in(split))), None)
+        if odd is None:
+            continue
+        problem = f"{where}: the table of the split {split!r} holds rows of {odd!r} in its column {column!r}"
+        if table.base is not None:
+            raise DataError(f"{problem}; name one table (data.source), or rename the column")
+        warn(f"{problem}, which is not used")
 
 
 def _paths(table: Table, columns: Columns, where: str, root: Path | None) -> tuple[list[str], list[str]] | None:

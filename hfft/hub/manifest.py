@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
 from hfft.hub.content import ADAPTER, CARD, SHOWN, File
@@ -49,6 +50,17 @@ class Remote:
         download = partial(self._api.hf_hub_download, self._there.id, path, local_dir=self._folder)
         return Path(apart(lambda: download(revision=self._there.sha))).read_bytes()
 
+    def unchanged(self, paths: Sequence[str], listed: Mapping[str, str]) -> list[str]:
+        """Those of some paths whose content is what was listed; large files aren't downloaded for that."""
+        if not paths:
+            return []
+        tree = self._api.list_repo_tree(self._there.id, recursive=True, revision=self._there.sha)
+        large = {file.path: file.lfs.sha256 for file in tree if isinstance(file, RepoFile) and file.lfs is not None}
+        return [path for path in paths if (large.get(path) or self._digest(path)) == listed[path]]
+
+    def _digest(self, path: str) -> str:
+        return hashlib.sha256(self.content(path)).hexdigest()
+
 
 def _read_list(content: bytes) -> dict[str, str]:
     try:
@@ -73,7 +85,7 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
     ours = dict(known) if remote.listed is None else remote.listed
     _refuse_hidden(remote.paths - set(ours), files)
     sent = [file for file in files if file.path != CARD or _may_replace(remote, file, ours.get(CARD))]
-    gone = leftovers(sorted(remote.paths & set(ours)), files)
+    gone = remote.unchanged(leftovers(sorted(remote.paths & set(ours)), files), ours)
     still = {path: digest for path, digest in ours.items() if path in remote.paths and path not in gone}
     if len(sent) < len(files):
         still.pop(CARD, None)

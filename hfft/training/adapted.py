@@ -28,9 +28,10 @@ def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None
         recipe: Of the run.
         folder: Of the run.
     """
-    first = [number for number in range(len(recipe.phases)) if _sits_on_start(recipe, number)]
-    needed = model is not None and any(recipe.phases[number].adapter is not None for number in first)
-    if needed and PartialState().is_main_process and not (folder / _GIVEN).is_dir():
+    if model is None or (folder / _GIVEN).is_dir() or not PartialState().is_main_process:
+        return
+    adapters = [number for number, phase in enumerate(recipe.phases) if phase.adapter is not None]
+    if any(_sits_on_start(recipe, number) for number in adapters):
         save_model(model, processor, folder / _GIVEN)
 
 

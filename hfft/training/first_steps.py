@@ -108,7 +108,8 @@ class FirstSteps(TrainerCallback):
         names = [name for name in self._watched if name in trained]
         moved = _together(args, [(_local(trained[name].detach()) != self._watched[name]).any() for name in names])
         pulled = _together(args, [self._nonzero[name] for name in names])
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        groups = getattr(optimizer, "param_groups", ())
+        rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
         resting = [
             (name, pull)
             for name, has_moved, pull in zip(names, moved, pulled, strict=True)
@@ -117,7 +118,8 @@ class FirstSteps(TrainerCallback):
         too_small = [name for name, pull in resting if pull]
         zero = [name for name, pull in resting if not pull]
         if too_small:
-            _LOG.warning(
+            say = _LOG.warning if 2 * len(too_small) > len(trained) else _LOG.info
+            say(
                 f"{self._title}: {len(too_small)} of {len(trained)} tensors have a gradient and don't move, such as "
                 f"{_listed(too_small)}: a step is too small for {trained[too_small[0]].dtype} numbers of their size; "
                 "is the learning rate, or the gradient?"

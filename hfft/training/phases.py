@@ -265,7 +265,8 @@ def _trainer(
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
     if arguments.activation_checkpointing:
-        options, changed = exact_recomputation(arguments.activation_checkpointing_kwargs)
+        asked: Any = arguments.activation_checkpointing_kwargs
+        options, changed = exact_recomputation(asked)
         arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
         if changed:
             _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")

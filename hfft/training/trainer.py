@@ -124,8 +124,9 @@ class PhaseTrainer(Trainer):
     @torch.no_grad()
     def _align_buffers(self) -> None:
         """Give all processes the first one's buffers where they change; a checkpoint holds those."""
+        network: Any = self.model
         if self.args.world_size > 1:
-            for name, buffer in self.model.named_buffers():
+            for name, buffer in network.named_buffers():
                 if name not in self._freeze.names:
                     torch.distributed.broadcast(buffer, 0)
 

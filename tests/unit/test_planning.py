@@ -9,7 +9,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.cli import main
 from hfft.data.sources import load_data
-from hfft.errors import RecipeError
+from hfft.errors import ModelError, RecipeError
 from hfft.folds import cross_validate
 from hfft.planning import check_callbacks, class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import dump_recipe, load_recipe
@@ -120,6 +120,29 @@ def test_the_shares_of_a_folder_of_shards_are_printed(recipe, tmp_path, monkeypa
     assert "each process sees 3 to 6 of 13 images per epoch" in lines
     assert main(["plan", "recipe.yaml"]) == 0
     assert "shards:" not in capsys.readouterr().out
+
+
+def test_a_processor_and_a_network_of_different_sizes_are_refused(recipe, tmp_path):
+    tiny.processor(48).save_pretrained(tmp_path / "vit")
+    with pytest.raises(ModelError, match=r"\(1, 3, 48, 48\).*model.image_size"):
+        plan_recipe(recipe())
+
+
+def test_a_family_that_can_not_compute_activations_again_is_refused(recipe, tmp_path):
+    plan_recipe(recipe(training={"activation_checkpointing": True}))
+    tiny.save(tmp_path / "vit", "resnet")
+    with pytest.raises(ModelError, match=r"phases\.head: activation_checkpointing: the architecture resnet can't"):
+        plan_recipe(recipe(training={"activation_checkpointing": True}))
+
+
+def test_weights_that_are_cut_or_gone_are_told_in_the_plan(recipe, tmp_path):
+    path = tmp_path / "vit" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(ModelError, match="cut or damaged"):
+        plan_recipe(recipe())
+    path.unlink()
+    with pytest.raises(ModelError, match="has no weights"):
+        plan_recipe(recipe())
 
 
 def test_a_recipe_changed_in_python_is_planned_as_it_now_is(recipe):

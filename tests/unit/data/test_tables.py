@@ -234,6 +234,8 @@ def test_a_table_of_one_split_that_names_another(write):
     file = write("test.csv", "path,label,split\n3.png,a,test\n")
     with pytest.raises(DataError, match="the table of the split 'train' holds rows of 'test'"):
         load(file.parent)
+    with pytest.raises(DataError, match=r"data.split_column: there are splits already \(test, train\); leave it out"):
+        load(file.parent, split_column="split")
 
 
 def test_a_column_called_split_that_is_not_used_is_said(write, log):

@@ -22,6 +22,9 @@ class There:
     def content(self, path):
         return self.files[path]
 
+    def unchanged(self, paths, listed):
+        return [path for path in paths if listed[path] != "changed"]
+
 
 def digest(content):
     return hashlib.sha256(content).hexdigest()
@@ -108,3 +111,8 @@ def test_a_card_that_is_ours_is_replaced():
         sent, _ = settle(There({"README.md": old}, listed), [*pushed(), card], known)
         assert listing(sent)["README.md"] == digest(b"new")
     assert card in settle(There({"README.md": b"new"}), [*pushed(), card], {})[0]
+
+
+def test_a_listed_file_that_was_changed_there_stays():
+    there = There({"figures/ours.png": b"mine now"}, {"figures/ours.png": "changed"})
+    assert settle(there, pushed(), {})[1] == []

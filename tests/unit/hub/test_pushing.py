@@ -143,9 +143,11 @@ def test_only_what_a_push_of_ours_has_sent_is_removed(merged, hub, tmp_path, cap
     hub.add_repository("me/cells", private=True, **mine)
     push_run(merged, HubSpec(repo_id="me/cells", what="both", base_model="me/vit"))
     assert set(hub.files("me/cells")) >= {*mine, *(f"adapter/{name}" for name in ADAPTER)}
+    edited = {"adapter/config.json": b"{}", "adapter/adapter_model.safetensors": b"another"}
+    hub.repositories["me/cells"].branches["main"][-1].files.update(edited)
     with caplog.at_level(logging.INFO, "hfft"):
         hfft.push(merged, "me/cells")
-    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), *mine}
+    assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), *mine, *edited}
     assert "removes what an earlier push left: adapter/adapter_config.json" in caplog.text
     assert len(hub.titles("me/cells")) == 3
 

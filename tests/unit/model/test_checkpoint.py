@@ -235,3 +235,22 @@ def test_convolutional_networks_lie_channels_last(family, asked, expected):
     kernels = [value for value in model.parameters() if value.ndim == 4 and min(value.shape[1:]) > 1]
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) == expected for kernel in kernels)
     assert kernels
+
+
+ODD = ({"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}, {"dtype": "float16"})
+
+
+@pytest.mark.parametrize("settings", ODD)
+@pytest.mark.parametrize("family", ["vit", "clip", "swin", "timm_wrapper"])
+def test_a_config_that_asks_for_more_than_logits_or_another_type_does_not_get_it(family, settings, tmp_path):
+    folder = tiny.save(tmp_path / "c", family, classes=10)
+    config = json.loads((folder / "config.json").read_text()) | settings
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = ModelSpec(checkpoint=str(folder))
+    pixels = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
+    with torch.no_grad():
+        for model in (load_checkpoint(spec, LABELS)[0], reopen(folder)[0]):
+            answer = model(pixel_values=pixels)
+            assert set(answer) == {"logits"}
+            assert answer.logits.dtype == torch.float32
+        load_skeleton(spec, load_config(spec, LABELS)).eval()(pixel_values=pixels.to("meta"))
