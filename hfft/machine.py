@@ -16,7 +16,7 @@ from accelerate import PartialState
 _RECORDED = (
     *("torch", "torchvision", "transformers", "datasets", "accelerate", "evaluate", "peft"),
     *("huggingface_hub", "safetensors", "numpy", "pillow", "timm"),
-    *("simplejpeg", "pillow-heif", "tifffile", "onnx", "onnxruntime", "onnxruntime-gpu"),
+    *("simplejpeg", "pillow-heif", "onnx", "onnxruntime", "onnxruntime-gpu"),
 )
 
 

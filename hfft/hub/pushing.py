@@ -88,22 +88,23 @@ class Pushing(TypedDict, total=False):
     create_pr: bool
     commit_message: str | None
     base_model: str | None
-    trust_remote_code: bool
 
 
-def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
+def push(
+    run: str | os.PathLike[str], repo_id: str, *, trust_remote_code: bool = False, **pushing: "Unpack[Pushing]"
+) -> Pushed:
     """Push a finished run in one commit, download it into an empty cache, and compare hashes and logits.
 
     Args:
         run: Its folder.
         repo_id: `owner/name`, or `name` for an own repository; made if it isn't there.
+        trust_remote_code: Runs the Python code that the model brings, where it brings some, to compare the logits.
         **pushing: `what`, one of `model`, `adapter` and `both`: what the run ends with when left out. `private`, who
             may see a new repository: its owner alone, as when left out, or everybody with false; one that is there and
             public is pushed to with false alone. `revision`, a branch, made if it isn't there; `main` when left out.
             `create_pr` opens a pull request instead of changing the branch. `commit_message`, title of the commit; one
             that names the run when left out. `base_model`, Hub id of what the adapter sits on, if it was trained on a
-            folder. `trust_remote_code`, which runs the Python code that the model brings, where it brings some, to
-            compare the logits.
+            folder.
 
     Raises:
         HubError: If it can't be pushed as asked.
@@ -113,12 +114,11 @@ def push(run: str | os.PathLike[str], repo_id: str, **pushing: "Unpack[Pushing]"
     unknown = [key for key in pushing if key not in Pushing.__annotations__]
     if unknown:
         raise TypeError(f"push takes no {unknown[0]!r}; allowed: {', '.join(Pushing.__annotations__)}")
-    trusts = pushing.pop("trust_remote_code", False)
     try:
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
         raise bad_spec(error) from error
-    return push_run(Path(expanded(run)), spec, trust_remote_code=trusts)
+    return push_run(Path(expanded(run)), spec, trust_remote_code=trust_remote_code)
 
 
 def bad_spec(error: ValidationError) -> HubError:

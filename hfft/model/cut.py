@@ -280,8 +280,9 @@ def _is_alike(two: torch.Tensor, three: torch.Tensor) -> bool:
     rows = three[: len(two)]
     if not two.is_floating_point():
         return torch.equal(two, rows)
-    limit = _ROUNDING * float(two[two.isfinite()].abs().max()) if two.isfinite().any() else 0.0
-    return torch.allclose(rows, two, rtol=0, atol=limit, equal_nan=True)
+    finite = two[two.isfinite()].float()
+    limit = _ROUNDING * float(finite.square().mean().nan_to_num().sqrt())
+    return torch.allclose(rows, two, rtol=_ROUNDING, atol=limit, equal_nan=True)
 
 
 def _divided(

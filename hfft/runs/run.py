@@ -73,6 +73,6 @@ class Run:
         """Folder of a phase, counted from 0."""
         return self.folder / f"{number}-{self.recipe.phases[number].name}"
 
-    def push_to_hub(self, repo_id: str, **pushing: "Unpack[Pushing]") -> Pushed:
+    def push_to_hub(self, repo_id: str, *, trust_remote_code: bool = False, **pushing: "Unpack[Pushing]") -> Pushed:
         """Push the run as `hfft.push` does."""
-        return push(self, repo_id, **pushing)
+        return push(self, repo_id, trust_remote_code=trust_remote_code, **pushing)

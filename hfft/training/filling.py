@@ -113,7 +113,7 @@ def _pass(
     """The rows of each batch, and what is computed from them."""
     spans = [range(begin, min(begin + batch, len(examples))) for begin in begins]
     batches = [list(span) for span in spans]
-    device, images = PartialState().device, sum(map(len, spans))
+    device, images = torch.device(str(PartialState().device)), sum(map(len, spans))
     pins = device.type == "cuda"
     loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers, pin_memory=pins)
 
