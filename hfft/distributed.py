@@ -111,7 +111,9 @@ def connect() -> Store:
         store = store.underlying_store
     if isinstance(store, TCPStore):
         return TCPStore(store.host, store.port, is_master=False, timeout=_PATIENCE)
-    return FileStore(store.path, -1) if isinstance(store, FileStore) else store
+    if isinstance(store, FileStore):
+        return FileStore(store.path, -1)  # pyright: ignore[reportAttributeAccessIssue]
+    return store
 
 
 def leave() -> None:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -83,7 +83,7 @@ class _Watch(threading.Thread):
 
     def __init__(self, store: Store, state: PartialState) -> None:
         super().__init__(daemon=True, name="hfft liveness")
-        self._store = store
+        self._store: Any = store  # torch's stubs leave `has_extended_api` out
         self._rank = state.process_index
         self._others = [rank for rank in range(state.num_processes) if rank != self._rank]
         self._self = _Process(socket.gethostname(), os.getpid(), _machine())

@@ -4,7 +4,6 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Self
 
 from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
@@ -33,7 +32,7 @@ class RunLock:
         self._path = place.with_name(f".{place.name}.lock")
         self._lock = FileLock(self._path, timeout=0, fallback_to_soft=False)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "RunLock":
         """Take nothing yet."""
         return self
 
