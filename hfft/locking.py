@@ -11,14 +11,16 @@ from filelock import FileLock, Timeout
 from hfft.distributed import on_main
 from hfft.errors import RunError
 
+_RETRIES = 1  # seconds: another process may just be removing the file
+
 _LOG = get_logger(__name__)
 
 
 class RunLock:
     """The right to write into a run folder; the system takes it from a process that ends, however it ends.
 
-    It is a lock on a file beside the folder, which may so be removed and made anew. The file stays when the lock is
-    gone. The main process holds it for all of a launch. `with` gives it back.
+    It is a lock on a file beside the folder, which may so be removed and made anew. A process that is killed leaves
+    the file, unlocked. The main process holds the lock for all of a launch. `with` gives it back.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,15 +32,18 @@ class RunLock:
         self._folder = folder
         place = Path(os.path.realpath(folder))
         self._path = place.with_name(f".{place.name}.lock")
-        self._lock = FileLock(self._path, timeout=0, fallback_to_soft=False)
+        self._lock = FileLock(self._path, timeout=_RETRIES, fallback_to_soft=False)
 
     def __enter__(self) -> "RunLock":
         """Take nothing yet."""
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let others in."""
-        self._lock.release()
+        """Let others in, and leave no file behind; filelock passes over a lock on one that is gone."""
+        if self._lock.is_locked:
+            with suppress(OSError):  # of a system that removes it after the release
+                self._path.unlink()
+            self._lock.release()
 
     def take_if_there(self) -> None:
         """As `take`, if there is such a folder: a bad request leaves nothing behind where there is none."""
