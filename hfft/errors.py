@@ -53,3 +53,8 @@ class PushError(HubError):
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like another one; None where none is like it."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

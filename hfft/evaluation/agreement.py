@@ -81,13 +81,6 @@ def check_validation(measured: Mapping[str, float], scores: Scores, *, precision
         )
 
 
-def precision_of(arguments: Mapping[str, Any]) -> str:
-    """What a phase with these arguments measures validation images in."""
-    if arguments.get("bf16") or arguments.get("bf16_full_eval"):
-        return "bfloat16"
-    return "float16" if arguments.get("fp16") or arguments.get("fp16_full_eval") else "float32"
-
-
 def _logits(network: Any, transform: Transform, rows: Dataset) -> torch.Tensor:
     """(N, K) float32 on the CPU, in evaluation mode."""
     examples = Examples(rows, transform.pixels)

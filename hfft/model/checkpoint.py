@@ -13,7 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 from hfft.files import write_folder
 from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
@@ -186,8 +186,15 @@ def has_many_labels(config: Any) -> bool:
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The class names of a config, in the order of the outputs."""
-    return tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
+    """The class names of a config, in the order of the outputs.
+
+    Raises:
+        ModelError: If the outputs aren't numbered from 0.
+    """
+    names = {str(number): str(name) for number, name in config.id2label.items()}
+    if names.keys() != set(map(str, range(len(names)))):
+        raise ModelError(f"id2label of the config: found {', '.join(names)}; allowed: 0 to {len(names) - 1}")
+    return tuple(names[str(number)] for number in range(len(names)))
 
 
 def load_processor(spec: ModelSpec, config: Any) -> Any:
@@ -392,8 +399,3 @@ def _resized(processor: Any, side: int) -> Any:
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     where = spec.checkpoint if Path(spec.checkpoint).is_dir() else f"{spec.checkpoint} is no folder here, and the Hub"
     return ModelError(f"model.checkpoint: {where} gave no image classifier: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hfft.data.rows import row_features
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import TrainingError
-from hfft.evaluation.agreement import check_logits, check_validation, precision_of
+from hfft.evaluation.agreement import check_logits, check_validation
 
 
 @pytest.fixture(scope="module")
@@ -93,9 +93,3 @@ def test_a_gap_is_told_with_both_numbers(measured, found, precision):
 )
 def test_rounding_and_what_is_chosen_anew_is_no_gap(measured, found, precision):
     check(measured, scores(**found), precision)
-
-
-def test_the_precision_of_a_phase():
-    assert precision_of({"bf16": True}) == "bfloat16"
-    assert precision_of({"fp16_full_eval": True}) == "float16"
-    assert precision_of({"bf16": False, "learning_rate": 1.0}) == "float32"
