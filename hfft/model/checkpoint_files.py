@@ -15,6 +15,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".onnx", ".gguf", ".safetensors")
 _ADAPTER = "adapter_config.json"
+_SMALL = ("I8", "U8", "F8", "F6", "F4")  # types of weights that don't say by themselves what they stand for
 _LENGTH = 8  # bytes in front of a safetensors header: its length, little-endian
 _MOST_READ = 2 * 2**30  # bytes of weights that are searched for NaN before they are loaded: some seconds
 _AGAIN = "download or copy it again"
@@ -143,8 +144,11 @@ def _tensors(path: Path) -> set[str] | str:
         content: dict[str, Any] = json.loads(header)
         content.pop("__metadata__", None)
         wanted = _LENGTH + length + max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        small = sorted({entry["dtype"] for entry in content.values() if entry["dtype"].startswith(_SMALL)})
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"is no whole safetensors file; {_AGAIN}"
+    if small:
+        return f"holds quantized weights ({', '.join(small)}), which can't be trained; take the original"
     if size != wanted:
         return f"is cut or damaged: it has {size:,} of {wanted:,} bytes; {_AGAIN}"
     return set(content)
