@@ -62,7 +62,7 @@ def score_result(
         check_validation(
             trained.results[kept].metrics,
             scores["validation"],
-            precision=trained.stages[kept].spec.precision,
+            types={trained.stages[kept].spec.precision, recipe.replay.dtype},
             phase=trained.kept.phase,
             where=str(folder),
         )

@@ -16,6 +16,7 @@ from hfft.errors import ModelError, first_line
 from hfft.model.anatomy import dissect, head_modules
 from hfft.model.checkpoint import labels_of, plain_outputs, quiet
 from hfft.model.freezing import hash_tensors
+from hfft.model.restoring import left_as_it_was
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
 _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
@@ -257,18 +258,14 @@ def _tensors(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def _logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(1, K) in evaluation mode; the model's own modes are left as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with left_as_it_was(model), torch.no_grad():
             return model.eval()(pixel_values=pixels.to(model.device)).logits.float()
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
         raise ModelError(
             f"model: can't take the images that the checkpoint's processor makes, {tuple(pixels.shape)}: "
             f"{first_line(error)}"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -56,7 +56,7 @@ def scores(images=18, **values):
 
 
 def check(measured, found, precision="float32"):
-    check_validation(measured, found, precision=precision, phase="lora", where="model")
+    check_validation(measured, found, types={precision, "auto"}, phase="lora", where="model")
 
 
 @pytest.mark.parametrize(
@@ -93,3 +93,10 @@ def test_a_gap_is_told_with_both_numbers(measured, found, precision):
 )
 def test_rounding_and_what_is_chosen_anew_is_no_gap(measured, found, precision):
     check(measured, scores(**found), precision)
+
+
+def test_what_activations_are_kept_in_counts_like_what_is_computed_in():
+    gap = ({"log_loss": 0.5}, scores(log_loss=0.53))
+    check_validation(*gap, types={"float32", "bfloat16"}, phase="head", where="model")
+    with pytest.raises(TrainingError, match="log loss"):
+        check_validation(*gap, types={"float32", "float16"}, phase="head", where="model")
