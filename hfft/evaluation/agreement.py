@@ -73,6 +73,7 @@ def check_validation(
         if name not in measured or name not in scores.metrics:
             continue
         before, after = measured[name], scores.metrics[name]["value"]
+        assert after is not None  # as the ends of an interval may be
         limit = allowed * max(1.0, abs(before)) if name == "log_loss" else allowed + 1 / len(scores.labels)
         if not abs(before - after) <= limit:
             gaps.append(f"{name.replace('_', ' ')} {before:.4f}, and {after:.4f} reopened ({limit:.2g} is allowed)")
