@@ -115,3 +115,15 @@ def test_quantized_checkpoints_are_refused(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="quantized"):
         load_config(ModelSpec(checkpoint=str(checkpoint)), ("a", "b"))
+
+
+def test_a_file_of_a_checkpoint_is_no_checkpoint(checkpoint):
+    found = file_problem(str(checkpoint / "model.safetensors"))
+    assert found is not None and found.endswith(f"name the folder that it is in: {checkpoint}")
+
+
+def test_a_folder_of_models_or_runs_names_them(checkpoint):
+    (checkpoint.parent / "run").mkdir()
+    (checkpoint.parent / "run/recipe.yaml").touch()
+    found = file_problem(str(checkpoint.parent))
+    assert found is not None and found.endswith("name one of them: run, vit")
