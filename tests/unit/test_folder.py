@@ -320,9 +320,10 @@ def test_a_run_that_goes_is_gone_at_once_whatever_becomes_of_its_files(is_link, 
         folder.symlink_to(tmp_path / "disk")
     opened(folder)
     (folder / "metrics.json").touch()
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", interrupted_by(shutil.rmtree))
-        opened(folder, overwrite=True)
+        with pytest.raises(KeyboardInterrupt):
+            opened(folder, overwrite=True)
     assert folder.is_dir()
     assert not any(folder.iterdir())
     opened(folder, overwrite=True)
