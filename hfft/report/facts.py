@@ -18,6 +18,7 @@ from hfft.training.plan import Group, Plan
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
 TOO_FEW = "too few images"
+PAGE = "report.html"
 _SHARES = ("precision", "recall", "f1")
 
 
