@@ -68,7 +68,8 @@ def check_validation(measured: Mapping[str, float], scores: Scores, *, precision
     for name in _COMPARED:
         if name not in measured or name not in scores.metrics:
             continue
-        before, after = measured[name], scores.metrics[name]["value"]
+        before: float = measured[name]
+        after: Any = scores.metrics[name]["value"]
         limit = TOLERANCES[precision]
         limit = limit * max(1.0, abs(before)) if name == "log_loss" else limit + 1 / len(scores.labels)
         if not abs(before - after) <= limit:
