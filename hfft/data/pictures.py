@@ -151,7 +151,8 @@ def has_profile(image: Image.Image) -> bool:
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none, or EXIF can't be read."""
     with suppress(*_PILLOW_ERRORS, TypeError, KeyError, OverflowError):
-        return int(image.getexif().get(ExifTag.Orientation, 1))
+        found = image.getexif().get(ExifTag.Orientation, 1)
+        return found if isinstance(found, int) else 1
     return 1
 
 

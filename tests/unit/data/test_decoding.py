@@ -246,6 +246,13 @@ def test_orientation_of_a_jpeg_of_a_row(orientation):
     assert np.array_equal(row_pixels(content), pillow(content))
 
 
+def test_an_orientation_that_is_text_means_nothing():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0006\0\0\0\0\0\0\0"
+    content = encoded(LARGE_NOISE.crop((0, 0, 40, 30)), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(content)).getexif()[0x0112] == "6"
+    assert np.array_equal(row_pixels(content), pillow(content))
+
+
 @pytest.mark.parametrize("equal", [True, False])
 def test_simplejpeg_decodes_where_it_equals_pillow(monkeypatch, equal):
     monkeypatch.setattr(decoding, "_simplejpeg_equals_pillow", lambda: equal)
