@@ -31,6 +31,7 @@ UNREAD = frozenset(
         *(".exr", ".heic", ".heif", ".jxl", ".svg", ".eps", ".qoi", ".sgi", ".fits", ".wmf", ".emf"),
     )
 )
+_NOT_SAID = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 # `trainset` and its like: two words in one.
@@ -126,6 +127,9 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
     beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
     within = (file for path in splits for child in subfolders(path) for file in visible_files(child))
     found = Counter(file.suffix.lower() for file in (*beside, *within) if not is_image(file))
+    aside = [
+        path.name for folder in splits for path in folder.glob("__*") if path.name not in _NOT_SAID and path.is_dir()
+    ]
     unread = {ending: count for ending, count in sorted(found.items()) if ending in UNREAD}
     loose = sum(map(is_image, beside))
     parts = []
@@ -135,6 +139,8 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         parts.append(f"{files} ({', '.join(f'{ending} {count}' for ending, count in unread.items())})")
     if loose:
         parts.append(f"{loose} {'image' if loose == 1 else 'images'} beside the class folders")
+    if aside:
+        parts.append(f"folders whose names begin with two underscores ({', '.join(sorted(aside))})")
     if parts:
         warn(f"{folder}: left out {' and '.join(parts)}")
 
@@ -152,25 +158,29 @@ def visible_files(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: If a folder can't be listed.
     """
-    return _files_below(folder, frozenset())
+    return _files_below(folder, frozenset(map(_place, Path(folder).resolve().parents)))
 
 
 def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     try:
-        status = os.stat(folder)
-        place = (status.st_dev, status.st_ino)
-        if place in above or (above and _is_run(folder)):
-            return  # a link to a folder that it lies in, or a run
+        above = above | {_place(folder)}
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name[0] == ".":
                     continue
                 if _is_folder(entry):
-                    yield from _files_below(Path(folder, entry.name), above | {place})
+                    child = Path(folder, entry.name)
+                    if not (_place(child) in above or _is_run(child)):  # a link to a folder that it lies in; a run
+                        yield from _files_below(child, above)
                 else:
                     yield Path(folder, entry.name)
     except OSError as error:
         raise DataError(f"{folder}: the folder can't be read: {error.strerror or error}") from error
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -179,8 +189,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, or a cross-validation's."""
-    runs = (("recipe.yaml", "environment.json"), ("summary.json", "fold-0/recipe.yaml"))
+    """Whether a folder is a run's, a cross-validation's, or a model."""
+    runs = (
+        ("recipe.yaml", "environment.json"),
+        ("summary.json", "fold-0/recipe.yaml"),
+        ("config.json", "preprocessor_config.json"),
+    )
     return any(all((folder / name).is_file() for name in names) for names in runs)
 
 

@@ -53,13 +53,13 @@ def advice_for(files: Iterable[Path]) -> str:
     return f"; {'; '.join(known)}" if known else ""
 
 
-def check_header(names: Sequence[str], where: str) -> None:
+def check_header(names: Sequence[str], where: str, *, is_row: bool = False) -> None:
     """A first line that names an image is a row.
 
     Raises:
         DataError: If it does.
     """
-    odd = next((name for name in names if PurePath(name).suffix.lower() in endings()), None)
+    odd = next((name for name in names if is_row or PurePath(name).suffix.lower() in endings()), None)
     if odd is not None:
         raise DataError(
             f"{where}: the first line holds {odd!r}, which looks like an image's row; add a line of names above it, "

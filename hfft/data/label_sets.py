@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import say, warn
+from hfft.data.folders import say, split_in, warn
 from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
@@ -291,7 +291,8 @@ def _divide(value: Any, separator: str | None, where: str, files: Sequence[str],
 
 
 def _declared(tables: Mapping[str, Dataset], label: Label) -> list[str]:
-    features = [getattr(table.features[str(label)], "feature", None) for table in tables.values()]
+    order = sorted(tables, key=lambda split: split_in(split) != "train")  # whose classes come first
+    features = [getattr(tables[split].features[str(label)], "feature", None) for split in order]
     return list(dict.fromkeys(name for one in features if isinstance(one, ClassLabel) for name in one.names))
 
 
@@ -336,9 +337,16 @@ def _name(value: Any, declared: Sequence[str]) -> str | None:
 
 def _tell_of_separators(values: Sequence[Any], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
+    met = set(map(str, values))
     odd = next((value for value in values if any(mark in str(value) for mark in SEPARATORS[:2])), None)
+    several = next((value for value in sorted(met) if len(value.split()) > 1 and met.issuperset(value.split())), None)
     if odd is not None:
         warn(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
             "data.task=single_label"
+        )
+    elif several is not None:
+        warn(
+            f"{where}: the label {several!r} is taken for one class; if it is several, write {SEPARATORS[0]!r} "
+            "between them, else say data.task=single_label"
         )

@@ -18,6 +18,7 @@ from hfft.data.folders import (
     splits_of,
     subfolders,
     table_files,
+    visible_files,
     warn,
 )
 from hfft.data.hints import advice_for, missing_path, missing_source
@@ -36,6 +37,7 @@ from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
 
+_SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 _LOG = get_logger(__name__)
 
 
@@ -251,7 +253,7 @@ def _image_folder(name: str) -> Path:
 
 
 def _read_folder(folder: Path, spec: DataSpec) -> Found:
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if any((folder / name).is_file() for name in _SAVED):
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
     if tables:
@@ -271,6 +273,9 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
     shards = tar_files(folder)
     if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
+    saved = next((file for file in visible_files(folder) if file.name in _SAVED), None)
+    if saved is not None:
+        raise DataError(f"data.source: a saved data set lies in {saved.parent}; name that folder")
     return read_class_folders(folder, spec, find_layout(folder))
 
 
@@ -354,9 +359,11 @@ def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
 
 def _check_classes(data: ImageData, where: str) -> None:
     if len(data.labels) < 2:
-        within = [path for label in data.labels for path in (Path(where) / label, Path(where)) if path.is_dir()]
-        deeper = [child.name for child in subfolders(within[0])] if within else []
-        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within[0]}"
+        within = next(
+            (path for label in data.labels for path in (Path(where, label), Path(where)) if path.is_dir()), None
+        )
+        deeper = [] if within is None else [child.name for child in subfolders(within)]
+        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within}"
         raise DataError(
             f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"
             f"{hint if len(deeper) > 1 else ''}"
@@ -366,4 +373,7 @@ def _check_classes(data: ImageData, where: str) -> None:
             raise DataError(f"{where}: the split {split!r} holds no images")
     empty = [label for label, count in data.counts("train").items() if count == 0]
     if empty:
-        raise DataError(f"{where}: no training images of the class {', '.join(empty)}")
+        raise DataError(
+            f"{where}: no training images of the class {', '.join(empty)}, which other splits have; add some, or "
+            "leave those images out"
+        )

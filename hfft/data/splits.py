@@ -107,7 +107,8 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
         first = rows[int(missing[0])]["file"]
         raise DataError(
             f"{where}: split {split!r}: no label in {len(missing)} of {len(rows)} rows, the first is row "
-            f"{missing[0]} ({first})"
+            f"{missing[0]} ({first}); fill them in"
+            f"{', or leave the split out, such as data.splits.test=null' if len(missing) == len(rows) else ''}"
         )
     return rows
 
