@@ -3,8 +3,10 @@
 import glob
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import Dataset, DatasetDict, load_dataset
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from hfft.data.text_tables import TEXT_TABLES, read_text_table
@@ -21,13 +23,42 @@ def load(where: str, path: str, config: str | None = None, *, revision: str | No
 
 
 def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict:
-    """Parquet files by split.
+    """Parquet files by split; of which datasets would read all with the class numbers of the first.
 
     Raises:
-        DataError: If they can't be loaded.
+        DataError: If they can't be loaded, or files of one split number their classes differently.
     """
+    for paths in files.values():
+        check_numbering(where, paths)
     named = {split: [glob.escape(str(file)) for file in paths] for split, paths in files.items()}
-    return _load(where, "parquet", data_files=named)
+    kinds = [kind for paths in files.values() if (kind := _numbering(paths[0]))]
+    if all(kind == kinds[0] for kind in kinds):
+        return _load(where, "parquet", data_files=named)
+    return DatasetDict({split: _load(where, "parquet", data_files={split: named[split]})[split] for split in named})
+
+
+def check_numbering(where: str, files: Sequence[Path]) -> None:
+    """Class numbers of Parquet files that are read as one.
+
+    Raises:
+        DataError: If they mean other classes in one file than in another.
+    """
+    kinds = {file: kind for file in files if (kind := _numbering(file))}
+    odd = next((file for file in kinds if kinds[file] != kinds[next(iter(kinds))]), None)
+    if odd is not None:
+        raise DataError(
+            f"data.source: {where}: {next(iter(kinds)).name} and {odd.name} number their classes differently; write "
+            "both with one list of names"
+        )
+
+
+def _numbering(file: Path) -> dict[str, Any]:
+    """The columns of a Parquet file whose numbers are classes, with the names of these."""
+    try:
+        features = Features.from_arrow_schema(pq.read_schema(file))
+    except (OSError, ValueError, TypeError, NotImplementedError):  # which loading tells of
+        return {}
+    return {name: kind for name, kind in features.items() if isinstance(getattr(kind, "feature", kind), ClassLabel)}
 
 
 def read_table(file: Path) -> Dataset:

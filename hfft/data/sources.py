@@ -27,7 +27,7 @@ from hfft.data.label_tables import find_images
 from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
-from hfft.data.loading import load, load_parquet, read_table, reason_of
+from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
 from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
@@ -313,6 +313,8 @@ def _metadata_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tup
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
     """Parquet files as the folder's card describes them, else in splits that their names tell."""
     if _has_card(folder):
+        if spec.config is None:
+            check_numbering(spec.source, tables)
         return load(spec.source, str(folder), spec.config)
     return load_parquet(spec.source, splits_of(folder, tables))
 

@@ -11,7 +11,6 @@ from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
 _SAMPLE = 200  # values of a column that are looked at to see whether it may hold splits
-_MOST = 12  # splits of a column that isn't called `split`; of more values, it holds paths
 
 
 def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
@@ -68,7 +67,7 @@ def _may_tell(table: Dataset, name: str) -> bool:
     if 2 * len(sample) <= min(len(table), _SAMPLE):
         return False
     met = {value for value in _split_values(table, name) if value is not None}
-    return len(met) <= _MOST and len(set(map(split_in, met)) - {None}) > 1
+    return len(set(map(split_in, met)) - {None}) > 1 and not any("/" in value for value in met)  # in paths
 
 
 def _is_short(kind: Any) -> bool:
