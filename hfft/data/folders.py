@@ -50,7 +50,7 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
     with os.scandir(folder) as entries:
         found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
-    return sorted(path for path in found if not path.name.startswith("__") and not _is_output(path))
+    return sorted(path for path in found if not path.name.startswith("__") and not _holds_output(path))
 
 
 def holds_images(folder: Path) -> bool:
@@ -170,7 +170,7 @@ def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Pa
                     continue
                 if _is_folder(entry):
                     child = Path(folder, entry.name)
-                    if not (_place(child) in above or _is_run(child)):  # a link to a folder that it lies in; a run
+                    if not (_place(child) in above or is_output(child)):  # a link to a folder that it lies in; a run
                         yield from _files_below(child, above)
                 else:
                     yield Path(folder, entry.name)
@@ -188,7 +188,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_run(folder: Path) -> bool:
+def is_output(folder: Path) -> bool:
     """Whether a folder is a run's, a cross-validation's, or a model."""
     runs = (
         ("recipe.yaml", "environment.json"),
@@ -198,11 +198,11 @@ def _is_run(folder: Path) -> bool:
     return any(all((folder / name).is_file() for name in names) for names in runs)
 
 
-def _is_output(folder: Path) -> bool:
+def _holds_output(folder: Path) -> bool:
     """Whether a folder is a run's, or holds runs and no images beside them: hfft's output, never a class."""
-    if _is_run(folder):
+    if is_output(folder):
         return True
-    return not holds_images(folder) and any(_is_run(Path(parent)) for parent, _, _ in os.walk(folder))
+    return not holds_images(folder) and any(is_output(Path(parent)) for parent, _, _ in os.walk(folder))
 
 
 def warn(message: str) -> None:

@@ -16,8 +16,8 @@ _UNPACK = "unpack it, and name the folder"
 _ADVICE = {
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), f"an archive: {_UNPACK}"),
     ".tar": f"an archive: {_UNPACK}, or name it alone",
-    ".json": "JSON is read one object per line (.jsonl); export Label Studio's and COCO's annotations as CSV",
-    ".txt": "a list of images is read as a table: save it as .csv with a first line such as path,label",
+    ".json": "no table: write one object per line (.jsonl), or export Label Studio's and COCO's annotations as CSV",
+    ".txt": "no table: save a list of images as .csv with a first line such as path,label",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet: save it as .csv"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl", ".lmdb"), "arrays: write the images to files"),
 }

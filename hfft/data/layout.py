@@ -59,7 +59,8 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
     top = _unwrapped(folder)
     children = _filled(top)
     if not children:
-        problem = None if subfolders(top) else f"{folder}: found no class folders"
+        is_empty = subfolders(top) and not _holds_loose(top)  # class folders to be filled
+        problem = None if is_empty else f"{folder}: found no class folders"
         return Layout({"train": (top,)}, problem=problem)
     splits = split_names(path.name for path in children)
     others = [path for path in children if path.name not in splits]

@@ -13,6 +13,7 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_fro
 
 from hfft.data.folders import (
     holds_images,
+    is_output,
     metadata_files,
     say,
     splits_of,
@@ -261,6 +262,8 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
     if holds_images(folder):
         return read_images(folder, spec)
+    if is_output(folder):
+        raise DataError(f"data.source: {spec.source} holds a run or a model, and no images; name the folder of images")
     tables = table_files(folder, (".parquet",))
     if tables:
         found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)

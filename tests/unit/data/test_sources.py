@@ -240,6 +240,20 @@ def test_classes_that_hold_the_same_folders(inner, count, touch, log):
     assert len(log()) == count
 
 
+def test_a_table_beside_images_and_a_folder_of_something_else(touch):
+    folder = touch("1.png", "2.png", "notes/readme.txt")
+    (folder / "t.csv").write_text("id,label\n1,a\n2,b\n")
+    assert load(folder).labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "files", [("recipe.yaml", "environment.json", "predictions.parquet"), ("config.json", "preprocessor_config.json")]
+)
+def test_output_of_hfft_as_a_source(files, touch):
+    with pytest.raises(DataError, match="holds a run or a model, and no images"):
+        load(touch(*files))
+
+
 def test_a_saved_data_set_below_the_folder(tmp_path):
     DatasetDict(train=table([0, 1], ANIMALS)).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"a saved data set lies in .*saved; name that folder"):
