@@ -117,6 +117,12 @@ def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
     return dict(splits)
 
 
+def files_of(folder: Path, splits: Collection[Path]) -> tuple[list[Path], Iterator[Path]]:
+    """Files beside the class folders of a folder with these roots, and those within them."""
+    beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+    return beside, (file for path in splits for child in subfolders(path) for file in visible_files(child))
+
+
 def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
     """Count the files that are images, as far as their names tell, and become no row; warn once if there are any.
 
@@ -124,8 +130,7 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         folder: Holds the class folders, or the split folders.
         splits: The folders of class folders: `folder` itself, or its split folders.
     """
-    beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
-    within = (file for path in splits for child in subfolders(path) for file in visible_files(child))
+    beside, within = files_of(folder, splits)
     found = Counter(file.suffix.lower() for file in (*beside, *within) if not is_image(file))
     aside = [
         path.name for folder in splits for path in folder.glob("__*") if path.name not in _NOT_SAID and path.is_dir()

@@ -67,7 +67,7 @@ def holds_sets(
         return task == "auto" and _are_sets(told, files, where)
     if task == "auto":
         return True
-    split, row, value = next((one for one in told if not _has_one(one[2])), told[0])
+    split, row, value = next((one for one in told if isinstance(one[2], list) and len(one[2]) != 1), told[0])
     raise DataError(
         f"{_row(where, files[split], row, value)}; allowed for data.task single_label: one class for each image; "
         "multi_label takes lists"
@@ -130,11 +130,15 @@ def read_sets(
     kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
     every = [value for column in values.values() for value in column]
     if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
-        names = list(map(printable, label if isinstance(label, tuple) else map(str, range(_usual_length(every)))))
+        lengths = Counter(len(value) for value in every if value is not None)  # of which the odd one is wrong
+        names = list(
+            map(printable, label if isinstance(label, tuple) else map(str, range(max(lengths, key=lengths.get))))
+        )
         sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
         return LabelSets(names, sets)
     if kind == "text":
-        separator = _separator([value for value in every if value is not None and not _is_listed(value)])
+        plain = [str(value) for value in every if value is not None and not _is_listed(value)]
+        separator = next((mark for mark in SEPARATORS if any(mark in value for value in plain)), None)
         values = {s: [_divide(v, separator, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
     elif kind == "class":
         split, row, value = next((s, n, v) for s, column in values.items() for n, v in enumerate(column))
@@ -225,15 +229,6 @@ def _flags(value: Any) -> list[int] | None:
     return None if None in found else [int(one or 0) for one in found]
 
 
-def _has_one(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 1)
-
-
-def _usual_length(values: Sequence[Any]) -> int:
-    """The length of most lists, so that the odd one is found wrong."""
-    return Counter(len(value) for value in values if value is not None).most_common(1)[0][0]
-
-
 def _are_vectors(values: Sequence[Any], kind: str) -> bool:
     """Whether lists of numbers have a 0 or 1 for each class, and are no lists of class indices.
 
@@ -264,10 +259,6 @@ def _is_listed(value: Any) -> bool:
     """Whether a value is a text with a list in brackets."""
     text = value.strip() if isinstance(value, str) else ""
     return text[:1] == "[" and text[-1:] == "]"
-
-
-def _separator(values: Sequence[Any]) -> str | None:
-    return next((mark for mark in SEPARATORS if any(mark in str(value) for value in values)), None)
 
 
 def _divide(value: Any, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:

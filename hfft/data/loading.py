@@ -13,13 +13,24 @@ from hfft.data.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError
 
 
-def load(where: str, path: str, config: str | None = None, *, revision: str | None = None) -> DatasetDict:
-    """A data set of a folder or of the Hub.
+def load(
+    where: str,
+    path: str,
+    config: str | None = None,
+    *,
+    revision: str | None = None,
+    data_files: dict[str, list[str]] | None = None,
+) -> DatasetDict:
+    """A data set of a folder, of the Hub, or of files by split.
 
     Raises:
         DataError: If it can't be loaded.
     """
-    return _load(where, path, config, revision=revision)
+    try:
+        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
+    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
+        raise DataError(f"data.source: {where} can't be loaded as a data set: {reason_of(error)}") from error
+    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
 
 
 def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict:
@@ -33,8 +44,8 @@ def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict
     named = {split: [glob.escape(str(file)) for file in paths] for split, paths in files.items()}
     kinds = [kind for paths in files.values() if (kind := _numbering(paths[0]))]
     if all(kind == kinds[0] for kind in kinds):
-        return _load(where, "parquet", data_files=named)
-    return DatasetDict({split: _load(where, "parquet", data_files={split: named[split]})[split] for split in named})
+        return load(where, "parquet", data_files=named)
+    return DatasetDict({split: load(where, "parquet", data_files={split: named[split]})[split] for split in named})
 
 
 def check_numbering(where: str, files: Sequence[Path]) -> None:
@@ -78,18 +89,3 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, DatasetGenerationError):
         lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
     return next((line.strip() for line in lines if line.strip()), type(error).__name__)
-
-
-def _load(
-    where: str,
-    path: str,
-    config: str | None = None,
-    *,
-    revision: str | None = None,
-    data_files: dict[str, list[str]] | None = None,
-) -> DatasetDict:
-    try:
-        loaded = load_dataset(path, config, revision=revision, data_files=data_files)
-    except Exception as error:  # datasets 5.2 wraps errors in rows alone; YAML, tar, HDF5, ... raise their own before
-        raise DataError(f"data.source: {where} can't be loaded as a data set: {reason_of(error)}") from error
-    return loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})

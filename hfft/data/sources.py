@@ -33,7 +33,7 @@ from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
-from hfft.data.text_tables import TEXT_TABLES, read_text_table
+from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
@@ -234,10 +234,8 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     """One file: a table of paths or images, or a tar file."""
     refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
-    base = file.parent if spec.image_folder is None else _image_folder(spec.image_folder)
     if ending in (*TEXT_TABLES, ".parquet"):
-        rows, spec = find_images(read_table(file), base, spec, file)
-        return standardize({"train": Table(rows, base)}, spec, spec.source, root=base)
+        return _read_tables({"train": file}, spec, file.parent)
     if ending == ".tar":
         return _read_shards({"train": [file]}, file.parent, spec)
     raise DataError(
@@ -246,20 +244,12 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     )
 
 
-def _image_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"data.image_folder: {missing_path(name)}")
-    return folder
-
-
 def _read_folder(folder: Path, spec: DataSpec) -> Found:
     if any((folder / name).is_file() for name in _SAVED):
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
     if tables:
-        refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-        return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
+        return _read_metadata(folder, tables, spec)
     if holds_images(folder):
         return read_images(folder, spec)
     if is_output(folder):
@@ -270,9 +260,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
         return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
     tables = table_files(folder, TEXT_TABLES)
     if tables:
-        refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
-        base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
-        return standardize(*_text_tables(folder, tables, spec), spec.source, root=base)
+        return _read_text_tables(folder, tables, spec)
     shards = tar_files(folder)
     if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
@@ -295,22 +283,33 @@ def _read_saved(folder: Path, spec: DataSpec) -> Found:
     return standardize(_tables_in(splits), spec, spec.source)
 
 
-def _metadata_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
+def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
     """Tables that lie beside their images: of the whole folder, or of its split folders."""
+    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
     if files[0].parent == folder:
         if len(files) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
-        rows, spec = find_images(read_table(files[0]), folder, spec, files[0])
-        return {"train": Table(rows, folder)}, spec
-    tables, names = {}, split_names(path.name for path in subfolders(folder) if holds_images(path))
-    for file in files:
-        rows, spec = find_images(read_table(file), file.parent, spec, file)
-        tables[names.get(file.parent.name, file.parent.name)] = Table(rows, file.parent, 1)
+        return _read_tables({"train": files[0]}, spec, folder)
+    names = split_names(path.name for path in subfolders(folder) if holds_images(path))
+    tables = {names.get(file.parent.name, file.parent.name): file for file in files}
     lacking = [name for name in names.values() if name not in tables]
     if lacking:
         raise DataError(f"{folder}: found tables in {', '.join(tables)} and none in {', '.join(lacking)}; add one")
-    return tables, spec
+    return _read_tables(tables, spec, folder, depth=1)
+
+
+def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Found:
+    """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
+    images = spec.image_folder and Path(spec.image_folder).expanduser()
+    if images and not images.is_dir():
+        raise DataError(f"data.image_folder: {missing_path(str(spec.image_folder))}")
+    tables = {}
+    for split, file in files.items():
+        base = images or file.parent
+        rows, spec = find_images(read_table(file), base, spec, file)
+        tables[split] = Table(rows, base, depth)
+    return standardize(tables, spec, spec.source, root=images or root)
 
 
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
@@ -329,16 +328,14 @@ def _has_card(folder: Path) -> bool:
     return bool(found)
 
 
-def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
-    base = None if spec.image_folder is None else _image_folder(spec.image_folder)
-    tables = {}
-    for split, named in splits_of(folder, files).items():
+def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
+    refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
+    splits = splits_of(folder, files)
+    for named in splits.values():
         if len(named) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in named)
             raise DataError(f"{folder}: {shown} are tables of one split; allowed: one each, called like the split")
-        rows, spec = find_images(read_text_table(named[0]), base or named[0].parent, spec, named[0])
-        tables[split] = Table(rows, base or named[0].parent)
-    return tables, spec
+    return _read_tables({split: named[0] for split, named in splits.items()}, spec, folder)
 
 
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
