@@ -130,10 +130,9 @@ def read_sets(
     kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
     every = [value for column in values.values() for value in column]
     if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
-        lengths = Counter(len(value) for value in every if value is not None)  # of which the odd one is wrong
-        names = list(
-            map(printable, label if isinstance(label, tuple) else map(str, range(max(lengths, key=lengths.get))))
-        )
+        lengths = Counter(len(value) for value in every if value is not None)
+        usual = max(lengths, key=lambda length: lengths[length], default=0)  # so that the odd one is found wrong
+        names = [printable(str(name)) for name in (label if isinstance(label, tuple) else range(usual))]
         sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
         return LabelSets(names, sets)
     if kind == "text":
