@@ -7,7 +7,17 @@ from pathlib import Path
 from datasets import Dataset, Value
 
 from hfft.data.content import stored_path
-from hfft.data.folders import image_files, split_in, table_files, visible_files, warn, warn_of_left_out, words_of
+from hfft.data.folders import (
+    holds_images,
+    image_files,
+    split_in,
+    subfolders,
+    table_files,
+    visible_files,
+    warn,
+    warn_of_left_out,
+    words_of,
+)
 from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
@@ -128,6 +138,8 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
     if layout.problem:  # and no image
         advice = advice_for(visible_files(folder))
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
+    if len(layout.splits) == 1:
+        _tell_of_lists(folder)
     children = [child.name for split in layout.splits for child in layout.class_folders(split)]
     classes = folder_classes(children, str(folder))
     splits, empty = {}, {}
@@ -140,6 +152,18 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         filled = {classes[child.name] for child, files in found if files}
         empty[split] = tuple(str(child) for child in children if classes[child.name] not in filled)
     return Found(splits, empty=empty)
+
+
+def _tell_of_lists(folder: Path) -> None:
+    """Warn of text files beside class folders that list the images of splits, as Food-101 has them."""
+    places = [folder, *(path for path in subfolders(folder) if not holds_images(path))]
+    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in (".txt", ".json")]
+    lists = [file for file in files if split_in(file.stem)]
+    if len({split_in(file.stem) for file in lists}) > 1:
+        shown = ", ".join(file.relative_to(folder).as_posix() for file in lists[:3])
+        warn(
+            f"{folder}: lists of splits are not read: {shown}; write one table with the columns path and split (.csv)"
+        )
 
 
 def _tell_of_inner(found: Sequence[tuple[Path, list[Path]]], folder: Path) -> None:

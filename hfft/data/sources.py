@@ -365,6 +365,9 @@ def _check_classes(data: ImageData, where: str) -> None:
             (path for label in data.labels for path in (Path(where, label), Path(where)) if path.is_dir()), None
         )
         deeper = [] if within is None else [child.name for child in subfolders(within)]
+        while within and len(deeper) == 1:  # flowers/flowers/rose
+            within = within / deeper[0]
+            deeper = [child.name for child in subfolders(within)]
         hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within}"
         raise DataError(
             f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"

@@ -254,6 +254,22 @@ def test_output_of_hfft_as_a_source(files, touch):
         load(touch(*files))
 
 
+def test_lists_of_splits_beside_class_folders_are_said(touch, log):
+    folder = touch(*[f"images/{name}/{n}.png" for name in ("ant", "bee") for n in range(2)])
+    touch("meta/train.txt", "meta/test.txt", "meta/classes.txt")
+    assert load(folder).labels == ("ant", "bee")
+    (line,) = log()
+    assert "not read: meta/test.txt, meta/train.txt; write a table" in line
+    (folder / "split.csv").write_text("path,split\nant/0,train\nant/1,test\nbee/0,train\nbee/1,test\n")
+    assert load(folder, SplitSpec(validation=None)).counts("test") == {"ant": 1, "bee": 1}
+
+
+def test_folders_that_hold_one_folder(touch):
+    folder = touch("flowers/flowers/rose/1.png", "flowers/flowers/tulip/1.png")
+    with pytest.raises(DataError, match=r"\(rose, tulip\), say data.source=.*flowers/flowers$"):
+        load(folder)
+
+
 def test_a_saved_data_set_below_the_folder(tmp_path):
     DatasetDict(train=table([0, 1], ANIMALS)).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"a saved data set lies in .*saved; name that folder"):
