@@ -18,12 +18,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-METADATA = (
-    "metadata.csv",
-    "metadata.tsv",
-    "metadata.jsonl",
-    "metadata.parquet",
-)  # as imagefolder of datasets has them
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
     (

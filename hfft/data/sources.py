@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
@@ -39,7 +37,6 @@ from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
 
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
-_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,8 +139,7 @@ def load_rows(
         found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
-        PartialState()  # the logger asks it which process this is
-        _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+        say(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
     parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
