@@ -72,8 +72,8 @@ def check_validation(
     for name in _COMPARED:
         if name not in measured or name not in scores.metrics:
             continue
-        before, after = measured[name], scores.metrics[name]["value"]
-        assert after is not None  # as the ends of an interval may be
+        before: float = measured[name]
+        after: Any = scores.metrics[name]["value"]
         limit = allowed * max(1.0, abs(before)) if name == "log_loss" else allowed + 1 / len(scores.labels)
         if not abs(before - after) <= limit:
             gaps.append(f"{name.replace('_', ' ')} {before:.4f}, and {after:.4f} reopened ({limit:.2g} is allowed)")

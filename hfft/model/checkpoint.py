@@ -304,7 +304,7 @@ def quiet() -> Iterator[None]:
 
 
 def _check_exists(spec: ModelSpec) -> None:
-    problem = None if Path(spec.checkpoint).is_dir() else hub_problem(spec.checkpoint, "model", spec.revision)
+    problem = None if Path(spec.checkpoint).exists() else hub_problem(spec.checkpoint, "model", spec.revision)
     if problem is not None:
         raise ModelError(f"model.checkpoint: {spec.checkpoint} is no folder here, and {problem}")
     if (problem := file_problem(spec.checkpoint, spec.revision)) is not None:

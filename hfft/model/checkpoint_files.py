@@ -31,8 +31,11 @@ def file_problem(checkpoint: str, revision: str | None = None) -> str | None:
     Returns:
         The file and what is wrong with it, or None.
     """
-    if Path(checkpoint).is_dir():
-        return _folder_problem(Path(checkpoint), is_whole=True)
+    place = Path(checkpoint)
+    if place.is_dir():
+        return _other_folder(place) or _folder_problem(place, is_whole=True)
+    if place.is_file():
+        return f"{checkpoint} is a file; name the folder that it is in: {place.parent}"
     try:
         cached = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
     except HFValidationError:
@@ -72,6 +75,14 @@ def _no_weights(folder: Path) -> ModelError:
         f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
         "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
     )
+
+
+def _other_folder(folder: Path) -> str | None:
+    """What a folder is, if it holds models and is none."""
+    if (folder / "config.json").exists():
+        return None
+    inside = sorted(path.parent.name for name in ("recipe.yaml", "config.json") for path in folder.glob(f"*/{name}"))
+    return f"{folder} is no model, and holds some; name one of them: {', '.join(inside[:5])}" if inside else None
 
 
 def _folder_problem(folder: Path, *, is_whole: bool) -> str | None:

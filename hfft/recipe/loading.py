@@ -126,6 +126,10 @@ def _content(recipe: Recipe) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> Any:
+    if path.is_dir():
+        own = path / "recipe.yaml"
+        what = f"its recipe is {own}" if own.is_file() else f"name a recipe, and the folder by data.source={path}"
+        raise RecipeError(f"{path} is a folder, and no recipe; {what}")
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

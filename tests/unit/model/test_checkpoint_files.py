@@ -150,3 +150,15 @@ def test_a_timm_model_without_preprocessing_is_refused(tmp_path):
     config.pretrained_cfg = {}
     with pytest.raises(ModelError, match="pretrained_cfg"):
         load_processor(spec, config)
+
+
+def test_a_file_of_a_checkpoint_is_no_checkpoint(checkpoint):
+    found = file_problem(str(checkpoint / "model.safetensors"))
+    assert str(found).endswith(f"name the folder that it is in: {checkpoint}")
+
+
+def test_a_folder_of_models_or_runs_names_them(checkpoint):
+    (checkpoint.parent / "run").mkdir()
+    (checkpoint.parent / "run/recipe.yaml").touch()
+    found = file_problem(str(checkpoint.parent))
+    assert str(found).endswith("name one of them: run, vit")
