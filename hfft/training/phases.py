@@ -1,6 +1,7 @@
 """Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -47,7 +48,7 @@ from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.replay import Replay
 from hfft.training.search import with_rate
-from hfft.training.settings import check_options, training_arguments
+from hfft.training.settings import check_options, check_schedule, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
 from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
@@ -105,7 +106,9 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
                 floats=torch.Tensor.float,
                 eval_dataset=rows,
             )
-            trainer.create_optimizer_and_scheduler(num_training_steps=100)
+            steps = 100 + math.ceil(arguments.warmup_steps)
+            trainer.create_optimizer_and_scheduler(num_training_steps=steps)
+            check_schedule(spec, trainer.lr_scheduler, steps - 1)
             check_options(spec, arguments)
         except RecipeError:
             raise

@@ -111,6 +111,27 @@ def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:
             raise RecipeError(f"{where}.{name}: the optimizer {optim} doesn't take it; leave it out")
 
 
+def check_schedule(spec: PhaseSpec, scheduler: Any, step: int) -> None:
+    """Refuse values of a schedule's options that are first computed with behind its warm-up, or at an evaluation.
+
+    Args:
+        spec: The phase.
+        scheduler: Is changed.
+        step: One behind the warm-up.
+
+    Raises:
+        RecipeError: If one can't be computed with.
+    """
+    rates = getattr(scheduler, "lr_lambdas", None)
+    try:
+        if rates is None:  # it follows a metric
+            scheduler.step(0.5)
+        else:
+            rates[0](step)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise RecipeError(f"phases.{spec.name}.lr_scheduler_kwargs: {error}") from error
+
+
 def _is_read(arguments: TrainingArguments, name: str, *values: Any) -> bool:
     """Whether the optimizer is another one, or can't be made, with some of these values of a setting."""
     found: list[Any] = []

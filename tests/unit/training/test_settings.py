@@ -84,3 +84,18 @@ def test_a_setting_for_phases_with_another_optimizer_passes():
     shared = {"adam_beta1": 0.5}
     spec = PhaseSpec(name="p", arguments={**shared, "optim": "sgd"}, inherited=shared)
     try_arguments(spec, seed=0, validate=True)
+
+
+@pytest.mark.parametrize("warmup", [0, 500])
+@pytest.mark.parametrize(
+    ("schedule", "options"),
+    [
+        ("polynomial", {"power": "2"}),
+        ("cosine_with_min_lr", {"min_lr_rate": "x"}),
+        ("reduce_lr_on_plateau", {"patience": "x"}),
+    ],
+)
+def test_options_of_a_schedule_that_fail_in_mid_phase_are_refused(schedule, options, warmup):
+    arguments = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": options, "warmup_steps": warmup}
+    with pytest.raises(RecipeError, match=r"phases\.p"):
+        try_arguments(PhaseSpec(name="p", arguments=arguments), seed=0, validate=True)
