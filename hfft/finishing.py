@@ -1,4 +1,4 @@
-"""A run that had ended and is asked for again: its images are compared where they moved, and its card may change."""
+"""A run that had ended and is asked for again: images that moved are compared, card and page are made if need be."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,6 +12,7 @@ from hfft.data.sources import ImageData, load_data
 from hfft.distributed import meet
 from hfft.folder import card_changes, check_same_images, has_other_source, update_card
 from hfft.recipe.spec import Recipe
+from hfft.report.facts import PAGE
 from hfft.training.failures import explained
 
 _LOG = get_logger(__name__)
@@ -27,7 +28,7 @@ def checked_images(images: ImageData, recipe: Recipe, data: DatasetDict | None) 
 
 
 def update_finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> None:
-    """Tell that a run is finished; its card is written anew if the recipe asks for another one.
+    """Tell that a run is finished; card and page are written if the recipe asks for others than are there.
 
     Args:
         folder: Of the run.
@@ -41,7 +42,6 @@ def update_finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> N
     is_elsewhere = data is None and has_other_source(folder, recipe)
     if "widget" in changed or is_elsewhere:
         checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
-    if is_elsewhere and checked is not None:
         check_same_images(folder, checked)
     meet()
     if changed:
@@ -51,4 +51,14 @@ def update_finished(folder: Path, recipe: Recipe, data: DatasetDict | None) -> N
         meet()
         told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
         _LOG.info(f"{folder}: the card was written anew: {told}")
+    if recipe.report and not (folder / PAGE).is_file():
+        if state.is_main_process:
+            from hfft.report.card import write_report
+            from hfft.report.page import try_page
+
+            with explained("report"):
+                write_report(folder)
+            images = None if checked is None else checked.images
+            try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)
+        meet()
     _LOG.info(f"{folder} is finished; --overwrite runs it again")

@@ -151,17 +151,11 @@ def update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
         folder: Of the run.
         recipe: From now on.
         checked: The run's images, if `widget` has changed.
-
-    Raises:
-        RunError: If the images aren't those of the run any more.
     """
     from hfft.report.card import FIGURES, write_card
 
     measured = read_json(folder / "metrics.json")
     if checked is not None:
-        noted = {name: split["fingerprint"] for name, split in read_json(folder / "data.json")["splits"].items()}
-        if noted != dict(checked.fingerprints):
-            raise RunError(f"{folder}: widget: the images have changed since this run was made; leave it as it was")
         count = recipe.widget or 0
         measured["examples"] = _write_examples(folder / result_name(recipe), checked.images, count)
         write_json(folder / "metrics.json", measured)
@@ -255,8 +249,8 @@ def open_folder(
     }
     is_done(folder, recipe, overwrite=overwrite)  # another launch may have been here until a moment ago
     meet()
-    if state.is_main_process and overwrite and folder.exists():
-        shutil.rmtree(folder)
+    if state.is_main_process and overwrite:
+        _make_room(folder)
     meet()
     for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_start)):
         if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
@@ -267,6 +261,17 @@ def open_folder(
         write_text(folder / "recipe.yaml", dump_recipe(recipe))
         write_json(folder / "environment.json", environment)
         write_json(folder / "data.json", content)
+
+
+def _make_room(folder: Path) -> None:
+    """Make the folder anew; the run that was there goes at once, as what a kill would leave of it could seem whole."""
+    place = Path(os.path.realpath(folder))
+    old = place.with_name(f".{place.name}.old")
+    shutil.rmtree(old, ignore_errors=True)  # of a process that was killed here
+    if place.exists():
+        os.rename(place, old)
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str, Any]:

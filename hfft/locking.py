@@ -1,5 +1,6 @@
 """One process, or one launch of several, at work in a run folder at a time."""
 
+import errno
 import os
 import socket
 from contextlib import suppress
@@ -69,6 +70,8 @@ class RunLock:
                 "give this run a name of its own (name=...)"
             ) from None
         except (OSError, NotImplementedError) as error:
+            if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS):
+                return  # nobody can write there, which is said when the folder is looked at
             _LOG.warning(f"{self._folder}: start only one process there, as the file system keeps no locks: {error}")
             return
         with suppress(OSError):  # of a system that keeps others, and us, from a locked file

@@ -78,7 +78,7 @@ def classified(
 
 def truth_of(sizes: Sequence[int], recall: float | Sequence[float]) -> Mapping[str, float]:
     """The metrics of very many such images, in these proportions."""
-    many = np.asarray(sizes) * max(1, 1_000_000 // sum(sizes))
+    many = [size * max(1, 1_000_000 // sum(sizes)) for size in sizes]
     probabilities, labels = classified(np.random.default_rng(1), many, recall)
     return {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
 

@@ -15,6 +15,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".onnx", ".gguf", ".safetensors")
 _ADAPTER = "adapter_config.json"
+_SMALL = ("I8", "U8", "F8", "F6", "F4")  # types of weights that don't say by themselves what they stand for
 _LENGTH = 8  # bytes in front of a safetensors header: its length, little-endian
 _MOST_READ = 2 * 2**30  # bytes of weights that are searched for NaN before they are loaded: some seconds
 _AGAIN = "download or copy it again"
@@ -30,8 +31,11 @@ def file_problem(checkpoint: str, revision: str | None = None) -> str | None:
     Returns:
         The file and what is wrong with it, or None.
     """
-    if Path(checkpoint).is_dir():
-        return _folder_problem(Path(checkpoint), is_whole=True)
+    place = Path(checkpoint)
+    if place.is_dir():
+        return _other_folder(place) or _folder_problem(place, is_whole=True)
+    if place.is_file():
+        return f"{checkpoint} is a file; name the folder that it is in: {place.parent}"
     try:
         cached = try_to_load_from_cache(checkpoint, "config.json", revision=revision)
     except HFValidationError:
@@ -40,36 +44,19 @@ def file_problem(checkpoint: str, revision: str | None = None) -> str | None:
 
 
 def check_weights(checkpoint: str) -> None:
-    """Check that a folder has weights that hfft reads, which `load_config` can do without.
-
-    Args:
-        checkpoint: A folder, or a Hub id, which is not looked at.
-
-    Raises:
-        ModelError: If there are none, or others.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir() or any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER)):
-        return
-    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
-    if not there:
-        raise ModelError(f"model.checkpoint: {folder} has no weights ({_WEIGHTS})")
-    raise ModelError(
-        f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
-        "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
-    )
-
-
-def check_numbers(checkpoint: str) -> None:
-    """Check that no weight in a checkpoint folder is NaN; not where there is much to read.
+    """Check that a folder has weights that hfft reads, none of which is NaN; of many gigabytes, that isn't looked at.
 
     Args:
         checkpoint: One in which `file_problem` found nothing; a Hub id is not looked at.
 
     Raises:
-        ModelError: If one is; names the tensors.
+        ModelError: If there are none, or others, or one is NaN.
     """
     folder = Path(checkpoint)
+    if not folder.is_dir():
+        return
+    if not any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER)):
+        raise _no_weights(folder)
     paths = [folder / _WEIGHTS] if (folder / _WEIGHTS).is_file() else sorted(folder.glob("model-*.safetensors"))
     if sum(path.stat().st_size for path in paths) > _MOST_READ:
         return
@@ -78,6 +65,24 @@ def check_numbers(checkpoint: str) -> None:
         if broken:
             names = ", ".join(broken[:5])
             raise ModelError(f"model.checkpoint: {path} holds NaN in {len(broken)} weights ({names}); {_AGAIN}")
+
+
+def _no_weights(folder: Path) -> ModelError:
+    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
+    if not there:
+        return ModelError(f"model.checkpoint: {folder} has no weights ({_WEIGHTS})")
+    return ModelError(
+        f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
+        "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
+    )
+
+
+def _other_folder(folder: Path) -> str | None:
+    """What a folder is, if it holds models and is none."""
+    if (folder / "config.json").exists():
+        return None
+    inside = sorted(path.parent.name for name in ("recipe.yaml", "config.json") for path in folder.glob(f"*/{name}"))
+    return f"{folder} is no model, and holds some; name one of them: {', '.join(inside[:5])}" if inside else None
 
 
 def _folder_problem(folder: Path, *, is_whole: bool) -> str | None:
@@ -150,8 +155,11 @@ def _tensors(path: Path) -> set[str] | str:
         content: dict[str, Any] = json.loads(header)
         content.pop("__metadata__", None)
         wanted = _LENGTH + length + max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        small = sorted({entry["dtype"] for entry in content.values() if entry["dtype"].startswith(_SMALL)})
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"is no whole safetensors file; {_AGAIN}"
+    if small:
+        return f"holds quantized weights ({', '.join(small)}), which can't be trained; take the original"
     if size != wanted:
         return f"is cut or damaged: it has {size:,} of {wanted:,} bytes; {_AGAIN}"
     return set(content)

@@ -18,6 +18,7 @@ from hfft.training.plan import Group, Plan
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
 TOO_FEW = "too few images"
+PAGE = "report.html"
 _SHARES = ("precision", "recall", "f1")
 
 
@@ -28,6 +29,11 @@ class Measured:
     value: float
     low: float | None
     high: float | None
+
+    @property
+    def least(self) -> float:
+        """The lower end, or where there is none, the value."""
+        return self.value if self.low is None else self.low
 
     def between(self, digits: int) -> str:
         """The interval in words, each end with so many digits behind the point."""

@@ -14,7 +14,7 @@ from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
 from hfft.report.doubts import FOLDER as HINTS
 from hfft.report.doubts import Doubts, keep_doubts
-from hfft.report.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.report.facts import PAGE, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
 from hfft.report.matrix import lay_out
 from hfft.report.mistakes import FOLDER as MISTAKES
 from hfft.report.mistakes import Mistakes, keep_mistakes
@@ -33,7 +33,6 @@ from hfft.report.words import (
     what_trains,
 )
 
-PAGE = "report.html"
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
 _STAGES = {
     "data": "looking at the images",
@@ -76,13 +75,13 @@ def write_page(folder: str | Path, images: ImageData | None = None, *, trust_rem
     return page
 
 
-def try_page(folder: Path, images: ImageData, *, trust_remote_code: bool = False) -> None:
+def try_page(folder: Path, images: ImageData | None, *, trust_remote_code: bool = False) -> None:
     """Write the page at the end of a run, which has succeeded whatever becomes of its page; the log says which.
 
     Args:
         folder: Of the run.
-        images: The run's.
-        trust_remote_code: As for `write_page`.
+        images: As for `write_page`.
+        trust_remote_code: Likewise.
     """
     try:
         page = write_page(folder, images, trust_remote_code=trust_remote_code)
@@ -181,7 +180,7 @@ def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     rows = [{"name": "this model", "value": split.metrics[name], "is_own": True}]
     others = [{"name": row["name"], "value": row["metrics"][name], "is_own": False} for row in baselines]
     rows += sorted(others, key=lambda row: -row["value"].value)
-    least = min(row["value"].value if row["value"].low is None else row["value"].low for row in rows)
+    least = min(row["value"].least for row in rows)
     low = math.floor(max(least - 0.02, 0) * 10) / 10
     return {
         "headline": spoken(name),

@@ -310,3 +310,31 @@ def test_a_finished_run_is_not_taken_for_one_of_other_images(tmp_path):
     check_same_images(tmp_path / "r", Checked(images(), {"train": "f"}))
     with pytest.raises(RunError, match="the images aren't those of this run"):
         check_same_images(tmp_path / "r", Checked(images(), {"train": "g"}))
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_a_run_that_goes_is_gone_at_once_whatever_becomes_of_its_files(is_link, tmp_path, monkeypatch):
+    folder = tmp_path / "r"
+    if is_link:
+        (tmp_path / "disk").mkdir()
+        folder.symlink_to(tmp_path / "disk")
+    opened(folder)
+    (folder / "metrics.json").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", interrupted_by(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt):
+            opened(folder, overwrite=True)
+    assert folder.is_dir()
+    assert not any(folder.iterdir())
+    opened(folder, overwrite=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["data.json", "environment.json", "recipe.yaml"]
+    assert not list(tmp_path.rglob("*.old"))
+
+
+def interrupted_by(remove):
+    def interrupted(path, **options):
+        if path.exists():
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    return interrupted

@@ -347,7 +347,7 @@ def test_a_file_that_is_no_recipe(text, message, tmp_path):
 def test_a_file_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes("name: Zürich".encode("latin-1"))
     for path in (tmp_path / "none.yaml", tmp_path, tmp_path / "latin.yaml"):
-        with pytest.raises(RecipeError, match="the recipe can't be read") as caught:
+        with pytest.raises(RecipeError, match=r"the recipe can't be read|is a folder") as caught:
             load_recipe(path)
         assert str(path) in str(caught.value)
 

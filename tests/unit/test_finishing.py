@@ -1,0 +1,13 @@
+import finished
+import pytest
+
+from hfft.finishing import update_finished
+from hfft.runs.run import Run
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_page_that_an_interruption_left_out_is_written_when_the_run_is_asked_for_again(asked, tmp_path):
+    folder = finished.make_run(tmp_path / "run", counts={"train": 8}, report=asked)
+    (folder / "report.html").unlink(missing_ok=True)
+    update_finished(folder, Run(folder).recipe, None)
+    assert (folder / "report.html").is_file() == asked
