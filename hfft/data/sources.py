@@ -115,6 +115,8 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
     warn_of_alike(labels, where)
+    if "-1" in labels:
+        warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
     return data
 
 
