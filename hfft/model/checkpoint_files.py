@@ -159,7 +159,7 @@ def _tensors(path: Path) -> set[str] | str:
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"is no whole safetensors file; {_AGAIN}"
     if small:
-        return f"holds quantized weights ({', '.join(small)}), which can't be trained; take the original"
+        return f"holds quantized weights ({', '.join(small)}), which hfft doesn't read; take the original"
     if size != wanted:
         return f"is cut or damaged: it has {size:,} of {wanted:,} bytes; {_AGAIN}"
     return set(content)
