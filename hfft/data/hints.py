@@ -38,12 +38,18 @@ def missing_source(source: str) -> str | None:
 
 def missing_path(name: str) -> str:
     """That a path leads nowhere: what was tried, and how far it leads."""
-    path = Path(name).expanduser().absolute()
+    path = Path(name).expanduser()
+    return f"{name} is no folder" if path.exists() else f"the folder {name} does not exist; {looked_for(path)}"
+
+
+def looked_for(path: Path) -> str:
+    """How far a path leads that leads nowhere, and what may be meant."""
+    path = path.absolute()
     parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
     lost = path.relative_to(parent).parts[0]
-    meant = nearest(lost, (child.name for child in parent.iterdir()))
+    meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
     told = f"; did you mean {meant!r}?" if meant else ""
-    return f"the folder {name} does not exist; looked for {path}: {parent} holds no {lost!r}{told}"
+    return f"looked for {path}: {parent} holds no {lost!r}{told}"
 
 
 def advice_for(files: Iterable[Path]) -> str:

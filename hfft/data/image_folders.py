@@ -146,7 +146,7 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
     for split in layout.splits:
         children = layout.class_folders(split)
         found = [(child, image_files(child)) for child in children]
-        if not (spec.group_column or spec.label_column):
+        if not (splits or spec.group_column or spec.label_column):
             _tell_of_inner(found, folder)
         splits[split] = _class_folder_rows(found, folder, classes, spec.group_column)
         filled = {classes[child.name] for child, files in found if files}
@@ -161,9 +161,7 @@ def _tell_of_lists(folder: Path) -> None:
     lists = [file for file in files if split_in(file.stem)]
     if len({split_in(file.stem) for file in lists}) > 1:
         shown = ", ".join(file.relative_to(folder).as_posix() for file in lists[:3])
-        warn(
-            f"{folder}: lists of splits are not read: {shown}; write one table with the columns path and split (.csv)"
-        )
+        warn(f"{folder}: lists of splits are not read: {shown}; write a table with columns path and split (.csv)")
 
 
 def _tell_of_inner(found: Sequence[tuple[Path, list[Path]]], folder: Path) -> None:

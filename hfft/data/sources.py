@@ -20,7 +20,7 @@ from hfft.data.folders import (
     visible_files,
     warn,
 )
-from hfft.data.hints import advice_for, missing_path, missing_source
+from hfft.data.hints import advice_for, looked_for, missing_path, missing_source
 from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
 from hfft.data.label_tables import find_images
 from hfft.data.label_values import known_as, warn_of_alike
@@ -115,6 +115,8 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
     warn_of_alike(labels, where)
+    if "-1" in labels:
+        warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
     return data
 
 
@@ -211,7 +213,7 @@ def read_source(spec: DataSpec) -> Found:
     missing = missing_source(spec.source)
     if missing is not None:
         raise DataError(f"data.source: {missing}")
-    looked = f"{spec.source} is no folder or file here (looked for {path.absolute()})"
+    looked = f"{spec.source} is no folder or file here ({looked_for(path)})"
     problem = hub_problem(spec.source, "dataset", spec.revision)
     if problem is not None:
         raise DataError(f"data.source: {looked}, and {problem}")

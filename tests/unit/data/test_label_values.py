@@ -188,6 +188,12 @@ def test_other_words_for_nothing(word, tmp_path, log):
     assert [repr(word) in line for line in log()] == [True]
 
 
+def test_minus_one_is_said(log):
+    assert in_memory(train=[0, 1, -1, -1]).labels == ("0", "1", "-1")
+    (line,) = log()
+    assert "-1 is taken for the name of a class" in line
+
+
 def test_a_label_that_is_several_by_its_spaces(tmp_path, log):
     labels = ["scab", "rust", "scab rust", "great dane"]
     assert len(load(write(tmp_path, "t.csv", labels)).labels) == 4

@@ -270,6 +270,14 @@ def test_folders_that_hold_one_folder(touch):
         load(folder)
 
 
+def test_a_folder_that_is_called_almost_so(touch, monkeypatch):
+    monkeypatch.chdir(touch("photos/ant/1.png", "t.csv"))
+    with pytest.raises(DataError, match=r"holds no 'phots'; did you mean 'photos'\?"):
+        load("phots")
+    with pytest.raises(DataError, match=r"data.image_folder: .*t.csv is no folder"):
+        load("t.csv", image_folder="t.csv")
+
+
 def test_a_saved_data_set_below_the_folder(tmp_path):
     DatasetDict(train=table([0, 1], ANIMALS)).save_to_disk(tmp_path / "saved")
     with pytest.raises(DataError, match=r"a saved data set lies in .*saved; name that folder"):
