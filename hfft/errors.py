@@ -53,3 +53,10 @@ class PushError(HubError):
 def nearest(word: str, known: Iterable[str]) -> str | None:
     """The known word that is most like another one; None where none is like it."""
     return next(iter(difflib.get_close_matches(word, list(known), n=1)), None)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, with the next where it ends in a colon; its kind where it says nothing."""
+    text = f"no {error}" if isinstance(error, KeyError) else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

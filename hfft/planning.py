@@ -12,13 +12,13 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 from hfft.data.fitting import fit_processor
 from hfft.data.hints import check_found
 from hfft.data.sources import ImageData, load_data
-from hfft.errors import ModelError, RecipeError
+from hfft.errors import ModelError, RecipeError, first_line
 from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import first_line, load_config, load_processor, load_skeleton, sample_pixels
-from hfft.model.checkpoint_files import check_numbers, check_weights
+from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint_files import check_weights
 from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
@@ -52,7 +52,6 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
     pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
     check_weights(recipe.model.checkpoint)
-    check_numbers(recipe.model.checkpoint)
     return images, check_phases(recipe, config, images, pixels, processes=processes)
 
 

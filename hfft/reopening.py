@@ -7,7 +7,7 @@ from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
 from hfft.distributed import on_main
 from hfft.errors import RunError, TrainingError
-from hfft.evaluation.agreement import check_logits, check_validation, precision_of
+from hfft.evaluation.agreement import check_logits, check_validation
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scores import Scores
 from hfft.files import read_json
@@ -62,7 +62,7 @@ def score_result(
         check_validation(
             trained.results[kept].metrics,
             scores["validation"],
-            precision=precision_of(trained.stages[kept].spec.arguments),
+            types={trained.stages[kept].spec.precision, recipe.replay.dtype},
             phase=trained.kept.phase,
             where=str(folder),
         )

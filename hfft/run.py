@@ -45,7 +45,7 @@ from hfft.model.checkpoint import (
     save_model,
     set_labels,
 )
-from hfft.model.checkpoint_files import check_numbers, check_weights
+from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens, take_model
 from hfft.planning import (
     check_callbacks,
@@ -256,7 +256,6 @@ def _config(recipe: Recipe, images: ImageData, model: PreTrainedModel | None) ->
     if model is None:
         config = load_config(recipe.model, labels, is_multi_label=images.is_multi_label)
         check_weights(recipe.model.checkpoint)
-        check_numbers(recipe.model.checkpoint)
         return config
     align_labels(model, labels)
     set_labels(model.config, labels, is_multi_label=images.is_multi_label)

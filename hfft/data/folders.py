@@ -18,12 +18,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-METADATA = (
-    "metadata.csv",
-    "metadata.tsv",
-    "metadata.jsonl",
-    "metadata.parquet",
-)  # as imagefolder of datasets has them
+METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
     (
@@ -31,6 +26,7 @@ UNREAD = frozenset(
         *(".exr", ".heic", ".heif", ".jxl", ".svg", ".eps", ".qoi", ".sgi", ".fits", ".wmf", ".emf"),
     )
 )
+_NOT_SAID = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 # `trainset` and its like: two words in one.
@@ -49,7 +45,7 @@ def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
     with os.scandir(folder) as entries:
         found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
-    return sorted(path for path in found if not path.name.startswith("__") and not _is_output(path))
+    return sorted(path for path in found if not path.name.startswith("__") and not _holds_output(path))
 
 
 def holds_images(folder: Path) -> bool:
@@ -116,6 +112,12 @@ def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
     return dict(splits)
 
 
+def files_of(folder: Path, splits: Collection[Path]) -> tuple[list[Path], Iterator[Path]]:
+    """Files beside the class folders of a folder with these roots, and those within them."""
+    beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+    return beside, (file for path in splits for child in subfolders(path) for file in visible_files(child))
+
+
 def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
     """Count the files that are images, as far as their names tell, and become no row; warn once if there are any.
 
@@ -123,9 +125,11 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         folder: Holds the class folders, or the split folders.
         splits: The folders of class folders: `folder` itself, or its split folders.
     """
-    beside = [file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
-    within = (file for path in splits for child in subfolders(path) for file in visible_files(child))
+    beside, within = files_of(folder, splits)
     found = Counter(file.suffix.lower() for file in (*beside, *within) if not is_image(file))
+    aside = [
+        path.name for folder in splits for path in folder.glob("__*") if path.name not in _NOT_SAID and path.is_dir()
+    ]
     unread = {ending: count for ending, count in sorted(found.items()) if ending in UNREAD}
     loose = sum(map(is_image, beside))
     parts = []
@@ -135,6 +139,8 @@ def warn_of_left_out(folder: Path, splits: Collection[Path]) -> None:
         parts.append(f"{files} ({', '.join(f'{ending} {count}' for ending, count in unread.items())})")
     if loose:
         parts.append(f"{loose} {'image' if loose == 1 else 'images'} beside the class folders")
+    if aside:
+        parts.append(f"folders whose names begin with two underscores ({', '.join(sorted(aside))})")
     if parts:
         warn(f"{folder}: left out {' and '.join(parts)}")
 
@@ -152,25 +158,29 @@ def visible_files(folder: Path) -> Iterator[Path]:
     Raises:
         DataError: If a folder can't be listed.
     """
-    return _files_below(folder, frozenset())
+    return _files_below(folder, frozenset(map(_place, Path(folder).resolve().parents)))
 
 
 def _files_below(folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     try:
-        status = os.stat(folder)
-        place = (status.st_dev, status.st_ino)
-        if place in above or (above and _is_run(folder)):
-            return  # a link to a folder that it lies in, or a run
+        above = above | {_place(folder)}
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.name[0] == ".":
                     continue
                 if _is_folder(entry):
-                    yield from _files_below(Path(folder, entry.name), above | {place})
+                    child = Path(folder, entry.name)
+                    if not (_place(child) in above or is_output(child)):  # a link to a folder that it lies in; a run
+                        yield from _files_below(child, above)
                 else:
                     yield Path(folder, entry.name)
     except OSError as error:
         raise DataError(f"{folder}: the folder can't be read: {error.strerror or error}") from error
+
+
+def _place(folder: Path) -> tuple[int, int]:
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -178,17 +188,21 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
 
 
-def _is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, or a cross-validation's."""
-    runs = (("recipe.yaml", "environment.json"), ("summary.json", "fold-0/recipe.yaml"))
+def is_output(folder: Path) -> bool:
+    """Whether a folder is a run's, a cross-validation's, or a model."""
+    runs = (
+        ("recipe.yaml", "environment.json"),
+        ("summary.json", "fold-0/recipe.yaml"),
+        ("config.json", "preprocessor_config.json"),
+    )
     return any(all((folder / name).is_file() for name in names) for names in runs)
 
 
-def _is_output(folder: Path) -> bool:
+def _holds_output(folder: Path) -> bool:
     """Whether a folder is a run's, or holds runs and no images beside them: hfft's output, never a class."""
-    if _is_run(folder):
+    if is_output(folder):
         return True
-    return not holds_images(folder) and any(_is_run(Path(parent)) for parent, _, _ in os.walk(folder))
+    return not holds_images(folder) and any(is_output(Path(parent)) for parent, _, _ in os.walk(folder))
 
 
 def warn(message: str) -> None:

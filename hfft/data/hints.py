@@ -16,8 +16,8 @@ _UNPACK = "unpack it, and name the folder"
 _ADVICE = {
     **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), f"an archive: {_UNPACK}"),
     ".tar": f"an archive: {_UNPACK}, or name it alone",
-    ".json": "JSON is read one object per line (.jsonl); export Label Studio's and COCO's annotations as CSV",
-    ".txt": "a list of images is read as a table: save it as .csv with a first line such as path,label",
+    ".json": "no table: write one object per line (.jsonl), or export Label Studio's and COCO's annotations as CSV",
+    ".txt": "no table: save a list of images as .csv with a first line such as path,label",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet: save it as .csv"),
     **dict.fromkeys((".h5", ".hdf5", ".npz", ".npy", ".mat", ".pkl", ".lmdb"), "arrays: write the images to files"),
 }
@@ -38,12 +38,18 @@ def missing_source(source: str) -> str | None:
 
 def missing_path(name: str) -> str:
     """That a path leads nowhere: what was tried, and how far it leads."""
-    path = Path(name).expanduser().absolute()
+    path = Path(name).expanduser()
+    return f"{name} is no folder" if path.exists() else f"the folder {name} does not exist; {looked_for(path)}"
+
+
+def looked_for(path: Path) -> str:
+    """How far a path leads that leads nowhere, and what may be meant."""
+    path = path.absolute()
     parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
     lost = path.relative_to(parent).parts[0]
-    meant = nearest(lost, (child.name for child in parent.iterdir()))
+    meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
     told = f"; did you mean {meant!r}?" if meant else ""
-    return f"the folder {name} does not exist; looked for {path}: {parent} holds no {lost!r}{told}"
+    return f"looked for {path}: {parent} holds no {lost!r}{told}"
 
 
 def advice_for(files: Iterable[Path]) -> str:
@@ -53,13 +59,13 @@ def advice_for(files: Iterable[Path]) -> str:
     return f"; {'; '.join(known)}" if known else ""
 
 
-def check_header(names: Sequence[str], where: str) -> None:
+def check_header(names: Sequence[str], where: str, *, is_row: bool = False) -> None:
     """A first line that names an image is a row.
 
     Raises:
         DataError: If it does.
     """
-    odd = next((name for name in names if PurePath(name).suffix.lower() in endings()), None)
+    odd = next((name for name in names if is_row or PurePath(name).suffix.lower() in endings()), None)
     if odd is not None:
         raise DataError(
             f"{where}: the first line holds {odd!r}, which looks like an image's row; add a line of names above it, "

@@ -7,7 +7,17 @@ from pathlib import Path
 from datasets import Dataset, Value
 
 from hfft.data.content import stored_path
-from hfft.data.folders import image_files, split_in, table_files, visible_files, warn, warn_of_left_out, words_of
+from hfft.data.folders import (
+    holds_images,
+    image_files,
+    split_in,
+    subfolders,
+    table_files,
+    visible_files,
+    warn,
+    warn_of_left_out,
+    words_of,
+)
 from hfft.data.hints import advice_for
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
@@ -123,20 +133,49 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
     for path in layout.left_out:
         count = len(image_files(path))
         images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
-        warn(f"{path}: left out {images} in no class folder and so {'has' if count == 1 else 'have'} no label")
+        reason = f"{images} in no class folder and so {'has' if count == 1 else 'have'} no label"
+        warn(f"{path}: left out {reason if count else 'the split, which holds no images'}")
     if layout.problem:  # and no image
         advice = advice_for(visible_files(folder))
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
+    if len(layout.splits) == 1:
+        _tell_of_lists(folder)
     children = [child.name for split in layout.splits for child in layout.class_folders(split)]
     classes = folder_classes(children, str(folder))
     splits, empty = {}, {}
     for split in layout.splits:
         children = layout.class_folders(split)
         found = [(child, image_files(child)) for child in children]
+        if not (splits or spec.group_column or spec.label_column):
+            _tell_of_inner(found, folder)
         splits[split] = _class_folder_rows(found, folder, classes, spec.group_column)
         filled = {classes[child.name] for child, files in found if files}
         empty[split] = tuple(str(child) for child in children if classes[child.name] not in filled)
     return Found(splits, empty=empty)
+
+
+def _tell_of_lists(folder: Path) -> None:
+    """Warn of text files beside class folders that list the images of splits, as Food-101 has them."""
+    places = [folder, *(path for path in subfolders(folder) if not holds_images(path))]
+    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in (".txt", ".json")]
+    lists = [file for file in files if split_in(file.stem)]
+    if len({split_in(file.stem) for file in lists}) > 1:
+        shown = ", ".join(file.relative_to(folder).as_posix() for file in lists[:3])
+        warn(f"{folder}: lists of splits are not read: {shown}; write a table with columns path and split (.csv)")
+
+
+def _tell_of_inner(found: Sequence[tuple[Path, list[Path]]], folder: Path) -> None:
+    """Warn where every class folder holds the same folders, which may be the classes."""
+    if len(found) < 2 or any(not files or {files[0].parent, files[-1].parent} & {child} for child, files in found):
+        return
+    inner = {frozenset(path.relative_to(child).parts[0] for path in files) for child, files in found}
+    names = sorted(next(iter(inner)))
+    if len(inner) == 1 and len(names) > 1 and all(any(len(word) > 1 for word in words_of(name)) for name in names):
+        classes = ", ".join(child.name for child, _ in found[:5])
+        warn(
+            f"{folder}: takes {classes} for the classes, though each holds the same folders ({', '.join(names[:5])}); "
+            "data.label_column=class_folder says that this is right"
+        )
 
 
 def _class_folder_rows(

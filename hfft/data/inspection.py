@@ -100,6 +100,8 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
     try:
         labels = choose_images(found, uncarved, 0, where=source).labels
     except DataError as error:
+        if not any(map(len, found.splits.values())):
+            raise
         refused = error
     inspection = _inspect(found.splits, spec, train)
     if refused is None:
@@ -121,8 +123,6 @@ def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
 def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
     labels = class_names(next(iter(splits.values())))
     rows = joined(splits.values())
-    if len(rows) == 0:
-        raise DataError(f"{spec.source}: holds no images")
     check_found(rows, spec.source)
     done = audit(rows, "checking images", Look(spec.audit, spec.background, spec.source))
     numbers = _numbers(splits)

@@ -5,8 +5,9 @@ from collections.abc import Collection
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import words_of
+from hfft.data.folders import split_in, words_of
 from hfft.data.label_sets import flag_columns, list_columns
+from hfft.data.label_values import is_number
 from hfft.data.layout import CLASS_FOLDER, split_names, tells_no_class
 from hfft.recipe.spec import DataSpec
 
@@ -49,7 +50,13 @@ def label_candidates(
     if found or spec.label_column is not None:
         return found
     folders = _class_folders(table, image) if has_paths else []
-    others = [image, spec.weight_column, spec.group_column, spec.split_column]
+    others = [
+        image,
+        spec.weight_column,
+        spec.group_column,
+        spec.split_column,
+        *filter(is_split_flag, table.column_names),
+    ]
     if spec.task == "multi_label" or (spec.task == "auto" and len(set(folders)) < 2):
         flags = flag_columns(table, others, where)
         if flags:
@@ -69,7 +76,7 @@ def _called_labels(table: Dataset, image: str) -> list[str]:
     columns = [list(map(str, table[name][:])) for name in found]
     if len({len(set(values)) for values in (*columns, zip(*columns, strict=True))}) > 1:
         return found
-    words = [name for name, values in zip(found, columns, strict=True) if not all(map(_is_number, values))]
+    words = [name for name, values in zip(found, columns, strict=True) if not all(map(is_number, values))]
     return [*words, *found][:1]
 
 
@@ -94,7 +101,7 @@ def _repeating(table: Dataset, without: Collection[str | None]) -> list[str]:
         if not is_plain or name in without or not _NO_LABELS.isdisjoint(words_of(name)):
             continue
         values = [str(value) for value in table[name][:] if value is not None]
-        are_measures = all("." in value and _is_number(value) for value in values)
+        are_measures = all("." in value and is_number(value) for value in values)
         if 2 <= len(set(values)) <= len(values) / 2 and not are_measures:
             (flags if set(values) <= {"0", "1"} else found).append(name)
     return found + flags if len(flags) < 2 else found  # several of 0 and 1 are several labels
@@ -105,14 +112,12 @@ def is_label_name(name: str) -> bool:
     return plain_name(name) in _OTHER_LABEL_NAMES
 
 
+def is_split_flag(name: str) -> bool:
+    """Whether a column is called like one that marks the rows of a split: `is_valid`."""
+    words = words_of(name)
+    return len(words) == 2 and words[0] == "is" and split_in(words[1]) is not None
+
+
 def plain_name(name: str) -> str:
     """A column's name in small letters, with one mark between words."""
     return re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True

@@ -6,13 +6,14 @@ A set is written as a list of names, indices or 0 and 1 for each class; as text 
 import ast
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import say, warn
+from hfft.data.folders import say, split_in, warn
 from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
@@ -22,6 +23,7 @@ Label = str | tuple[str, ...]  # a column, or one for each class
 SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere
 _SAMPLE = 100  # values that are looked at to see whether a column holds 0 and 1
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def holds_sets(
         return task == "auto" and _are_sets(told, files, where)
     if task == "auto":
         return True
-    split, row, value = next((one for one in told if not _has_one(one[2])), told[0])
+    split, row, value = next((one for one in told if isinstance(one[2], list) and len(one[2]) != 1), told[0])
     raise DataError(
         f"{_row(where, files[split], row, value)}; allowed for data.task single_label: one class for each image; "
         "multi_label takes lists"
@@ -130,12 +132,14 @@ def read_sets(
     kind, values = _kind(first, label), {split: _values(table, label) for split, table in tables.items()}
     every = [value for column in values.values() for value in column]
     if kind == "flags" or (kind in ("numbers", "floats") and _are_vectors(every, kind)):
-        names = list(map(printable, label if isinstance(label, tuple) else map(str, range(_usual_length(every)))))
-        sets = {s: [_from_flags(v, names, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
-        return LabelSets(names, sets)
+        lengths = Counter(len(value) for value in every if value is not None)
+        usual = max(lengths, key=lambda length: lengths[length], default=0)  # so that the odd one is found wrong
+        names = [printable(str(name)) for name in (label if isinstance(label, tuple) else range(usual))]
+        return LabelSets(names, _read_each(values, partial(_from_flags, count=len(names)), files, where))
     if kind == "text":
-        separator = _separator([value for value in every if value is not None and not _is_listed(value)])
-        values = {s: [_divide(v, separator, where, files[s], n) for n, v in enumerate(c)] for s, c in values.items()}
+        plain = [str(value) for value in every if value is not None and not _is_listed(value)]
+        separator = next((mark for mark in SEPARATORS if any(mark in value for value in plain)), None)
+        values = _read_each(values, partial(_divide, separator=separator), files, where)
     elif kind == "class":
         split, row, value = next((s, n, v) for s, column in values.items() for n, v in enumerate(column))
         raise DataError(
@@ -225,15 +229,6 @@ def _flags(value: Any) -> list[int] | None:
     return None if None in found else [int(one or 0) for one in found]
 
 
-def _has_one(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and len(value) == 1)
-
-
-def _usual_length(values: Sequence[Any]) -> int:
-    """The length of most lists, so that the odd one is found wrong."""
-    return Counter(len(value) for value in values if value is not None).most_common(1)[0][0]
-
-
 def _are_vectors(values: Sequence[Any], kind: str) -> bool:
     """Whether lists of numbers have a 0 or 1 for each class, and are no lists of class indices.
 
@@ -248,15 +243,24 @@ def _are_vectors(values: Sequence[Any], kind: str) -> bool:
     return (len(lengths) == 1 and max(lengths) > 1) or any(len(set(value)) < len(value) for value in lists)
 
 
-def _from_flags(value: Any, names: Sequence[str], where: str, files: Sequence[str], row: int) -> list[int] | None:
-    if value is None:
-        return None
+def _read_each(
+    values: Mapping[str, list[Any]], read: Callable[[Any], _T], files: Mapping[str, Sequence[str]], where: str
+) -> dict[str, list[_T | None]]:
+    """What `read` makes of each value, by split; None of None. Its ValueError is told with the row."""
+
+    def one(split: str, row: int, value: Any) -> _T | None:
+        try:
+            return None if value is None else read(value)
+        except ValueError as error:
+            raise DataError(f"{_row(where, files[split], row, value)}; {error}") from None
+
+    return {split: [one(split, row, value) for row, value in enumerate(column)] for split, column in values.items()}
+
+
+def _from_flags(value: Any, count: int) -> list[int]:
     found = _flags(value)
-    if found is None or len(found) != len(names):
-        raise DataError(
-            f"{_row(where, files, row, value)}; allowed for data.task multi_label: 0 or 1 for each of the "
-            f"{len(names)} classes"
-        )
+    if found is None or len(found) != count:
+        raise ValueError(f"allowed for data.task multi_label: 0 or 1 for each of the {count} classes")
     return [number for number, flag in enumerate(found) if flag]
 
 
@@ -266,14 +270,8 @@ def _is_listed(value: Any) -> bool:
     return text[:1] == "[" and text[-1:] == "]"
 
 
-def _separator(values: Sequence[Any]) -> str | None:
-    return next((mark for mark in SEPARATORS if any(mark in str(value) for value in values)), None)
-
-
-def _divide(value: Any, separator: str | None, where: str, files: Sequence[str], row: int) -> list[str] | None:
+def _divide(value: Any, separator: str | None) -> list[str]:
     """The labels in a text: a list as JSON or Python writes it, else what is between separators."""
-    if value is None:
-        return None
     text = str(value).strip()
     if not _is_listed(text):
         return [part.strip() for part in text.split(separator)] if separator else [text]
@@ -284,14 +282,15 @@ def _divide(value: Any, separator: str | None, where: str, files: Sequence[str],
             continue
         if isinstance(found, list) and all(isinstance(one, str | int) for one in found):
             return [str(one) for one in found]
-    raise DataError(
-        f'{_row(where, files, row, text)}; allowed: a list such as ["ant", "bee"], or labels between '
+    raise ValueError(
+        'allowed: a list such as ["ant", "bee"], or labels between '
         f"{' or '.join(map(repr, SEPARATORS))}; [] for an image of none of the classes"
     )
 
 
 def _declared(tables: Mapping[str, Dataset], label: Label) -> list[str]:
-    features = [getattr(table.features[str(label)], "feature", None) for table in tables.values()]
+    order = sorted(tables, key=lambda split: split_in(split) != "train")  # whose classes come first
+    features = [getattr(tables[split].features[str(label)], "feature", None) for split in order]
     return list(dict.fromkeys(name for one in features if isinstance(one, ClassLabel) for name in one.names))
 
 
@@ -299,18 +298,7 @@ def _indexed(
     values: Mapping[str, list[Any]], declared: list[str], files: Mapping[str, Sequence[str]], where: str
 ) -> LabelSets:
     """Lists of names or of indices, and the names of the classes in their natural order."""
-    found: dict[str, list[list[str] | None]] = {}
-    for split, column in values.items():
-        found[split] = []
-        for row, value in enumerate(column):
-            labels = [_name(one, declared) for one in value] if isinstance(value, list) else [None]
-            labels = None if value is None else labels
-            if labels is not None and not (all(labels) and len(set(labels)) == len(labels)):
-                raise DataError(
-                    f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of names or "
-                    "of class numbers from 0, each once; it may be empty"
-                )
-            found[split].append(None if labels is None else [str(one) for one in labels])
+    found = _read_each(values, partial(_names, declared=declared), files, where)
     met = {name for column in found.values() for labels in column for name in labels or ()}
     warn_of_nothing(met, declared, where)
     spellings = class_spellings(met, [name for name in map(label_text, declared) if name is not None], where)
@@ -325,6 +313,16 @@ def _indexed(
     )
 
 
+def _names(value: Any, declared: Sequence[str]) -> list[str]:
+    """The classes in a list."""
+    names = [_name(one, declared) for one in value] if isinstance(value, list) else [None]
+    if not all(names) or len(set(names)) < len(names):
+        raise ValueError(
+            "allowed for data.task multi_label: a list of names or of class numbers from 0, each once; it may be empty"
+        )
+    return [str(name) for name in names]
+
+
 def _name(value: Any, declared: Sequence[str]) -> str | None:
     """A class's name; None where a value is none."""
     if isinstance(value, str):
@@ -336,9 +334,16 @@ def _name(value: Any, declared: Sequence[str]) -> str | None:
 
 def _tell_of_separators(values: Sequence[Any], where: str) -> None:
     """A class may be called `ant|bee`; more likely somebody meant two."""
+    met = set(map(str, values))
     odd = next((value for value in values if any(mark in str(value) for mark in SEPARATORS[:2])), None)
+    several = next((value for value in sorted(met) if len(value.split()) > 1 and met.issuperset(value.split())), None)
     if odd is not None:
         warn(
             f"{where}: the label {odd!r} is taken for one class; if it is several, say data.task=multi_label, else "
             "data.task=single_label"
+        )
+    elif several is not None:
+        warn(
+            f"{where}: the label {several!r} is taken for one class; if it is several, write {SEPARATORS[0]!r} "
+            "between them, else say data.task=single_label"
         )

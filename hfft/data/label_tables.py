@@ -216,6 +216,7 @@ def _with_paths(rows: Dataset, names: _Names, base: str, spec: DataSpec, file: P
     column = max(counts, key=lambda name: counts[name], default=None)
     if column is None or counts[column] == 0:
         return None
+    check_header([column], str(file), is_row=bool(names.find(column, base)) and column[:1].isdigit())
     values = rows[column][:]
     paths: list[str | None] = []
     for value in values:

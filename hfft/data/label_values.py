@@ -15,7 +15,12 @@ _ENDS = re.compile(f"^{_AROUND}|{_AROUND}$")
 _WHOLE = re.compile(r"(-?[0-9]+)\.0+")  # a whole number as a float is written
 _FLAGS = {"false": "0", "true": "1"}
 # How programs write that there is no value; any of them may be the name of a class.
-_NOTHING = frozenset(("NA", "N/A", "n/a", "NaN", "nan", "-nan", "NaT", "<NA>", "#N/A", "NULL", "null", "None"))
+_NOTHING = frozenset(
+    (
+        *("NA", "N/A", "n/a", "na", "NaN", "nan", "-nan", "NAN", "NaT", "<NA>", "#N/A"),
+        *("NULL", "Null", "null", "None", "NONE", "-", "--", "?"),
+    )
+)
 
 
 def is_text(kind: Any) -> bool:
@@ -98,11 +103,11 @@ def known_as(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
 
 
 def alike_classes(names: Iterable[str]) -> list[list[str]]:
-    """Names that differ in case, spaces, width of letters or invisible characters alone, in groups."""
+    """Names that differ in case, marks between words, width or invisible characters alone, in groups."""
     groups: dict[str, list[str]] = {}
     for name in names:
         seen = (one for one in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(one) != "Cf")
-        groups.setdefault(" ".join("".join(seen).split()), []).append(name)
+        groups.setdefault(" ".join(re.split(r"[\s_-]+", "".join(seen))), []).append(name)
     return [group for group in groups.values() if len(group) > 1]
 
 
@@ -123,6 +128,15 @@ def warn_of_alike(names: Sequence[str], where: str) -> None:
         shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
         more = f"; and {len(alike) - 5} more" if len(alike) > 5 else ""
         warn(f"{where}: classes are called almost alike: {shown}{more}; rename them if they are one")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number of any kind."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def natural(text: str) -> tuple[int, int, str]:

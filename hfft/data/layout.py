@@ -36,7 +36,7 @@ class Layout:
 
     Attributes:
         splits: Name of each split to the folders that hold its class folders.
-        left_out: Folders whose images have no label.
+        left_out: Folders whose images have no label, and split folders without images.
         problem: Why the folders' names can't be labels, or None.
     """
 
@@ -59,15 +59,17 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
     top = _unwrapped(folder)
     children = _filled(top)
     if not children:
-        problem = None if subfolders(top) else f"{folder}: found no class folders"
+        is_empty = subfolders(top) and not _holds_loose(top)  # class folders to be filled
+        problem = None if is_empty else f"{folder}: found no class folders"
         return Layout({"train": (top,)}, problem=problem)
     splits = split_names(path.name for path in children)
     others = [path for path in children if path.name not in splits]
     unlabelled = [path for path in others if not _UNLABELLED.isdisjoint(words_of(path.name))]
     found = [path for path in children if path.name in splits]
     nested = [path for path in found if _filled(path) and not _holds_loose(path)]
+    empty = [path for path in subfolders(top) if split_in(path.name) and path not in children]
     if found and (len(others) == len(unlabelled) or len(set(map(split_in, splits))) > 1 or nested):
-        layout = _split_layout(folder, found, unlabelled)
+        layout = _split_layout(folder, found, [*unlabelled, *empty])
         others = [path for path in others if path not in unlabelled]
         if not others:
             return Layout({"train": (top,)}) if by_folder and layout.problem else layout

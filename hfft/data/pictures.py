@@ -1,5 +1,6 @@
 """An encoded image -> an upright 8-bit Pillow image, the one rule of training and prediction; runs without hfft."""
 
+import codecs
 import io
 import os
 import warnings
@@ -26,22 +27,29 @@ _READ = (
     *("PPM", "TGA", "ICO", "PCX", "DDS", "PSD"),
 )
 _SAVE_AS = "save it as PNG or JPEG"
-# Content that Pillow doesn't open: where its mark lies, the mark, and what to say.
+# Content that Pillow doesn't open: where its mark lies, the mark in any case of letters, and what to say.
 _OTHERS = (
     (128, b"DICM", "is a DICOM file, which is not read: save its picture as PNG, or as TIFF of 16 bits"),
     (0, b"\xff\x0a", f"is JPEG XL, which is not read: {_SAVE_AS}"),
     (0, b"\0\0\0\x0cJXL ", f"is JPEG XL, which is not read: {_SAVE_AS}"),
     (4, b"ftypcrx ", f"is a camera's raw file, which is not read: {_SAVE_AS}"),
+    (4, b"ftyp", "is a video, or a damaged AVIF or HEIC"),
+    (0, b"\xff\xd8\xff", "is a JPEG with a damaged header, or not of 8 bits: save it as PNG"),
+    (0, b"\x89PNG", "is a PNG with a damaged header"),
+    (0, b"GIF8", "is a GIF with a damaged header"),
+    (0, b"MM\0+", f"is a big-endian BigTIFF, which is not read: {_SAVE_AS}"),
     (0, b"\x93NUMPY", f"is an array of numpy, which is not read: {_SAVE_AS}"),
     (0, b"\x89HDF", f"is an HDF5 file, which is not read: {_SAVE_AS}"),
     (0, b"SIMPLE  =", f"is a FITS file, which is not read: {_SAVE_AS}"),
     (0, b"%PDF", f"is a PDF, which is not read: {_SAVE_AS}"),
+    (0, b"%!PS", f"is PostScript, which is not read: {_SAVE_AS}"),
+    (0, b"PK\3\4", "is a ZIP archive and no image: unpack it"),
     (0, b"version https://git-lfs", "is a pointer of Git LFS and no image: `git lfs pull` fetches it"),
     (0, b"<?xml", f"is XML (SVG?), which is not read: {_SAVE_AS}"),
     (0, b"<svg", f"is SVG, which is not read: {_SAVE_AS}"),
     (0, b"<!DOCTYPE html", "is a web page and no image (a download that failed?)"),
-    (0, b"<!doctype html", "is a web page and no image (a download that failed?)"),
     (0, b"<html", "is a web page and no image (a download that failed?)"),
+    (0, b"{", "is JSON and no image (a download that failed?)"),
 )
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # What Pillow remarks on odd files; what matters of it is an error here, or a finding of the audit.
@@ -106,6 +114,7 @@ def read_picture(image: Image.Image, encoded: bytes | None = None) -> Image.Imag
             _check_jpeg(encoded, image.mode)
         if encoded is not None and image.format == "PNG":
             _check_png(encoded)
+        _mend_transparency(image)
         upright = _upright(image)
         if _is_transparent(upright):
             return _in_mode(upright, "RGBA")
@@ -142,7 +151,8 @@ def has_profile(image: Image.Image) -> bool:
 def orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none, or EXIF can't be read."""
     with suppress(*_PILLOW_ERRORS, TypeError, KeyError, OverflowError):
-        return int(image.getexif().get(ExifTag.Orientation, 1))
+        found = image.getexif().get(ExifTag.Orientation, 1)
+        return found if isinstance(found, int) else 1
     return 1
 
 
@@ -182,9 +192,9 @@ def _what_else(encoded: bytes) -> str:
         told = describe_tiff(encoded)
         if told is not None:
             return told
-    start = encoded[:256].lstrip()
+    start = encoded[:256].removeprefix(codecs.BOM_UTF8).lstrip()
     for place, mark, what in _OTHERS:
-        if (encoded if place else start)[place : place + len(mark)] == mark:
+        if (encoded if place else start)[place : place + len(mark)].lower() == mark.lower():
             return what
     return "not an image in any format that hfft reads"
 
@@ -232,6 +242,18 @@ def _check_png(encoded: bytes) -> None:
         place = end + 4
 
 
+def _mend_transparency(image: Image.Image) -> None:
+    """Scale the transparent color of a PNG as Pillow scales its pixels: from 2 or 4 bits, or to 8 of 16."""
+    color, tiles = image.info.get("transparency"), getattr(image, "tile", ())
+    if image.format != "PNG" or color is None or not tiles:  # no tiles: loaded before
+        return
+    raw = tiles[0].args
+    if raw in ("L;2", "L;4"):
+        image.info["transparency"] = color * {"L;2": 85, "L;4": 17}[raw]
+    elif raw == "RGB;16B":
+        image.info["transparency"] = tuple(level >> 8 for level in color)
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """The loaded image, turned if it has to be; Pillow's own function copies the others too."""
     image.load()
@@ -258,16 +280,26 @@ def _is_transparent(image: Image.Image) -> bool:
     """Whether any pixel of a loaded image shows what is behind it."""
     if not image.has_transparency_data:
         return False
+    if is_deep(image):
+        return bool(_is_color(image).any())
     if image.mode not in ("RGBA", "LA", "PA"):
         image = image.convert("RGBA")
     lowest, _ = cast("tuple[int, int]", image.getchannel("A").getextrema())
     return lowest < 255
 
 
+def _is_color(image: Image.Image) -> np.ndarray:
+    """Where a deep image has the color that its file calls transparent, (H, W)."""
+    return np.asarray(image) == image.info["transparency"]
+
+
 def _in_mode(image: Image.Image, mode: str) -> Image.Image:
     """An 8-bit image in mode L, RGB or RGBA."""
     if is_deep(image):
-        image = _eight_bits(image)
+        levels = _eight_bits(image)
+        if mode == "RGBA":
+            levels.putalpha(Image.fromarray(~_is_color(image)).convert("L"))
+        image = levels
     if has_profile(image):
         image = _with_profile(image)
     return image if image.mode == mode else image.convert(mode)

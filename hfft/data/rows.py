@@ -13,7 +13,7 @@ from hfft.data.content import shown_path, stored_path
 from hfft.data.folders import say, split_in, warn
 from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import holds_sets, read_sets
-from hfft.data.label_values import class_spellings, label_text, label_texts, same_class, warn_of_nothing
+from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.layout import CLASS_FOLDER, split_names
 from hfft.data.split_columns import split_by_column
@@ -274,7 +274,14 @@ def _labels(
         return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
     texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
     found = {text for column in texts.values() for text in column if text is not None}
-    declared = _declared([table.rows for table in tables.values()], label)
+    declared = _declared({split: table.rows for split, table in tables.items()}, label)
+    rows = sum(map(len, texts.values()))
+    are_numbers = not declared and len(found) > max(10, rows / 2) and all(map(is_number, found))
+    if are_numbers and any(float(text) % 1 for text in found):
+        raise DataError(
+            f"{where}: label_column: the column {label!r} holds {len(found)} different numbers in {rows} rows, "
+            f"such as {min(found)}; allowed: classes, of which most have several images"
+        )
     if label != CLASS_FOLDER:
         warn_of_nothing(found, declared, where)
     spellings = class_spellings(found, declared, where)
@@ -300,9 +307,10 @@ def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[s
     return label_texts(values, files, where)
 
 
-def _declared(tables: Sequence[Dataset], label: str) -> list[str]:
-    """Names of classes that tables declare."""
-    declared = (label_text(name) for rows in tables for name in getattr(rows.features.get(label), "names", ()))
+def _declared(tables: Mapping[str, Dataset], label: str) -> list[str]:
+    """Names of classes that tables declare, those of train first."""
+    order = [tables[split] for split in sorted(tables, key=lambda split: split_in(split) != "train")]
+    declared = (label_text(name) for rows in order for name in getattr(rows.features.get(label), "names", ()))
     return [name for name in declared if name is not None]
 
 

@@ -7,36 +7,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
     holds_images,
+    is_output,
     metadata_files,
     say,
     splits_of,
     subfolders,
     table_files,
+    visible_files,
     warn,
 )
-from hfft.data.hints import advice_for, missing_path, missing_source
+from hfft.data.hints import advice_for, looked_for, missing_path, missing_source
 from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
 from hfft.data.label_tables import find_images
 from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
-from hfft.data.loading import load, load_parquet, read_table, reason_of
+from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
 from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
-from hfft.data.text_tables import TEXT_TABLES, read_text_table
+from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
 
-_LOG = get_logger(__name__)
+_SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
     _check_classes(data, where)
     warn_of_alike(labels, where)
+    if "-1" in labels:
+        warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
     return data
 
 
@@ -139,8 +141,7 @@ def load_rows(
         found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
-        PartialState()  # the logger asks it which process this is
-        _LOG.info(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+        say(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
     parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
@@ -212,7 +213,7 @@ def read_source(spec: DataSpec) -> Found:
     missing = missing_source(spec.source)
     if missing is not None:
         raise DataError(f"data.source: {missing}")
-    looked = f"{spec.source} is no folder or file here (looked for {path.absolute()})"
+    looked = f"{spec.source} is no folder or file here ({looked_for(path)})"
     problem = hub_problem(spec.source, "dataset", spec.revision)
     if problem is not None:
         raise DataError(f"data.source: {looked}, and {problem}")
@@ -231,10 +232,8 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     """One file: a table of paths or images, or a tar file."""
     refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
-    base = file.parent if spec.image_folder is None else _image_folder(spec.image_folder)
     if ending in (*TEXT_TABLES, ".parquet"):
-        rows, spec = find_images(read_table(file), base, spec, file)
-        return standardize({"train": Table(rows, base)}, spec, spec.source, root=base)
+        return _read_tables({"train": file}, spec, file.parent)
     if ending == ".tar":
         return _read_shards({"train": [file]}, file.parent, spec)
     raise DataError(
@@ -243,34 +242,29 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     )
 
 
-def _image_folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        raise DataError(f"data.image_folder: {missing_path(name)}")
-    return folder
-
-
 def _read_folder(folder: Path, spec: DataSpec) -> Found:
-    if any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+    if any((folder / name).is_file() for name in _SAVED):
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
     if tables:
-        refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-        return standardize(*_metadata_tables(folder, tables, spec), spec.source, root=folder)
+        return _read_metadata(folder, tables, spec)
     if holds_images(folder):
         return read_images(folder, spec)
+    if is_output(folder):
+        raise DataError(f"data.source: {spec.source} holds a run or a model, and no images; name the folder of images")
     tables = table_files(folder, (".parquet",))
     if tables:
         found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
         return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
     tables = table_files(folder, TEXT_TABLES)
     if tables:
-        refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
-        base = folder if spec.image_folder is None else _image_folder(spec.image_folder)
-        return standardize(*_text_tables(folder, tables, spec), spec.source, root=base)
+        return _read_text_tables(folder, tables, spec)
     shards = tar_files(folder)
     if shards:
         return _read_shards(splits_of(folder, shards), folder, spec)
+    saved = next((file for file in visible_files(folder) if file.name in _SAVED), None)
+    if saved is not None:
+        raise DataError(f"data.source: a saved data set lies in {saved.parent}; name that folder")
     return read_class_folders(folder, spec, find_layout(folder))
 
 
@@ -287,27 +281,40 @@ def _read_saved(folder: Path, spec: DataSpec) -> Found:
     return standardize(_tables_in(splits), spec, spec.source)
 
 
-def _metadata_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
+def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
     """Tables that lie beside their images: of the whole folder, or of its split folders."""
+    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
     if files[0].parent == folder:
         if len(files) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
-        rows, spec = find_images(read_table(files[0]), folder, spec, files[0])
-        return {"train": Table(rows, folder)}, spec
-    tables, names = {}, split_names(path.name for path in subfolders(folder) if holds_images(path))
-    for file in files:
-        rows, spec = find_images(read_table(file), file.parent, spec, file)
-        tables[names.get(file.parent.name, file.parent.name)] = Table(rows, file.parent, 1)
+        return _read_tables({"train": files[0]}, spec, folder)
+    names = split_names(path.name for path in subfolders(folder) if holds_images(path))
+    tables = {names.get(file.parent.name, file.parent.name): file for file in files}
     lacking = [name for name in names.values() if name not in tables]
     if lacking:
         raise DataError(f"{folder}: found tables in {', '.join(tables)} and none in {', '.join(lacking)}; add one")
-    return tables, spec
+    return _read_tables(tables, spec, folder, depth=1)
+
+
+def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Found:
+    """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
+    images = spec.image_folder and Path(spec.image_folder).expanduser()
+    if images and not images.is_dir():
+        raise DataError(f"data.image_folder: {missing_path(str(spec.image_folder))}")
+    tables = {}
+    for split, file in files.items():
+        base = images or file.parent
+        rows, spec = find_images(read_table(file), base, spec, file)
+        tables[split] = Table(rows, base, depth)
+    return standardize(tables, spec, spec.source, root=images or root)
 
 
 def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
     """Parquet files as the folder's card describes them, else in splits that their names tell."""
     if _has_card(folder):
+        if spec.config is None:
+            check_numbering(spec.source, tables)
         return load(spec.source, str(folder), spec.config)
     return load_parquet(spec.source, splits_of(folder, tables))
 
@@ -319,16 +326,14 @@ def _has_card(folder: Path) -> bool:
     return bool(found)
 
 
-def _text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> tuple[dict[str, Table], DataSpec]:
-    base = None if spec.image_folder is None else _image_folder(spec.image_folder)
-    tables = {}
-    for split, named in splits_of(folder, files).items():
+def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
+    refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
+    splits = splits_of(folder, files)
+    for named in splits.values():
         if len(named) > 1:
             shown = ", ".join(file.relative_to(folder).as_posix() for file in named)
             raise DataError(f"{folder}: {shown} are tables of one split; allowed: one each, called like the split")
-        rows, spec = find_images(read_text_table(named[0]), base or named[0].parent, spec, named[0])
-        tables[split] = Table(rows, base or named[0].parent)
-    return tables, spec
+    return _read_tables({split: named[0] for split, named in splits.items()}, spec, folder)
 
 
 def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
@@ -354,9 +359,14 @@ def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
 
 def _check_classes(data: ImageData, where: str) -> None:
     if len(data.labels) < 2:
-        within = [path for label in data.labels for path in (Path(where) / label, Path(where)) if path.is_dir()]
-        deeper = [child.name for child in subfolders(within[0])] if within else []
-        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within[0]}"
+        within = next(
+            (path for label in data.labels for path in (Path(where, label), Path(where)) if path.is_dir()), None
+        )
+        deeper = [] if within is None else [child.name for child in subfolders(within)]
+        while within and len(deeper) == 1:  # flowers/flowers/rose
+            within = within / deeper[0]
+            deeper = [child.name for child in subfolders(within)]
+        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within}"
         raise DataError(
             f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"
             f"{hint if len(deeper) > 1 else ''}"
@@ -366,4 +376,7 @@ def _check_classes(data: ImageData, where: str) -> None:
             raise DataError(f"{where}: the split {split!r} holds no images")
     empty = [label for label, count in data.counts("train").items() if count == 0]
     if empty:
-        raise DataError(f"{where}: no training images of the class {', '.join(empty)}")
+        raise DataError(
+            f"{where}: no training images of the class {', '.join(empty)}, which other splits have; add some, or "
+            "leave those images out"
+        )

@@ -4,8 +4,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import SPLIT_NAMES, warn
-from hfft.data.label_columns import plain_name
+from hfft.data.folders import SPLIT_NAMES, split_in, warn
+from hfft.data.label_columns import is_split_flag, plain_name
+from hfft.data.layout import split_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
@@ -24,36 +25,49 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
         raise DataError(
             f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(table.column_names)}"
         )
-    known = {name for names in SPLIT_NAMES.values() for name in names}
     labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
+    taken = (image, spec.weight_column, spec.group_column, *labels)
     found = []
     for name, kind in table.features.items():
-        if name in (image, spec.weight_column, spec.group_column, *labels) or not _is_short(kind):
+        if name in taken or not (_is_short(kind) or is_split_flag(name)):
+            continue
+        if is_split_flag(name):
+            warn(f"{where}: the column {name!r} is not used; tell train, validation and test in a column called split")
             continue
         is_called = plain_name(name) == "split"
-        if not is_called and not {str(value).lower() for value in _split_values(table, name, _SAMPLE)} <= known:
+        if not is_called and not _may_tell(table, name):
             continue
         values = _split_values(table, name)
-        met = {value.lower() for value in values if value is not None}
-        if met and met <= known and (is_called or (None not in values and len(met) > 1)):
+        known = split_names(value for value in values if value is not None)
+        odd = next((value for value in values if value is not None and value not in known), None)
+        if known and odd is None and (is_called or None not in values):
             found.append(name)
-        elif is_called and met & known:
-            odd = next(value for value in values if value is not None and value.lower() not in known)
+        elif known and is_called:
             raise DataError(
                 f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} beside names of "
                 f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
-                f".test=...), or rename the column; known names: {', '.join(sorted(known))}"
+                f".test=...), or rename the column; known names: "
+                f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}"
             )
-        elif is_called:
-            shown = ", ".join(sorted(met)[:3])
+        else:
+            reason = f"no name of a split is {odd!r}" if odd is not None else f"row {values.index(None)} holds nothing"
             warn(
-                f"{where}: the column {name!r} is not used, as it holds no names of splits ({shown}); "
-                f"data.split_column={name} with data.splits.train=..., ... takes it"
+                f"{where}: the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
+                "data.splits.train=..., ... takes it"
             )
     called = [name for name in found if plain_name(name) == "split"]
     if len(found) < 2 or len(called) == 1:
         return next(iter(called or found), None)
     raise DataError(f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}")
+
+
+def _may_tell(table: Dataset, name: str) -> bool:
+    """Whether most of a column's values have a split's word, of two splits or more."""
+    sample = [value for value in _split_values(table, name, _SAMPLE) if value is not None and split_in(value)]
+    if 2 * len(sample) <= min(len(table), _SAMPLE):
+        return False
+    met = {value for value in _split_values(table, name) if value is not None}
+    return len(set(map(split_in, met)) - {None}) > 1 and not any("/" in value for value in met)  # in paths
 
 
 def _is_short(kind: Any) -> bool:
@@ -75,10 +89,12 @@ def split_by_column(table: Dataset, column: str | None, where: str) -> dict[str,
             f"{where}: split_column: the column {column!r} holds nothing in {values.count(None)} of {len(values)} "
             f"rows, the first is row {values.index(None)}; fill them in, or rename the column"
         )
+    known = split_names(map(str, values))
     names: dict[str, str] = {}
     places: dict[str, list[int]] = {}
     for place, value in enumerate(map(str, values)):
-        places.setdefault(names.setdefault(value.lower(), value), []).append(place)
+        name = known.get(value, value)
+        places.setdefault(names.setdefault(name.lower(), name), []).append(place)
     return {name: table.select(rows) for name, rows in places.items()}
 
 

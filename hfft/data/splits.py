@@ -62,7 +62,8 @@ def split_rows(
             )
         splits["train"] = splits["train"].select(_at_most(labels_of(splits["train"]), max_per_class, seed))
     splits["train"] = _with_repeats(splits["train"], every, own, where) if len(train) < len(every) else splits["train"]
-    return {name: _without_group(splits[name]) for name in ("train", "validation", "test") if name in splits}
+    chosen = {name: splits[name] for name in ("train", "validation", "test") if name in splits}
+    return {name: rows.remove_columns(list({_GROUP} & set(rows.column_names))) for name, rows in chosen.items()}
 
 
 def carved_shares(found: Mapping[str, Any], spec: SplitSpec) -> dict[str, float | Fold]:
@@ -107,7 +108,8 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
         first = rows[int(missing[0])]["file"]
         raise DataError(
             f"{where}: split {split!r}: no label in {len(missing)} of {len(rows)} rows, the first is row "
-            f"{missing[0]} ({first})"
+            f"{missing[0]} ({first}); fill them in"
+            f"{', or leave the split out, such as data.splits.test=null' if len(missing) == len(rows) else ''}"
         )
     return rows
 
@@ -136,10 +138,6 @@ def _with_repeats(train: Dataset, every: Dataset, own: str, where: str) -> Datas
         "trained on as often; the keys sampler and data.weight_column do such things without more rows"
     )
     return rows
-
-
-def _without_group(rows: Dataset) -> Dataset:
-    return rows.remove_columns(_GROUP) if _GROUP in rows.column_names else rows
 
 
 def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from stat import S_ISREG
 
 from hfft.data.findings import Finding
-from hfft.data.folders import UNREAD, is_image, subfolders, visible_files
+from hfft.data.folders import UNREAD, files_of, is_image
 from hfft.data.layout import find_layout
 from hfft.text import printable_path
 
@@ -28,8 +28,7 @@ def find_strays(folder: Path, files: Collection[str]) -> Iterator[Finding]:
         files: Names of the rows, below the folder.
     """
     splits = [root for roots in find_layout(folder).splits.values() for root in roots]
-    beside = {file for path in {folder, *splits} for file in path.iterdir() if file.is_file() and file.name[0] != "."}
-    within = {file for path in splits for child in subfolders(path) for file in visible_files(child)}
+    beside, within = map(set, files_of(folder, splits))
     for file in sorted(beside | within):
         reason = _reason(file, is_beside=file in beside)
         name = printable_path(file.relative_to(folder).as_posix())

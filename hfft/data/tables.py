@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, Image, Value
-from PIL import Image as PillowImage
 
+from hfft.data.formats import endings
 from hfft.data.hints import check_header, check_paths
 from hfft.data.label_columns import label_candidates, plain_name
 from hfft.data.label_values import is_text
@@ -124,8 +124,7 @@ def _path_columns(table: Dataset) -> list[str]:
 
 
 def _are_paths(values: Sequence[str]) -> bool:
-    known = PillowImage.registered_extensions()
-    return bool(values) and sum(Path(value).suffix.lower() in known for value in values) * 2 > len(values)
+    return bool(values) and sum(Path(value).suffix.lower() in endings() for value in values) * 2 > len(values)
 
 
 def _column(asked: str | None, candidates: list[str], table: Dataset, where: str) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -44,9 +45,12 @@ def read_text_table(file: Path) -> Dataset:
 
 def _delimited(text: str, file: Path, separator: str) -> Dataset:
     header = text.lstrip().splitlines()[0]
-    if separator == ",":  # or a semicolon, as spreadsheets write it in countries with decimal commas, or a tab
-        separator = max((separator, ";", "\t"), key=header.count)
-    (_, first), *records = _records(text, file, separator)
+    if separator == ",":  # or a semicolon, as spreadsheets write it in countries with decimal commas, a tab, a bar
+        separator = max((separator, ";", "\t", "|"), key=header.count)
+    form = csv.excel()
+    form.delimiter = separator
+    form.skipinitialspace = re.search(rf'{re.escape(separator)} +"', text) is not None  # a, "b, c"
+    (_, first), *records = _records(text, file, form)
     names = [name.strip() or f"Unnamed: {place}" for place, name in enumerate(first)]
     _check_names(names, file)
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -63,28 +67,28 @@ def _delimited(text: str, file: Path, separator: str) -> Dataset:
     return Dataset.from_dict(columns, features=Features(dict.fromkeys(columns, Value("string"))))
 
 
-def _records(text: str, file: Path, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _records(text: str, file: Path, form: csv.Dialect) -> Iterator[tuple[int, list[str]]]:
     """The line that each record begins in, and its fields; blank lines are left out."""
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))
     lines = list(io.StringIO(text, newline=""))  # which ends them at \n, \r and \r\n, and nowhere else
-    reader, begin = csv.reader(lines, delimiter=separator), 1
+    reader, begin = csv.reader(lines, form), 1
     for fields in reader:
         own = lines[begin - 1 : reader.line_num]
-        if (len(own) > 1 or reader.line_num == len(lines)) and not _is_closed(own, separator):
+        if (len(own) > 1 or reader.line_num == len(lines)) and not _is_closed(own, form):
             raise DataError(f"{file}: line {begin}: a quote is opened and not closed; write a quote itself as two")
         if len(fields) > 1 or "".join(fields).strip():
             yield begin, fields
         begin = reader.line_num + 1
 
 
-def _is_closed(lines: Sequence[str], separator: str) -> bool:
+def _is_closed(lines: Sequence[str], form: csv.Dialect) -> bool:
     """Whether lines are one record whose last quote ends a field, so that it hasn't run into another record's."""
     if len(lines) > 1:
         try:
-            list(csv.reader(lines, delimiter=separator, strict=True))
+            list(csv.reader(lines, form, strict=True))
         except csv.Error:
             return False
-    return len(list(csv.reader([*lines, "next"], delimiter=separator))) == 2
+    return len(list(csv.reader([*lines, "next"], form))) == 2
 
 
 def _fields(fields: list[str], least: int, most: int, *, separator: str, where: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Whether the model of the folder that a run wrote answers as the network that the run trained and measured."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,13 @@ from hfft.data.batches import Examples
 from hfft.data.transforms import Transform
 from hfft.errors import TrainingError
 from hfft.evaluation.scores import Scores
+from hfft.model.restoring import left_as_it_was
 
 _IMAGES = 4
 _LOGITS = {"cpu": 1e-3}  # relative to the largest where that is above 1
 _LOGITS_ELSEWHERE = 5e-3  # kernels of an accelerator may round to TF32
 TOLERANCES: Mapping[str, float] = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}
-"""By what a phase was measured in: how far its validation numbers may be from those of the folder, which are float32.
+"""By a type that a phase was measured in: how far its validation numbers may be from the folder's, in float32.
 
 Of log loss absolute, or relative where it is above 1; of accuracy absolute, and one image more."""
 _COMPARED = ("log_loss", "accuracy", "mean_average_precision")
@@ -51,13 +52,15 @@ def check_logits(
     return difference
 
 
-def check_validation(measured: Mapping[str, float], scores: Scores, *, precision: str, phase: str, where: str) -> None:
+def check_validation(
+    measured: Mapping[str, float], scores: Scores, *, types: Collection[str], phase: str, where: str
+) -> None:
     """Compare a phase's own validation numbers with those of the folder that was written.
 
     Args:
         measured: Metrics in the phase's result.json; those that are chosen anew for the folder are left out.
         scores: Of the reopened folder on the validation images.
-        precision: What the phase was measured in; see TOLERANCES.
+        types: What the phase was computed in, and its activations were kept in; others than of TOLERANCES don't count.
         phase: Its name, for the message.
         where: The folder, for the message.
 
@@ -65,13 +68,13 @@ def check_validation(measured: Mapping[str, float], scores: Scores, *, precision
         TrainingError: If a number is further away than the tolerance; both numbers are in the message.
     """
     gaps = []
+    allowed = max(TOLERANCES[one] for one in TOLERANCES.keys() & types)
     for name in _COMPARED:
         if name not in measured or name not in scores.metrics:
             continue
         before: float = measured[name]
         after: Any = scores.metrics[name]["value"]
-        limit = TOLERANCES[precision]
-        limit = limit * max(1.0, abs(before)) if name == "log_loss" else limit + 1 / len(scores.labels)
+        limit = allowed * max(1.0, abs(before)) if name == "log_loss" else allowed + 1 / len(scores.labels)
         if not abs(before - after) <= limit:
             gaps.append(f"{name.replace('_', ' ')} {before:.4f}, and {after:.4f} reopened ({limit:.2g} is allowed)")
     if gaps:
@@ -82,23 +85,9 @@ def check_validation(measured: Mapping[str, float], scores: Scores, *, precision
         )
 
 
-def precision_of(arguments: Mapping[str, Any]) -> str:
-    """What a phase with these arguments measures validation images in."""
-    if arguments.get("bf16") or arguments.get("bf16_full_eval"):
-        return "bfloat16"
-    return "float16" if arguments.get("fp16") or arguments.get("fp16_full_eval") else "float32"
-
-
 def _logits(network: Any, transform: Transform, rows: Dataset) -> torch.Tensor:
     """(N, K) float32 on the CPU, in evaluation mode."""
     examples = Examples(rows, transform.pixels)
-    modes = [(module, module.training) for module in network.modules()]
-    floats: Callable[[torch.Tensor], torch.Tensor] = transform.floats
-    try:
-        network.eval()
-        with torch.no_grad():
-            pixels = torch.stack([examples[place]["pixel_values"] for place in range(len(rows))])  # (N, C, H, W)
-            return network(pixel_values=floats(pixels.to(network.device))).logits.float().cpu()
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    pixels = torch.stack([examples[place]["pixel_values"] for place in range(len(rows))])  # (N, C, H, W)
+    with left_as_it_was(network), torch.no_grad():
+        return network.eval()(pixel_values=transform.floats(pixels.to(network.device))).logits.float().cpu()

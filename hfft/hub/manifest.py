@@ -148,7 +148,7 @@ def _refuse_hidden(others: frozenset[str], files: Sequence[File]) -> None:
 
 
 def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
-    """Whether the card there is ours as it was pushed; else it is kept, and what ours has that it hasn't is shown."""
+    """Whether the card there is the one that was pushed; another is kept, and the difference shown."""
     if card.path not in remote.paths:
         return True
     theirs = remote.content(card.path)
@@ -162,7 +162,8 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
     _LOG.warning(
         "\n".join(
             [
-                f"{CARD} on the Hub was changed there and is kept; remove it there and push again to have the run's:",
+                f"{CARD} on the Hub isn't the one that hfft pushed, and is kept; to have the run's, remove it "
+                "there and push again:",
                 *shown,
                 *more,
             ]

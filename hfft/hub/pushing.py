@@ -192,7 +192,7 @@ def send(
     """Make one commit of the files, and of the removal of what an earlier push left.
 
     Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
-    Files there that hfft hasn't pushed stay, and so does a card that was changed there.
+    Files there that hfft hasn't pushed stay, also a card.
 
     Args:
         api: The Hub's client.

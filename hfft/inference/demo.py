@@ -5,14 +5,8 @@ import socket
 import tempfile
 import threading
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 
-from PIL import Image
-
-from hfft.data.decoding import decode
-from hfft.data.transforms import background_of
-from hfft.errors import DataError, HfftError
+from hfft.errors import HfftError
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
 from hfft.inference.places import name_of
@@ -63,8 +57,7 @@ def serve_demo(
         _bypass_proxy(host)
         from hfft.inference import page
 
-        read = partial(_read, background_of(classifier.processor))
-        label = page.make_labeler(classifier.model, classifier.processor, read)
+        label = page.make_labeler(classifier.model, classifier.processor)
         try:
             address = page.launch(
                 page.make_page(label, name_of(source)),
@@ -83,14 +76,6 @@ def _bypass_proxy(host: str) -> None:
     """Gradio asks its own server whether it is there, and a proxy would not know it."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), LOCAL, "localhost", host)))
-
-
-def _read(background: tuple[int, int, int] | None, file: str) -> Image.Image:
-    """As the evaluation reads it."""
-    try:
-        return decode(Path(file), background)
-    except DataError as error:
-        raise ValueError(str(error)) from error
 
 
 def _check_address(host: str, port: int | None) -> None:

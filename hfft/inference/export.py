@@ -37,7 +37,8 @@ _GENERATED = 32
 _AHEAD = 32  # images decoded before they are needed
 _FOLDER = "onnx"  # in a run or model folder; in it, where transformers.js looks for model.onnx
 _FILES = (
-    "onnx",
+    "onnx/model.onnx",
+    "onnx/model.onnx.data",
     "model.onnx",  # of earlier versions
     "model.onnx.data",
     "config.json",
@@ -45,7 +46,7 @@ _FILES = (
     "parity.json",
     "predict.py",
     "README.md",
-    "__pycache__",  # of predict.py
+    "__pycache__/predict.*",
 )
 _CARD = """# {name}
 
@@ -130,7 +131,7 @@ def export_onnx(
     """
     require("onnx", "onnx", "onnxscript", "onnxruntime")
     folder = _folder(source, output)
-    check_folder(folder, "--output", _FILES, overwrite=overwrite)
+    place = check_folder(folder, "--output", _FILES, overwrite=overwrite)
     sample = _sample(source, images, most)
     classifier = Classifier.from_pretrained(
         source, device="cpu", trust_remote_code=trust_remote_code, subfolder=subfolder
@@ -138,7 +139,7 @@ def export_onnx(
     check_processor(classifier.processor)
     done: list[tuple[Parity, tuple[str, ...]]] = []
     try:
-        write_folder(folder, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))
+        write_folder(place, lambda aside: done.append(_write(aside, name_of(source), classifier, sample)))
     except OSError as error:
         raise WritingError(f"--output {folder}: can't be written: {error.strerror or error}") from error
     return Export(folder, *done[0])

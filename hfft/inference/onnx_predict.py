@@ -16,6 +16,7 @@ import onnxruntime
 from PIL import Image
 
 from hfft.data.pictures import open_picture
+from hfft.text import printable
 
 
 class Model:
@@ -92,17 +93,15 @@ def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)  # (3, H, W)
 
 
-def printable(text: str) -> str:
-    """A name without line ends, tabs and other signs that a terminal obeys."""
-    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text)
-
-
 def main(files: Sequence[str]) -> int:
     """Print a line for each label of each image; images that can't be read are named on standard error.
 
     Returns:
-        The exit status: 1 where an image couldn't be read.
+        The exit status: 1 where an image couldn't be read, 2 where none was given.
     """
+    if not files or files[0] in ("-h", "--help"):
+        print(__doc__, file=sys.stdout if files else sys.stderr)
+        return 0 if files else 2
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")  # a console of any encoding
     model = Model(Path(__file__).parent)
@@ -120,4 +119,4 @@ def main(files: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]) if len(sys.argv) > 1 else "usage: python predict.py IMAGE ...")
+    sys.exit(main(sys.argv[1:]))

@@ -4,7 +4,6 @@ import html
 import os
 from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
@@ -24,16 +23,15 @@ _ELSEWHERE = "it was not uploaded here"  # said alike of what is there and what 
 Answer = tuple[dict[str, float] | None, Image.Image | None]
 
 
-def make_labeler(
-    model: Any, processor: Any, read: Callable[[str], Image.Image] = open_picture
-) -> Callable[[str | None], Answer]:
+def make_labeler(model: Any, processor: Any) -> Callable[[str | None], Answer]:
     """A function from an image file to the probability of each class, and the picture that the network gets to see.
 
     Args:
         model: A classifier of transformers, in evaluation mode.
-        processor: Its image processor.
-        read: File to RGB image; raises ValueError where there is none.
+        processor: Its image processor, which may hold a background for transparent pixels.
     """
+    settings = getattr(model.config, "pretrained_cfg", {})  # timm's, which hold what else the processor's would
+    background = getattr(processor, "background", settings.get("background"))
     counts = Counter(model.config.id2label.values())
     names = [
         f"{label} ({number})" if counts[label] > 1 else label
@@ -56,7 +54,7 @@ def make_labeler(
         if file is None:
             return None, None
         try:
-            image = read(file)
+            image = open_picture(file, background)
         except ValueError as error:
             raise _refusal(str(error)) from error
         pixels = prepare(image)
@@ -138,10 +136,4 @@ def run_space(source: str, title: str) -> None:
     """Open a model of transformers, in a folder or on the Hub, and serve its page until the process ends."""
     model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(source)
-    launch(make_page(make_labeler(model, processor, reader(model, processor)), title))
-
-
-def reader(model: Any, processor: Any) -> Callable[[str], Image.Image]:
-    """File to RGB image, with the background that the model was trained with, if there is one."""
-    settings = getattr(model.config, "pretrained_cfg", {})  # timm's, which hold what else the processor's would
-    return partial(open_picture, background=getattr(processor, "background", settings.get("background")))
+    launch(make_page(make_labeler(model, processor), title))

@@ -1,36 +1,55 @@
 """Folders to write into, and the names of what is in them."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from fnmatch import fnmatch
+from itertools import islice
 from pathlib import Path
 
 from hfft.errors import DataError
 
 
-def check_folder(folder: Path, option: str, ours: Collection[str], *, overwrite: bool) -> None:
+def check_folder(folder: Path, option: str, ours: Collection[str], *, overwrite: bool) -> Path:
     """Find out before any work whether a folder can be written whole, and lose nothing that somebody else put there.
 
     Args:
         folder: What is to be written.
         option: Of the command line, for messages.
-        ours: Names of all that is ever written into such a folder.
+        ours: Patterns of all files that are ever written into such a folder.
         overwrite: Whether an earlier one is replaced.
+
+    Returns:
+        The folder itself, where a link was given.
 
     Raises:
         DataError: If it can't.
     """
-    where = f"{option} {folder}"
+    where, folder = f"{option} {folder}", folder.resolve()
+    if folder == Path.cwd() or folder in Path.cwd().parents:
+        raise DataError(f"{where}: is the folder that you are in, or holds it; give another one")
     if folder.is_dir():
-        others = sorted({path.name for path in folder.iterdir()} - set(ours))
+        others = sorted(islice((name for name in _inside(folder) if not _is_ours(name, ours)), 3))
         if others:
-            raise DataError(f"{where}: holds {', '.join(others[:3])}, which would be lost; give another folder")
+            raise DataError(f"{where}: holds {', '.join(others)}, which would be lost; give another folder")
         if any(folder.iterdir()) and not overwrite:
             raise DataError(f"{where}: is there already; --overwrite replaces it")
     elif folder.exists():
         raise DataError(f"{where}: is a file; give the name of a folder")
-    parent = next(path for path in folder.absolute().parents if path.exists())
+    parent = next(path for path in folder.parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise DataError(f"{where}: no folder can be made in {parent}")
+    return folder
+
+
+def _inside(folder: Path) -> Iterator[str]:
+    """Files and links at any depth."""
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not path.is_dir():
+            yield path.relative_to(folder).as_posix()
+
+
+def _is_ours(name: str, ours: Collection[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in ours)
 
 
 def name_of(source: str) -> str:

@@ -20,7 +20,10 @@ from hfft.model.checkpoint import save_model
 from hfft.model.remote_code import code_of
 
 _MODEL = "model"  # folder in the Space
-_FILES = ("app.py", "requirements.txt", "README.md", ".gitattributes", _MODEL, "__pycache__")
+_FILES = (
+    *("app.py", "requirements.txt", "README.md", ".gitattributes", "__pycache__/app.*"),
+    *(f"{_MODEL}/*.json", f"{_MODEL}/*.safetensors"),
+)
 _END = """
 
 if __name__ == "__main__":
@@ -54,7 +57,7 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
         WritingError: If writing fails.
     """
     require("demo", "gradio")
-    check_folder(folder, "--space", _FILES, overwrite=overwrite)
+    place = check_folder(folder, "--space", _FILES, overwrite=overwrite)
     code = code_of(local_folder(model_source(source)))
     if code is not None:
         raise ModelError(
@@ -74,7 +77,7 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
             save_model(classifier.model, classifier.processor, aside / _MODEL)
 
     try:
-        write_folder(folder, write)
+        write_folder(place, write)
     except OSError as error:
         raise WritingError(f"--space {folder}: can't be written: {error.strerror or error}") from error
 

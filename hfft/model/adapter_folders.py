@@ -15,7 +15,7 @@ from hfft.errors import RecipeError
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import ModelSpec
 
-_GIVEN = "given"  # below a run's folder: a model object that the run began with
+GIVEN = "given"  # below a run's folder: a model object that the run began with
 
 
 def holds_adapter(checkpoint: str) -> bool:
@@ -91,8 +91,8 @@ def _weights_beside(folder: Path, base: Path) -> Path | None:
     run = folder.absolute().parent
     if not base.is_absolute() or not (run / "recipe.yaml").is_file():
         return None
-    if base.name == _GIVEN and (run / _GIVEN).is_dir():
-        return run / _GIVEN
+    if base.name == GIVEN and (run / GIVEN).is_dir():
+        return run / GIVEN
     try:
         phases = read_recipe(run).phases
     except RecipeError:  # of another version of hfft

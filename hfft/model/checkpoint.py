@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 from hfft.files import write_folder
 from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
@@ -29,7 +30,8 @@ CONFIG_FIELD = "hfft"
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 _HEAD_STD = 0.02
 _PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}
-_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError)
+_DAMAGED = (TypeError, KeyError, AttributeError, ArithmeticError, StrictDataclassError)  # of values of a config
+_UNUSABLE = (OSError, ValueError, RuntimeError, ImportError, SafetensorError, *_DAMAGED)
 
 
 def load_checkpoint(
@@ -135,7 +137,7 @@ def load_skeleton(spec: ModelSpec, config: Any) -> PreTrainedModel:
     try:
         with torch.device("meta"), quiet():
             return AutoModelForImageClassification.from_config(config, trust_remote_code=spec.trust_remote_code)
-    except (ValueError, RuntimeError, ImportError) as error:
+    except _UNUSABLE as error:
         raise _unusable(spec, error) from error
 
 
@@ -186,8 +188,15 @@ def has_many_labels(config: Any) -> bool:
 
 
 def labels_of(config: Any) -> tuple[str, ...]:
-    """The class names of a config, in the order of the outputs."""
-    return tuple(str(config.id2label[number]) for number in range(len(config.id2label)))
+    """The class names of a config, in the order of the outputs.
+
+    Raises:
+        ModelError: If the outputs aren't numbered from 0.
+    """
+    names = {str(number): str(name) for number, name in config.id2label.items()}
+    if names.keys() != set(map(str, range(len(names)))):
+        raise ModelError(f"id2label of the config: found {', '.join(names)}; allowed: 0 to {len(names) - 1}")
+    return tuple(names[str(number)] for number in range(len(names)))
 
 
 def load_processor(spec: ModelSpec, config: Any) -> Any:
@@ -196,28 +205,32 @@ def load_processor(spec: ModelSpec, config: Any) -> Any:
     Raises:
         ModelError: If the checkpoint has none.
     """
-    if config.model_type == "timm_wrapper":
-        from transformers import TimmWrapperImageProcessor
-
-        processor: Any = TimmWrapperImageProcessor(
-            pretrained_cfg=config.pretrained_cfg, architecture=config.architecture
-        )
-        for key in {"fit", "background"} & set(config.pretrained_cfg):  # of the recipe's data section
-            setattr(processor, key, config.pretrained_cfg[key])
-        return processor
+    is_timm = config.model_type == "timm_wrapper"
     with quiet():
         try:
+            if is_timm:
+                return _timm_processor(config)
             processor = AutoImageProcessor.from_pretrained(
                 processor_place(spec.checkpoint), revision=spec.revision, trust_remote_code=spec.trust_remote_code
             )
-        except (OSError, ValueError, ImportError, TypeError, KeyError, AttributeError) as error:
+        except (*_UNUSABLE, AssertionError) as error:
             raise ModelError(
-                f"model.checkpoint: {spec.checkpoint} has no image processor (preprocessor_config.json), "
-                f"so nobody can know the size and scale of its pixels: {first_line(error)}"
+                f"model.checkpoint: {spec.checkpoint} has no image processor "
+                f"({'pretrained_cfg in config.json' if is_timm else 'preprocessor_config.json'}), so nobody can know "
+                f"the size and scale of its pixels: {first_line(error)}"
             ) from error
     refuse_untrusted(spec, processor_code(vars(processor)))
     name_own_class(processor, type(processor))
     return processor if spec.image_size is None else _resized(processor, spec.image_size)
+
+
+def _timm_processor(config: Any) -> Any:
+    from transformers import TimmWrapperImageProcessor
+
+    processor = TimmWrapperImageProcessor(pretrained_cfg=config.pretrained_cfg, architecture=config.architecture)
+    for key in {"fit", "background"} & set(config.pretrained_cfg):  # of the recipe's data section
+        setattr(processor, key, config.pretrained_cfg[key])
+    return processor
 
 
 def save_model(model: PreTrainedModel, processor: Any, folder: Path) -> None:
@@ -250,21 +263,10 @@ def reopen(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[PreT
     spec = ModelSpec(checkpoint=str(folder), trust_remote_code=trust_remote_code)
     _check_exists(spec)
     check_code(Path(folder), trust_remote_code=trust_remote_code)
-    config = _read_config(spec)
-    with quiet():
-        try:
-            model, report = AutoModelForImageClassification.from_pretrained(
-                str(folder),
-                config=config,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                use_safetensors=True,
-                dtype=torch.float32,
-            )
-        except _UNUSABLE as error:
-            raise _unusable(spec, error) from error
-    if report["missing_keys"]:
-        raise ModelError(f"{folder}: weights are missing: {', '.join(sorted(report['missing_keys'])[:5])}")
+    model, report = _load(spec, _read_config(spec))
+    lacking = {*report["missing_keys"], *(entry[0] for entry in report["mismatched_keys"])}
+    if lacking:
+        raise ModelError(f"{folder}: weights are missing, or don't fit: {', '.join(sorted(lacking)[:5])}")
     return model.eval(), load_processor(spec, model.config)
 
 
@@ -315,7 +317,7 @@ def _read_config(spec: ModelSpec, **options: Any) -> Any:
             config = AutoConfig.from_pretrained(
                 spec.checkpoint, revision=spec.revision, trust_remote_code=spec.trust_remote_code, **options
             )
-        except (OSError, ValueError, ImportError) as error:
+        except _UNUSABLE as error:
             raise _unusable(spec, error) from error
     plain_outputs(config)
     return config
@@ -391,9 +393,5 @@ def _resized(processor: Any, side: int) -> Any:
 
 def _unusable(spec: ModelSpec, error: Exception) -> ModelError:
     where = spec.checkpoint if Path(spec.checkpoint).is_dir() else f"{spec.checkpoint} is no folder here, and the Hub"
-    return ModelError(f"model.checkpoint: {where} gave no image classifier: {first_line(error)}")
-
-
-def first_line(error: Exception) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    advice = "; is a value in its config.json wrong?" if isinstance(error, _DAMAGED) else ""
+    return ModelError(f"model.checkpoint: {where} gave no image classifier: {first_line(error)}{advice}")

@@ -15,6 +15,7 @@ _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
 _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".pkl", ".onnx", ".gguf", ".safetensors")
 _ADAPTER = "adapter_config.json"
+_SMALL = ("I8", "U8", "F8", "F6", "F4")  # types of weights that don't say by themselves what they stand for
 _LENGTH = 8  # bytes in front of a safetensors header: its length, little-endian
 _MOST_READ = 2 * 2**30  # bytes of weights that are searched for NaN before they are loaded: some seconds
 _AGAIN = "download or copy it again"
@@ -43,36 +44,19 @@ def file_problem(checkpoint: str, revision: str | None = None) -> str | None:
 
 
 def check_weights(checkpoint: str) -> None:
-    """Check that a folder has weights that hfft reads, which `load_config` can do without.
-
-    Args:
-        checkpoint: A folder, or a Hub id, which is not looked at.
-
-    Raises:
-        ModelError: If there are none, or others.
-    """
-    folder = Path(checkpoint)
-    if not folder.is_dir() or any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER)):
-        return
-    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
-    if not there:
-        raise ModelError(f"model.checkpoint: {folder} has no weights ({_WEIGHTS})")
-    raise ModelError(
-        f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
-        "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
-    )
-
-
-def check_numbers(checkpoint: str) -> None:
-    """Check that no weight in a checkpoint folder is NaN; not where there is much to read.
+    """Check that a folder has weights that hfft reads, none of which is NaN; of many gigabytes, that isn't looked at.
 
     Args:
         checkpoint: One in which `file_problem` found nothing; a Hub id is not looked at.
 
     Raises:
-        ModelError: If one is; names the tensors.
+        ModelError: If there are none, or others, or one is NaN.
     """
     folder = Path(checkpoint)
+    if not folder.is_dir():
+        return
+    if not any((folder / name).exists() for name in (_WEIGHTS, _INDEX, _ADAPTER)):
+        raise _no_weights(folder)
     paths = [folder / _WEIGHTS] if (folder / _WEIGHTS).is_file() else sorted(folder.glob("model-*.safetensors"))
     if sum(path.stat().st_size for path in paths) > _MOST_READ:
         return
@@ -81,6 +65,16 @@ def check_numbers(checkpoint: str) -> None:
         if broken:
             names = ", ".join(broken[:5])
             raise ModelError(f"model.checkpoint: {path} holds NaN in {len(broken)} weights ({names}); {_AGAIN}")
+
+
+def _no_weights(folder: Path) -> ModelError:
+    there = sorted(path.name for path in folder.iterdir() if path.suffix.lower() in _OTHER_WEIGHTS)
+    if not there:
+        return ModelError(f"model.checkpoint: {folder} has no weights ({_WEIGHTS})")
+    return ModelError(
+        f"model.checkpoint: {folder} has its weights as {', '.join(there[:5])}, and hfft reads {_WEIGHTS} alone "
+        "(a pickle can run code); where you trust them, open the folder with transformers and save_pretrained it"
+    )
 
 
 def _other_folder(folder: Path) -> str | None:
@@ -161,8 +155,11 @@ def _tensors(path: Path) -> set[str] | str:
         content: dict[str, Any] = json.loads(header)
         content.pop("__metadata__", None)
         wanted = _LENGTH + length + max((entry["data_offsets"][1] for entry in content.values()), default=0)
+        small = sorted({entry["dtype"] for entry in content.values() if entry["dtype"].startswith(_SMALL)})
     except (ValueError, KeyError, TypeError, AttributeError):
         return f"is no whole safetensors file; {_AGAIN}"
+    if small:
+        return f"holds quantized weights ({', '.join(small)}), which hfft doesn't read; take the original"
     if size != wanted:
         return f"is cut or damaged: it has {size:,} of {wanted:,} bytes; {_AGAIN}"
     return set(content)

@@ -72,6 +72,7 @@ class Cut:
         more = pytree.tree_leaves(self._entering(torch.cat([pixels, _LOUD * pixels[:1]])))
         self._per_image: list[int] = []
         self._formats: list[torch.memory_format] = []
+        self._types: list[torch.dtype] = []
         self._leaves: list[Any] = [None] * len(leaves)  # what all images share, at its place
         for place, pair in enumerate(zip(leaves, more, strict=True)):
             shape = shape_of(*pair)
@@ -79,6 +80,7 @@ class Cut:
                 if not _is_alike(*pair):
                     raise ValueError(f"{path}: what enters of an image depends on the others")
                 self._per_image.append(place)
+                self._types.append(pair[0].dtype)
                 self._formats.append(torch.channels_last if is_channels_last(pair[0]) else torch.contiguous_format)
             elif _is_same(*pair):
                 self._leaves[place] = pair[0]
@@ -150,9 +152,11 @@ class Cut:
 
     def _entering_with(self, forward: Any) -> Any:
         def enter(*_: Any, **__: Any) -> Any:
-            leaves = list(self._leaves)
-            for place, tensor, memory_format in zip(self._per_image, self._fed, self._formats, strict=True):
-                leaves[place] = tensor.contiguous(memory_format=memory_format)
+            leaves, casts = list(self._leaves), torch.is_autocast_enabled(self._fed[0].device.type)
+            formats = zip(self._per_image, self._fed, self._formats, self._types, strict=True)
+            for place, tensor, memory_format, own in formats:
+                dtype = tensor.dtype if casts else own  # which differ where replay.dtype keeps fewer bits
+                leaves[place] = tensor.to(dtype).contiguous(memory_format=memory_format)
             args, kwargs = pytree.tree_unflatten(leaves, self._structure)
             return forward(*args, **kwargs)
 

@@ -12,14 +12,18 @@ from accelerate.logging import get_logger
 from torch import nn
 from transformers import AutoModelForImageClassification, PreTrainedModel
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 from hfft.model.anatomy import dissect, head_modules
-from hfft.model.checkpoint import first_line, labels_of, plain_outputs, quiet
+from hfft.model.checkpoint import labels_of, plain_outputs, quiet
 from hfft.model.freezing import hash_tensors
+from hfft.model.restoring import left_as_it_was
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
 _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
 _SHOWN = 5
+_NAMES_ADVICE = (
+    "set model.config.id2label to the images' names, in the order of its outputs, or give a model of these classes"
+)
 _NOT_COMPUTED = ("_name_or_path", "architectures", "id2label", "label2id", "problem_type", "transformers_version")
 
 _LOG = get_logger(__name__)
@@ -133,7 +137,7 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
         raise ModelError(
             f"model: {type(model).__name__} can't be opened again from its config: {first_line(error)}"
         ) from error
-    own, other = _shapes(model), _shapes(twin)
+    own, other = _tensors(model), _tensors(twin)
     odd = sorted(name for name in own.keys() | other.keys() if own.get(name) != other.get(name))
     if odd:
         raise ModelError(
@@ -171,7 +175,10 @@ def align_labels(model: Any, labels: Sequence[str]) -> None:
         return
     own = labels_of(model.config)
     if len(own) != len(labels):
-        raise ModelError(f"the model has {len(own)} outputs, the images have {len(labels)} classes")
+        raise ModelError(
+            f"model: its config names {len(own)} classes ({_listed(own)}), and the images have {len(labels)} "
+            f"({_listed(labels)}); {_NAMES_ADVICE}"
+        )
     order = _order(own, labels)
     if order is None or order == list(range(len(labels))):
         return
@@ -211,6 +218,8 @@ def _kind_problem(model: Any) -> str | None:
         return "found quantized weights, which can't be trained; give the model as it was before quantization"
     if any(value.is_meta for value in model.state_dict().values()):
         return "found weights without values (on the meta device); load them first"
+    if any(value.is_inference() for value in model.state_dict().values()):
+        return "found weights that can't be trained, made inside torch.inference_mode(); make it outside"
     return None
 
 
@@ -227,8 +236,7 @@ def _order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     if shared:
         raise ModelError(
             f"model: of its classes ({_listed(own)}) only {len(shared)} are among those of the images "
-            f"({_listed(labels)}); set model.config.id2label to the images' names, in the order of its outputs, or "
-            "give a model of these classes"
+            f"({_listed(labels)}); {_NAMES_ADVICE}"
         )
     _LOG.warning(
         f"model: its classes ({_listed(own)}) have other names than those of the images; its outputs are taken for "
@@ -241,24 +249,23 @@ def _folded(name: str) -> str:
     return re.sub(r"[\W_]+", " ", name.casefold()).strip()
 
 
-def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+def _tensors(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Shapes by name, each with the first name of the same memory: layers may share their weights."""
+    first: dict[int, str] = {}
+    tensors = model.state_dict().items()
+    return {name: (first.setdefault(value.data_ptr(), name), tuple(value.shape)) for name, value in tensors}
 
 
 def _logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(1, K) in evaluation mode; the model's own modes are left as they were."""
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
+        with left_as_it_was(model), torch.no_grad():
             return model.eval()(pixel_values=pixels.to(model.device)).logits.float()
     except (RuntimeError, ValueError, AssertionError, AttributeError) as error:
         raise ModelError(
             f"model: can't take the images that the checkpoint's processor makes, {tuple(pixels.shape)}: "
             f"{first_line(error)}"
         ) from error
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _listed(names: Sequence[str]) -> str:

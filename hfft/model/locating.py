@@ -11,7 +11,7 @@ from hfft.paths import folder_at
 
 _FILES = ("config.json", "*processor_config.json", "adapter_config.json", "*.safetensors", "*.index.json", "*.py")
 _PIECE = 2**24  # bytes
-_MERGED = "merged"  # below an adapter phase's folder: the network with the adapter added
+MERGED = "merged"  # below an adapter phase's folder: the network with the adapter added
 
 
 def files_fingerprint(checkpoint: str) -> str | None:
@@ -53,7 +53,7 @@ def weights_place(checkpoint: str) -> str:
         if not (folder / "result.json").is_file():
             raise _unfinished(folder, "this phase")
         best = folder / json.loads((folder / "result.json").read_text(encoding="utf-8"))["checkpoint"]
-        folder = folder / _MERGED if (folder / _MERGED).is_dir() else best
+        folder = folder / MERGED if (folder / MERGED).is_dir() else best
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.checkpoint: {folder} holds the adapter of a phase, without the weights that it sits on; name the "

@@ -108,16 +108,17 @@ _ACCELERATOR: dict[str, tuple[Any, ...]] = {
     "gradient_accumulation_kwargs": (None, {}),
     "non_blocking": (True, False),
 }
+_SWITCH = ("true or false", lambda value: isinstance(value, bool))
 # Keys of torch.utils.checkpoint, and transformers' own two, read in 5.24; others fail in the first step.
-_CHECKPOINTING = (
-    "use_reentrant",
-    "preserve_rng_state",
-    "determinism_check",
-    "early_stop",
-    "debug",
-    "every_n_layers",
-    "offload",
-)
+_CHECKPOINTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "use_reentrant": _SWITCH,
+    "preserve_rng_state": _SWITCH,
+    "determinism_check": ("default or none", lambda value: value in ("default", "none")),
+    "early_stop": _SWITCH,
+    "debug": _SWITCH,
+    "every_n_layers": ("a whole number above 0", lambda value: type(value) is int and value > 0),
+    "offload": _SWITCH,
+}
 # Optimizers that choose their parameters among all of the network's, where a phase has groups with rates of their own.
 _CHOOSING = ("galore_", "apollo_", "lomo", "adalomo")
 _SET_BY_GROUP = {"lr": "learning_rate", "weight_decay": "weight_decay"}
@@ -221,8 +222,13 @@ def _options_problem(value: str) -> str | None:
 
 
 def _checkpointing_problem(value: Any) -> str | None:
-    unknown = [key for key in as_mapping(value) or {} if key not in _CHECKPOINTING]
-    return f"{unknown[0]}: unknown key; allowed: {', '.join(_CHECKPOINTING)}" if unknown else None
+    for key, one in (as_mapping(value) or {}).items():
+        if key not in _CHECKPOINTING:
+            return f"{key}: unknown key; allowed: {', '.join(_CHECKPOINTING)}"
+        allowed, fits = _CHECKPOINTING[key]
+        if not fits(one):
+            return f"{key}: found {one!r}; allowed: {allowed}"
+    return None
 
 
 _CHECKS: dict[str, Callable[[Any], str | None]] = {

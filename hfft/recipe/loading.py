@@ -109,6 +109,8 @@ def check_recipe(recipe: Recipe) -> Recipe:
     Raises:
         RecipeError: With all problems found, as for a file.
     """
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"recipe: found {type(recipe).__name__}; hfft.load_recipe reads a file or a mapping")
     where = f"recipe {recipe.name}"
     for phase in recipe.phases:
         if misplaced := set(phase.arguments) & {field.name for field in dataclasses.fields(PhaseSpec)}:
@@ -150,11 +152,11 @@ def _parse_yaml(text: str, where: str) -> Any:
 
 
 def _plain(content: Any, where: str) -> Any:
-    """A copy of JSON types: keys are strings, dates and paths too."""
+    """A copy of JSON types: keys are strings, dates and paths too; numbers of NumPy and torch are plain ones."""
     _check_amount(content, where)
     try:
-        return json.loads(json.dumps(content, default=str))
-    except (TypeError, ValueError) as error:  # a key that is a list, an alias inside its own anchor
+        return json.loads(json.dumps(content, default=lambda one: one.item() if hasattr(one, "item") else str(one)))
+    except (TypeError, ValueError, RuntimeError) as error:  # a list as key, an alias inside its own anchor, an array
         raise RecipeError(f"{where}: not a recipe: {error}") from error
 
 

@@ -222,6 +222,11 @@ class PhaseSpec:
         return replace(self, arguments={**training, **own}, inherited=inherited)
 
     @property
+    def precision(self) -> str:
+        """What it computes in, with autocast where that isn't `float32`."""
+        return "bfloat16" if self.arguments.get("bf16") else "float16" if self.arguments.get("fp16") else "float32"
+
+    @property
     def trains_head_alone(self) -> bool:
         """Whether the encoder stays as it is."""
         return self.unfreeze == "head" and self.adapter is None and self.gradual is None

@@ -49,7 +49,7 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     names = list(rows[0]["metrics"])
     first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
     beside = sorted((row for row in rows if first in row["metrics"]), key=lambda row: -row["metrics"][first].value)
-    least = min(one.value if one.low is None else one.low for one in (row["metrics"][first] for row in beside))
+    least = min(row["metrics"][first].least for row in beside)
     measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
     return render(
         "compare.html",

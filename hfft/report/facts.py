@@ -30,6 +30,11 @@ class Measured:
     low: float | None
     high: float | None
 
+    @property
+    def least(self) -> float:
+        """The lower end, or where there is none, the value."""
+        return self.value if self.low is None else self.low
+
     def between(self, digits: int) -> str:
         """The interval in words, each end with so many digits behind the point."""
         if self.low is None or self.high is None:

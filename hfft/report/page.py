@@ -180,7 +180,7 @@ def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     rows = [{"name": "this model", "value": split.metrics[name], "is_own": True}]
     others = [{"name": row["name"], "value": row["metrics"][name], "is_own": False} for row in baselines]
     rows += sorted(others, key=lambda row: -row["value"].value)
-    least = min(row["value"].value if row["value"].low is None else row["value"].low for row in rows)
+    least = min(row["value"].least for row in rows)
     low = math.floor(max(least - 0.02, 0) * 10) / 10
     return {
         "headline": spoken(name),

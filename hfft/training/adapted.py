@@ -9,14 +9,13 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from hfft.distributed import meet
+from hfft.model.adapter_folders import GIVEN
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
+from hfft.model.locating import MERGED
 from hfft.recipe.spec import Recipe
 from hfft.training.keeping import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
-
-_GIVEN = "given"  # below a run's folder: a model object that the run began with
-_MERGED = "merged"  # below an adapter phase's folder, where another phase comes after it
 
 
 def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None:
@@ -28,11 +27,11 @@ def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None
         recipe: Of the run.
         folder: Of the run.
     """
-    if model is None or (folder / _GIVEN).is_dir() or not PartialState().is_main_process:
+    if model is None or (folder / GIVEN).is_dir() or not PartialState().is_main_process:
         return
     adapters = [number for number, phase in enumerate(recipe.phases) if phase.adapter is not None]
     if any(_sits_on_start(recipe, number) for number in adapters):
-        save_model(model, processor, folder / _GIVEN)
+        save_model(model, processor, folder / GIVEN)
 
 
 def plain_network(
@@ -60,7 +59,7 @@ def plain_network(
         save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
     network = merge(network)
     if is_main and not is_last:
-        save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / _MERGED)
+        save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / MERGED)
     meet()
     return network
 
@@ -79,7 +78,7 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
     meet()  # the main process has written what is read here
     phase = recipe.phases[kept.number]
     if kept.number < len(results) - 1:
-        result = results[kept.number].checkpoint if phase.adapter is None else _MERGED
+        result = results[kept.number].checkpoint if phase.adapter is None else MERGED
         restore_weights(network, folder / f"{kept.number}-{phase.name}" / result)
     if state.is_main_process and phase.adapter is None:
         shutil.rmtree(folder / "adapter", ignore_errors=True)
@@ -88,14 +87,14 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
 def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
     """What the adapter of a phase sits on, and its revision: the checkpoint, or weights that only this run has."""
     if _sits_on_start(recipe, number):
-        if (folder / _GIVEN).is_dir():
-            return str((folder / _GIVEN).resolve()), None
+        if (folder / GIVEN).is_dir():
+            return str((folder / GIVEN).resolve()), None
         checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
         return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
     before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
     result = finished_phase(before)
     assert result is not None
-    return str((before / (_MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
+    return str((before / (MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
 
 
 def _sits_on_start(recipe: Recipe, number: int) -> bool:

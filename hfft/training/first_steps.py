@@ -121,20 +121,20 @@ class FirstSteps(TrainerCallback):
             say = _LOG.warning if 2 * len(too_small) > len(trained) else _LOG.info
             say(
                 f"{self._title}: {len(too_small)} of {len(trained)} tensors have a gradient and don't move, such as "
-                f"{_listed(too_small)}: a step is too small for {trained[too_small[0]].dtype} numbers of their size; "
-                "is the learning rate, or the gradient?"
+                f"{_listed(too_small)}: each step is lost in the rounding of {trained[too_small[0]].dtype}; is the "
+                "learning rate too small?"
             )
         alive = {self._parts[name] for name in trained if name not in zero}
         parts = sorted({self._parts[name] for name in zero} - alive)
         if parts:
             _LOG.warning(
-                f"{self._title}: {', '.join(parts)}: every gradient was exactly zero in the first {self._steps} "
-                "steps, so that nothing is trained there"
+                f"{self._title}: {', '.join(parts)}: nothing is trained there, as every gradient was exactly zero in "
+                f"the first {self._steps} steps"
             )
         elif zero:
             _LOG.info(
-                f"{self._title}: {len(zero)} of {len(trained)} tensors have gradients of exactly zero and rest, such "
-                f"as {_listed(zero)}"
+                f"{self._title}: {len(zero)} of {len(trained)} tensors have gradients of exactly zero and don't move, "
+                f"such as {_listed(zero)}"
             )
 
 

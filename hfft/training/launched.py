@@ -34,7 +34,7 @@ def check_launched() -> None:
         RunError: With the launcher's option, what is allowed and what to do instead.
     """
     for variable, (allowed, option, advice) in _REFUSED.items():
-        found = os.environ.get(variable, allowed[0])
+        found = os.environ.get(variable) or allowed[0]
         if found.lower() not in allowed:
             raise RunError(
                 f"{option} ({variable}): found {found}; allowed: {', '.join(allowed)}; {advice}. "
@@ -54,15 +54,11 @@ def tell_precision(phases: Sequence[PhaseSpec]) -> None:
     Args:
         phases: As they run.
     """
-    asked = os.environ.get(_PRECISION, "no").lower()
-    others = [phase for phase in phases if _mixed_precision(phase) != asked]
+    asked = (os.environ.get(_PRECISION) or "no").lower()
+    others = [phase for phase in phases if phase.precision != _NAMES.get(asked)]
     if asked in _NAMES and asked != "no" and others:
-        told = ", ".join(f"{phase.name} trains in {_NAMES[_mixed_precision(phase)]}" for phase in others)
+        told = ", ".join(f"{phase.name} trains in {phase.precision}" for phase in others)
         _LOG.warning(
             f"mixed_precision ({_PRECISION}): the launch asks for {asked}, and the recipe counts: {told}; "
             "precision=bfloat16 or training.fp16=true change it"
         )
-
-
-def _mixed_precision(phase: PhaseSpec) -> str:
-    return "fp16" if phase.arguments.get("fp16") else "bf16" if phase.arguments.get("bf16") else "no"

@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfft.errors import ModelError
-from hfft.model.checkpoint import first_line
+from hfft.errors import ModelError, first_line
 
 _SWITCHES = ("activation_checkpointing", "gradient_checkpointing")
 _EXACT = {"use_reentrant": False, "preserve_rng_state": True}

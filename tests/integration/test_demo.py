@@ -237,7 +237,7 @@ def test_a_space_says_what_the_hub_needs_to_know(space):
 
 @pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
 def test_a_space_lays_transparent_pixels_over_the_background_of_training(family, home):
-    from hfft.inference.page import reader
+    from hfft.inference.page import make_labeler
 
     tiny.save(home / "net", family, 3)
     model, processor = reopen("net")
@@ -248,7 +248,7 @@ def test_a_space_lays_transparent_pixels_over_the_background_of_training(family,
     clear.putalpha(0)
     clear.save("clear.png")
     opened = AutoModelForImageClassification.from_pretrained("trained")
-    shown = reader(opened, AutoImageProcessor.from_pretrained("trained"))("clear.png")
+    _, shown = make_labeler(opened.eval(), AutoImageProcessor.from_pretrained("trained"))("clear.png")
     assert np.asarray(shown).reshape(-1, 3).tolist() == [[10, 200, 90]] * (shown.width * shown.height)
 
 
@@ -307,8 +307,11 @@ def test_a_space_is_replaced_when_asked_and_nothing_else_is_lost(space, capsys):
     (space / "app.py").write_text("")
     assert main(["demo", "bugs", "--space", "space", "--overwrite"]) == 0
     assert (space / "app.py").read_text()
+    (space / "model/notes.txt").write_text("mine")
+    assert main(["demo", "bugs", "--space", "space", "--overwrite"]) == 2
+    assert "holds model/notes.txt, which would be lost" in capsys.readouterr().err
     assert main(["demo", "bugs", "--space", ".", "--overwrite"]) == 2
-    assert "which would be lost" in capsys.readouterr().err
+    assert "is the folder that you are in" in capsys.readouterr().err
 
 
 def test_the_page_is_for_this_machine_alone_and_leaves_nothing(home, tmp_path):

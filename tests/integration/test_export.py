@@ -135,11 +135,24 @@ def test_an_earlier_export_is_replaced_when_asked_and_nothing_else_is_ever_lost(
     assert (run / "onnx/onnx/model.onnx").stat().st_ino != before
     assert "on 3 test images of the run" in capsys.readouterr().out
     (run / "onnx/thesis.txt").write_text("years of work")
+    (run / "onnx/onnx/model_quantized.onnx").write_text("of optimum")
     assert main(["export", "runs/bugs", "--overwrite"]) == 2
-    assert "holds thesis.txt, which would be lost" in capsys.readouterr().err
+    assert "holds onnx/model_quantized.onnx, thesis.txt, which would be lost" in capsys.readouterr().err
     assert main(["export", "runs/bugs", "--overwrite", "--output", "runs/bugs/metrics.json"]) == 2
     assert "is a file" in capsys.readouterr().err
     assert {path.name for path in (run / "onnx").iterdir()} == EXPORTED | {"thesis.txt"}
+
+
+def test_an_export_goes_where_a_link_leads_and_never_replaces_the_folder_one_is_in(run, home, monkeypatch, capsys):
+    (home / "disk").mkdir()
+    (home / "linked").symlink_to("disk")
+    assert main(["export", "runs/bugs", "--output", "linked", "--most", "1"]) == 0
+    assert {path.name for path in (home / "disk").iterdir()} == EXPORTED
+    assert [path.name for path in home.iterdir() if path.is_symlink()] == ["linked"]
+    (home / "here").mkdir()
+    monkeypatch.chdir(home / "here")
+    assert main(["export", str(run), "--output", "."]) == 2
+    assert "--output .: is the folder that you are in" in capsys.readouterr().err
 
 
 def test_a_run_whose_images_are_gone_asks_for_others(run, home, capsys):
@@ -229,8 +242,12 @@ def test_the_program_names_what_it_cannot_read_and_goes_on(run):
     assert done.returncode == 1
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == files[:2]
     first, second = done.stderr.splitlines()
-    assert first == r"bad\tname.png: not an image in any format that hfft reads"
+    assert first == r"bad\x09name.png: not an image in any format that hfft reads"
     assert second.startswith("none.png: can't be read: ")
+    for arguments, status in (([], 2), (["--help"], 0)):
+        done = subprocess.run([*command[:2], *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == status
+        assert "python predict.py IMAGE" in (done.stderr if status else done.stdout)
 
 
 def test_the_folder_is_as_transformers_js_opens_it(run):
@@ -293,4 +310,4 @@ def test_names_are_text_in_what_an_export_says(home):
     command = [sys.executable, "out/predict.py", "photos/test/bee/001.png"]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.stdout == "photos/test/bee/001.png\ta\\x1b[31m\\t\\xe9\t1.0000\n", done.stderr
+    assert done.stdout == "photos/test/bee/001.png\ta\\x1b[31m\\x09\\xe9\t1.0000\n", done.stderr

@@ -198,6 +198,17 @@ def test_a_stopped_phase_goes_on_from_its_recordings(tmp_path):
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_activations_that_are_kept_in_half_train_in_float32(tmp_path, dtype):
+    plain = train("vit", tmp_path / "plain", replay=None, phases=TWO)
+    kept = dataclasses.replace(EXACT, dtype=dtype)
+    replayed = train("vit", tmp_path / "replayed", replay=kept, phases=TWO)
+    assert json.loads((tmp_path / "replayed/1/replay.json").read_text())["engine"] == "torch"
+    for name, value in plain.items():
+        torch.testing.assert_close(replayed[name], value, rtol=0, atol=0.02, msg=name)
+    assert not torch.equal(replayed["classifier.weight"], plain["classifier.weight"])
+
+
 def test_mixup_is_not_replayed(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     data = toy.phase_data(train=16, augment=AugmentSpec(mixup=0.4))

@@ -165,7 +165,7 @@ LARGE_NOISE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64,
         (b"just some words", "not an image in any format that hfft reads"),
         (encoded(LARGE_NOISE, "JPEG")[:-1000], "image file is truncated"),
         (encoded(LARGE_NOISE, "PNG")[:-1000], "image file is truncated"),
-        (encoded(LARGE_NOISE, "PNG").replace(b"IDAT", b"IDOT"), "not an image in any format that hfft reads"),
+        (encoded(LARGE_NOISE, "PNG").replace(b"IDAT", b"IDOT"), "is a PNG with a damaged header"),
         (damaged_dds(), "Unknown pixel format flags 27"),
     ],
     ids=["empty", "text", "cut JPEG", "cut PNG", "broken PNG", "damaged DDS"],
@@ -243,6 +243,13 @@ def test_orientation_of_a_jpeg_of_a_row(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     content = encoded(LARGE_NOISE.crop((0, 0, 40, 30)), "JPEG", exif=exif)
+    assert np.array_equal(row_pixels(content), pillow(content))
+
+
+def test_an_orientation_that_is_text_means_nothing():
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\0006\0\0\0\0\0\0\0"
+    content = encoded(LARGE_NOISE.crop((0, 0, 40, 30)), "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(content)).getexif()[0x0112] == "6"
     assert np.array_equal(row_pixels(content), pillow(content))
 
 
@@ -370,7 +377,7 @@ def test_formats_that_start_programs_are_not_read():
     assert "EPS" in Image.SAVE
     eps = encoded(Image.fromarray(PIXELS), "EPS")
     assert Image.open(io.BytesIO(eps)).format == "EPS"  # and Ghostscript would be started
-    assert refused(eps) == "not an image in any format that hfft reads"
+    assert refused(eps).startswith("is PostScript, which is not read")
     assert ".eps" not in endings()
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".bmp", ".gif", ".avif"} <= set(endings())
 

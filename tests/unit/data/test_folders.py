@@ -183,6 +183,12 @@ def test_linked_folders_below_are_followed_and_circles_are_not(touch, tmp_path):
     assert names(folder, image_files(folder)) == ["ant/1.png", "ant/linked/2.png"]
 
 
+def test_a_link_from_a_class_folder_to_a_folder_above_it(touch):
+    folder = touch("ant/1.png", "bee/2.png")
+    (folder / "ant/circle").symlink_to(folder)
+    assert names(folder, image_files(folder / "ant")) == ["ant/1.png"]
+
+
 def test_what_hfft_wrote_is_neither_a_class_nor_an_image(touch):
     run = [f"runs/{run}/{name}" for run in ("x", "y/fold-0") for name in ("recipe.yaml", "environment.json", "a.png")]
     folder = touch("ant/1.png", "bee/1.png", *run)

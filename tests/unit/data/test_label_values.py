@@ -182,6 +182,45 @@ def test_names_that_are_almost_alike_are_shown(other, tmp_path, log):
     assert all("'Cat'" in line and repr(other) in line for line in found)
 
 
+@pytest.mark.parametrize("word", ["-", "?", "na", "Null"])
+def test_other_words_for_nothing(word, tmp_path, log):
+    load(write(tmp_path, "t.csv", [word, "b", "c", "b"]))
+    assert [repr(word) in line for line in log()] == [True]
+
+
+def test_minus_one_is_said(log):
+    assert in_memory(train=[0, 1, -1, -1]).labels == ("0", "1", "-1")
+    (line,) = log()
+    assert "-1 is taken for the name of a class" in line
+
+
+def test_a_label_that_is_several_by_its_spaces(tmp_path, log):
+    labels = ["scab", "rust", "scab rust", "great dane"]
+    assert len(load(write(tmp_path, "t.csv", labels)).labels) == 4
+    (line,) = log()
+    assert "the label 'scab rust' is taken for one class" in line
+
+
+def test_parquet_files_that_number_their_classes_differently(tmp_path):
+    """Classes are in the order of train, whatever the order of the files' names."""
+    for split, names, labels in (("train", ["b", "a"], [0, 0, 1]), ("test", ["a", "b"], [1, 1])):
+        features = Features({"image": Image(), "label": ClassLabel(names=names)})
+        content = {"image": [{"bytes": b"x", "path": None}] * len(labels), "label": labels}
+        Dataset.from_dict(content, features=features).to_parquet(tmp_path / f"{split}.parquet")
+    data = load(tmp_path, SplitSpec(validation=None))
+    assert (data.labels, data.counts("train"), data.counts("test")) == (("b", "a"), {"b": 2, "a": 1}, {"b": 2, "a": 0})
+    (tmp_path / "test.parquet").rename(tmp_path / "train-1.parquet")
+    for card in ("", "---\nconfigs:\n- config_name: default\n  data_files: '*.parquet'\n---\n"):
+        (tmp_path / "README.md").write_text(card)
+        with pytest.raises(DataError, match=r"train-1.parquet and train.parquet number their classes differently"):
+            load(tmp_path)
+
+
+def test_one_class_in_memory():
+    with pytest.raises(DataError, match="found the class ant only; a classifier needs at least two"):
+        in_memory(train=[0, 0, 0], feature=ClassLabel(names=["ant", "bee"]))
+
+
 def test_alike_class_folders(touch, log):
     load(touch("Cat/1.png", "cat/1.png"))
     assert any("'Cat' and 'cat'" in line for line in log())

@@ -1,6 +1,9 @@
 """The rule that runs without hfft, too: the same pixels as inside, and a sentence for each kind of other content."""
 
+import io
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -46,6 +49,37 @@ def test_it_gives_the_pixels_of_training(kind, background, tmp_path):
     assert np.array_equal(np.asarray(found), np.asarray(decode(path, background)))
 
 
+def png(levels, bits, kind, transparent):
+    """A PNG of levels (H, W) or (H, W, 3), of which one is transparent."""
+    rows = levels.reshape(len(levels), -1)
+    packed = np.packbits((rows[..., np.newaxis] >> np.arange(bits - 1, -1, -1) & 1).astype(np.uint8), axis=None)
+    lines = b"".join(b"\0" + row.tobytes() for row in packed.reshape(len(levels), -1))
+    header = struct.pack(">IIBBBBB", levels.shape[1], len(levels), bits, kind, 0, 0, 0)
+    color = struct.pack(f">{np.size(transparent)}H", *np.ravel(transparent))
+    content = b"\x89PNG\r\n\x1a\n"
+    for name, part in ((b"IHDR", header), (b"tRNS", color), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        content += struct.pack(">I", len(part)) + name + part + struct.pack(">I", zlib.crc32(name + part))
+    return content
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("place", [0, 1])
+def test_the_transparent_gray_of_a_png_shows_the_background(bits, place):
+    levels = np.array([[0, 2**bits - 1, 0, 2**bits - 1] * 2] * 2)
+    content = png(levels, bits, 0, levels[0, place])
+    shown = np.where(levels == levels[0, place], 77, levels * 255 // (2**bits - 1))
+    assert np.array_equal(np.asarray(decode(content, (77, 77, 77)))[..., 1], shown)
+    assert np.array_equal(np.asarray(decode(content))[..., 1], levels * 255 // (2**bits - 1))
+    with Image.open(io.BytesIO(content)) as opened:
+        for _ in range(2):  # the second time with its pixels loaded
+            assert np.array_equal(np.asarray(decode(opened, (77, 77, 77)))[..., 1], shown)
+
+
+def test_the_transparent_color_of_a_png_of_16_bits_shows_the_background():
+    levels = np.array([[[1000, 2000, 3000], [40000, 50000, 60000]]])
+    assert np.asarray(decode(png(levels, 16, 2, levels[0, 1]), (9, 9, 9))).tolist() == [[[3, 7, 11], [9, 9, 9]]]
+
+
 @pytest.mark.parametrize("kind", ["damaged JPEG", "damaged PNG", "strip", "text"])
 def test_it_refuses_what_training_refuses(kind, tmp_path):
     path = tmp_path / "x"
@@ -83,6 +117,13 @@ def test_without_simplejpeg_it_reads_jpegs(tmp_path, monkeypatch):
         (b"\0\0\0\x18ftypcrx " + bytes(100), "raw file"),
         (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "is JPEG XL"),
         (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"\xef\xbb\xbf<!doctype HTML PUBLIC><html>", "is a web page"),
+        (b'{"error": "not found"}', "is JSON"),
+        (b"PK\3\4" + bytes(100), "unpack it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
+        (b"\xff\xd8\xff\xc0\x00\x11\x0c" + bytes(100), "is a JPEG with a damaged header"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG with a damaged header"),
+        (b"\0\0\0\x18ftypmp42" + bytes(100), "is a video"),
         (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "git lfs pull"),
         (b"\x93NUMPY\x01\0" + bytes(100), "array of numpy"),

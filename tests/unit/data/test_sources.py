@@ -212,6 +212,78 @@ def test_an_empty_class_folder_of_one_split(touch, log):
     assert str(folder / "train" / "cat") in str(caught.value)
 
 
+def test_split_folders_without_images_are_left_out_with_a_word(touch, log):
+    folder = touch("train/ant/1.png", "train/bee/1.png", "val/ant/notes.txt", "val/bee/notes.txt")
+    (folder / "test").mkdir()
+    assert list(load(folder).splits) == ["train"]
+    assert log() == [f"{folder / name}: left out the split, which holds no images" for name in ("test", "val")]
+
+
+def test_a_folder_that_begins_with_two_underscores_is_said(touch, log):
+    folder = touch("ant/1.png", "bee/1.png", "__background/1.png", "__MACOSX/1.png")
+    assert load(folder).labels == ("ant", "bee")
+    (line,) = log()
+    assert line.endswith("(__background)")
+
+
+@pytest.mark.parametrize(("inner", "count"), [(("cat", "dog"), 1), (("2019", "2020"), 0), (("cat", "only"), 0)])
+def test_classes_that_hold_the_same_folders(inner, count, touch, log):
+    folder = touch(*[f"{site}/{name}/1.png" for site in ("north", "south") for name in inner], "south/x/1.png")
+    (folder / "south/x/1.png").rename(folder / "south" / inner[1] / "2.png")
+    (folder / "south/x").rmdir()
+    if "only" in inner:
+        (folder / "north/only").rename(folder / "north/other")
+    assert load(folder).labels == ("north", "south")
+    assert len(log()) == count
+    load(folder, label_column="class_folder")
+    load(folder, group_column="parent_folder")
+    assert len(log()) == count
+
+
+def test_a_table_beside_images_and_a_folder_of_something_else(touch):
+    folder = touch("1.png", "2.png", "notes/readme.txt")
+    (folder / "t.csv").write_text("id,label\n1,a\n2,b\n")
+    assert load(folder).labels == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "files", [("recipe.yaml", "environment.json", "predictions.parquet"), ("config.json", "preprocessor_config.json")]
+)
+def test_output_of_hfft_as_a_source(files, touch):
+    with pytest.raises(DataError, match="holds a run or a model, and no images"):
+        load(touch(*files))
+
+
+def test_lists_of_splits_beside_class_folders_are_said(touch, log):
+    folder = touch(*[f"images/{name}/{n}.png" for name in ("ant", "bee") for n in range(2)])
+    touch("meta/train.txt", "meta/test.txt", "meta/classes.txt")
+    assert load(folder).labels == ("ant", "bee")
+    (line,) = log()
+    assert "not read: meta/test.txt, meta/train.txt; write a table" in line
+    (folder / "split.csv").write_text("path,split\nant/0,train\nant/1,test\nbee/0,train\nbee/1,test\n")
+    assert load(folder, SplitSpec(validation=None)).counts("test") == {"ant": 1, "bee": 1}
+
+
+def test_folders_that_hold_one_folder(touch):
+    folder = touch("flowers/flowers/rose/1.png", "flowers/flowers/tulip/1.png")
+    with pytest.raises(DataError, match=r"\(rose, tulip\), say data.source=.*flowers/flowers$"):
+        load(folder)
+
+
+def test_a_folder_that_is_called_almost_so(touch, monkeypatch):
+    monkeypatch.chdir(touch("photos/ant/1.png", "t.csv"))
+    with pytest.raises(DataError, match=r"holds no 'phots'; did you mean 'photos'\?"):
+        load("phots")
+    with pytest.raises(DataError, match=r"data.image_folder: .*t.csv is no folder"):
+        load("t.csv", image_folder="t.csv")
+
+
+def test_a_saved_data_set_below_the_folder(tmp_path):
+    DatasetDict(train=table([0, 1], ANIMALS)).save_to_disk(tmp_path / "saved")
+    with pytest.raises(DataError, match=r"a saved data set lies in .*saved; name that folder"):
+        load(tmp_path)
+
+
 def test_a_folder_without_class_folders(touch):
     folder = touch("1.png", "2.png")
     with pytest.raises(DataError, match="found no class folders; allowed: ") as caught:

@@ -222,6 +222,67 @@ def test_columns_that_are_found_by_their_values_are_said(write, log):
     ]
 
 
+@pytest.mark.parametrize("values", [["train set", "Test set"], ["train_1", "test_1"], [" TRAIN", "Testing"]])
+def test_values_with_the_word_of_a_split(values, write):
+    file = write("t.csv", with_splits("split", [values[0]] * 4 + [values[1]] * 2))
+    assert load(file, SplitSpec(validation=None)).counts("test") == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("subset", ["train", "train", "", "train", "test", "test"]),
+        ("subset", ["train", "train", "extra", "train", "test", "test"]),
+        ("Usage", ["Training", "Training", "Training", "Training", "PublicTest", "PrivateTest"]),
+        ("is_valid", ["False", "False", "False", "True", "True", "True"]),
+        ("is_test", ["0", "0", "0", "1", "1", "1"]),
+    ],
+)
+def test_a_column_that_may_tell_splits_and_is_not_used_is_said(column, values, write, log):
+    assert len(load(write("t.csv", with_splits(column, values))).splits["train"]) == 6
+    (line,) = log()
+    assert f"the column '{column}' is not used" in line
+
+
+@pytest.mark.parametrize("column", ["scene", "other_path", "vehicle"])
+def test_a_column_with_the_word_of_a_split_that_tells_none(column, write, log):
+    values = {
+        "scene": ["train", "bus", "car", "train", "bus", "car"],
+        "vehicle": ["train", "train", "train", "train", "test", ""],
+        "other_path": [f"{'train' if n % 2 else 'test'}/mask{n}.png" for n in range(6)] * 3,
+    }[column]
+    labels = ["a", "b"] * (len(values) // 2)
+    rows = "".join(f"{n}.png,{y},{value}\n" for n, (y, value) in enumerate(zip(labels, values, strict=True)))
+    assert list(load(write("t.csv", f"path,label,{column}\n{rows}")).splits) == ["train"]
+    assert len(log()) == (column == "vehicle")
+
+
+def test_flags_of_a_split_are_no_class(write):
+    rows = "".join(f"{n}.png,{n % 2},{n % 3 % 2},{(n + 1) % 2}\n" for n in range(6))
+    assert load(write("t.csv", f"path,is_valid,ant,bee\n{rows}")).labels == ("ant", "bee")
+
+
+def test_a_space_between_separator_and_quote(write):
+    data = load(write("t.csv", 'path, label\n1.png, "ant, red"\n2.png, "bee"\n'))
+    assert found(data) == {"train": {"1.png": "ant, red", "2.png": "bee"}}
+
+
+def test_bars_between_fields(write):
+    assert load(write("t.csv", "path|label\n1.png|a,x\n2.png|b\n")).labels == ("a,x", "b")
+
+
+def test_ids_without_a_header(write):
+    file = write("t.csv", "0,a\n1,b\n2,a\n3,b\n", *[f"{n}.png" for n in range(4)])
+    with pytest.raises(DataError, match="the first line holds '0', which looks like an image's row"):
+        load(file)
+
+
+def test_measures_are_no_classes(write):
+    rows = "".join(f"{n}.png,{n / 7:.3f}\n" for n in range(12))
+    with pytest.raises(DataError, match="the column 'label' holds 12 different numbers in 12 rows"):
+        load(write("t.csv", f"path,label\n{rows}"))
+
+
 def test_two_columns_of_splits(write):
     lines = with_splits("part", SPLIT_VALUES).splitlines()
     text = "\n".join(f"{line},{part}" for line, part in zip(lines, ("subset", *SPLIT_VALUES), strict=True))

@@ -8,7 +8,7 @@ from datasets import Dataset
 from hfft.data.rows import row_features
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import TrainingError
-from hfft.evaluation.agreement import check_logits, check_validation, precision_of
+from hfft.evaluation.agreement import check_logits, check_validation
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def scores(images=18, **values):
 
 
 def check(measured, found, precision="float32"):
-    check_validation(measured, found, precision=precision, phase="lora", where="model")
+    check_validation(measured, found, types={precision, "auto"}, phase="lora", where="model")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,8 @@ def test_rounding_and_what_is_chosen_anew_is_no_gap(measured, found, precision):
     check(measured, scores(**found), precision)
 
 
-def test_the_precision_of_a_phase():
-    assert precision_of({"bf16": True}) == "bfloat16"
-    assert precision_of({"fp16_full_eval": True}) == "float16"
-    assert precision_of({"bf16": False, "learning_rate": 1.0}) == "float32"
+def test_what_activations_are_kept_in_counts_like_what_is_computed_in():
+    gap = ({"log_loss": 0.5}, scores(log_loss=0.53))
+    check_validation(*gap, types={"float32", "bfloat16"}, phase="head", where="model")
+    with pytest.raises(TrainingError, match="log loss"):
+        check_validation(*gap, types={"float32", "float16"}, phase="head", where="model")

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hfft.errors import ModelError
-from hfft.model.checkpoint import load_config, reopen
-from hfft.model.checkpoint_files import check_numbers, check_weights, file_problem
+from hfft.model.checkpoint import load_config, load_processor, load_skeleton, reopen
+from hfft.model.checkpoint_files import check_weights, file_problem
 from hfft.recipe.spec import ModelSpec
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 346293852\n"
@@ -39,7 +39,6 @@ def test_nothing_is_wrong_with_a_whole_one(family, tmp_path):
     folder = str(tiny.save(tmp_path / family, family))
     assert file_problem(folder) is None
     check_weights(folder)
-    check_numbers(folder)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "preprocessor_config.json"])
@@ -106,7 +105,7 @@ def test_nan_is_found_before_weights_are_loaded(is_sharded, checkpoint, request)
     weights[name].view(-1)[0] = torch.nan
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match=re.escape(name)):
-        check_numbers(str(folder))
+        check_weights(str(folder))
 
 
 def test_quantized_checkpoints_are_refused(checkpoint):
@@ -115,6 +114,42 @@ def test_quantized_checkpoints_are_refused(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="quantized"):
         load_config(ModelSpec(checkpoint=str(checkpoint)), ("a", "b"))
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.float8_e4m3fn])
+def test_quantized_weights_are_refused_whatever_the_config_says(dtype, checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    name = next(name for name in weights if name != "classifier.weight")
+    save_file({**weights, name: weights[name].to(dtype)}, checkpoint / "model.safetensors")
+    with pytest.raises(ModelError, match="quantized"):
+        load_config(ModelSpec(checkpoint=str(checkpoint)), ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"id2label": ["a", "b"]},
+        {"dtype": "float99"},
+        {"hidden_size": "16"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "no such"},
+    ],
+)
+def test_values_of_a_config_that_can_not_be_are_told_in_one_line(values, checkpoint):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, **values}))
+    spec = ModelSpec(checkpoint=str(checkpoint))
+    with pytest.raises(ModelError, match=r"config\.json") as error:
+        load_skeleton(spec, load_config(spec, ("a", "b")))
+    assert "\n" not in str(error.value)
+
+
+def test_a_timm_model_without_preprocessing_is_refused(tmp_path):
+    spec = ModelSpec(checkpoint=str(tiny.save(tmp_path / "timm", "timm_wrapper")))
+    config = load_config(spec, ("a", "b"))
+    config.pretrained_cfg = {}
+    with pytest.raises(ModelError, match="pretrained_cfg"):
+        load_processor(spec, config)
 
 
 def test_a_file_of_a_checkpoint_is_no_checkpoint(checkpoint):

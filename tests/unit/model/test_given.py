@@ -30,6 +30,11 @@ def with_nan():
     return model
 
 
+def made_for_inference():
+    with torch.inference_mode():
+        return tiny.build("vit")
+
+
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # of PEFT
 @pytest.mark.parametrize(
     ("make", "found"),
@@ -42,6 +47,7 @@ def with_nan():
         (lambda: tiny.build("vit").to("meta"), "without values"),
         (lambda: "google/vit", "found str"),
         (with_nan, "vit.layernorm.weight"),
+        (made_for_inference, "inference_mode"),
     ],
 )
 def test_what_is_no_plain_classifier_is_refused(make, found):
@@ -86,7 +92,11 @@ def other_activation(model):
     model.vit.layers[1].mlp.activation_fn = nn.ReLU()
 
 
-@pytest.mark.parametrize("change", [other_head, other_forward, other_activation])
+def shared_weights(model):
+    model.vit.layers[1].mlp.fc2.weight = model.vit.layers[0].mlp.fc2.weight
+
+
+@pytest.mark.parametrize("change", [other_head, other_forward, other_activation, shared_weights])
 def test_what_the_config_does_not_say_is_refused(change):
     model = tiny.build("vit", 2)
     change(model)
@@ -112,6 +122,15 @@ def test_outputs_follow_their_names(family, names):
     assert not torch.equal(after, before)
 
 
+def test_outputs_are_numbered_from_0_in_words_or_numbers():
+    model = tiny.build("vit", 3)
+    model.config.id2label = {"2": "ant", "0": "bee", "1": "cow"}
+    assert labels_of(model.config) == ("bee", "cow", "ant")
+    model.config.id2label = {1: "ant", 2: "bee", 3: "cow"}
+    with pytest.raises(ModelError, match="0 to 2"):
+        align_labels(model, ("ant", "bee", "cow"))
+
+
 @pytest.mark.parametrize("names", [("LABEL_0", "LABEL_1", "LABEL_2"), ("0", "1", "2"), ("ant", "bee", "cow")])
 def test_outputs_whose_names_say_nothing_else_stay(names):
     model = tiny.build("vit", 3)
@@ -121,7 +140,7 @@ def test_outputs_whose_names_say_nothing_else_stay(names):
     assert torch.equal(model.classifier.weight, before)
 
 
-@pytest.mark.parametrize(("names", "problem"), [(("ant", "bee", "dog"), "only 2"), (("ant", "bee"), "2 outputs")])
+@pytest.mark.parametrize(("names", "problem"), [(("ant", "bee", "dog"), "only 2"), (("ant", "bee"), "2 classes")])
 def test_other_classes_are_refused(names, problem):
     model = tiny.build("vit", len(names))
     set_labels(model.config, names)

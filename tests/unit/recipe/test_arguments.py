@@ -124,6 +124,22 @@ def test_values_as_people_write_them(name, value):
         ("accelerator_config", {"split_batches": True}, "split_batches: found True; allowed: False, as hfft deals "),
         ("accelerator_config", {"dispatch_batches": True}, "dispatch_batches: found True; allowed: None or False, as"),
         ("accelerator_config", {"even_batches": False}, "even_batches: found False; allowed: True, as hfft deals "),
+        (
+            "activation_checkpointing_kwargs",
+            {"every_n_layer": 2},
+            "every_n_layer: unknown key; allowed: use_reentrant, ",
+        ),
+        ("activation_checkpointing_kwargs", {"every_n_layers": 0}, "every_n_layers: found 0; allowed: a whole number"),
+        (
+            "gradient_checkpointing_kwargs",
+            {"use_reentrant": "no"},
+            "use_reentrant: found 'no'; allowed: true or false",
+        ),
+        (
+            "gradient_checkpointing_kwargs",
+            {"determinism_check": "x"},
+            "determinism_check: found 'x'; allowed: default",
+        ),
         ("accelerator_config", {"splitbatches": True}, "splitbatches: unknown key; allowed: split_batches, "),
         (
             "accelerator_config",

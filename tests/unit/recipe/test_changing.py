@@ -3,7 +3,9 @@
 import json
 from dataclasses import MISSING, fields, replace
 
+import numpy as np
 import pytest
+import torch
 
 from hfft.errors import RecipeError
 from hfft.recipe.loading import check_recipe, dump_recipe, load_recipe, read_recipe
@@ -55,6 +57,25 @@ def test_other_training_arguments_reach_every_phase_that_does_not_say_otherwise(
         {"learning_rate": 0.1, "weight_decay": 0.2},  # its own, though it was the same as the old one of all
     ]
     assert changed == check_recipe(changed) == as_file(changed)
+
+
+@pytest.mark.parametrize("number", [np.int64(4), np.float32(0.5), np.bool_(True), torch.tensor(0.25)])
+def test_numbers_of_numpy_and_torch_are_numbers(recipe, number):
+    name = {int: "per_device_train_batch_size", bool: "bf16", float: "learning_rate"}[type(number.item())]
+    changed = check_recipe(replace(recipe, phases=recipe.phases[:1], training={name: number}))
+    assert changed.phases[0].arguments == {name: number.item()}
+    assert type(changed.training[name]) is type(number.item())
+
+
+@pytest.mark.parametrize("found", ["recipe.yaml", FILE, np.zeros(2)])
+def test_what_is_no_recipe_is_refused(found):
+    with pytest.raises(RecipeError, match="load_recipe"):
+        check_recipe(found)
+
+
+def test_an_array_is_no_number(recipe):
+    with pytest.raises(RecipeError):
+        check_recipe(replace(recipe, training={"learning_rate": torch.zeros(2)}))
 
 
 def test_phases_changed_or_taken_from_another_recipe(recipe, as_file):
