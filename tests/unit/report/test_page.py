@@ -304,7 +304,7 @@ def test_images_that_are_gone_are_said_to_be(tmp_path):
     run = finished.make_run(tmp_path / "run", data={"source": str(tmp_path / "nowhere")})
     words = Page.of(write_page(run).read_text(encoding="utf-8")).words
     assert words.count("No picture: the images can't be read where the recipe says") == 2
-    assert "Where the network looked is not shown: the images aren't where" in words
+    assert "Where the network looked is not shown: the images can't be read where" in words
 
 
 def test_a_picture_that_was_removed_is_said_to_be_missing(run):
