@@ -8,9 +8,10 @@ from datasets import Dataset
 
 from hfft.data.checking import check_rows, fingerprint_of
 from hfft.data.fitting import check_processor
-from hfft.data.sources import load_data, load_rows
+from hfft.data.of_run import images_of_run
+from hfft.data.sources import load_rows
 from hfft.distributed import join
-from hfft.errors import RunError
+from hfft.errors import DataError, RunError
 from hfft.evaluation.scoring import Scores, score
 from hfft.files import read_json
 from hfft.folder import describe_split
@@ -109,18 +110,19 @@ def own_rows(folder: Path, split: str) -> Dataset:
     """A split of the run's own data, as it was when the run began: another one could hold images it was trained on.
 
     Raises:
+        DataError: If there are no images where the recipe says.
         RunError: If there is no such split, or its images are others now.
     """
-    recipe = read_recipe(folder)
-    noted = read_json(folder / "data.json")
-    gone = [skip["file"] for skip in noted.get("skipped", ())]
-    images = load_data(recipe.data, recipe.seed, without=gone)
+    try:
+        images = images_of_run(folder)
+    except DataError as error:
+        raise DataError(f"{error}; give labelled images with --data") from error
     if split not in images.splits:
         raise RunError(f"{folder}: no split {split!r}; found: {', '.join(images.splits)}")
     fingerprint = fingerprint_of(images.splits[split])
-    if describe_split(images, split, fingerprint) != noted["splits"][split]:
+    if describe_split(images, split, fingerprint) != read_json(folder / "data.json")["splits"][split]:
         raise RunError(
-            f"{folder}: the {split} images of {recipe.data.source} aren't those of the run any more, and some "
-            "may have been trained on; give labelled images with --data"
+            f"{folder}: the {split} images of {read_recipe(folder).data.source} aren't those of the run any more, and "
+            "some may have been trained on; give labelled images with --data"
         )
     return images.splits[split]

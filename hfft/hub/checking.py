@@ -16,7 +16,7 @@ from PIL import Image
 from transformers import AutoConfig
 
 from hfft.data.decoding import Decoded, decode_row
-from hfft.data.sources import load_data
+from hfft.data.of_run import images_of_run
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
 from hfft.files import read_json
@@ -25,7 +25,6 @@ from hfft.hub.content import File, hash_file
 from hfft.hub.waiting import tidy_client
 from hfft.inference.opening import open_model
 from hfft.interruption import apart
-from hfft.recipe.spec import Recipe
 
 _IMAGES = 4
 _TOLERANCE = 1e-5  # of logits, relative to the largest where that is above 1
@@ -51,7 +50,7 @@ def read_back(
     commit: str,
     files: Sequence[File],
     folders: Mapping[Path, str],
-    recipe: Recipe,
+    run: Path,
     *,
     trust_remote_code: bool,
 ) -> Check:
@@ -62,7 +61,7 @@ def read_back(
         commit: Its 40 digits.
         files: What was pushed.
         folders: Model and adapter folders of the run -> their folders in the repository.
-        recipe: Of the run; names the images.
+        run: Its folder.
         trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Raises:
@@ -76,7 +75,7 @@ def read_back(
             snapshot = Path(apart(download))
         where = f"{repo_id} at {commit[:8]}"
         _compare_files(snapshot, files, where)
-        images, from_data = _images(recipe)
+        images, from_data = _images(run)
         differences = [
             _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trust_remote_code)
             for ours, place in folders.items()
@@ -140,11 +139,11 @@ def _logits(folder: Path, images: Sequence[Decoded], *, trust_remote_code: bool)
         return torch.cat([model(pixel_values=transform(image).unsqueeze(0)).logits.float() for image in images])
 
 
-def _images(recipe: Recipe) -> tuple[list[Decoded], bool]:
+def _images(run: Path) -> tuple[list[Decoded], bool]:
     """A few held-out images of the run, and True; noise, and False, where its data is gone."""
     found: list[Decoded] = []
     with suppress(DataError):
-        splits = load_data(recipe.data, recipe.seed).splits
+        splits = images_of_run(run).splits
         rows: Dataset = next(splits[name] for name in ("validation", "test", "train") if name in splits)
         for place in np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int).tolist():
             with suppress(DataError):  # one that the run left out

@@ -165,7 +165,7 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
     earlier = _earlier(run, destination.repo_id, spec)
     done, files = send(api, destination, files, message, create_pr=spec.create_pr, earlier=earlier)
     places = {run / name: folders[name] for name in folders}
-    check = read_back(destination.repo_id, done.oid, files, places, recipe, trust_remote_code=trust_remote_code)
+    check = read_back(destination.repo_id, done.oid, files, places, run, trust_remote_code=trust_remote_code)
     pushed = Pushed(
         repo_id=destination.repo_id,
         url=done.pr_url or f"{api.endpoint}/{destination.repo_id}",

@@ -13,7 +13,7 @@ import torch
 from hfft._version import __version__
 from hfft.data.decoding import decode_row
 from hfft.data.fitting import check_processor
-from hfft.data.sources import load_data
+from hfft.data.of_run import images_of_run
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.files import write_folder, write_json, write_text
@@ -30,7 +30,6 @@ from hfft.inference.writing import WritingError
 from hfft.markdown import escape
 from hfft.model.checkpoint import quiet
 from hfft.progress import SOON, bar
-from hfft.recipe.loading import read_recipe
 
 _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000
@@ -162,8 +161,7 @@ def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     if not (Path(source) / "recipe.yaml").is_file():
         return _of_images("generated images", _generate(min(_GENERATED, most)))
     try:
-        recipe = read_recipe(source)
-        splits = load_data(recipe.data, recipe.seed).splits
+        splits = images_of_run(Path(source)).splits
     except HfftError as error:
         raise DataError(f"{error}; give other images to check the export on with --images FOLDER") from error
     split = next(name for name in ("test", "validation", "train") if name in splits)

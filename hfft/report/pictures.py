@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,8 @@ from PIL import Image
 
 from hfft.data.checking import fingerprint_of
 from hfft.data.decoding import decode_row
-from hfft.data.sources import ImageData, load_data
+from hfft.data.of_run import images_of_run
+from hfft.data.sources import ImageData
 from hfft.errors import DataError, HfftError
 from hfft.files import read_json
 from hfft.report.facts import RunFacts
@@ -68,18 +68,13 @@ def _same_images(facts: RunFacts, split: str) -> ImageData:
     """What the recipe finds, if the split still holds what it held; DataError if not."""
     if facts.data.kind == "memory":
         raise DataError("the images were in memory when the run was made")
-    source = facts.recipe.data.source
-    if facts.data.kind == "local" and not Path(source).expanduser().exists():  # nor is it looked for on the Hub
-        raise DataError("the images aren't where the recipe says") from FileNotFoundError(f"there is no {source} here")
-    noted = read_json(facts.folder / "data.json")
-    gone = [skip["file"] for skip in noted.get("skipped", ())]
     PartialState(cpu=not torch.accelerator.is_available())  # which the log of the next lines needs
     try:
-        images = load_data(facts.recipe.data, facts.recipe.seed, without=gone)
+        images = images_of_run(facts.folder)
         now = fingerprint_of(images.splits[split]) if split in images.splits else None
     except (HfftError, OSError) as error:
         raise DataError("the images can't be read where the recipe says") from error
-    if now != noted["splits"][split]["fingerprint"]:
+    if now != read_json(facts.folder / "data.json")["splits"][split]["fingerprint"]:
         raise DataError(f"the {split} images aren't those of the run any more")
     return images
 

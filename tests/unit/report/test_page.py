@@ -303,8 +303,8 @@ def test_the_same_run_gives_the_same_bytes(run):
 def test_images_that_are_gone_are_said_to_be(tmp_path):
     run = finished.make_run(tmp_path / "run", data={"source": str(tmp_path / "nowhere")})
     words = Page.of(write_page(run).read_text(encoding="utf-8")).words
-    assert words.count("No picture: the images aren't where the recipe says") == 2
-    assert "Where the network looked is not shown: the images aren't where" in words
+    assert words.count("No picture: the images can't be read where the recipe says") == 2
+    assert "Where the network looked is not shown: the images can't be read where" in words
 
 
 def test_a_picture_that_was_removed_is_said_to_be_missing(run):
