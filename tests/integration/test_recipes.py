@@ -1,8 +1,10 @@
-"""Every recipe of the repository is planned against a checkpoint with the real config's shape, and no weights."""
+"""Every recipe of the repository is planned against a checkpoint with the real config, and weights that nobody reads."""
 
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 from transformers import (
     BitImageProcessor,
     ConvNextConfig,
@@ -92,6 +94,7 @@ def test_the_recipe_is_planned(path, photos, tmp_path):
     build, expected = EXPECTED[path.stem]
     config, processor = build()
     config.save_pretrained(tmp_path / "checkpoint")
+    save_file({"unread": torch.zeros(1)}, tmp_path / "checkpoint" / "model.safetensors")
     if processor is not None:
         processor.save_pretrained(tmp_path / "checkpoint")
     overrides = [
