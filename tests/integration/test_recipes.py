@@ -1,4 +1,4 @@
-"""Every recipe of the repository is planned against a checkpoint with the real config, and weights that nobody reads."""
+"""Every recipe of the repository is planned against a checkpoint with the real config; nobody reads its weights."""
 
 from pathlib import Path
 
