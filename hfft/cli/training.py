@@ -143,8 +143,8 @@ def _check(arguments: argparse.Namespace) -> int:
 
     found = inspect(arguments.source, arguments.overrides)
     if arguments.json:
-        content = {"splits": found.splits, "findings": [described(finding) for finding in found.findings]}
-        show(json.dumps(content))
+        findings = [described(finding) for finding in found.findings]
+        show(json.dumps({"splits": found.splits, "findings": findings, "warnings": found.warnings}))
         return found.exit_code
     print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
     show()

@@ -4,6 +4,8 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from accelerate import PartialState
@@ -33,6 +35,7 @@ _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 _JOINED = re.compile(
     rf"^({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(sets?|data|images?|imgs?|files?)$"
 )
+_warned: ContextVar[list[str] | None] = ContextVar("warned", default=None)
 _LOG = get_logger(__name__)
 
 
@@ -209,6 +212,20 @@ def warn(message: str) -> None:
     """Warn once, from the main process."""
     PartialState()  # the logger asks it which process this is
     _LOG.warning(message)
+    kept = _warned.get()
+    if kept is not None:
+        kept.append(message)
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """A list that fills with what `warn` says meanwhile."""
+    kept: list[str] = []
+    token = _warned.set(kept)
+    try:
+        yield kept
+    finally:
+        _warned.reset(token)
 
 
 def say(message: str) -> None:

@@ -12,7 +12,7 @@ from datasets import Dataset
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
-from hfft.data.folders import SPLIT_NAMES
+from hfft.data.folders import SPLIT_NAMES, kept_warnings
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
 from hfft.data.sources import choose_images, load_data, read_source
@@ -32,10 +32,12 @@ class Inspection:
     Attributes:
         splits: By split: `images`, `counts` by class, and `sizes`: the smallest, median and largest width and height.
         findings: In the order of `KINDS`.
+        warnings: What was said while the source was read.
     """
 
     splits: dict[str, dict[str, Any]]
     findings: tuple[Finding, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -48,8 +50,10 @@ class Inspection:
         images = sum(split["images"] for split in self.splits.values())
         harm = sum(finding.severity == "harm" for finding in self.findings)
         notes = len(self.findings) - harm
-        if not self.findings:
+        if not self.findings and not self.warnings:
             return f"{images:,} images, nothing found"
+        if not self.findings:
+            return f"{images:,} images, no findings; see the warnings above: {len(self.warnings)}"
         return f"{images:,} images; findings that stop training or spoil its numbers: {harm}, to know of: {notes}"
 
     def by_kind(self) -> dict[str, list[Finding]]:
@@ -82,6 +86,12 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
     Raises:
         HfftError: If the source can't be read at all, or the recipe is wrong.
     """
+    with kept_warnings() as warnings:
+        inspection = _read_and_inspect(source, overrides)
+    return dataclasses.replace(inspection, warnings=tuple(warnings))
+
+
+def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
     if source.lower().endswith(_RECIPES) and Path(source).is_file():
         recipe = load_recipe(source, overrides)
         images = load_data(recipe.data, recipe.seed)

@@ -35,6 +35,15 @@ def test_a_clean_folder(tmp_path, check):
     ]
 
 
+def test_a_warning_is_not_nothing(photos, check):
+    photos({f"{site}/{name}": 5 for site in ("north", "south") for name in ("cat", "dog")})
+    code, out, err = check("photos")
+    assert code == 0
+    assert out.endswith("20 images, no findings; see the warnings above: 1\n")
+    (warning,) = json.loads(check("photos", "--json")[1])["warnings"]
+    assert warning in err
+
+
 def test_a_hostile_folder_in_a_real_process(tmp_path, hfft_command):
     expected = hostile.make_hostile(tmp_path / "photos")
     done = hfft_command("check-data", "photos", "--max-shown", "0", fresh=True)
@@ -116,7 +125,7 @@ def test_what_is_left_out_is_no_failure(tmp_path, check):
     (tmp_path / "photos/flat").rename(tmp_path / "photos/test/images")
     code, out, err = check("photos")
     assert (code, "6 images, which lie in no class folder" in err) == (0, True)
-    assert out.endswith("54 images, nothing found\n")
+    assert out.endswith("54 images, no findings; see the warnings above: 1\n")
 
 
 @pytest.mark.parametrize(
