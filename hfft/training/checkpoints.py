@@ -11,18 +11,23 @@ from safetensors import SafetensorError, safe_open
 _LOG = get_logger(__name__)
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint with the highest step whose files all open; a damaged one is passed over with a warning."""
+def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
+    """The checkpoint with the highest step whose files all open; a damaged one is passed over with a warning.
+
+    Args:
+        folder: Of a phase.
+        is_scaled: Whether the phase scales its loss (float16), without whose state it would go on otherwise.
+    """
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, path in sorted(found.items(), reverse=True):
-        problem = damage(path)
+        problem = damage(path, is_scaled=is_scaled)
         if problem is None:
             return path
         _LOG.warning(f"{path}: not whole ({problem}); trying the one before")
     return None
 
 
-def damage(folder: Path) -> str | None:
+def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
     """What keeps a checkpoint from being continued by as many processes; None where all its files open."""
     try:
         weights = [*folder.glob("*.safetensors")]
@@ -34,7 +39,8 @@ def damage(folder: Path) -> str | None:
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
-        for name in ("optimizer.pt", "scheduler.pt", *_random_states()):  # Trainer goes on without the last, silently
+        # Trainer goes on without the scaler's and the random states, silently.
+        for name in ("optimizer.pt", "scheduler.pt", *(("scaler.pt",) if is_scaled else ()), *_random_states()):
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:

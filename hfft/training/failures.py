@@ -11,7 +11,8 @@ from hfft.errors import TrainingError
 from hfft.training.workers import worker_deaths_explained
 
 _CONTINUES = "the same command continues from the last whole checkpoint"
-_NO_MEMORY = "can't allocate memory"  # of torch on a CPU
+# Of torch on a CPU; of CUDA and its libraries, where it isn't torch that asks for memory.
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_STATUS_ALLOC_FAILED")
 ONE_VALUE = "Expected more than 1 value per channel"
 """Of torch, where a BatchNorm trains on a batch of one image."""
 _NO_SPACE = ("failed writing file", "iostream error", "unexpected pos")  # of torch.save, which hides the cause
@@ -27,7 +28,9 @@ class EvaluationOutOfMemory(Exception):
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a forward or backward pass found too little memory, on a device or a CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY in str(error))
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 @contextmanager

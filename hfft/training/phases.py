@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from datasets import Dataset
 from transformers import (
@@ -28,6 +27,7 @@ from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
+from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.activations import Replayed
@@ -144,8 +144,6 @@ def run_phase(
     end_recomputation(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, stage.spec, pixels)
-    if stage.spec.batchnorm == "sync":
-        model = _synchronised(model, stage.title)
     result = finished_phase(stage.folder)
     if result is not None:
         _LOG.info(f"{stage.title}: was finished")
@@ -155,7 +153,8 @@ def run_phase(
     start = {name: value.cpu().clone() for name, value in model.state_dict().items()} if finds_batch else None
     while True:
         try:
-            return _finish(model, stage, data, replay, callbacks)
+            with synchronised(model, stage.title) if stage.spec.batchnorm == "sync" else nullcontext():
+                return _finish(model, stage, data, replay, callbacks)
         except TrainingError as error:
             smaller = _with_half_the_batch(stage.spec)
             if start is None or smaller is None or error.__cause__ is None or not is_out_of_memory(error.__cause__):
@@ -191,7 +190,7 @@ def _finish(
     begun = time.monotonic()
     try:
         with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
-            _train(trainer, newest_checkpoint(folder), title)
+            _train(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
     finally:
         progress.close()
         model = _released(trainer)
@@ -202,16 +201,6 @@ def _finish(
         write_json(folder / "result.json", dataclasses.asdict(result))
     meet()
     return model, result
-
-
-def _synchronised(model: Any, title: str) -> Any:
-    """The model with BatchNorm layers that take their statistics over the batches of all processes."""
-    state = PartialState()
-    if state.num_processes == 1:
-        return model
-    if str(state.device) == "cpu":
-        raise RecipeError(f"{title}: batchnorm: sync needs a GPU for each process, as torch has it for GPUs only")
-    return torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def _with_half_the_batch(spec: PhaseSpec) -> PhaseSpec | None:

@@ -25,6 +25,8 @@ def message(error, tmp_path, **arguments):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory with per_device_train_batch_size=12"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory with"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory"),
+        (torch.AcceleratorError("CUDA error: out of memory"), "out of memory with"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "fewer dataloader_num_workers"),
         (RuntimeError("[enforce fail at inline_container.cc] . failed writing file"), "disk full?"),
         (OSError(28, "No space left on device"), "No space left on device"),
