@@ -16,7 +16,6 @@ from hfft.data.folders import SPLIT_NAMES, kept_warnings
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
 from hfft.data.sources import choose_images, load_data, read_source
-from hfft.data.splits import carved_shares
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
@@ -104,11 +103,9 @@ def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
         return _inspect(dict(images.splits), spec, "train")
     found = read_source(spec)
     train = next((name for name in found.splits if name.lower() in SPLIT_NAMES["train"]), next(iter(found.splits)))
-    whole = dict.fromkeys(carved_shares(found.splits, spec.splits))  # nothing is carved, which depends on the recipe
-    uncarved = dataclasses.replace(spec, splits=dataclasses.replace(spec.splits, **whole))
     refused, labels = None, ()
     try:
-        labels = choose_images(found, uncarved, 0, where=source).labels
+        labels = choose_images(found, spec, 0, where=source).labels
     except DataError as error:
         if not any(map(len, found.splits.values())):
             raise

@@ -373,7 +373,11 @@ def _check_classes(data: ImageData, where: str) -> None:
         )
     for split, rows in data.splits.items():
         if len(rows) == 0:
-            raise DataError(f"{where}: the split {split!r} holds no images")
+            carved = f": {len(data.splits['train'])} are too few to take some out of" if split in data.carved else ""
+            raise DataError(
+                f"{where}: the split {split!r} holds no images{carved}; add some, or do without it "
+                f"(data.splits.{split}=null)"
+            )
     empty = [label for label, count in data.counts("train").items() if count == 0]
     if empty:
         raise DataError(

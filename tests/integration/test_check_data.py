@@ -99,7 +99,7 @@ def test_quick_and_columns(tmp_path, check):
     hostile.make_hostile(tmp_path / "photos", {"cut JPEG": hostile.BROKEN["cut JPEG"]})
     assert check("photos")[0] == 1
     assert check("photos", "data.audit=quick")[0] == 0
-    rows = [f"photos/train/{name}/000.jpg,{name}" for name in hostile.CLASSES]
+    rows = [f"photos/train/{name}/00{number}.jpg,{name}" for name in hostile.CLASSES for number in range(4)]
     (tmp_path / "table.csv").write_text("\n".join(["path,kind", *rows]))
     code, out, _ = check("table.csv", "data.label_column=kind", "--json")
     assert code == 0
@@ -115,6 +115,14 @@ def test_what_train_refuses_is_refused(tmp_path, check):
     assert (code, out) == (2, "")
     assert "test, train" in err
     assert check("photos/train/ant")[0] == 2
+
+
+def test_too_few_images_for_the_splits_that_train_would_carve(photos, check):
+    photos({"ant": 1, "bee": 1})
+    code, out, err = check("photos")
+    assert (code, out) == (2, "")
+    assert "data.splits.validation=null" in err
+    assert check("photos", "data.splits.validation=null", "data.splits.test=null")[0] == 0
 
 
 def test_what_is_left_out_is_no_failure(tmp_path, check):

@@ -30,7 +30,7 @@ def written(monkeypatch, encoding, work, name="stdout"):
 @pytest.fixture
 def odd_photos(photos):
     """Class folders, and images in them, with names that no console takes."""
-    folder = photos({f"{n}": 2 for n in range(len(FOLDERS))})
+    folder = photos({f"{n}": 8 for n in range(len(FOLDERS))})
     for number, name in enumerate(FOLDERS):
         os.rename(folder / str(number) / "000.png", os.fsencode(folder / str(number)) + b"/\xff\x07.png")
         os.rename(folder / str(number), os.fsencode(folder) + b"/" + name)
