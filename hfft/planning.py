@@ -1,12 +1,14 @@
-"""What a recipe would do, before any weight or pixel is read; the run asks it first, `hfft plan` asks nothing else."""
+"""What a recipe would do, before any pixel is read; the run asks it first, `hfft plan` asks nothing else."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.fitting import fit_processor
@@ -17,8 +19,9 @@ from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
+from hfft.model.given import align_labels, check_reopens
 from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
@@ -34,6 +37,23 @@ from hfft.training.reporting import check_reporting
 from hfft.training.timing import Course, RunClock
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the phases of a recipe are checked against, before any pixel is read.
+
+    Attributes:
+        images: As they were found.
+        config: Of the network, with the images' labels.
+        processor: The image processor.
+        plans: What each phase would do.
+    """
+
+    images: ImageData
+    config: Any
+    processor: Any
+    plans: list[Plan]
+
+
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:
     """What each phase would do, from the checkpoint's config and the names of the images.
 
@@ -41,18 +61,45 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
 
     Args:
         recipe: What to plan.
-        processes: Number of processes that would share the images.
+        processes: Processes that will share the images.
 
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
     recipe = resolve_phases(with_weights_found(check_recipe(recipe)), None)
-    images = load_data(recipe.data, recipe.seed)
-    check_found(images.splits["train"], recipe.data.source)
-    config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
-    pixels = sample_pixels(fit_processor(load_processor(recipe.model, config), config, recipe.data))
-    check_weights(recipe.model.checkpoint)
-    return images, check_phases(recipe, config, images, pixels, processes=processes)
+    found = prepare(recipe, processes=processes)
+    check_found(found.images.splits["train"], recipe.data.source)
+    return found.images, found.plans
+
+
+def prepare(
+    recipe: Recipe, data: DatasetDict | None = None, model: PreTrainedModel | None = None, *, processes: int
+) -> Prepared:
+    """Find the images, open config and image processor, and try every phase; a plan and a run do the same.
+
+    Args:
+        recipe: Its phases written out.
+        data: Data in memory, instead of the recipe's.
+        model: From `take_model`; gets the images' labels.
+        processes: Processes that will share the images.
+
+    Raises:
+        HfftError: For every mistake that can be seen without weights and pixels.
+    """
+    images = load_data(recipe.data, recipe.seed, data)
+    if model is None:
+        config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
+        check_weights(recipe.model.checkpoint)
+    else:
+        config: Any = model.config
+        align_labels(model, images.labels)
+        set_labels(config, images.labels, is_multi_label=images.is_multi_label)
+    processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
+    pixels = sample_pixels(processor)
+    if model is not None:
+        check_reopens(model, pixels, trust_remote_code=recipe.model.trust_remote_code)
+    plans = check_phases(recipe, config, images, pixels, processes=processes)
+    return Prepared(images, config, processor, plans)
 
 
 def check_phases(

@@ -1,21 +1,17 @@
 """The folder that a run wrote: reopened, compared with what was trained, and scored."""
 
-from pathlib import Path
 from typing import Any
 
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
 from hfft.distributed import on_main
-from hfft.errors import RunError, TrainingError
+from hfft.errors import TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scores import Scores
-from hfft.files import read_json
 from hfft.inference.classifier import Classifier
-from hfft.inference.opening import open_model
 from hfft.machine import cpus_per_process
 from hfft.model.checkpoint import set_memory_format
-from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
 from hfft.training.replay import recorded_with
@@ -67,26 +63,3 @@ def score_result(
             where=str(folder),
         )
     return scores, baselines
-
-
-def check_finished(folder: Path, recipe: Recipe, model: Any, given: dict[str, str]) -> None:
-    """Check that a finished run began with a model object, or made the object what it is now.
-
-    Args:
-        folder: Of the run.
-        recipe: Of the run.
-        model: The object.
-        given: Its fingerprints, from `take_model`.
-
-    Raises:
-        RunError: If the run is that of another model.
-    """
-    began_with = read_json(folder / "environment.json").get("model_given", given)  # older runs don't say
-    if began_with is not None and began_with["weights"] == given["weights"]:
-        return
-    result, _ = open_model(str(folder / result_name(recipe)), trust_remote_code=recipe.model.trust_remote_code)
-    if fingerprints(result)["weights"] != given["weights"]:
-        raise RunError(
-            f"{folder} is finished, and was made from another model than the one given now; overwrite=True runs it "
-            "again, another name keeps both"
-        )

@@ -1,0 +1,117 @@
+"""Recipe, images and checkpoint -> what the phases of a run need: its job."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import PreTrainedModel
+
+from hfft.data.batches import Collator, Examples, chances_of
+from hfft.data.checking import Checked, check_images
+from hfft.data.sources import ImageData, load_data
+from hfft.data.targets import targets_of
+from hfft.data.transforms import evaluation_transform, training_transform
+from hfft.distributed import on_main
+from hfft.evaluation.validating import validating
+from hfft.files import read_json
+from hfft.model.checkpoint import load_checkpoint, sample_pixels
+from hfft.planning import Prepared, loss_of, metrics_of, phases_in, run_clock
+from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.precision import fastest_precision
+from hfft.training.replay import Replay, open_replay, replay_folder
+from hfft.training.timing import RunClock
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run works with, settled before its first phase."""
+
+    recipe: Recipe
+    folder: Path
+    images: ImageData
+    processor: Any
+    stages: Sequence[Stage]
+    data: PhaseData
+    replay: Replay | None
+
+
+def checked_images(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
+    """The images of a recipe, or of data in memory, without those that can't be read."""
+
+    def reload(gone: Collection[str]) -> ImageData:
+        return load_data(recipe.data, recipe.seed, data, without=gone)
+
+    return check_images(images, recipe.data, recipe.data.source if data is None else None, reload)
+
+
+def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:
+    """The checkpoint's network with a new head for the images' classes."""
+    return load_checkpoint(recipe.model, images.labels, is_multi_label=images.is_multi_label)[0]
+
+
+def precision_of(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
+    """The recipe's precision, that of the run in the folder, or the faster one; the same in every process."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    if folder is not None and (folder / "environment.json").is_file():
+        return read_json(folder / "environment.json")["precision"]
+    replays, memory = recipe.replay.mode != "off", replay_folder(recipe) / "precision.json"
+    pixels = sample_pixels(processor)
+    return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
+
+
+def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) -> Job:
+    """All that the phases of a run need but the network.
+
+    Args:
+        recipe: Of the run.
+        found: From `prepare`.
+        checked: The images that can be read.
+        precision: What the phases train in, where they don't say so themselves.
+    """
+    phases, images, folder = phases_in(recipe, precision), checked.images, Path(recipe.output_dir) / recipe.name
+    return Job(
+        recipe=recipe,
+        folder=folder,
+        images=images,
+        processor=found.processor,
+        stages=_stages(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
+        data=_phase_data(images, found.processor, recipe),
+        replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
+    )
+
+
+def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:
+    return [
+        Stage(
+            number=number,
+            spec=phase,
+            folder=folder / f"{number}-{phase.name}",
+            title=f"phase {number + 1}/{len(phases)} {phase.name}",
+            seed=seed,
+            clock=clock,
+        )
+        for number, phase in enumerate(phases)
+    ]
+
+
+def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
+    augment = recipe.data.augment
+    train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
+    train, validation = images.splits["train"], images.splits.get("validation")
+    measured = validating(len(images.labels), is_multi_label=images.is_multi_label)
+    return PhaseData(
+        train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
+        validation=None if validation is None else Examples(validation, evaluate_with.pixels),
+        floats=train_with.floats,
+        collate=Collator(augment.mixup, len(images.labels), train_with.floats),
+        reduce=measured.reduce,
+        measure=measured.compute,
+        metrics=metrics_of(images),
+        loss=loss_of(recipe, images),
+        chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
+        is_multi_label=images.is_multi_label,
+    )
