@@ -247,20 +247,22 @@ def open_folder(
         "may_differ": _may_differ(recipe, state),
         "checkpoint_files": on_main(lambda: files_fingerprint(recipe.model.checkpoint)),
     }
-    is_done(folder, recipe, overwrite=overwrite)  # another launch may have been here until a moment ago
-    meet()
-    if state.is_main_process and overwrite:
-        _make_room(folder)
-    meet()
+    # Another launch may have been here until a moment ago.
+    on_main(lambda: is_done(folder, recipe, overwrite=overwrite))
+    if overwrite:
+        on_main(lambda: _make_room(folder))
     for name, now, same in (("data.json", content, _same_images), ("environment.json", environment, _same_start)):
         if (folder / name).is_file() and (problem := same(read_json(folder / name), now)):
             raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
-    meet()
-    if state.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "recipe.yaml", dump_recipe(recipe))
-        write_json(folder / "environment.json", environment)
-        write_json(folder / "data.json", content)
+    meet()  # all have looked
+    on_main(lambda: _write_start(folder, recipe, environment, content))
+
+
+def _write_start(folder: Path, recipe: Recipe, environment: dict[str, Any], content: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_json(folder / "environment.json", environment)
+    write_json(folder / "data.json", content)
 
 
 def _make_room(folder: Path) -> None:

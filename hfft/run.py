@@ -99,7 +99,7 @@ def _finetune(
     given = None if model is None else take_model(model)
     recipe = resolve_phases(recipe, model)
     folder = Path(recipe.output_dir) / recipe.name
-    if is_done(folder, recipe, overwrite=overwrite):
+    if on_main(lambda: is_done(folder, recipe, overwrite=overwrite)):
         update_finished(folder, recipe, data, given)
         return Run(folder)
     seconds: dict[str, float] = {}
