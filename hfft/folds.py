@@ -23,6 +23,7 @@ from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.run import finetune, join_for
 from hfft.runs.run import Run
+from hfft.training.replay import replay_folder
 
 _LOG = get_logger(__name__)
 _COLUMN = "probability "  # and the class, in a table of predictions
@@ -92,9 +93,7 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     """The recipe of one fold; its recordings lie where those of runs without folds do."""
     folds = recipe.folds or 1
     splits = dataclasses.replace(recipe.data.splits, test=Fold(fold=number, of=folds))
-    replay = recipe.replay
-    if replay.folder is None:
-        replay = dataclasses.replace(replay, folder=str(Path(recipe.output_dir) / ".replay"))
+    replay = dataclasses.replace(recipe.replay, folder=str(replay_folder(recipe)))
     return dataclasses.replace(
         recipe,
         name=f"fold-{number}",
