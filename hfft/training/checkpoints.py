@@ -8,6 +8,8 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
 
+from hfft.errors import first_line
+
 _LOG = get_logger(__name__)
 
 
@@ -46,7 +48,7 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
             if broken is not None:
                 return f"{name}: {broken} is damaged"
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

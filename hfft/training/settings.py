@@ -10,7 +10,7 @@ from accelerate.utils import patch_environment
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hfft.errors import RecipeError
+from hfft.errors import RecipeError, first_line
 from hfft.machine import cpus_per_process
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
@@ -70,7 +70,7 @@ def training_arguments(
         with patch_environment(ACCELERATE_MIXED_PRECISION="no"):  # of the launch, which would count in its place
             arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
+        raise RecipeError(f"phases.{spec.name}: {first_line(error)}") from error
     _check_device(spec, has_accelerator=has_accelerator)
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
