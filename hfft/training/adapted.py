@@ -9,10 +9,9 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from hfft.distributed import meet
-from hfft.model.adapter_folders import GIVEN
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
-from hfft.model.locating import MERGED
+from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
 from hfft.training.keeping import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
