@@ -98,4 +98,4 @@ def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
 
 def _sits_on_start(recipe: Recipe, number: int) -> bool:
     """Whether the body of the network is what the run began with when a phase begins."""
-    return all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number])
+    return all(phase.trains_head_alone for phase in recipe.phases[:number])
