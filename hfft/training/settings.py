@@ -16,7 +16,6 @@ from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.callbacks import HEADLINES
-from hfft.training.launched import check_launched
 from hfft.training.spreading import check_spreadable
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -36,7 +35,6 @@ def training_arguments(
 
     Raises:
         RecipeError: If transformers refuses a value or a combination.
-        RunError: If the launch asks for what the recipe has keys for.
     """
     asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
@@ -76,7 +74,6 @@ def training_arguments(
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
     check_spreadable(spec.name, arguments)
-    check_launched()
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
