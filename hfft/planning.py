@@ -27,7 +27,7 @@ from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.training.launched import tell_precision
+from hfft.training.launched import check_launched
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
@@ -120,6 +120,7 @@ def check_phases(
     Raises:
         RecipeError: If transformers refuses an argument, the metric is unknown, or a process would see no image.
         ModelError: If the network doesn't have what a phase asks for.
+        RunError: If the launch asks for what the recipe has keys for.
     """
     problems = multi_label_problems(recipe) if images.is_multi_label else []
     if problems:
@@ -130,7 +131,7 @@ def check_phases(
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     phases = phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32")
-    tell_precision(phases)
+    check_launched(phases)
     for phase in phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))

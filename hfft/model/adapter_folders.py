@@ -1,6 +1,5 @@
 """Adapter folders that hfft wrote: what they sit on, wherever they were moved to, and how they are put on it."""
 
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +11,10 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import RecipeError
+from hfft.files import read_json
+from hfft.model.locating import GIVEN
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import ModelSpec
-
-GIVEN = "given"  # below a run's folder: a model object that the run began with
 
 
 def holds_adapter(checkpoint: str) -> bool:
@@ -30,7 +29,7 @@ def adapter_base(folder: Path, *, trust_remote_code: bool) -> ModelSpec:
         folder: Of the adapter.
         trust_remote_code: As the result has it.
     """
-    content = json.loads((folder / ADAPTER_CONFIG_NAME).read_text(encoding="utf-8"))
+    content = read_json(folder / ADAPTER_CONFIG_NAME)
     name = content["base_model_name_or_path"]
     own = _weights_beside(folder, Path(name))
     return ModelSpec(

@@ -1,6 +1,5 @@
 """PEFT adapters by name: attached to blocks by role, trained together with the head, merged and saved whole."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
-from hfft.files import write_folder
+from hfft.files import read_json, write_folder, write_json
 from hfft.model.adapter_folders import adapter_base, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
@@ -186,9 +185,7 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
             plain.config.save_pretrained(aside)
             processor.save_pretrained(aside)
         path = aside / ADAPTER_CONFIG_NAME
-        config = json.loads(path.read_text(encoding="utf-8"))
-        config.update(base_model_name_or_path=base, revision=revision)
-        path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+        write_json(path, {**read_json(path), "base_model_name_or_path": base, "revision": revision})
         (aside / "README.md").unlink(missing_ok=True)  # PEFT's empty card
 
     write_folder(folder, write)

@@ -95,7 +95,7 @@ def load_original(spec: ModelSpec) -> PreTrainedModel | None:
         ModelError: If it can't be loaded.
     """
     config = _read_config(spec)
-    if not any("ForImageClassification" in name for name in config.architectures or ()):
+    if not any("ForImageClassification" in name for name in config.architectures):
         return None
     set_image_size(config, spec)
     model, report = _load(spec, config)
@@ -154,7 +154,6 @@ def load_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool 
         raise ModelError(f"model.checkpoint: {spec.checkpoint} can't be fine-tuned: {REFUSED[config.model_type]}")
     if getattr(config, "quantization_config", None):
         raise ModelError(f"model.checkpoint: {spec.checkpoint} is quantized, and can't be trained; take the original")
-    config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
     config.dtype = torch.float32  # of what is trained, whatever the checkpoint was saved in
     set_labels(config, labels, is_multi_label=is_multi_label)
     set_image_size(config, spec)
@@ -319,6 +318,7 @@ def _read_config(spec: ModelSpec, **options: Any) -> Any:
             )
         except _UNUSABLE as error:
             raise _unusable(spec, error) from error
+    config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
     plain_outputs(config)
     return config
 

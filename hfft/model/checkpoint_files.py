@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from hfft.errors import ModelError
+from hfft.files import read_json
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)
@@ -167,7 +168,7 @@ def _tensors(path: Path) -> set[str] | str:
 
 def _shard_problem(folder: Path, *, is_whole: bool) -> str | None:
     """The first shard that is missing, broken, or lacks a tensor that the index says it has."""
-    index = json.loads((folder / _INDEX).read_text(encoding="utf-8")).get("weight_map")
+    index = read_json(folder / _INDEX).get("weight_map")
     if not isinstance(index, dict):
         return f"{folder / _INDEX} names no files (weight_map); {_AGAIN}"
     for name in sorted({str(value) for value in index.values()}):

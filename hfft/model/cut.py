@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from hfft.model.anatomy import PEFT_PREFIX
 from hfft.model.fingerprint import hash_architecture, hash_modules, is_channels_last, own_tensors
-from hfft.model.freezing import held_modules
+from hfft.model.freezing import set_modes
 from hfft.model.restoring import (
     hidden,
     left_as_it_was,
@@ -333,9 +333,7 @@ def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> boo
     with torch.no_grad(), hidden(cut.behind):
         activations = Prefix(model, [cut])(pixels)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.train()
-    for module in held_modules(model, batchnorm):
-        module.training = False
+    set_modes(model, batchnorm)
     device = pixels.device
     with without_zeros(trainable, device), random_state_kept(device), torch.enable_grad():
         seed_random(device, 0)

@@ -33,10 +33,16 @@ def hash_modules(modules: Mapping[str, nn.Module]) -> str:
     Args:
         modules: By path.
     """
-    tensors = {f"{path}.{name}": tensor for path, module in modules.items() for name, tensor in own_tensors(module)}
-    digest = hashlib.blake2b(describe_modules(modules).encode(), digest_size=16)
-    for name, value in sorted((plain_name(name), value) for name, value in hash_tensors(tensors).items()):
-        digest.update(f"{name} ".encode() + value)
+    owned = ((path, name, tensor) for path, module in modules.items() for name, tensor in own_tensors(module))
+    tensors = {plain_name(f"{path}.{name}"): tensor for path, name, tensor in owned}
+    return hashlib.blake2b((describe_modules(modules) + hash_weights(tensors)).encode(), digest_size=16).hexdigest()
+
+
+def hash_weights(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the names and the contents of some tensors."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, content in sorted(hash_tensors(tensors).items()):
+        digest.update(f"{name} ".encode() + content)
     return digest.hexdigest()
 
 

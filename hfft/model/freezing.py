@@ -12,7 +12,7 @@ from torch import nn
 
 from hfft.errors import ModelError, TrainingError
 from hfft.model.anatomy import Anatomy
-from hfft.model.restoring import random_state_kept
+from hfft.model.restoring import left_as_it_was, random_state_kept
 
 _BATCHNORM = nn.modules.batchnorm._BatchNorm
 _NORMS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
@@ -151,14 +151,9 @@ def unused_parameters(model: nn.Module, pixels: torch.Tensor) -> set[str]:
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
         return set()
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        with random_state_kept(pixels.device), torch.enable_grad():
-            logits = model.eval()(pixel_values=pixels).logits  # (B, K)
-            gradients = torch.autograd.grad(logits.sum(), list(trainable.values()), allow_unused=True)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with left_as_it_was(model), random_state_kept(pixels.device), torch.enable_grad():
+        logits = model.eval()(pixel_values=pixels).logits  # (B, K)
+        gradients = torch.autograd.grad(logits.sum(), list(trainable.values()), allow_unused=True)
     return {name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None}
 
 
@@ -168,6 +163,13 @@ def held_modules(model: nn.Module, batchnorm: str) -> list[nn.Module]:
     if batchnorm == "eval":
         held += [module for module in model.modules() if isinstance(module, _BATCHNORM)]
     return list({id(module): module for module in held}.values())
+
+
+def set_modes(model: nn.Module, batchnorm: str) -> None:
+    """Put each module in the mode that it trains in."""
+    model.train()
+    for module in held_modules(model, batchnorm):
+        module.training = False
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, bytes]:

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 from hfft.errors import ModelError, first_line
 from hfft.model.anatomy import dissect, head_modules
 from hfft.model.checkpoint import labels_of, plain_outputs, quiet
-from hfft.model.freezing import hash_tensors
+from hfft.model.fingerprint import hash_weights
 from hfft.model.restoring import left_as_it_was
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
@@ -65,11 +65,8 @@ def fingerprints(model: Any) -> dict[str, str]:
         `weights`, of all weights and buffers that are saved, and `config`, of what that says of the network.
     """
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
-    found = hashlib.blake2b(digest_size=16)
-    for name, content in sorted(hash_tensors(model.state_dict()).items()):
-        found.update(name.encode() + content)
     of_config = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
-    return {"weights": found.hexdigest(), "config": of_config.hexdigest()}
+    return {"weights": hash_weights(model.state_dict()), "config": of_config.hexdigest()}
 
 
 def other_model(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:

@@ -1,16 +1,17 @@
 """What `model.checkpoint` names of what hfft wrote, and whether two checkpoints are the same files."""
 
-import json
 from pathlib import Path
 
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from xxhash import xxh3_128
 
 from hfft.errors import ModelError
+from hfft.files import read_json
 from hfft.paths import folder_at
 
 _FILES = ("config.json", "*processor_config.json", "adapter_config.json", "*.safetensors", "*.index.json", "*.py")
 _PIECE = 2**24  # bytes
+GIVEN = "given"  # below a run's folder: a model object that the run began with
 MERGED = "merged"  # below an adapter phase's folder: the network with the adapter added
 
 
@@ -52,7 +53,7 @@ def weights_place(checkpoint: str) -> str:
     if (folder / "plan.json").is_file():
         if not (folder / "result.json").is_file():
             raise _unfinished(folder, "this phase")
-        best = folder / json.loads((folder / "result.json").read_text(encoding="utf-8"))["checkpoint"]
+        best = folder / read_json(folder / "result.json")["checkpoint"]
         folder = folder / MERGED if (folder / MERGED).is_dir() else best
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
         raise ModelError(

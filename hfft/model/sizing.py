@@ -57,7 +57,6 @@ def resize_config(config: Any, side: int) -> bool:
 def _skeleton(config: Any, spec: ModelSpec) -> PreTrainedModel | None:
     """The network without weights; None where it can't be built."""
     config = copy.deepcopy(config)
-    config.architectures = config.architectures or []  # transformers 5.24 iterates over them where it can choose
     try:
         with torch.device("meta"):
             return AutoModelForImageClassification.from_config(config, trust_remote_code=spec.trust_remote_code).eval()

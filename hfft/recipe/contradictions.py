@@ -101,9 +101,7 @@ def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
         "needs an eval_strategy other than 'no'": phase.arguments.get("eval_strategy") == "no",
         f"needs the optim adamw_torch or adamw_torch_fused; found {optim!r}": optim not in (None, *_SEARCHED),
         f"needs a schedule that is known before; found lr_scheduler_type {schedule!r}": schedule in PLATEAU,
-        "is for a phase that trains the head alone": phase.adapter is not None
-        or phase.gradual is not None
-        or phase.unfreeze != "head",
+        "is for a phase that trains the head alone": not phase.trains_head_alone,
         "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
         "needs data.splits.validation": recipe.data.splits.validation is None,
         "needs data.augment.mixup 0": recipe.data.augment.mixup > 0,
@@ -125,14 +123,10 @@ def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
         problems += [f".adapter.{key}: the method {adapter.method!r} has none; leave it out" for key in unused]
     if phase.gradual is not None and (adapter is not None or phase.unfreeze != "head"):
         problems.append(": gradual says which blocks are released; leave unfreeze and adapter out")
-    if phase.batchnorm != "eval" and not _releases_blocks(phase):
+    if phase.batchnorm != "eval" and (adapter is not None or phase.trains_head_alone):
         problems.append(f".batchnorm: {phase.batchnorm!r} is for released blocks, and this phase releases none")
     if stopping is not None and splits.validation is None:
         problems.append(".early_stopping: needs data.splits.validation")
     if stopping is not None and phase.arguments.get("eval_strategy") == "no":
         problems.append(".early_stopping: needs an eval_strategy other than 'no'")
     return problems
-
-
-def _releases_blocks(phase: PhaseSpec) -> bool:
-    return phase.adapter is None and (phase.gradual is not None or phase.unfreeze != "head")

@@ -9,10 +9,9 @@ from accelerate import PartialState
 from transformers import PreTrainedModel
 
 from hfft.distributed import meet
-from hfft.model.adapter_folders import GIVEN
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
-from hfft.model.locating import MERGED
+from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
 from hfft.training.keeping import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
@@ -99,4 +98,4 @@ def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
 
 def _sits_on_start(recipe: Recipe, number: int) -> bool:
     """Whether the body of the network is what the run began with when a phase begins."""
-    return all(phase.adapter is None and phase.unfreeze == "head" for phase in recipe.phases[:number])
+    return all(phase.trains_head_alone for phase in recipe.phases[:number])

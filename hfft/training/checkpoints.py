@@ -1,12 +1,14 @@
 """Which checkpoint of a phase a killed run goes on from: the newest one that is whole."""
 
-import json
 import zipfile
 from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
+
+from hfft.errors import first_line
+from hfft.files import read_json
 
 _LOG = get_logger(__name__)
 
@@ -35,7 +37,7 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
             return "no weights"
         config = "adapter_config.json" if (folder / "adapter_model.safetensors").exists() else "config.json"
         for path in (folder / "trainer_state.json", folder / config):
-            json.loads(path.read_text(encoding="utf-8"))
+            read_json(path)
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
@@ -46,7 +48,7 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
             if broken is not None:
                 return f"{name}: {broken} is damaged"
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
     return None
 
 

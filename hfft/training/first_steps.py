@@ -88,9 +88,9 @@ class FirstSteps(TrainerCallback):
 
     def _check_gradients(self, args: Any, trained: dict[str, Any], still: list[str]) -> None:
         """Raise where tensors that didn't move had no gradient, unless the optimizer takes all gradients away."""
-        had = _together(args, [torch.tensor(name in self._had_gradient, device=args.device) for name in still])
-        any_had = _together(args, [torch.tensor(bool(self._had_gradient), device=args.device)])[0]
-        lacking = [name for name, one in zip(still, had, strict=True) if not one] if any_had else []
+        flags = [*(name in self._had_gradient for name in still), bool(self._had_gradient)]
+        *had, any_had = _together(args, [torch.tensor(flag) for flag in flags])
+        lacking = [name for name, one in zip(still, had, strict=True) if any_had and not one]
         if lacking:
             raise TrainingError(
                 f"{self._title}: {len(lacking)} of {len(trained)} tensors that should train got no gradient in "

@@ -27,8 +27,13 @@ _REFUSED: dict[str, tuple[tuple[str, ...], str, str]] = {
 _LOG = get_logger(__name__)
 
 
-def check_launched() -> None:
+def check_launched(phases: Sequence[PhaseSpec]) -> None:
     """Refuse what this launch asks of accelerate that would silently count more than the recipe.
+
+    Mixed precision doesn't, and where phases train in another one that is told.
+
+    Args:
+        phases: As they run.
 
     Raises:
         RunError: With the launcher's option, what is allowed and what to do instead.
@@ -46,17 +51,9 @@ def check_launched() -> None:
             "cpu (ACCELERATE_USE_CPU): the launch asks for the CPU, and this process sees an accelerator, which hfft "
             "trains on; hide it, as with CUDA_VISIBLE_DEVICES=''"
         )
-
-
-def tell_precision(phases: Sequence[PhaseSpec]) -> None:
-    """Say that the launch's mixed precision doesn't count where phases train in another one.
-
-    Args:
-        phases: As they run.
-    """
     asked = (os.environ.get(_PRECISION) or "no").lower()
-    others = [phase for phase in phases if phase.precision != _NAMES.get(asked)]
-    if asked in _NAMES and asked != "no" and others:
+    others = [phase for phase in phases if phase.precision != _NAMES[asked]]
+    if asked != "no" and others:
         told = ", ".join(f"{phase.name} trains in {phase.precision}" for phase in others)
         _LOG.warning(
             f"mixed_precision ({_PRECISION}): the launch asks for {asked}, and the recipe counts: {told}; "

@@ -1,13 +1,11 @@
 """How much memory a training step keeps for its backward pass, from shapes alone."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from hfft.model.freezing import held_modules
+from hfft.model.freezing import set_modes
+from hfft.model.restoring import left_as_it_was
 from hfft.training.failures import ONE_VALUE
 
 
@@ -37,7 +35,8 @@ def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = 
         return tensor  # and autograd keeps it, so that no storage is used twice
 
     try:
-        with _as_in_a_step(model, batchnorm), saved_tensors_hooks(note, lambda tensor: tensor):
+        with left_as_it_was(model), saved_tensors_hooks(note, lambda tensor: tensor):
+            set_modes(model, batchnorm)
             outputs = model(pixel_values=torch.zeros(shape, device=device))  # holds what was saved
     except RuntimeError as error:
         if "meta tensor" not in str(error):
@@ -56,7 +55,8 @@ def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) 
         batchnorm: The phase's.
     """
     try:
-        with _as_in_a_step(model, batchnorm), torch.no_grad():
+        with left_as_it_was(model), torch.no_grad():
+            set_modes(model, batchnorm)
             model(pixel_values=torch.zeros(shape, device=next(model.parameters()).device))
     except ValueError as error:
         if ONE_VALUE not in str(error):
@@ -66,16 +66,3 @@ def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) 
         if "meta tensor" not in str(error):
             raise
     return False
-
-
-@contextmanager
-def _as_in_a_step(model: nn.Module, batchnorm: str) -> Iterator[None]:
-    """Modules in the modes that they train in."""
-    was_training = model.training
-    model.train()
-    for module in held_modules(model, batchnorm):
-        module.training = False
-    try:
-        yield
-    finally:
-        model.train(was_training)

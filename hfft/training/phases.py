@@ -24,7 +24,7 @@ from transformers import (
 from transformers.debug_utils import DebugUnderflowOverflow
 
 from hfft.distributed import meet
-from hfft.errors import RecipeError, TrainingError
+from hfft.errors import RecipeError, TrainingError, first_line
 from hfft.files import read_json, write_json
 from hfft.interruption import patient
 from hfft.model.batchnorm import synchronised
@@ -113,7 +113,7 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
         except RecipeError:
             raise
         except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
-            raise RecipeError(f"phases.{spec.name}: {str(error).strip().splitlines()[0]}") from error
+            raise RecipeError(f"phases.{spec.name}: {first_line(error)}") from error
 
 
 def run_phase(

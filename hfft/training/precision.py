@@ -14,7 +14,7 @@ from hfft.files import recall, remember
 from hfft.machine import hardware, has_native_bfloat16
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.fingerprint import hash_architecture
-from hfft.model.freezing import held_modules
+from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.plan import prepare_phase
@@ -81,9 +81,7 @@ def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays
 def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
     """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
     entering = {name: _entering(network, cut, pixels, name) for name in _PRECISIONS}
-    network.train()
-    for module in held_modules(network, batchnorm):
-        module.training = False
+    set_modes(network, batchnorm)
     seconds = dict.fromkeys(_PRECISIONS, math.inf)
     with random_state_kept(pixels.device):
         for name in _PRECISIONS * _STEPS:

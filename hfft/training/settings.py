@@ -10,13 +10,12 @@ from accelerate.utils import patch_environment
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hfft.errors import RecipeError
+from hfft.errors import RecipeError, first_line
 from hfft.machine import cpus_per_process
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.callbacks import HEADLINES
-from hfft.training.launched import check_launched
 from hfft.training.spreading import check_spreadable
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
@@ -36,7 +35,6 @@ def training_arguments(
 
     Raises:
         RecipeError: If transformers refuses a value or a combination.
-        RunError: If the launch asks for what the recipe has keys for.
     """
     asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
@@ -66,28 +64,32 @@ def training_arguments(
     }
     if strategy == "steps":
         settings["save_steps"] = settings["eval_steps"] = asked.get("eval_steps", settings["logging_steps"])
-    if has_accelerator and asked.get("use_cpu"):
-        raise RecipeError(
-            f"phases.{spec.name}.use_cpu: hfft trains on the accelerator that it sees; hide it, as with "
-            "CUDA_VISIBLE_DEVICES=''"
-        )
     try:
         with patch_environment(ACCELERATE_MIXED_PRECISION="no"):  # of the launch, which would count in its place
             arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
-        raise RecipeError(f"phases.{spec.name}: {str(error).splitlines()[0]}") from error
-    if asked.get("fp16") and not has_accelerator:
-        raise RecipeError(
-            f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
-            "bf16: true is for both"
-        )
+        raise RecipeError(f"phases.{spec.name}: {first_line(error)}") from error
+    _check_device(spec, has_accelerator=has_accelerator)
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
     check_spreadable(spec.name, arguments)
-    check_launched()
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
+
+
+def _check_device(spec: PhaseSpec, *, has_accelerator: bool) -> None:
+    """Refuse what this machine's device would quietly do otherwise."""
+    if has_accelerator and spec.arguments.get("use_cpu"):
+        raise RecipeError(
+            f"phases.{spec.name}.use_cpu: hfft trains on the accelerator that it sees; hide it, as with "
+            "CUDA_VISIBLE_DEVICES=''"
+        )
+    if spec.arguments.get("fp16") and not has_accelerator:
+        raise RecipeError(
+            f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
+            "bf16: true is for both"
+        )
 
 
 def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:

@@ -241,7 +241,6 @@ class Shelf:
                 rows = examples if source is None else RecordedExamples([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
                 computed = fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
-                meet()
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
         return computed
 

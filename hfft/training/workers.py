@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 
-from hfft.errors import TrainingError
+from hfft.errors import TrainingError, first_line
 
 _NAMED = "DataLoader worker"  # how torch begins to tell of a dead one
 _RAISED_THERE = "Caught "  # and of what a worker raised that lives
@@ -29,7 +29,7 @@ def worker_deaths_explained(title: str, advice: str) -> Iterator[None]:
         if _NAMED not in str(error):
             raise
         raise TrainingError(
-            f"{title}: {str(error).splitlines()[0].rstrip('. ')}. A process that reads images died, most often for "
+            f"{title}: {first_line(error).rstrip('. ')}. A process that reads images died, most often for "
             f"lack of memory or of shared memory; {advice}"
         ) from error
 

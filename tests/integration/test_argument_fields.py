@@ -21,6 +21,12 @@ from hfft.training.phases import try_arguments
 REPOSITORY = Path(__file__).parents[2]
 BASE = {"num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0}
 FIELDS = {spec.name: spec for spec in dataclasses.fields(TrainingArguments)}
+TRAINED = [
+    pytest.param(name, replays, id=f"{name}-{'replay' if replays else 'no replay'}")
+    for name, trial in sorted(TRIALS.items())
+    if trial.outcome != "refused"
+    for replays in ([True, False] if trial.replays else [False])
+]
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +60,7 @@ def data():
     return toy.phase_data(train=10, validation=6, eight_bit=True)
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["replay", "no replay"])
+@pytest.fixture(scope="module")
 def plain(request, data, tmp_path_factory):
     """Whether phases replay, and the weights without the field."""
     return request.param, weights_after({}, tmp_path_factory.mktemp("plain") / "p", data, replays=request.param)
@@ -83,12 +89,10 @@ def test_a_field_that_would_do_nothing_or_harm_is_refused(name):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`gradient_checkpointing:FutureWarning")
-@pytest.mark.parametrize("name", sorted(name for name, trial in TRIALS.items() if trial.outcome != "refused"))
+@pytest.mark.parametrize(("name", "plain"), TRAINED, indirect=["plain"])
 def test_a_phase_ends_with_the_weights_that_the_field_asks_for(name, plain, data, tmp_path):
     trial = TRIALS[name]
     replays, before = plain
-    if replays and not trial.replays:
-        pytest.skip("tried without replay only")
     after = weights_after({name: trial.value, **trial.beside}, tmp_path / "p", data, replays=replays)
     beside = weights_after(trial.beside, tmp_path / "beside", data, replays=replays) if trial.beside else before
     is_same = all(torch.equal(beside[key], after[key]) for key in beside)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from hfft.errors import RunError
 from hfft.recipe.spec import PhaseSpec
 from hfft.training import launched
-from hfft.training.launched import check_launched, tell_precision
+from hfft.training.launched import check_launched
 from hfft.training.settings import training_arguments
 
 BF16, PLAIN = PhaseSpec(name="a", arguments={"bf16": True}), PhaseSpec(name="b")
@@ -47,13 +47,13 @@ def test_a_phase_trains_as_without_the_launchs_precision(monkeypatch, tmp_path):
 
 
 def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
-    tell_precision([BF16, PLAIN])
+    check_launched([BF16, PLAIN])
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what the launcher sets where nothing is asked
-    tell_precision([BF16, PLAIN])
+    check_launched([BF16, PLAIN])
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    tell_precision([BF16])
+    check_launched([BF16])
     assert told == []
-    tell_precision([BF16, PLAIN])
+    check_launched([BF16, PLAIN])
     (line,) = told
     assert "asks for bf16" in line
     assert "b trains in float32" in line
@@ -71,10 +71,10 @@ def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
     ],
 )
-def test_what_no_recipe_asks_for_is_refused(monkeypatch, tmp_path, variable, value):
+def test_what_no_recipe_asks_for_is_refused(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(RunError, match=variable):
-        training_arguments(PLAIN, tmp_path, seed=0, validate=True)
+        check_launched([PLAIN])
 
 
 @pytest.mark.parametrize(
@@ -87,12 +87,12 @@ def test_what_no_recipe_asks_for_is_refused(monkeypatch, tmp_path, variable, val
 )
 def test_what_the_launcher_sets_anyway_is_fine(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    check_launched()
+    check_launched([PLAIN])
 
 
 def test_a_cpu_that_the_launch_asks_for_where_there_is_an_accelerator(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    check_launched()
+    check_launched([PLAIN])
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(RunError, match="CUDA_VISIBLE_DEVICES"):
-        check_launched()
+        check_launched([PLAIN])

@@ -99,3 +99,12 @@ def test_options_of_a_schedule_that_fail_in_mid_phase_are_refused(schedule, opti
     arguments = {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": options, "warmup_steps": warmup}
     with pytest.raises(RecipeError, match=r"phases\.p"):
         try_arguments(PhaseSpec(name="p", arguments=arguments), seed=0, validate=True)
+
+
+def test_an_error_without_words_is_named_by_its_kind(monkeypatch):
+    def fail(*_, **__):
+        raise NotImplementedError
+
+    monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", fail)
+    with pytest.raises(RecipeError, match=r"phases\.p: NotImplementedError"):
+        try_arguments(PhaseSpec(name="p"), seed=0, validate=True)
