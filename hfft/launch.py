@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +23,64 @@ _COUNTS = {  # environment variable -> who sets it
 }
 _HOW = "docs/scaling.md says how to launch"
 _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by `accelerate launch`
-# What `accelerate launch` may ask of FSDP and DeepSpeed, by its variables, and hfft doesn't do: what is allowed, what
-# counts where nothing is said, the launcher's option, the reason.
-_FSDP_ASKED = {
-    "FSDP_VERSION": ("2", "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),
+_UNTRIED = "it was never tried"
+_MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# What `accelerate launch` may ask for by its variables, and hfft doesn't do: what is allowed, what counts where nothing
+# is said, the launcher's option, the reason.
+_Asked = dict[str, tuple[tuple[str, ...], str, str, str]]
+_ALWAYS: _Asked = {
+    _MIXED_PRECISION: (tuple(_PRECISIONS), "no", "mixed_precision", "the recipe's precision counts"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "no", "dynamo_backend", "training.torch_compile compiles"),
+    "ACCELERATE_DYNAMO_MODE": (("default", "none"), "none", "dynamo_mode", "training.torch_compile_mode says so"),
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": (("false",), "false", "dynamo_use_fullgraph", _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": (("false",), "false", "dynamo_use_dynamic", _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": (("false",), "false", "dynamo_use_regional_compilation", _UNTRIED),
+    "ACCELERATE_USE_MEGATRON_LM": (("false",), "false", "use_megatron_lm", "it is for language models"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (
+        ("false",),
+        "false",
+        "use_parallelism_config",
+        "images are divided, not layers",
+    ),
+}
+_FSDP_ASKED: _Asked = {
+    "FSDP_VERSION": (("2",), "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),
     "FSDP_STATE_DICT_TYPE": (
-        "FULL_STATE_DICT",
+        ("FULL_STATE_DICT",),
         "FULL_STATE_DICT",
         "fsdp_state_dict_type",
         "checkpoints are whole files, which one process opens too",
     ),
     "FSDP_OFFLOAD_PARAMS": ("false", "false", "fsdp_offload_params", "weights on the CPU were never tried"),
     "FSDP_ACTIVATION_CHECKPOINTING": (
-        "false",
+        ("false",),
         "false",
         "fsdp_activation_checkpointing",
         "it renames the network's modules; activation_checkpointing in the recipe does the same without",
     ),
 }
-_DEEPSPEED_ASKED = {
+_DEEPSPEED_ASKED: _Asked = {
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": (
-        "2",
+        ("2",),
         "2",
         "zero_stage",
         "1 saves less for the same traffic, and weights too are spread by recipes/accelerate/fsdp2.yaml",
     ),
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (
-        "none",
+        ("none",),
         "none",
         "offload_optimizer_device",
         "it puts an optimizer of its own in the place of the recipe's",
     ),
     "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (
-        "none",
+        ("none",),
         "none",
         "offload_param_device",
         "weights on the CPU were never tried",
     ),
     "ACCELERATE_DEEPSPEED_CONFIG_FILE": (
-        "none",
+        ("none",),
         "none",
         "deepspeed_config_file",
         "the recipe says what DeepSpeed is to do",
@@ -95,11 +115,11 @@ def check_launch(state: PartialState) -> None:
             f"on a CPU --cpu starts one: use recipes/accelerate/cpu2.yaml. {_HOW}"
         )
     if is_deepspeed_asked():
-        _check_asked(_DEEPSPEED_ASKED, "deepspeed_zero2.yaml")
+        _check_asked(_DEEPSPEED_ASKED, "use recipes/accelerate/deepspeed_zero2.yaml")
         if state.distributed_type != DistributedType.DEEPSPEED or state.num_processes == 1:
             _refuse_copies("DeepSpeed", state)
     if is_fsdp_asked():
-        _check_asked(_FSDP_ASKED, "fsdp2.yaml")
+        _check_asked(_FSDP_ASKED, "use recipes/accelerate/fsdp2.yaml")
         if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
             _refuse_copies("FSDP", state)
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
@@ -108,6 +128,33 @@ def check_launch(state: PartialState) -> None:
         _LOG.info(
             f"{visible} GPUs are visible and one is used; all of them: "
             f"accelerate launch --multi_gpu --num_processes {visible} -m hfft train ..."
+        )
+
+
+def check_options(precisions: Mapping[str, str]) -> None:
+    """Refuse what this launch asks of accelerate that would silently count more than the recipe.
+
+    Mixed precision doesn't, and where phases train in another one that is told.
+
+    Args:
+        precisions: Phase to `float32`, `bfloat16` or `float16`, in which it trains.
+
+    Raises:
+        RunError: With the launcher's option, what is allowed and what to do instead.
+    """
+    _check_asked(_ALWAYS, "leave it out of the launch, or of accelerate's config file")
+    asks_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
+    if asks_cpu and torch.accelerator.is_available():
+        raise RunError(
+            "cpu (ACCELERATE_USE_CPU): the launch asks for the CPU, and this process sees an accelerator, which hfft "
+            "trains on; hide it, as with CUDA_VISIBLE_DEVICES=''"
+        )
+    asked = (os.environ.get(_MIXED_PRECISION) or "no").lower()
+    others = [f"{name} trains in {found}" for name, found in precisions.items() if found != _PRECISIONS[asked]]
+    if asked != "no" and others:
+        _LOG.warning(
+            f"mixed_precision ({_MIXED_PRECISION}): the launch asks for {asked}, and the recipe counts: "
+            f"{', '.join(others)}; precision=bfloat16 or training.fp16=true change it"
         )
 
 
@@ -126,12 +173,12 @@ def is_deepspeed_asked() -> bool:
     return os.environ.get(_DEEPSPEED, "false").lower() == "true"
 
 
-def _check_asked(table: dict[str, tuple[str, str, str, str]], config: str) -> None:
+def _check_asked(table: _Asked, advice: str) -> None:
     for variable, (allowed, default, option, reason) in table.items():
-        found = os.environ.get(variable, default)
-        if found.upper() != allowed.upper():
+        found = os.environ.get(variable) or default
+        if found.upper() not in map(str.upper, allowed):
             raise RunError(
-                f"{option}: found {found}; allowed: {allowed}, as {reason}: use recipes/accelerate/{config}. {_HOW}"
+                f"{option} ({variable}): found {found}; allowed: {', '.join(allowed)}, as {reason}: {advice}. {_HOW}"
             )
 
 

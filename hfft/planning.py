@@ -17,6 +17,7 @@ from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
+from hfft.launch import check_options
 from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
@@ -27,7 +28,6 @@ from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.training.launched import check_launched
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
@@ -131,7 +131,7 @@ def check_phases(
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     phases = phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32")
-    check_launched(phases)
+    check_options({phase.name: phase.precision for phase in phases})
     for phase in phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))

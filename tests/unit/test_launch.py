@@ -1,4 +1,4 @@
-"""Fewer processes than were asked for, or sharding that hfft can't do, is an error and no surprise."""
+"""Fewer processes than were asked for, or what hfft can't do or the recipe decides, is an error and no surprise."""
 
 from types import SimpleNamespace
 
@@ -8,13 +8,14 @@ from accelerate import DistributedType
 
 from hfft import launch
 from hfft.errors import RunError
-from hfft.launch import check_launch
+from hfft.launch import check_launch, check_options
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    asked = (*launch._FSDP_ASKED, *launch._DEEPSPEED_ASKED)
-    for name in (*launch._COUNTS, *asked, "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+    asked = (*launch._ALWAYS, *launch._FSDP_ASKED, *launch._DEEPSPEED_ASKED)
+    switches = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    for name in (*launch._COUNTS, *asked, *switches):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.delenv("FSDP_CPU_RAM_EFFICIENT_LOADING", raising=False)
 
@@ -172,3 +173,62 @@ def test_gpus_that_stay_unused_are_told_of(monkeypatch):
     (line,) = lines
     assert "4 GPUs are visible and one is used" in line
     assert "accelerate launch --multi_gpu --num_processes 4 -m hfft train" in line
+
+
+@pytest.fixture
+def told(monkeypatch):
+    lines = []
+    monkeypatch.setattr(launch._LOG, "warning", lines.append)
+    return lines
+
+
+def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
+    check_options({"a": "bfloat16", "b": "float32"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what the launcher sets where nothing is asked
+    check_options({"a": "bfloat16", "b": "float32"})
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    check_options({"a": "bfloat16"})
+    assert told == []
+    check_options({"a": "bfloat16", "b": "float32"})
+    (line,) = told
+    assert "asks for bf16" in line
+    assert "b trains in float32" in line
+    assert "a trains" not in line
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp8"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_DYNAMO_MODE", "max-autotune"),
+        ("ACCELERATE_DYNAMO_USE_FULLGRAPH", "True"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+    ],
+)
+def test_what_no_recipe_asks_for_is_refused(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RunError, match=variable):
+        check_options({"b": "float32"})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_DYNAMO_BACKEND", "NO"),
+        ("ACCELERATE_DYNAMO_MODE", "default"),
+        ("ACCELERATE_DYNAMO_USE_DYNAMIC", "False"),
+    ],
+)
+def test_what_the_launcher_sets_anyway_is_fine(monkeypatch, variable, value):
+    monkeypatch.setenv(variable, value)
+    check_options({"b": "float32"})
+
+
+def test_a_cpu_that_the_launch_asks_for_where_there_is_an_accelerator(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    check_options({"b": "float32"})
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    with pytest.raises(RunError, match="CUDA_VISIBLE_DEVICES"):
+        check_options({"b": "float32"})

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 import tiny
+import torch
 import toy
+from safetensors.torch import load_file
 from transformers import Trainer
 
 from hfft.errors import RecipeError
@@ -108,3 +110,22 @@ def test_an_error_without_words_is_named_by_its_kind(monkeypatch):
     monkeypatch.setattr(Trainer, "get_optimizer_cls_and_kwargs", fail)
     with pytest.raises(RecipeError, match=r"phases\.p: NotImplementedError"):
         try_arguments(PhaseSpec(name="p"), seed=0, validate=True)
+
+
+@pytest.mark.parametrize("asked", ["bf16", "fp16", "no", "BF16"])
+def test_the_precision_is_the_recipes(monkeypatch, tmp_path, asked):
+    phases = (PhaseSpec(name="a", arguments={"bf16": True}), PhaseSpec(name="b"))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    found = [training_arguments(phase, tmp_path, seed=0, validate=True).mixed_precision for phase in phases]
+    assert found == ["bf16", "no"]
+
+
+def test_a_phase_trains_as_without_the_launchs_precision(monkeypatch, tmp_path):
+    def weights(folder):
+        toy.run(tiny.build("vit"), tmp_path / folder, unfreeze={"blocks": 1}, arguments={"num_train_epochs": 1})
+        return load_file(next((tmp_path / folder).glob("checkpoint-*")) / "model.safetensors")
+
+    before = weights("before")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    after = weights("after")
+    assert all(torch.equal(before[name], after[name]) for name in before)
