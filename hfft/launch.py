@@ -26,8 +26,8 @@ _FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by 
 _UNTRIED = "it was never tried"
 _MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# What `accelerate launch` may ask for by its variables, and hfft doesn't do: what is allowed, what counts where nothing
-# is said, the launcher's option, the reason.
+# What `accelerate launch` may ask for by its variables, and hfft doesn't do: what is allowed, what counts where
+# nothing is said, the launcher's option, the reason.
 _Asked = dict[str, tuple[tuple[str, ...], str, str, str]]
 _ALWAYS: _Asked = {
     _MIXED_PRECISION: (tuple(_PRECISIONS), "no", "mixed_precision", "the recipe's precision counts"),
@@ -41,7 +41,7 @@ _ALWAYS: _Asked = {
         ("false",),
         "false",
         "use_parallelism_config",
-        "images are divided, not layers",
+        "images are divided alone",
     ),
 }
 _FSDP_ASKED: _Asked = {
@@ -178,7 +178,7 @@ def _check_asked(table: _Asked, advice: str) -> None:
         found = os.environ.get(variable) or default
         if found.upper() not in map(str.upper, allowed):
             raise RunError(
-                f"{option} ({variable}): found {found}; allowed: {', '.join(allowed)}, as {reason}: {advice}. {_HOW}"
+                f"{option}: found {found}; allowed: {', '.join(allowed)}, as {reason}: {advice} ({variable}). {_HOW}"
             )
 
 
