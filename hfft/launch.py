@@ -52,7 +52,7 @@ _FSDP_ASKED: _Asked = {
         "fsdp_state_dict_type",
         "checkpoints are whole files, which one process opens too",
     ),
-    "FSDP_OFFLOAD_PARAMS": ("false", "false", "fsdp_offload_params", "weights on the CPU were never tried"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "false", "fsdp_offload_params", "weights on the CPU were never tried"),
     "FSDP_ACTIVATION_CHECKPOINTING": (
         ("false",),
         "false",
