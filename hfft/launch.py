@@ -41,7 +41,7 @@ _ALWAYS: _Asked = {
         ("false",),
         "false",
         "use_parallelism_config",
-        "images are divided alone",
+        "only images are divided",
     ),
 }
 _FSDP_ASKED: _Asked = {
