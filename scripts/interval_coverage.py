@@ -80,7 +80,7 @@ def truth_of(sizes: Sequence[int], recall: float | Sequence[float]) -> Mapping[s
     """The metrics of very many such images, in these proportions."""
     many = [size * max(1, 1_000_000 // sum(sizes)) for size in sizes]
     probabilities, labels = classified(np.random.default_rng(1), many, recall)
-    return {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
+    return measure(tally(probabilities, labels))
 
 
 def labelled(rng: np.random.Generator, images: int, labels: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.metrics import losses, measure, tally
+from hfft.evaluation.metrics import Tally, losses, measure, tally
 
 Interval = dict[str, float | None]
 """`value`, and `low` and `high`, which are None where there are too few images to say."""
@@ -41,9 +41,8 @@ def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int =
         labels: (N,), N > 0.
         seed: Of earlier versions, which resampled; changes nothing.
     """
-    found = {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
-    table = ClassTable.of(probabilities.argmax(axis=1), labels, probabilities.shape[1])
-    wrong = len(labels) - int(table.hits.sum())
+    table = ClassTable.of(probabilities, labels)
+    found, wrong = measure(table.counts), len(labels) - int(table.hits.sum())
     return {
         "accuracy": share(found["accuracy"], len(labels)),
         "balanced_accuracy": table.balanced_accuracy(found["balanced_accuracy"]),
@@ -118,20 +117,27 @@ class ClassTable:
     Attributes:
         labels: Class of each image, (N,).
         predicted: Class that it was taken for, (N,).
-        images: Images of each class, (K,).
-        hits: Of those, the right ones, (K,).
+        counts: Of images by class.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
-    images: np.ndarray
-    hits: np.ndarray
+    counts: Tally
 
     @classmethod
-    def of(cls, predicted: np.ndarray, labels: np.ndarray, classes: int) -> "ClassTable":
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "ClassTable":
         """Count."""
-        hits = np.bincount(labels[predicted == labels], minlength=classes)
-        return cls(labels, predicted, np.bincount(labels, minlength=classes), hits)
+        return cls(labels, probabilities.argmax(axis=1), tally(probabilities, labels))
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images of each class, (K,)."""
+        return self.counts.images
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Of those, the right ones, (K,)."""
+        return self.counts.hits
 
     @property
     def present(self) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfft.evaluation.intervals import ClassTable, Interval, Z, exact_share, interval, mean_loss, too_few
-from hfft.evaluation.metrics import losses, measure, tally
+from hfft.evaluation.metrics import losses, measure
 
 _HALVINGS = 60
 
@@ -39,9 +39,9 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, se
         labels: (N,), N > 0.
         seed: Of earlier versions, which resampled; changes nothing.
     """
-    one, other = (ClassTable.of(shares.argmax(axis=1), labels, shares.shape[1]) for shares in (first, second))
-    before, after = (measure(tally(shares, labels)) for shares in (first, second))
-    value = {name: float(after[name] - before[name]) for name in before}
+    one, other = (ClassTable.of(shares, labels) for shares in (first, second))
+    before, after = measure(one.counts), measure(other.counts)
+    value = {name: after[name] - before[name] for name in before}
     right, was_right = other.predicted == labels, one.predicted == labels
     gained = right.astype(float) - was_right  # (N,)
     weights = 1 / (one.present.sum() * one.images[labels])
@@ -58,7 +58,7 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, se
 def _f1_parts(one: ClassTable, other: ClassTable) -> np.ndarray:
     """What each image adds to the difference of the mean F1, (N,)."""
     hits = np.stack([one.hits, other.hits])
-    taken = np.stack([np.bincount(table.predicted, minlength=len(one.images)) for table in (one, other)])
+    taken = np.stack([one.counts.predicted, other.counts.predicted])
     gain, cost = f1_slopes(hits, one.images, taken)
     right, was_right = other.predicted == one.labels, one.predicted == one.labels
     parts = gain[one.labels] * (right.astype(float) - was_right) - cost[other.predicted] + cost[one.predicted]

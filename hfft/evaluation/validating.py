@@ -55,8 +55,7 @@ def _logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 def _compute(prediction: Any, classes: int) -> dict[str, float]:
     answers, labels = prediction.predictions, prediction.label_ids  # (N, 2), (N,)
     _check(answers)
-    found = measure(tally_of(answers[:, 0].astype(np.int64), answers[:, 1], labels, classes))
-    return {name: float(value) for name, value in found.items()}
+    return measure(tally_of(answers[:, 0].astype(np.int64), answers[:, 1], labels, classes))
 
 
 def _compute_sets(prediction: Any) -> dict[str, float]:
