@@ -39,7 +39,7 @@ def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int =
     Args:
         probabilities: (N, K).
         labels: (N,), N > 0.
-        seed: Of earlier versions, which resampled; changes nothing.
+        seed: Changes nothing. Earlier versions resampled by it, and programs of that time still pass it.
     """
     table = ClassTable.of(probabilities, labels)
     found, wrong = measure(table.counts), len(labels) - int(table.hits.sum())

@@ -200,13 +200,13 @@ SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def sets_with_intervals(
-    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, *, seed: int = 0
+    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None
 ) -> dict[str, Interval]:
     """`set_intervals` of probabilities (N, K), by a threshold of 0.5 where it isn't said what was predicted."""
-    return set_intervals(SetOutcomes.of(probabilities, labels, predicted), seed=seed)
+    return set_intervals(SetOutcomes.of(probabilities, labels, predicted))
 
 
-def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
     """Every metric with its 95 % interval.
 
     Subset accuracy has the exact interval of a share. Each other share has that of as many images as would vary as
@@ -217,10 +217,9 @@ def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval
 
     Args:
         outcomes: Of N > 0 images.
-        seed: Seeds the resampling.
     """
     images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
-    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape, seed)]
+    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
     found = {}
     for name, value in measure_sets(outcomes.tally()).items():
         value = float(value)
@@ -238,7 +237,7 @@ def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval
     return found
 
 
-def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+def set_differences(first: SetOutcomes, second: SetOutcomes) -> dict[str, Interval]:
     """Every metric of the second model minus that of the first, with its 95 % interval, as in `differences`.
 
     The interval of the subset accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more. That
@@ -248,7 +247,6 @@ def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -
     Args:
         first: Of the first model.
         second: Of the second, on the same images.
-        seed: Seeds the resampling.
     """
     before, after = (measure_sets(outcome.tally()) for outcome in (first, second))
     value = {name: float(after[name] - before[name]) for name in before}
@@ -264,7 +262,7 @@ def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -
         name = "mean_average_precision"
         pairs = [
             measure_sets(second.tally(weights))[name] - measure_sets(first.tally(weights))[name]
-            for weights in _resamples(first.labels.shape, seed)
+            for weights in _resamples(first.labels.shape)
         ]
         half = Z * _error(value[name], np.concatenate(pairs)) ** 0.5
         found[name] = interval(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
@@ -297,9 +295,9 @@ def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float
     return float(measure_sets(SetOutcomes.of(probabilities, labels).tally())[name])
 
 
-def _resamples(shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, (R, N), some resamples at a time."""
-    rng, images = np.random.default_rng(seed), shape[0]
+def _resamples(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """How often each image is drawn, (R, N), some resamples at a time, the same ones at every call."""
+    rng, images = np.random.default_rng(0), shape[0]
     resamples = int(np.clip(_WORK // max(np.prod(shape), 1), _LEAST_RESAMPLES, _RESAMPLES))
     at_once = max(1, _NUMBERS_AT_ONCE // max(shape))
     for start in range(0, resamples, at_once):

@@ -25,7 +25,7 @@ class McNemar:
     p_value: float
 
 
-def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, Interval]:
+def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:
     """Every metric of the second model minus that of the first, with its 95 % interval.
 
     What makes an image hard or easy for both cancels out: only images count that the two answer differently. The
@@ -37,7 +37,6 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, se
         first: Probabilities of the first model, (N, K).
         second: Those of the second, (N, K).
         labels: (N,), N > 0.
-        seed: Of earlier versions, which resampled; changes nothing.
     """
     one, other = (ClassTable.of(shares, labels) for shares in (first, second))
     before, after = measure(one.counts), measure(other.counts)
