@@ -6,7 +6,7 @@ more on the way than at its ends, which the curve shows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from accelerate.logging import get_logger
 
 from hfft.data.batches import Examples
 from hfft.errors import TrainingError
-from hfft.evaluation.metrics import METRICS, MetricFunction
-from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.metrics import measure, softmax, tally
+from hfft.evaluation.multilabel import SetOutcomes, measure_sets
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 
 _LOG = get_logger(__name__)
@@ -56,7 +56,6 @@ class Trial:
         seed: Chooses the images where there are more than 1,000.
         batch_size: Images per forward pass.
         device: Where to compute.
-        metrics: By name, each from probabilities (N, K) and labels.
         is_multi_label: Whether labels are (N, K) of 0 and 1.
     """
 
@@ -67,7 +66,6 @@ class Trial:
     seed: int
     batch_size: int
     device: torch.device
-    metrics: Mapping[str, MetricFunction] = field(default_factory=lambda: METRICS)
     is_multi_label: bool = False
 
 
@@ -128,12 +126,8 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
             module.training = mode
         way.go(1)
         network.to(device)
-    curve = []
-    for alpha in ALPHAS:
-        probabilities = to_probabilities(np.concatenate(logits[alpha]), is_multi_label=trial.is_multi_label)
-        curve.append(
-            {"alpha": alpha, **{name: metric(probabilities, labels) for name, metric in trial.metrics.items()}}
-        )
+    measured = _measured_sets if trial.is_multi_label else _measured
+    curve = [{"alpha": alpha, **measured(np.concatenate(logits[alpha]), labels)} for alpha in ALPHAS]
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
     _LOG.info(
@@ -166,6 +160,15 @@ def _try_all(
                     logits[alpha] += [_run(network, cut, tensors) for tensors in held]
                 held = []
     return logits, np.asarray(labels)
+
+
+def _measured(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    return measure(tally(softmax(logits), labels))
+
+
+def _measured_sets(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    found = measure_sets(SetOutcomes.of_logits(logits, labels).tally())
+    return {name: float(value) for name, value in found.items()}
 
 
 def _run(network: Any, cut: Cut | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
