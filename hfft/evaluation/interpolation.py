@@ -18,6 +18,7 @@ from hfft.errors import TrainingError
 from hfft.evaluation.metrics import measure, softmax, tally
 from hfft.evaluation.multilabel import SetOutcomes, measure_sets
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
+from hfft.model.restoring import left_as_it_was
 
 _LOG = get_logger(__name__)
 
@@ -115,15 +116,12 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
         trial: What to try them on.
     """
     device = network.device
-    modes = [(module, module.training) for module in network.modules()]
     chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
-    network.to(trial.device).eval()
-    way = _Way(network, start)
+    way = _Way(network.to(trial.device), start)
     try:
-        logits, labels = _try_all(network, way, trial, chosen)
+        with left_as_it_was(network):
+            logits, labels = _try_all(network.eval(), way, trial, chosen)
     finally:
-        for module, mode in modes:
-            module.training = mode
         way.go(1)
         network.to(device)
     measured = _measured_sets if trial.is_multi_label else _measured
