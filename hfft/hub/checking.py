@@ -107,7 +107,7 @@ def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:
         path = snapshot / file.path
         if not path.is_file():
             raise PushError(f"{where}: {file.path} was sent and isn't there; push again")
-        if hash_file(path) != file.sha256():
+        if hash_file(path) != file.sha256:
             raise PushError(f"{where}: {file.path} isn't what was sent; push again")
 
 

@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 
 from hfft.errors import HubError
@@ -45,8 +46,9 @@ class File:
     path: str
     source: Path | bytes
 
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the content, in hexadecimal digits."""
+        """Hash of the content as it was when first asked for, in hexadecimal digits."""
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
         return hash_file(self.source)

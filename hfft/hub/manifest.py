@@ -89,7 +89,7 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
     still = {path: digest for path, digest in ours.items() if path in remote.paths and path not in gone}
     if len(sent) < len(files):
         still.pop(CARD, None)
-    listed = {**still, **{file.path: file.sha256() for file in sent}}
+    listed = {**still, **{file.path: file.sha256 for file in sent}}
     about = "what hfft has pushed here: a later push replaces or removes these files, and no others"
     content = json.dumps({"about": about, "files": dict(sorted(listed.items()))}, indent=1)
     return [*sent, File(MANIFEST, content.encode())], gone

@@ -275,7 +275,7 @@ def _record(run: Path, spec: HubSpec, recipe: Recipe, pushed: Pushed, files: lis
     """Note in the run folder what is where; a later push of the same replaces the note."""
     path = run / _RECORD
     before = [entry for entry in (read_json(path) if path.is_file() else []) if entry["asked"] != _asked(spec)]
-    hashes = {file.path: file.sha256() for file in files}
+    hashes = {file.path: file.sha256 for file in files}
     entry = {"asked": _asked(spec), "card": _card(recipe), **dataclasses.asdict(pushed), "sha256": hashes}
     write_json(path, [*before, entry])
 
