@@ -16,6 +16,7 @@ from huggingface_hub.hf_api import RepoFile
 from hfft.errors import HubError
 from hfft.hub.content import ADAPTER, CARD, SHOWN, File
 from hfft.interruption import apart
+from hfft.text import printable
 
 MANIFEST = "hfft_files.json"
 """Name in a repository: path to the sha256 of what was sent there."""
@@ -157,7 +158,7 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
         return True
     texts = [content.decode("utf-8", "replace").splitlines() for content in (theirs, card.source)]
     lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
-    shown = ["".join(letter if letter.isprintable() else "?" for letter in line) for line in lines[:_SHOWN_LINES]]
+    shown = [printable(line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
     _LOG.warning(
         "\n".join(
