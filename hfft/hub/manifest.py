@@ -14,16 +14,15 @@ from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
-from hfft.hub.content import ADAPTER, CARD, SHOWN, File
+from hfft.hub.content import ADAPTER, ADAPTER_CONFIG, CARD, SHOWN, File
 from hfft.interruption import apart
 from hfft.text import printable
 
 MANIFEST = "hfft_files.json"
 """Name in a repository: path to the sha256 of what was sent there."""
-_ADAPTER_CONFIG = "adapter_config.json"
 # What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
-_OPENED = ("*.safetensors", "*.bin", "*.index.json", _ADAPTER_CONFIG, "*processor_config.json")
-_OPENED_FIRST = ("model.safetensors", _ADAPTER_CONFIG, "*processor_config.json")
+_OPENED = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG, "*processor_config.json")
+_OPENED_FIRST = ("model.safetensors", ADAPTER_CONFIG, "*processor_config.json")
 _SHOWN_LINES = 20
 
 _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
@@ -110,7 +109,7 @@ def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: 
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
         remote = Remote(api, there, Path(aside))
-    own = {ADAPTER: _ADAPTER_CONFIG, "model": "model.safetensors"}
+    own = {ADAPTER: ADAPTER_CONFIG, "model": "model.safetensors"}
     files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
     _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
 
