@@ -13,6 +13,7 @@ from hfft.evaluation.intervals import Interval, with_intervals
 from hfft.evaluation.metrics import measure, tally
 from hfft.evaluation.multilabel import SetOutcomes, measure_sets, set_intervals
 from hfft.evaluation.pairs import differences
+from hfft.report.words import spoken
 
 Found = dict[str, Interval]
 
@@ -123,7 +124,7 @@ def cells(found: Sequence[Found], truth: Mapping[str, float]) -> dict[str, str]:
 def print_table(title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
     """A table in Markdown."""
     names = list(next(iter(rows.values())))
-    print(f"| {title} | {' | '.join(name.replace('_', ' ') for name in names)} |")
+    print(f"| {title} | {' | '.join(map(spoken, names))} |")
     print("|---" * (1 + len(names)) + "|")
     for row, texts in rows.items():
         print(f"| {row} | {' | '.join(texts[name] for name in names)} |")

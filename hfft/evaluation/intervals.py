@@ -70,8 +70,8 @@ def share(value: float, images: float, *, most: float = 1.0) -> Interval:
 def exact_share(hits: float, trials: float) -> tuple[float, float]:
     """Ends of the exact 95 % interval of a share, by the binomial distribution; they need not be whole numbers.
 
-    It covers 95 % whatever the share and the number of trials; Wilson's interval covers 92 % for a share of 0.7 of 10,
-    and 84 % for shares near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
+    It covers 95 % or more whatever the share and the number of trials; Wilson's interval covers less for many shares,
+    most of all near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
     """
     misses = trials - hits
     low = 0.0 if hits <= 0 else _beta_quantile(hits, misses + 1, _TAIL)
