@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfft.errors import RunError
+from hfft.errors import RunError, first_line
 from hfft.files import read_json
 from hfft.model.remote_code import own_code
 from hfft.recipe.loading import read_recipe
@@ -318,7 +318,7 @@ def _readable(folder: Path) -> Iterator[None]:
             "--overwrite runs the recipe again"
         ) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{folder}: the run's files can't be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{folder}: the run's files can't be read: {first_line(error)}") from error
 
 
 def _split(name: str, part: Mapping[str, Any], measured: Mapping[str, Any]) -> SplitFacts:
