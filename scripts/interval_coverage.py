@@ -11,7 +11,7 @@ import numpy as np
 
 from hfft.evaluation.intervals import Interval, with_intervals
 from hfft.evaluation.metrics import measure, tally
-from hfft.evaluation.multilabel import SetOutcomes, measure_sets, set_intervals
+from hfft.evaluation.multilabel import SetOutcomes, set_intervals
 from hfft.evaluation.pairs import differences
 from hfft.report.words import spoken
 
@@ -48,10 +48,10 @@ def main() -> None:
     print_table("images of each class", rows)
     rows = {}
     for images, labels in SETS:
-        truth = measure_sets(SetOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).tally())
+        truth = SetOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).metrics
         draw = partial(labelled, images=images, labels=labels)
         found = simulated(max(repeats // 5, 1), lambda rng, d=draw: set_intervals(SetOutcomes.of_logits(*d(rng))))
-        rows[f"{images} x {labels}"] = cells(found, {name: float(value) for name, value in truth.items()})
+        rows[f"{images} x {labels}"] = cells(found, truth)
     print_table("images x labels", rows)
     rows = {}
     for sizes, differing, better in PAIRS:

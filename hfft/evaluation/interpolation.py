@@ -16,7 +16,7 @@ from accelerate.logging import get_logger
 from hfft.data.batches import Examples
 from hfft.errors import TrainingError
 from hfft.evaluation.metrics import measure, softmax, tally
-from hfft.evaluation.multilabel import SetOutcomes, measure_sets
+from hfft.evaluation.multilabel import SetOutcomes
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.restoring import left_as_it_was
 
@@ -124,8 +124,12 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
     finally:
         way.go(1)
         network.to(device)
-    measured = _measured_sets if trial.is_multi_label else _measured
-    curve = [{"alpha": alpha, **measured(np.concatenate(logits[alpha]), labels)} for alpha in ALPHAS]
+    curve = []
+    for alpha in ALPHAS:
+        answers = np.concatenate(logits[alpha])  # (N, K)
+        several = trial.is_multi_label
+        found = SetOutcomes.of_logits(answers, labels).metrics if several else measure(tally(softmax(answers), labels))
+        curve.append({"alpha": alpha, **found})
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
     _LOG.info(
@@ -158,15 +162,6 @@ def _try_all(
                     logits[alpha] += [_run(network, cut, tensors) for tensors in held]
                 held = []
     return logits, np.asarray(labels)
-
-
-def _measured(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return measure(tally(softmax(logits), labels))
-
-
-def _measured_sets(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    found = measure_sets(SetOutcomes.of_logits(logits, labels).tally())
-    return {name: float(value) for name, value in found.items()}
 
 
 def _run(network: Any, cut: Cut | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:

@@ -95,6 +95,11 @@ class SetOutcomes:
         """Negative log probability of each entry being as it is, in nats, (N, K)."""
         return np.logaddexp(0, np.where(self.labels, -self.logits, self.logits))
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every metric, as `measure_sets` has it."""
+        return {name: float(value) for name, value in measure_sets(self.tally()).items()}
+
     def tally(self, weights: np.ndarray | None = None) -> SetTally:
         """Count images as often as weights (R, N) say; each once, without a leading dimension, when None."""
         times = np.ones((1, len(self.labels))) if weights is None else weights.astype(np.float64)
@@ -216,8 +221,7 @@ def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
     images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
     parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
     found = {}
-    for name, value in measure_sets(outcomes.tally()).items():
-        value = float(value)
+    for name, value in outcomes.metrics.items():
         if name == "log_loss":
             found[name] = mean_loss(value, outcomes.losses.mean(axis=1), wrong)
         elif name == "subset_accuracy":
@@ -243,8 +247,8 @@ def set_differences(first: SetOutcomes, second: SetOutcomes) -> dict[str, Interv
         first: Of the first model.
         second: Of the second, on the same images.
     """
-    before, after = (measure_sets(outcome.tally()) for outcome in (first, second))
-    value = {name: float(after[name] - before[name]) for name in before}
+    before, after = first.metrics, second.metrics
+    value = {name: after[name] - before[name] for name in before}
     images = len(first.labels)
     wrong = int(np.sum(~(first.right & second.right)))
     found = {name: too_few(one) for name, one in value.items()}
@@ -287,7 +291,7 @@ def _error(value: float, resampled: np.ndarray) -> float:
 
 
 def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float:
-    return float(measure_sets(SetOutcomes.of(probabilities, labels).tally())[name])
+    return SetOutcomes.of(probabilities, labels).metrics[name]
 
 
 def _resamples(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
