@@ -102,8 +102,8 @@ def summed(parts: np.ndarray, images: float, *, most: float = 1.0) -> Interval:
     gained, lost = (total + value) / 2 * count, (total - value) / 2 * count
     low, high = _score_limits(gained, lost, count)
     differing = total**2 / squares
-    least, most = exact_share(round((total + value) / 2 / total * differing, 9), round(differing, 9))
-    return interval(value, min(low, 0.0) if least <= 0.5 else low, max(high, 0.0) if most >= 0.5 else high)
+    ends = exact_share(round((total + value) / 2 / total * differing, 9), round(differing, 9))
+    return interval(value, min(low, 0.0) if ends[0] <= 0.5 else low, max(high, 0.0) if ends[1] >= 0.5 else high)
 
 
 def _score_limits(gained: float, lost: float, count: float) -> tuple[float, float]:
