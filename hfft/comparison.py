@@ -231,7 +231,7 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
 
 def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
     names = first.labels
-    if isinstance(table["label"].iloc[0], tuple):
+    if holds_sets(table):
         truth = flags_of(table["label"], names)
         outcomes = [
             SetOutcomes.of_logits(
@@ -239,19 +239,14 @@ def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
             )
             for which in ("first", "second")
         ]
-        paired = set_differences(outcomes[0], outcomes[1])
+        found = set_differences(*outcomes)
         right = [outcome.right for outcome in outcomes]
-        return Pair(str(first.folder), str(second.folder), len(table), paired, mcnemar(*right))
-    one, other = (table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second"))
-    labels = pd.Index(names).get_indexer(pd.Index(table["label"]))  # (N,)
-    right = [probabilities.argmax(axis=1) == labels for probabilities in (one, other)]
-    return Pair(
-        first=str(first.folder),
-        second=str(second.folder),
-        images=len(table),
-        differences=differences(one, other, np.asarray(labels)),
-        mcnemar=mcnemar(*right),
-    )
+    else:
+        both = [table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second")]
+        labels = np.asarray(pd.Index(names).get_indexer(pd.Index(table["label"])))  # (N,)
+        found = differences(both[0], both[1], labels)
+        right = [probabilities.argmax(axis=1) == labels for probabilities in both]
+    return Pair(str(first.folder), str(second.folder), len(table), found, mcnemar(*right))
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -111,7 +111,6 @@ class Retaining:
         return Trial(
             examples=data.validation,
             floats=data.floats,
-            metrics=data.metrics,
             metric=metric,
             is_multi_label=data.is_multi_label,
             greater_is_better=is_greater_better(arguments),

@@ -11,8 +11,9 @@ import numpy as np
 
 from hfft.evaluation.intervals import Interval, with_intervals
 from hfft.evaluation.metrics import measure, tally
-from hfft.evaluation.multilabel import SetOutcomes, measure_sets, set_intervals
+from hfft.evaluation.multilabel import SetOutcomes, set_intervals
 from hfft.evaluation.pairs import differences
+from hfft.report.words import spoken
 
 Found = dict[str, Interval]
 
@@ -47,10 +48,10 @@ def main() -> None:
     print_table("images of each class", rows)
     rows = {}
     for images, labels in SETS:
-        truth = measure_sets(SetOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).tally())
+        truth = SetOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).metrics
         draw = partial(labelled, images=images, labels=labels)
         found = simulated(max(repeats // 5, 1), lambda rng, d=draw: set_intervals(SetOutcomes.of_logits(*d(rng))))
-        rows[f"{images} x {labels}"] = cells(found, {name: float(value) for name, value in truth.items()})
+        rows[f"{images} x {labels}"] = cells(found, truth)
     print_table("images x labels", rows)
     rows = {}
     for sizes, differing, better in PAIRS:
@@ -80,7 +81,7 @@ def truth_of(sizes: Sequence[int], recall: float | Sequence[float]) -> Mapping[s
     """The metrics of very many such images, in these proportions."""
     many = [size * max(1, 1_000_000 // sum(sizes)) for size in sizes]
     probabilities, labels = classified(np.random.default_rng(1), many, recall)
-    return {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
+    return measure(tally(probabilities, labels))
 
 
 def labelled(rng: np.random.Generator, images: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +124,7 @@ def cells(found: Sequence[Found], truth: Mapping[str, float]) -> dict[str, str]:
 def print_table(title: str, rows: Mapping[str, Mapping[str, str]]) -> None:
     """A table in Markdown."""
     names = list(next(iter(rows.values())))
-    print(f"| {title} | {' | '.join(name.replace('_', ' ') for name in names)} |")
+    print(f"| {title} | {' | '.join(map(spoken, names))} |")
     print("|---" * (1 + len(names)) + "|")
     for row, texts in rows.items():
         print(f"| {row} | {' | '.join(texts[name] for name in names)} |")

@@ -14,12 +14,11 @@ from hfft.evaluation.scores import Scores
 from hfft.model.restoring import left_as_it_was
 
 _IMAGES = 4
-_LOGITS = {"cpu": 1e-3}  # relative to the largest where that is above 1
+_LOGITS = 1e-3  # relative to the largest where that is above 1
 _LOGITS_ELSEWHERE = 5e-3  # kernels of an accelerator may round to TF32
-TOLERANCES: Mapping[str, float] = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}
-"""By a type that a phase was measured in: how far its validation numbers may be from the folder's, in float32.
-
-Of log loss absolute, or relative where it is above 1; of accuracy absolute, and one image more."""
+# By a type that a phase was measured in: how far its validation numbers may be from the folder's, in float32. Of log
+# loss absolute, or relative where it is above 1; of accuracy absolute, and one image more.
+_TOLERANCES = {"float32": 0.005, "float16": 0.02, "bfloat16": 0.05}
 _COMPARED = ("log_loss", "accuracy", "mean_average_precision")
 
 
@@ -42,7 +41,8 @@ def check_logits(
     """
     places = np.linspace(0, len(rows) - 1, min(_IMAGES, len(rows))).astype(int).tolist()
     expected, found = (_logits(*one, rows.select(places)) for one in (trained, reopened))  # (N, K)
-    limit = _LOGITS.get(trained[0].device.type, _LOGITS_ELSEWHERE) * max(1.0, float(expected.abs().max()))
+    limit = _LOGITS if trained[0].device.type == "cpu" else _LOGITS_ELSEWHERE
+    limit *= max(1.0, float(expected.abs().max()))
     difference = float((expected - found).abs().max()) if expected.shape == found.shape else float("inf")
     if not difference <= limit:  # NaN too
         raise TrainingError(
@@ -60,7 +60,7 @@ def check_validation(
     Args:
         measured: Metrics in the phase's result.json; those that are chosen anew for the folder are left out.
         scores: Of the reopened folder on the validation images.
-        types: What the phase was computed in, and its activations were kept in; others than of TOLERANCES don't count.
+        types: What the phase was computed in, and its activations were kept in; `auto` doesn't count.
         phase: Its name, for the message.
         where: The folder, for the message.
 
@@ -68,7 +68,7 @@ def check_validation(
         TrainingError: If a number is further away than the tolerance; both numbers are in the message.
     """
     gaps = []
-    allowed = max(TOLERANCES[one] for one in TOLERANCES.keys() & types)
+    allowed = max(_TOLERANCES[one] for one in _TOLERANCES.keys() & types)
     for name in _COMPARED:
         if name not in measured or name not in scores.metrics:
             continue

@@ -161,10 +161,8 @@ def _curves(probabilities: np.ndarray, labels: np.ndarray) -> list[tuple[np.ndar
 def _log_odds(probabilities: np.ndarray) -> np.ndarray:
     """Of each class against the rest, (N, K): near 1 from the others' probabilities, which tell more digits."""
     shares = np.maximum(probabilities.astype(np.float64), _TINY)
-    others = np.zeros_like(shares)
-    others[:, 1:] += np.cumsum(shares, axis=1)[:, :-1]
-    others[:, :-1] += np.cumsum(shares[:, ::-1], axis=1)[:, -2::-1]
-    is_near = shares > _NEARLY_1
+    is_near = shares > _NEARLY_1  # at most one of an image
+    others = np.where(is_near, 0, shares).sum(axis=1, keepdims=True)  # (N, 1)
     rest = np.where(is_near, np.minimum(others, 1 - _NEARLY_1), 1 - shares)
     return np.log(np.where(is_near, 1 - rest, shares)) - np.log(rest)
 

@@ -6,7 +6,7 @@ more on the way than at its ends, which the curve shows.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from accelerate.logging import get_logger
 
 from hfft.data.batches import Examples
 from hfft.errors import TrainingError
-from hfft.evaluation.metrics import METRICS, MetricFunction
-from hfft.evaluation.multilabel import to_probabilities
+from hfft.evaluation.metrics import measure, softmax, tally
+from hfft.evaluation.multilabel import SetOutcomes
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
+from hfft.model.restoring import left_as_it_was
 
 _LOG = get_logger(__name__)
 
@@ -56,7 +57,6 @@ class Trial:
         seed: Chooses the images where there are more than 1,000.
         batch_size: Images per forward pass.
         device: Where to compute.
-        metrics: By name, each from probabilities (N, K) and labels.
         is_multi_label: Whether labels are (N, K) of 0 and 1.
     """
 
@@ -67,7 +67,6 @@ class Trial:
     seed: int
     batch_size: int
     device: torch.device
-    metrics: Mapping[str, MetricFunction] = field(default_factory=lambda: METRICS)
     is_multi_label: bool = False
 
 
@@ -117,23 +116,20 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
         trial: What to try them on.
     """
     device = network.device
-    modes = [(module, module.training) for module in network.modules()]
     chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
-    network.to(trial.device).eval()
-    way = _Way(network, start)
+    way = _Way(network.to(trial.device), start)
     try:
-        logits, labels = _try_all(network, way, trial, chosen)
+        with left_as_it_was(network):
+            logits, labels = _try_all(network.eval(), way, trial, chosen)
     finally:
-        for module, mode in modes:
-            module.training = mode
         way.go(1)
         network.to(device)
     curve = []
     for alpha in ALPHAS:
-        probabilities = to_probabilities(np.concatenate(logits[alpha]), is_multi_label=trial.is_multi_label)
-        curve.append(
-            {"alpha": alpha, **{name: metric(probabilities, labels) for name, metric in trial.metrics.items()}}
-        )
+        answers = np.concatenate(logits[alpha])  # (N, K)
+        several = trial.is_multi_label
+        found = SetOutcomes.of_logits(answers, labels).metrics if several else measure(tally(softmax(answers), labels))
+        curve.append({"alpha": alpha, **found})
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
     _LOG.info(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.metrics import losses, measure, tally
+from hfft.evaluation.metrics import Tally, losses, measure, tally
 
 Interval = dict[str, float | None]
 """`value`, and `low` and `high`, which are None where there are too few images to say."""
@@ -39,11 +39,10 @@ def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int =
     Args:
         probabilities: (N, K).
         labels: (N,), N > 0.
-        seed: Of earlier versions, which resampled; changes nothing.
+        seed: Changes nothing. Earlier versions resampled by it, and programs of that time still pass it.
     """
-    found = {name: float(value) for name, value in measure(tally(probabilities, labels)).items()}
-    table = ClassTable.of(probabilities.argmax(axis=1), labels, probabilities.shape[1])
-    wrong = len(labels) - int(table.hits.sum())
+    table = ClassTable.of(probabilities, labels)
+    found, wrong = measure(table.counts), len(labels) - int(table.hits.sum())
     return {
         "accuracy": share(found["accuracy"], len(labels)),
         "balanced_accuracy": table.balanced_accuracy(found["balanced_accuracy"]),
@@ -71,8 +70,8 @@ def share(value: float, images: float, *, most: float = 1.0) -> Interval:
 def exact_share(hits: float, trials: float) -> tuple[float, float]:
     """Ends of the exact 95 % interval of a share, by the binomial distribution; they need not be whole numbers.
 
-    It covers 95 % whatever the share and the number of trials; Wilson's interval covers 92 % for a share of 0.7 of 10,
-    and 84 % for shares near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
+    It covers 95 % or more whatever the share and the number of trials; Wilson's interval covers less for many shares,
+    most of all near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
     """
     misses = trials - hits
     low = 0.0 if hits <= 0 else _beta_quantile(hits, misses + 1, _TAIL)
@@ -118,20 +117,27 @@ class ClassTable:
     Attributes:
         labels: Class of each image, (N,).
         predicted: Class that it was taken for, (N,).
-        images: Images of each class, (K,).
-        hits: Of those, the right ones, (K,).
+        counts: Of images by class.
     """
 
     labels: np.ndarray
     predicted: np.ndarray
-    images: np.ndarray
-    hits: np.ndarray
+    counts: Tally
 
     @classmethod
-    def of(cls, predicted: np.ndarray, labels: np.ndarray, classes: int) -> "ClassTable":
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "ClassTable":
         """Count."""
-        hits = np.bincount(labels[predicted == labels], minlength=classes)
-        return cls(labels, predicted, np.bincount(labels, minlength=classes), hits)
+        return cls(labels, probabilities.argmax(axis=1), tally(probabilities, labels))
+
+    @property
+    def images(self) -> np.ndarray:
+        """Images of each class, (K,)."""
+        return self.counts.images
+
+    @property
+    def hits(self) -> np.ndarray:
+        """Of those, the right ones, (K,)."""
+        return self.counts.hits
 
     @property
     def present(self) -> np.ndarray:
@@ -208,9 +214,13 @@ class ClassTable:
 
 
 def wilson_ends(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of Wilson's 95 % intervals of shares, each (C,). Source: Wilson, JASA 22 (1927), 209-212."""
-    shares, z2 = hits / trials, Z**2 / trials
+    """Ends of Wilson's 95 % intervals of shares, each (C,); 0 and 1 where nothing was tried.
+
+    Source: Wilson, JASA 22 (1927), 209-212.
+    """
+    tried = np.maximum(trials, 1)
+    shares, z2 = hits / tried, Z**2 / tried
     middle = (shares + z2 / 2) / (1 + z2)
-    half = Z * np.sqrt(shares * (1 - shares) / trials + z2 / (4 * trials)) / (1 + z2)
+    half = Z * np.sqrt(shares * (1 - shares) / tried + z2 / (4 * tried)) / (1 + z2)
     # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
     return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)

@@ -1,7 +1,7 @@
 """Metrics from class probabilities, as plain functions; modules.py makes modules of `evaluate` of them.
 
 Every metric takes probabilities (N, K), rows summing to 1, and labels (N,), and returns a float; `measure` has the
-formulas, which work on counts so that intervals.py can apply them to many resamples at once.
+formulas, which work on counts.
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ MetricFunction = Callable[[np.ndarray, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Tally:
-    """What the metrics are computed from: of one set of images, or of R resamples in a leading dimension.
+    """What the metrics are computed from.
 
     Attributes:
         images: Images of each class, (K,).
-        hits: Right predictions of each class, (K,) or (R, K).
-        predicted: Predictions of each class, (K,) or (R, K).
-        loss: Mean negative log probability of the label in nats, () or (R,).
+        hits: Right predictions of each class, (K,).
+        predicted: Predictions of each class, (K,).
+        loss: Mean negative log probability of the label, in nats.
     """
 
     images: np.ndarray
     hits: np.ndarray
     predicted: np.ndarray
-    loss: np.ndarray
+    loss: float
 
 
 def tally(probabilities: np.ndarray, labels: np.ndarray) -> Tally:
@@ -40,18 +40,18 @@ def tally_of(predicted: np.ndarray, chosen: np.ndarray, labels: np.ndarray, clas
         images=np.bincount(labels, minlength=classes),
         hits=np.bincount(labels[predicted == labels], minlength=classes),
         predicted=np.bincount(predicted, minlength=classes),
-        loss=_negative_log(chosen).mean(),
+        loss=float(_negative_log(chosen).mean()),
     )
 
 
-def measure(counts: Tally) -> dict[str, np.ndarray]:
-    """Every metric, () or (R,)."""
+def measure(counts: Tally) -> dict[str, float]:
+    """Every metric."""
     present = counts.images > 0
-    f1 = 2 * counts.hits / np.maximum(counts.images + counts.predicted, 1)  # (..., K)
+    f1 = 2 * counts.hits / np.maximum(counts.images + counts.predicted, 1)  # (K,)
     return {
-        "accuracy": counts.hits.sum(axis=-1) / counts.images.sum(),
-        "balanced_accuracy": np.mean(counts.hits[..., present] / counts.images[present], axis=-1),
-        "macro_f1": np.mean(f1, axis=-1),
+        "accuracy": float(counts.hits.sum() / counts.images.sum()),
+        "balanced_accuracy": float(np.mean(counts.hits[present] / counts.images[present])),
+        "macro_f1": float(np.mean(f1)),
         "log_loss": counts.loss,
     }
 
@@ -71,22 +71,22 @@ def _negative_log(chosen: np.ndarray) -> np.ndarray:
 
 def accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Share of images whose most probable class is the label."""
-    return float(measure(tally(probabilities, labels))["accuracy"])
+    return measure(tally(probabilities, labels))["accuracy"]
 
 
 def balanced_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean recall of the classes that occur among the labels."""
-    return float(measure(tally(probabilities, labels))["balanced_accuracy"])
+    return measure(tally(probabilities, labels))["balanced_accuracy"]
 
 
 def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean F1 of all K classes; a class neither seen nor predicted counts as 0, as in scikit-learn."""
-    return float(measure(tally(probabilities, labels))["macro_f1"])
+    return measure(tally(probabilities, labels))["macro_f1"]
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log probability of the label, in nats."""
-    return float(measure(tally(probabilities, labels))["log_loss"])
+    return measure(tally(probabilities, labels))["log_loss"]
 
 
 METRICS: dict[str, MetricFunction] = {

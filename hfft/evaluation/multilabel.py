@@ -95,6 +95,11 @@ class SetOutcomes:
         """Negative log probability of each entry being as it is, in nats, (N, K)."""
         return np.logaddexp(0, np.where(self.labels, -self.logits, self.logits))
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Every metric, as `measure_sets` has it."""
+        return {name: float(value) for name, value in measure_sets(self.tally()).items()}
+
     def tally(self, weights: np.ndarray | None = None) -> SetTally:
         """Count images as often as weights (R, N) say; each once, without a leading dimension, when None."""
         times = np.ones((1, len(self.labels))) if weights is None else weights.astype(np.float64)
@@ -154,11 +159,6 @@ def to_probabilities(logits: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
     return sigmoid(logits) if is_multi_label else softmax(logits)
 
 
-def entry_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log probability of each label being as it is, in nats, (N, K)."""
-    return SetOutcomes.of(probabilities, labels).losses
-
-
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the labels of the average precision, as scikit-learn has it; a label of no image is left out."""
     return _measured(probabilities, labels, "mean_average_precision")
@@ -186,7 +186,7 @@ def hamming_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over images and labels of the negative log probability that the label is as it is, in nats."""
-    return float(entry_losses(probabilities, labels).mean())
+    return float(SetOutcomes.of(probabilities, labels).losses.mean())
 
 
 SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
@@ -200,13 +200,13 @@ SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 
 def sets_with_intervals(
-    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None, *, seed: int = 0
+    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None
 ) -> dict[str, Interval]:
     """`set_intervals` of probabilities (N, K), by a threshold of 0.5 where it isn't said what was predicted."""
-    return set_intervals(SetOutcomes.of(probabilities, labels, predicted), seed=seed)
+    return set_intervals(SetOutcomes.of(probabilities, labels, predicted))
 
 
-def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
     """Every metric with its 95 % interval.
 
     Subset accuracy has the exact interval of a share. Each other share has that of as many images as would vary as
@@ -217,13 +217,11 @@ def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval
 
     Args:
         outcomes: Of N > 0 images.
-        seed: Seeds the resampling.
     """
     images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
-    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape, seed)]
+    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
     found = {}
-    for name, value in measure_sets(outcomes.tally()).items():
-        value = float(value)
+    for name, value in outcomes.metrics.items():
         if name == "log_loss":
             found[name] = mean_loss(value, outcomes.losses.mean(axis=1), wrong)
         elif name == "subset_accuracy":
@@ -238,7 +236,7 @@ def set_intervals(outcomes: SetOutcomes, *, seed: int = 0) -> dict[str, Interval
     return found
 
 
-def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -> dict[str, Interval]:
+def set_differences(first: SetOutcomes, second: SetOutcomes) -> dict[str, Interval]:
     """Every metric of the second model minus that of the first, with its 95 % interval, as in `differences`.
 
     The interval of the subset accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more. That
@@ -248,10 +246,9 @@ def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -
     Args:
         first: Of the first model.
         second: Of the second, on the same images.
-        seed: Seeds the resampling.
     """
-    before, after = (measure_sets(outcome.tally()) for outcome in (first, second))
-    value = {name: float(after[name] - before[name]) for name in before}
+    before, after = first.metrics, second.metrics
+    value = {name: after[name] - before[name] for name in before}
     images = len(first.labels)
     wrong = int(np.sum(~(first.right & second.right)))
     found = {name: too_few(one) for name, one in value.items()}
@@ -264,7 +261,7 @@ def set_differences(first: SetOutcomes, second: SetOutcomes, *, seed: int = 0) -
         name = "mean_average_precision"
         pairs = [
             measure_sets(second.tally(weights))[name] - measure_sets(first.tally(weights))[name]
-            for weights in _resamples(first.labels.shape, seed)
+            for weights in _resamples(first.labels.shape)
         ]
         half = Z * _error(value[name], np.concatenate(pairs)) ** 0.5
         found[name] = interval(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
@@ -294,12 +291,12 @@ def _error(value: float, resampled: np.ndarray) -> float:
 
 
 def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float:
-    return float(measure_sets(SetOutcomes.of(probabilities, labels).tally())[name])
+    return SetOutcomes.of(probabilities, labels).metrics[name]
 
 
-def _resamples(shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray]:
-    """How often each image is drawn, (R, N), some resamples at a time."""
-    rng, images = np.random.default_rng(seed), shape[0]
+def _resamples(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """How often each image is drawn, (R, N), some resamples at a time, the same ones at every call."""
+    rng, images = np.random.default_rng(0), shape[0]
     resamples = int(np.clip(_WORK // max(np.prod(shape), 1), _LEAST_RESAMPLES, _RESAMPLES))
     at_once = max(1, _NUMBERS_AT_ONCE // max(shape))
     for start in range(0, resamples, at_once):

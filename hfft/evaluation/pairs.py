@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfft.evaluation.intervals import ClassTable, Interval, Z, exact_share, interval, mean_loss, too_few
-from hfft.evaluation.metrics import losses, measure, tally
+from hfft.evaluation.metrics import losses, measure
 
 _HALVINGS = 60
 
@@ -25,7 +25,7 @@ class McNemar:
     p_value: float
 
 
-def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, Interval]:
+def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:
     """Every metric of the second model minus that of the first, with its 95 % interval.
 
     What makes an image hard or easy for both cancels out: only images count that the two answer differently. The
@@ -37,11 +37,10 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, se
         first: Probabilities of the first model, (N, K).
         second: Those of the second, (N, K).
         labels: (N,), N > 0.
-        seed: Of earlier versions, which resampled; changes nothing.
     """
-    one, other = (ClassTable.of(shares.argmax(axis=1), labels, shares.shape[1]) for shares in (first, second))
-    before, after = (measure(tally(shares, labels)) for shares in (first, second))
-    value = {name: float(after[name] - before[name]) for name in before}
+    one, other = (ClassTable.of(shares, labels) for shares in (first, second))
+    before, after = measure(one.counts), measure(other.counts)
+    value = {name: after[name] - before[name] for name in before}
     right, was_right = other.predicted == labels, one.predicted == labels
     gained = right.astype(float) - was_right  # (N,)
     weights = 1 / (one.present.sum() * one.images[labels])
@@ -58,7 +57,7 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray, *, se
 def _f1_parts(one: ClassTable, other: ClassTable) -> np.ndarray:
     """What each image adds to the difference of the mean F1, (N,)."""
     hits = np.stack([one.hits, other.hits])
-    taken = np.stack([np.bincount(table.predicted, minlength=len(one.images)) for table in (one, other)])
+    taken = np.stack([one.counts.predicted, other.counts.predicted])
     gain, cost = f1_slopes(hits, one.images, taken)
     right, was_right = other.predicted == one.labels, one.predicted == one.labels
     parts = gain[one.labels] * (right.astype(float) - was_right) - cost[other.predicted] + cost[one.predicted]
@@ -103,8 +102,8 @@ def summed(parts: np.ndarray, images: float, *, most: float = 1.0) -> Interval:
     gained, lost = (total + value) / 2 * count, (total - value) / 2 * count
     low, high = _score_limits(gained, lost, count)
     differing = total**2 / squares
-    least, most = exact_share(round((total + value) / 2 / total * differing, 9), round(differing, 9))
-    return interval(value, min(low, 0.0) if least <= 0.5 else low, max(high, 0.0) if most >= 0.5 else high)
+    ends = exact_share(round((total + value) / 2 / total * differing, 9), round(differing, 9))
+    return interval(value, min(low, 0.0) if ends[0] <= 0.5 else low, max(high, 0.0) if ends[1] >= 0.5 else high)
 
 
 def _score_limits(gained: float, lost: float, count: float) -> tuple[float, float]:

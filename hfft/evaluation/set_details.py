@@ -22,7 +22,8 @@ def set_details(outcomes: SetOutcomes) -> dict[str, float]:
         "macro_precision": float(precision.mean()),
         "macro_recall": float(recall.mean()),
         "roc_auc": roc_auc(outcomes.logits, outcomes.labels),
-        **{name: metric(shares, outcomes.labels) for name, metric in SET_DETAILS.items() if name != "roc_auc"},
+        "expected_calibration_error": expected_calibration_error(shares, outcomes.labels),
+        "brier_score": brier_score(shares, outcomes.labels),
         "labels_per_image": float(total / len(outcomes.labels)),
         "predicted_per_image": float(counts.predicted.sum() / len(outcomes.labels)),
     }

@@ -9,7 +9,7 @@ import torch
 
 from hfft.errors import TrainingError
 from hfft.evaluation.metrics import measure, tally_of
-from hfft.evaluation.multilabel import SetOutcomes, measure_sets
+from hfft.evaluation.multilabel import SetOutcomes
 
 Reduce = Callable[[Any, torch.Tensor], torch.Tensor]
 
@@ -55,15 +55,13 @@ def _logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
 def _compute(prediction: Any, classes: int) -> dict[str, float]:
     answers, labels = prediction.predictions, prediction.label_ids  # (N, 2), (N,)
     _check(answers)
-    found = measure(tally_of(answers[:, 0].astype(np.int64), answers[:, 1], labels, classes))
-    return {name: float(value) for name, value in found.items()}
+    return measure(tally_of(answers[:, 0].astype(np.int64), answers[:, 1], labels, classes))
 
 
 def _compute_sets(prediction: Any) -> dict[str, float]:
     logits, labels = prediction.predictions, prediction.label_ids  # (N, K), (N, K)
     _check(logits)
-    found = measure_sets(SetOutcomes.of_logits(logits, labels).tally())
-    return {name: float(value) for name, value in found.items()}
+    return SetOutcomes.of_logits(logits, labels).metrics
 
 
 def _check(numbers: np.ndarray) -> None:

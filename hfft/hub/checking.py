@@ -21,7 +21,7 @@ from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
 from hfft.files import read_json
 from hfft.hub.access import explained
-from hfft.hub.content import File, hash_file
+from hfft.hub.content import ADAPTER_CONFIG, File, hash_file
 from hfft.hub.waiting import tidy_client
 from hfft.inference.opening import open_model
 from hfft.interruption import apart
@@ -92,7 +92,7 @@ def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
         adapter: Its folder.
         base_model: Hub id of what it sits on, where the folder doesn't say what others can open.
     """
-    noted = read_json(adapter / "adapter_config.json")
+    noted = read_json(adapter / ADAPTER_CONFIG)
     revision = None if base_model is not None else noted.get("revision")
     try:
         base = AutoConfig.from_pretrained(base_model or noted["base_model_name_or_path"], revision=revision)
@@ -107,7 +107,7 @@ def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:
         path = snapshot / file.path
         if not path.is_file():
             raise PushError(f"{where}: {file.path} was sent and isn't there; push again")
-        if hash_file(path) != file.sha256():
+        if hash_file(path) != file.sha256:
             raise PushError(f"{where}: {file.path} isn't what was sent; push again")
 
 

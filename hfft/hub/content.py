@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 
 from hfft.errors import HubError
@@ -14,7 +15,7 @@ from hfft.recipe.loading import dump_recipe, read_recipe
 from hfft.recipe.spec import HubSpec, Recipe
 
 ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
-_ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 CARD = "README.md"
 _PLACE = "this/folder"  # where a card's example has the name of the model
 SHOWN = ("figures", "examples")  # folders beside a card that it shows
@@ -45,8 +46,9 @@ class File:
     path: str
     source: Path | bytes
 
+    @cached_property
     def sha256(self) -> str:
-        """Hash of the content, in hexadecimal digits."""
+        """Hash of the content as it was when first asked for, in hexadecimal digits."""
         if isinstance(self.source, bytes):
             return hashlib.sha256(self.source).hexdigest()
         return hash_file(self.source)
@@ -123,7 +125,7 @@ def check_adapter(run: Path, folders: Mapping[str, str], spec: HubSpec) -> None:
         HubError: If the adapter sits on weights that are on this disk alone.
     """
     if ADAPTER in folders:
-        _with_base(run / ADAPTER / _ADAPTER_CONFIG, spec.base_model)
+        _with_base(run / ADAPTER / ADAPTER_CONFIG, spec.base_model)
 
 
 def _no_base(sits_on: str) -> HubError:
@@ -165,8 +167,8 @@ def collect(
             inside = (PurePath(place) / path).as_posix()
             files[inside] = File(inside, source)
     if ADAPTER in folders:
-        config = (PurePath(folders[ADAPTER]) / _ADAPTER_CONFIG).as_posix()
-        files[config] = File(config, _with_base(run / ADAPTER / _ADAPTER_CONFIG, spec.base_model))
+        config = (PurePath(folders[ADAPTER]) / ADAPTER_CONFIG).as_posix()
+        files[config] = File(config, _with_base(run / ADAPTER / ADAPTER_CONFIG, spec.base_model))
     card = next((run / name / CARD for name in ("model", ADAPTER) if (run / name / CARD).is_file()), None)
     if card is not None:
         base = spec.base_model or recipe.model.checkpoint

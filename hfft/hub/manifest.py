@@ -14,15 +14,15 @@ from huggingface_hub import HfApi, ModelInfo
 from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
-from hfft.hub.content import ADAPTER, CARD, SHOWN, File
+from hfft.hub.content import ADAPTER, ADAPTER_CONFIG, CARD, SHOWN, File
 from hfft.interruption import apart
+from hfft.text import printable
 
 MANIFEST = "hfft_files.json"
 """Name in a repository: path to the sha256 of what was sent there."""
-_ADAPTER_CONFIG = "adapter_config.json"
 # What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
-_OPENED = ("*.safetensors", "*.bin", "*.index.json", _ADAPTER_CONFIG, "*processor_config.json")
-_OPENED_FIRST = ("model.safetensors", _ADAPTER_CONFIG, "*processor_config.json")
+_OPENED = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG, "*processor_config.json")
+_OPENED_FIRST = ("model.safetensors", ADAPTER_CONFIG, "*processor_config.json")
 _SHOWN_LINES = 20
 
 _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
@@ -89,7 +89,7 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
     still = {path: digest for path, digest in ours.items() if path in remote.paths and path not in gone}
     if len(sent) < len(files):
         still.pop(CARD, None)
-    listed = {**still, **{file.path: file.sha256() for file in sent}}
+    listed = {**still, **{file.path: file.sha256 for file in sent}}
     about = "what hfft has pushed here: a later push replaces or removes these files, and no others"
     content = json.dumps({"about": about, "files": dict(sorted(listed.items()))}, indent=1)
     return [*sent, File(MANIFEST, content.encode())], gone
@@ -109,7 +109,7 @@ def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: 
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
         remote = Remote(api, there, Path(aside))
-    own = {ADAPTER: _ADAPTER_CONFIG, "model": "model.safetensors"}
+    own = {ADAPTER: ADAPTER_CONFIG, "model": "model.safetensors"}
     files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
     _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
 
@@ -157,7 +157,7 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
         return True
     texts = [content.decode("utf-8", "replace").splitlines() for content in (theirs, card.source)]
     lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
-    shown = ["".join(letter if letter.isprintable() else "?" for letter in line) for line in lines[:_SHOWN_LINES]]
+    shown = [printable(line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
     _LOG.warning(
         "\n".join(

@@ -256,28 +256,30 @@ def wants_push(recipe: Recipe) -> bool:
     """Whether the recipe's result goes to the Hub and isn't there yet."""
     if recipe.hub.repo_id is None:
         return False
-    record = Path(recipe.output_dir) / recipe.name / _RECORD
-    entries = read_json(record) if record.is_file() else []
     asked, card = _asked(recipe.hub), _card(recipe)
-    return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in entries)
+    noted = _noted(Path(recipe.output_dir) / recipe.name)
+    return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in noted)
+
+
+def _noted(run: Path) -> list[dict[str, Any]]:
+    """What was pushed where, in the order of the pushes."""
+    record = run / _RECORD
+    return read_json(record) if record.is_file() else []
 
 
 def _earlier(run: Path, repo_id: str, spec: HubSpec) -> dict[str, str]:
     """What this run's own pushes to the same branch have sent, by its notes, path to sha256."""
-    record = run / _RECORD
-    entries = read_json(record) if record.is_file() else []
     place = {"revision": spec.revision, "create_pr": False}
-    ours = [entry for entry in entries if entry["repo_id"] == repo_id and place.items() <= entry["asked"].items()]
+    ours = [entry for entry in _noted(run) if entry["repo_id"] == repo_id and place.items() <= entry["asked"].items()]
     return {path: digest for entry in ours for path, digest in entry["sha256"].items()}
 
 
 def _record(run: Path, spec: HubSpec, recipe: Recipe, pushed: Pushed, files: list[File]) -> None:
     """Note in the run folder what is where; a later push of the same replaces the note."""
-    path = run / _RECORD
-    before = [entry for entry in (read_json(path) if path.is_file() else []) if entry["asked"] != _asked(spec)]
-    hashes = {file.path: file.sha256() for file in files}
+    before = [entry for entry in _noted(run) if entry["asked"] != _asked(spec)]
+    hashes = {file.path: file.sha256 for file in files}
     entry = {"asked": _asked(spec), "card": _card(recipe), **dataclasses.asdict(pushed), "sha256": hashes}
-    write_json(path, [*before, entry])
+    write_json(run / _RECORD, [*before, entry])
 
 
 def _asked(spec: HubSpec) -> dict[str, Any]:

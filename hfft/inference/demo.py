@@ -6,7 +6,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 
-from hfft.errors import HfftError
+from hfft.errors import HfftError, first_line
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
 from hfft.inference.places import name_of
@@ -92,6 +92,6 @@ def _check_address(host: str, port: int | None) -> None:
 
 
 def _trouble(host: str, port: int | None, error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    reason = getattr(error, "strerror", None) or first_line(error)
     where = host if port is None else f"{host}, port {port}"
     return f"the page can't be served at {where}: {reason}; --host and --port choose another place"

@@ -6,6 +6,7 @@ instead of filled with gray; where pillow-heif is, HEIC is read.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -97,14 +98,18 @@ def main(files: Sequence[str]) -> int:
     """Print a line for each label of each image; images that can't be read are named on standard error.
 
     Returns:
-        The exit status: 1 where an image couldn't be read, 2 where none was given.
+        The exit status: 1 where an image couldn't be read, 2 where none was given or the model can't be opened.
     """
     if not files or files[0] in ("-h", "--help"):
         print(__doc__, file=sys.stdout if files else sys.stderr)
         return 0 if files else 2
     for stream in (sys.stdout, sys.stderr):
         getattr(stream, "reconfigure", lambda **_: None)(errors="backslashreplace")  # a console of any encoding
-    model = Model(Path(__file__).parent)
+    try:
+        model = Model(Path(__file__).parent)
+    except Exception as error:  # onnxruntime has no base class of its own
+        print(printable(f"onnx/model.onnx can't be opened: {error}"), file=sys.stderr)
+        return 2
     status = 0
     for file in files:
         try:
@@ -119,4 +124,6 @@ def main(files: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends where nobody reads on, as in `predict.py ... | head`
     sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 from hfft.model.checkpoint import reopen
 from hfft.remote import hub_problem
 
@@ -108,8 +108,7 @@ def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedMo
     try:
         return open_adapter(folder, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"{folder}: the adapter can't be loaded: {reason}") from error
+        raise ModelError(f"{folder}: the adapter can't be loaded: {first_line(error)}") from error
 
 
 def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES, subfolder: str | None = None) -> Path:
@@ -132,7 +131,7 @@ def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES,
             at = "" if revision is None else f" at revision {revision!r}"
             problem = f"it was not downloaded before{at}, and the Hub is not asked (HF_HUB_OFFLINE) or not reached"
         except (HfHubHTTPError, httpx2.TransportError, OSError) as error:
-            problem = f"its download failed: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            problem = f"its download failed: {first_line(error)}"
     raise ModelError(f"{repo_id} is no folder here, and {problem}")
 
 
@@ -144,7 +143,7 @@ def _device(asked: torch.device | str | int | None) -> torch.device:
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         there = "cpu" if (found := _accelerator()) is None else f"cpu, {found.type}"
-        raise ModelError(f"device: {asked} can't be used: {str(error).splitlines()[0]}; here is: {there}") from error
+        raise ModelError(f"device: {asked} can't be used: {first_line(error)}; here is: {there}") from error
     return device
 
 

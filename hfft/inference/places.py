@@ -28,7 +28,8 @@ def check_folder(folder: Path, option: str, ours: Collection[str], *, overwrite:
     if folder == Path.cwd() or folder in Path.cwd().parents:
         raise DataError(f"{where}: is the folder that you are in, or holds it; give another one")
     if folder.is_dir():
-        others = sorted(islice((name for name in _inside(folder) if not _is_ours(name, ours)), 3))
+        strange = (name for name in _inside(folder) if not any(fnmatch(name, pattern) for pattern in ours))
+        others = sorted(islice(strange, 3))
         if others:
             raise DataError(f"{where}: holds {', '.join(others)}, which would be lost; give another folder")
         if any(folder.iterdir()) and not overwrite:
@@ -46,10 +47,6 @@ def _inside(folder: Path) -> Iterator[str]:
     for path in folder.rglob("*"):
         if path.is_symlink() or not path.is_dir():
             yield path.relative_to(folder).as_posix()
-
-
-def _is_ours(name: str, ours: Collection[str]) -> bool:
-    return any(fnmatch(name, pattern) for pattern in ours)
 
 
 def name_of(source: str) -> str:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from hfft.data.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
-from hfft.errors import DataError
+from hfft.errors import DataError, first_line
 from hfft.inference.urls import RemoteImage
 from hfft.machine import cpus_per_process
 from hfft.text import printable_path
@@ -99,8 +99,7 @@ def _finish(file: str, content: Callable[[], Decoded], prepare: Callable[[Decode
     try:
         return Ready(file, prepare(decoded))
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return Skipped(file, f"the image processor can't take it: {reason}")
+        return Skipped(file, f"the image processor can't take it: {first_line(error)}")
 
 
 def _name(image: ImageLike, number: int) -> str:

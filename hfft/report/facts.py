@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hfft.errors import RunError
+from hfft.errors import RunError, first_line
 from hfft.files import read_json
 from hfft.model.remote_code import own_code
 from hfft.recipe.loading import read_recipe
@@ -35,11 +35,18 @@ class Measured:
         """The lower end, or where there is none, the value."""
         return self.value if self.low is None else self.low
 
-    def between(self, digits: int) -> str:
-        """The interval in words, each end with so many digits behind the point."""
+    @property
+    def percents(self) -> str:
+        """The interval of a share in words, in percent."""
         if self.low is None or self.high is None:
             return TOO_FEW
-        return f"{self.low:.{digits}f} to {self.high:.{digits}f}"
+        return f"{100 * self.low:.1f} to {100 * self.high:.1f} %"
+
+    def between(self, digits: int, sign: str = "") -> str:
+        """The interval in words, each end with so many digits behind the point, signed where `sign` is `+`."""
+        if self.low is None or self.high is None:
+            return TOO_FEW
+        return f"{self.low:{sign}.{digits}f} to {self.high:{sign}.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -311,7 +318,7 @@ def _readable(folder: Path) -> Iterator[None]:
             "--overwrite runs the recipe again"
         ) from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise RunError(f"{folder}: the run's files can't be read: {str(error).splitlines()[0]}") from error
+        raise RunError(f"{folder}: the run's files can't be read: {first_line(error)}") from error
 
 
 def _split(name: str, part: Mapping[str, Any], measured: Mapping[str, Any]) -> SplitFacts:

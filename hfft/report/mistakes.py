@@ -16,7 +16,7 @@ from PIL import Image
 from hfft.data.decoding import decode_row
 from hfft.data.sources import ImageData
 from hfft.data.transforms import pixel_scale
-from hfft.errors import DataError, HfftError, ModelError
+from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.files import read_json, write_folder, write_json
 from hfft.inference.attribution import attribute
 from hfft.inference.classifier import Classifier
@@ -175,7 +175,7 @@ def _overlays(
         found = attribute(classifier.model, inputs, targets.to(inputs.device))
         seen = _as_pictures(pixels, classifier.processor)
     except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
-        return _Overlays({}, "", (str(error).splitlines() or [type(error).__name__])[0])
+        return _Overlays({}, "", first_line(error))
     pictures = {
         place: small(_with_heat(picture, heat.numpy()))
         for place, picture, heat in zip(rows, seen, found.maps, strict=True)

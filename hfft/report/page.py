@@ -8,7 +8,7 @@ from typing import Any
 
 from hfft.data.findings import KINDS
 from hfft.data.sources import ImageData
-from hfft.errors import TrainingError
+from hfft.errors import TrainingError, first_line
 from hfft.files import write_text
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
@@ -86,8 +86,8 @@ def try_page(folder: Path, images: ImageData | None, *, trust_remote_code: bool 
     try:
         page = write_page(folder, images, trust_remote_code=trust_remote_code)
     except Exception as error:  # hours of training are not lost for a picture
-        reason = (str(error).splitlines() or [""])[0]
-        _LOG.warning(f"{folder / PAGE} was not written: {type(error).__name__}: {reason}; the run is whole, and")
+        why = f"{type(error).__name__}: {first_line(error)}"
+        _LOG.warning(f"{folder / PAGE} was not written: {why}; the run is whole, and")
         _LOG.warning(f"`hfft report {folder}` tries it again")
         return
     _LOG.info(f"report: {page}")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -248,6 +249,16 @@ def test_the_program_names_what_it_cannot_read_and_goes_on(run):
         done = subprocess.run([*command[:2], *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == status
         assert "python predict.py IMAGE" in (done.stderr if status else done.stdout)
+
+
+def test_the_program_ends_quietly_where_nobody_reads_on_and_names_a_model_that_is_gone(run, tmp_path):
+    files, _ = reported(run)
+    command = f"{sys.executable} runs/bugs/onnx/predict.py {files[0]} | true"
+    assert subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stderr == ""
+    alone = shutil.copy("runs/bugs/onnx/predict.py", tmp_path)
+    done = subprocess.run([sys.executable, alone, files[0]], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"onnx/model\.onnx can't be opened: .*model\.onnx.*\n", done.stderr)
 
 
 def test_the_folder_is_as_transformers_js_opens_it(run):

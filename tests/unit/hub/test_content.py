@@ -229,4 +229,4 @@ def test_what_is_no_finished_run(missing, words, make):
 
 def test_a_file_s_hash_is_that_of_its_content(tmp_path):
     (tmp_path / "x").write_bytes(b"content" * 300_000)
-    assert File("x", tmp_path / "x").sha256() == File("x", Path(tmp_path / "x").read_bytes()).sha256()
+    assert File("x", tmp_path / "x").sha256 == File("x", Path(tmp_path / "x").read_bytes()).sha256

@@ -101,7 +101,7 @@ def test_a_card_that_was_changed_there_is_kept_and_shown(caplog):
         assert gone == []
         assert {file.path for file in sent} == {*MODEL, MANIFEST}
         assert "README.md" not in listing(sent)
-        assert "-?[31mmine" in caplog.text
+        assert r"-\x1b[31mmine" in caplog.text
         assert "+new" in caplog.text
 
 
