@@ -159,6 +159,11 @@ def to_probabilities(logits: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
     return sigmoid(logits) if is_multi_label else softmax(logits)
 
 
+def entry_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Negative log probability of each label being as it is, in nats, (N, K)."""
+    return SetOutcomes.of(probabilities, labels).losses
+
+
 def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over the labels of the average precision, as scikit-learn has it; a label of no image is left out."""
     return _measured(probabilities, labels, "mean_average_precision")
@@ -186,7 +191,7 @@ def hamming_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean over images and labels of the negative log probability that the label is as it is, in nats."""
-    return float(SetOutcomes.of(probabilities, labels).losses.mean())
+    return float(entry_losses(probabilities, labels).mean())
 
 
 SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

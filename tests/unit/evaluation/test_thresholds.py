@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import f1_score
 
 from hfft.errors import ModelError
-from hfft.evaluation.confidence import answers, fit_temperature, kept_threshold
+from hfft.evaluation.confidence import answers, calibrated_labels, fit_temperature, kept_threshold
 from hfft.evaluation.multilabel import SET_METRICS, sigmoid
 from hfft.evaluation.thresholds import at_temperature, choose_thresholds, kept_thresholds
 
@@ -52,12 +52,13 @@ def test_a_temperature_makes_log_loss_small():
     rng = np.random.default_rng(0)
     logits = rng.normal(size=(2000, 3))
     truth = (rng.random(logits.shape) < sigmoid(logits)).astype(np.uint8)
-    sure = 3 * logits  # three times too sure
+    sure = sigmoid(3 * logits)  # three times too sure
     temperature = fit_temperature(*answers(sure, truth))
     assert temperature == pytest.approx(3, rel=0.1)
-    best = SET_METRICS["log_loss"](sigmoid(sure / temperature), truth)
+    best = SET_METRICS["log_loss"](calibrated_labels(sure, temperature), truth)
     for other in (0.8 * temperature, 1.25 * temperature):
-        assert best < SET_METRICS["log_loss"](sigmoid(sure / other), truth)
+        assert best < SET_METRICS["log_loss"](calibrated_labels(sure, other), truth)
+    assert np.allclose(calibrated_labels(sure, 3.0), sigmoid(logits), atol=1e-5)
 
 
 def config(**content):
