@@ -41,19 +41,31 @@ def share_rows(
         taken: Images that were taken for each class, (K,).
         classes: Class names.
     """
-    jaccard = wilson_ends(right, images + taken - right)
-    shares = {
-        "precision": (right / np.maximum(taken, 1), *wilson_ends(right, taken)),
-        "recall": (right / np.maximum(images, 1), *wilson_ends(right, images)),
-        "f1": (2 * right / np.maximum(images + taken, 1), *(2 * end / (1 + end) for end in jaccard)),
-    }
-    columns = {
-        f"{share}{ending}": values.tolist()
-        for share, three in shares.items()
-        for ending, values in zip(("", "_low", "_high"), three, strict=True)
-    }
-    columns |= {"images": images.tolist(), "predicted": taken.tolist()}
-    return {name: {key: values[k] for key, values in columns.items()} for k, name in enumerate(classes)}
+    either = images + taken - right
+    table = {}
+    for number, name in enumerate(classes):
+        hits = int(right[number])
+        jaccard = wilson(hits, int(either[number]))
+        shares = {
+            "precision": wilson(hits, int(taken[number])),
+            "recall": wilson(hits, int(images[number])),
+            "f1": (2 * hits / max(int(images[number] + taken[number]), 1), *(2 * j / (1 + j) for j in jaccard[1:])),
+        }
+        named = {
+            f"{share}{ending}": value
+            for share, values in shares.items()
+            for ending, value in zip(("", "_low", "_high"), values, strict=True)
+        }
+        table[name] = {**named, "images": int(images[number]), "predicted": int(taken[number])}
+    return table
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float, float]:
+    """A share and the ends of its 95 % interval; 0, 0 and 1 where nothing was tried."""
+    if trials == 0:
+        return 0.0, 0.0, 1.0
+    low, high = wilson_ends(np.array(hits), np.array(trials))
+    return hits / trials, float(low), float(high)
 
 
 def confusion(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, int]]:

@@ -214,13 +214,9 @@ class ClassTable:
 
 
 def wilson_ends(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of Wilson's 95 % intervals of shares, each (C,); 0 and 1 where nothing was tried.
-
-    Source: Wilson, JASA 22 (1927), 209-212.
-    """
-    tried = np.maximum(trials, 1)
-    shares, z2 = hits / tried, Z**2 / tried
+    """Ends of Wilson's 95 % intervals of shares, each (C,). Source: Wilson, JASA 22 (1927), 209-212."""
+    shares, z2 = hits / trials, Z**2 / trials
     middle = (shares + z2 / 2) / (1 + z2)
-    half = Z * np.sqrt(shares * (1 - shares) / tried + z2 / (4 * tried)) / (1 + z2)
+    half = Z * np.sqrt(shares * (1 - shares) / trials + z2 / (4 * trials)) / (1 + z2)
     # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
     return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)
