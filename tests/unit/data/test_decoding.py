@@ -2,6 +2,7 @@ import io
 import os
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
@@ -464,7 +465,6 @@ def test_what_is_no_file_keeps_nobody_waiting(kind, tmp_path):
 
 
 def test_heic():
-    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
     stream = io.BytesIO()
     pillow_heif.from_pillow(photo()).save(stream, quality=95)
     assert ".heic" in endings()
