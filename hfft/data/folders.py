@@ -4,14 +4,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
+from PIL import Image
 
-from hfft.data.formats import endings
+from hfft.data.messages import warn
+from hfft.data.pictures import formats
 from hfft.errors import DataError
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
@@ -35,8 +34,13 @@ _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 _JOINED = re.compile(
     rf"^({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(sets?|data|images?|imgs?|files?)$"
 )
-_warned: ContextVar[list[str] | None] = ContextVar("warned", default=None)
-_LOG = get_logger(__name__)
+
+
+@cache
+def endings() -> dict[str, str]:
+    """Endings of image files that are read, in small letters and with their dot, to the format that they promise."""
+    read = formats()
+    return {ending: name for ending, name in Image.registered_extensions().items() if name in read}
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -206,29 +210,3 @@ def _holds_output(folder: Path) -> bool:
     if is_output(folder):
         return True
     return not holds_images(folder) and any(is_output(Path(parent)) for parent, _, _ in os.walk(folder))
-
-
-def warn(message: str) -> None:
-    """Warn once, from the main process."""
-    PartialState()  # the logger asks it which process this is
-    _LOG.warning(message)
-    kept = _warned.get()
-    if kept is not None:
-        kept.append(message)
-
-
-@contextmanager
-def kept_warnings() -> Iterator[list[str]]:
-    """A list that fills with what `warn` says meanwhile."""
-    kept: list[str] = []
-    token = _warned.set(kept)
-    try:
-        yield kept
-    finally:
-        _warned.reset(token)
-
-
-def say(message: str) -> None:
-    """Tell once, from the main process."""
-    PartialState()
-    _LOG.info(message)

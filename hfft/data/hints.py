@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from datasets import Dataset
 
 from hfft.data.content import opened_path
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.errors import DataError, nearest
 
 _UNPACK = "unpack it, and name the folder"

@@ -14,7 +14,6 @@ from hfft.data.folders import (
     subfolders,
     table_files,
     visible_files,
-    warn,
     warn_of_left_out,
     words_of,
 )
@@ -23,6 +22,7 @@ from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
 from hfft.data.labels import UNLABELLED
 from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
+from hfft.data.messages import warn
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.tables import PARENT_FOLDER
 from hfft.data.text_tables import TEXT_TABLES

@@ -12,9 +12,10 @@ from datasets import Dataset
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
-from hfft.data.folders import SPLIT_NAMES, kept_warnings
+from hfft.data.folders import SPLIT_NAMES
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
+from hfft.data.messages import kept_warnings
 from hfft.data.sources import choose_images, load_data, read_source
 from hfft.data.strays import find_strays
 from hfft.errors import DataError

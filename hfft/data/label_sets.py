@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import say, split_in, warn
+from hfft.data.folders import split_in
 from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
+from hfft.data.messages import say, warn
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
 from hfft.text import printable

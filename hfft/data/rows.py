@@ -10,12 +10,13 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hfft.data.content import shown_path, stored_path
-from hfft.data.folders import say, split_in, warn
+from hfft.data.folders import split_in
 from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.messages import say, warn
 from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights

@@ -13,12 +13,10 @@ from hfft.data.folders import (
     holds_images,
     is_output,
     metadata_files,
-    say,
     splits_of,
     subfolders,
     table_files,
     visible_files,
-    warn,
 )
 from hfft.data.hints import advice_for, looked_for, missing_path, missing_source
 from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
@@ -27,6 +25,7 @@ from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
 from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
+from hfft.data.messages import say, warn
 from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES

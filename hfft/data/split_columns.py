@@ -4,9 +4,10 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import SPLIT_NAMES, split_in, warn
+from hfft.data.folders import SPLIT_NAMES, split_in
 from hfft.data.label_columns import is_split_flag, plain_name
 from hfft.data.layout import split_names
+from hfft.data.messages import warn
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 

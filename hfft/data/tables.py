@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Image, Value
 
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.data.hints import check_header, check_paths
 from hfft.data.label_columns import label_candidates, plain_name
 from hfft.data.label_values import is_text

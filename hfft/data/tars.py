@@ -15,8 +15,7 @@ from typing import Any
 from datasets import Dataset
 
 from hfft.data.content import part_of
-from hfft.data.folders import visible_files
-from hfft.data.formats import endings
+from hfft.data.folders import endings, visible_files
 from hfft.data.layout import CLASS_FOLDER, split_names
 from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError

@@ -9,7 +9,7 @@ from PIL import Image, ImageCms, ImageOps
 
 from hfft.data import decoding, pictures
 from hfft.data.decoding import decode, decode_bytes, decode_row, decode_small, on_background
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
