@@ -11,6 +11,7 @@ from datasets import Dataset
 from hfft.data.content import opened_path
 from hfft.data.folders import endings
 from hfft.errors import DataError, nearest
+from hfft.paths import expanded
 
 _UNPACK = "unpack it, and name the folder"
 _ADVICE = {
@@ -38,7 +39,7 @@ def missing_source(source: str) -> str | None:
 
 def missing_path(name: str) -> str:
     """That a path leads nowhere: what was tried, and how far it leads."""
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     return f"{name} is no folder" if path.exists() else f"the folder {name} does not exist; {looked_for(path)}"
 
 

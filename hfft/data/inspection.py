@@ -19,6 +19,7 @@ from hfft.data.messages import kept_warnings
 from hfft.data.sources import choose_images, load_data, read_source
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
+from hfft.paths import folder_at
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 
@@ -136,8 +137,8 @@ def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspecti
     numbers = _numbers(splits)
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     found = find(Splits(done, numbers, labels, train), gray)
-    folder = Path(spec.source).expanduser()
-    strays = list(find_strays(folder, set(rows["file"][:]))) if folder.is_dir() and _is_of_files(rows) else []
+    folder = folder_at(spec.source)
+    strays = list(find_strays(folder, set(rows["file"][:]))) if folder is not None and _is_of_files(rows) else []
     order = list(KINDS)
     findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
     return Inspection(

@@ -22,6 +22,7 @@ from hfft.data.loading import read_table
 from hfft.data.rows import Table
 from hfft.data.tables import Columns, choose_columns, path_names
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text
 
@@ -185,7 +186,7 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
 
 
 def _exist(names: Sequence[str], base: Path) -> bool:
-    return any(os.path.exists(base / Path(name.replace("\\", "/")).expanduser()) for name in names)
+    return any(os.path.exists(base / expanded(name.replace("\\", "/"))) for name in names)
 
 
 def _stored(path: Path, folder: Path) -> str:

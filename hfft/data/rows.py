@@ -21,6 +21,7 @@ from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text, printable
 
@@ -234,7 +235,7 @@ def _as_prefix(folder: Path) -> str:
 
 def _joined(base: str, value: str) -> str:
     """A path of a table, which begins at a folder; by text, as objects for a million paths take half a minute."""
-    value = os.path.expanduser(value.replace("\\", "/"))
+    value = expanded(value.replace("\\", "/"))
     path = value if os.path.isabs(value) else base + value
     return path if os.path.normpath(path) == path else Path(path).as_posix()
 

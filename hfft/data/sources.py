@@ -32,6 +32,7 @@ from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
 
@@ -204,7 +205,7 @@ def read_source(spec: DataSpec) -> Found:
     Raises:
         DataError: If the source can't be read.
     """
-    path = Path(spec.source).expanduser()
+    path = Path(expanded(spec.source))
     if path.is_dir():
         return _read_folder(path, spec)
     if path.is_file():
@@ -298,7 +299,7 @@ def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found
 
 def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Found:
     """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
-    images = spec.image_folder and Path(spec.image_folder).expanduser()
+    images = spec.image_folder and Path(expanded(spec.image_folder))
     if images and not images.is_dir():
         raise DataError(f"data.image_folder: {missing_path(str(spec.image_folder))}")
     tables = {}

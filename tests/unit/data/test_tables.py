@@ -84,6 +84,11 @@ def test_labels_that_are_numbers_are_in_their_order(write):
     assert load(write("t.csv", f"path,label\n{rows}0.png,{long}\n")).labels == ("1", "9", "10", long)
 
 
+def test_a_name_that_begins_with_a_tilde_and_no_user(write):
+    data = load(write("t.csv", "path,label\n~1.png,a\n~nobody/2.png,b\n"))
+    assert found(data) == {"train": {"~1.png": "a", "~nobody/2.png": "b"}}
+
+
 def test_images_in_another_folder(write, tmp_path):
     file = write("t.csv", "path,label\n1.png,a\n2.png,b\n")
     (tmp_path / "photos").mkdir()
