@@ -24,6 +24,7 @@ from hfft.data.labels import UNLABELLED
 from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
 from hfft.data.messages import warn
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
+from hfft.data.split_columns import SplitColumnError
 from hfft.data.tables import PARENT_FOLDER
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
@@ -66,7 +67,7 @@ def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layo
     try:
         listed = read_label_tables(folder, files, spec, f"{folder}: the folders have names of classes")
     except UndecidedError as error:
-        if any(words_of(path.name) for path in classes) and "split_column" not in str(error):
+        if any(words_of(path.name) for path in classes) and not isinstance(error.__cause__, SplitColumnError):
             return None
         raise
     except DataError:  # tables of something else

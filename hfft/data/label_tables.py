@@ -20,7 +20,7 @@ from hfft.data.hints import advice_for, check_header, check_paths, not_found
 from hfft.data.layout import ALLOWED, CLASS_FOLDER
 from hfft.data.loading import read_table
 from hfft.data.rows import Table
-from hfft.data.tables import Columns, choose_columns, path_names
+from hfft.data.tables import Columns, NoColumnError, choose_columns, path_names
 from hfft.errors import DataError
 from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
@@ -135,10 +135,10 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
             columns = choose_columns(rows, dataclasses.replace(spec, image_column=column), str(file), of_files=True)
             labelled[file] = rows
             labels.update(_labels_by_folder(rows, columns))
+        except NoColumnError as error:
+            lacking[file] = error
         except DataError as error:
-            lacking[file] = str(error)
-            if "label_column: none fits" not in lacking[file]:
-                raise UndecidedError(f"{problem}; a table names the images: {error}") from error
+            raise UndecidedError(f"{problem}; a table names the images: {error}") from error
     if columns is None:
         raise UndecidedError(f"{problem}; a table names the images: {next(iter(lacking.values()))}")
     words = [f"{file}: left out, as it has no column of labels" for file in lacking]

@@ -14,16 +14,20 @@ from hfft.recipe.spec import DataSpec
 _SAMPLE = 200  # values of a column that are looked at to see whether it may hold splits
 
 
+class SplitColumnError(DataError):
+    """Which column tells the splits can't be told."""
+
+
 def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
     """The one asked for; else one that is called `split`, or that holds names of splits alone.
 
     Raises:
-        DataError: If a column called `split` holds some names of splits and something else, or several fit.
+        SplitColumnError: If a column called `split` holds some names of splits and something else, or several fit.
     """
     if spec.split_column is not None:
         if spec.split_column in table.column_names:
             return spec.split_column
-        raise DataError(
+        raise SplitColumnError(
             f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(table.column_names)}"
         )
     labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
@@ -44,7 +48,7 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
         if known and odd is None and (is_called or None not in values):
             found.append(name)
         elif known and is_called:
-            raise DataError(
+            raise SplitColumnError(
                 f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} beside names of "
                 f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
                 f".test=...), or rename the column; known names: "
@@ -59,7 +63,9 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
     called = [name for name in found if plain_name(name) == "split"]
     if len(found) < 2 or len(called) == 1:
         return next(iter(called or found), None)
-    raise DataError(f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}")
+    raise SplitColumnError(
+        f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}"
+    )
 
 
 def _may_tell(table: Dataset, name: str) -> bool:

@@ -22,6 +22,10 @@ _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath"
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
+class NoColumnError(DataError):
+    """A column that every table needs, where none fits."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that a table of images is used by.
@@ -65,7 +69,9 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         of_files: Whether text may be paths.
 
     Raises:
-        DataError: If a column isn't there, or none or several fit.
+        NoColumnError: If no column fits.
+        SplitColumnError: If the column of splits can't be told.
+        DataError: If a column isn't there, or several fit.
     """
     if of_files:
         check_header(table.column_names, where)
@@ -138,7 +144,7 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     key = where.rpartition(" ")[2]
     example = next(iter(candidates), table.column_names[-1])
     hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
-    raise DataError(
+    raise (DataError if candidates else NoColumnError)(
         f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}"
         f"{hint if key == 'image_column' and not candidates else ''}"
     )
