@@ -123,7 +123,7 @@ def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
 
 def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
     """A finding on data that trains: rows without a label and classes without rows are in unused splits."""
-    is_class = finding.kind == "empty class" and not any(finding.detail.startswith(f"{label}:") for label in labels)
+    is_class = finding.kind == "empty class" and finding.detail.rpartition(": ")[0] not in labels
     if is_class or finding.kind == "unlabelled":
         return dataclasses.replace(finding, kind="left out", detail=f"{finding.detail}, in no split that is used")
     return finding
