@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from hfft.data.text_tables import TEXT_TABLES, read_text_table
-from hfft.errors import DataError
+from hfft.errors import DataError, first_line
 
 
 def load(
@@ -85,7 +85,6 @@ def read_table(file: Path) -> Dataset:
 
 def reason_of(error: Exception) -> str:
     """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
-    lines = str(error).splitlines()
     if isinstance(error, DatasetGenerationError):
-        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+        error = DatasetGenerationError("\n".join([*str(error).splitlines()[1:], str(error.__cause__ or "")]))
+    return first_line(error)
