@@ -39,17 +39,15 @@ def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict
     Raises:
         DataError: If they can't be loaded, or files of one split number their classes differently.
     """
-    for paths in files.values():
-        check_numbering(where, paths)
+    kinds = [kind for paths in files.values() if (kind := check_numbering(where, paths))]
     named = {split: [glob.escape(str(file)) for file in paths] for split, paths in files.items()}
-    kinds = [kind for paths in files.values() if (kind := _numbering(paths[0]))]
     if all(kind == kinds[0] for kind in kinds):
         return load(where, "parquet", data_files=named)
     return DatasetDict({split: load(where, "parquet", data_files={split: named[split]})[split] for split in named})
 
 
-def check_numbering(where: str, files: Sequence[Path]) -> None:
-    """Class numbers of Parquet files that are read as one.
+def check_numbering(where: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Class numbers of Parquet files that are read as one: the columns that hold them, with the names of the classes.
 
     Raises:
         DataError: If they mean other classes in one file than in another.
@@ -61,6 +59,7 @@ def check_numbering(where: str, files: Sequence[Path]) -> None:
             f"data.source: {where}: {next(iter(kinds)).name} and {odd.name} number their classes differently; write "
             "both with one list of names"
         )
+    return next(iter(kinds.values()), {})
 
 
 def _numbering(file: Path) -> dict[str, Any]:
