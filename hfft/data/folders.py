@@ -19,6 +19,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
+SPLIT_WORDS = tuple(name for names in SPLIT_NAMES.values() for name in names)
 METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
@@ -31,9 +32,7 @@ _NOT_SAID = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 # `trainset` and its like: two words in one.
-_JOINED = re.compile(
-    rf"^({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(sets?|data|images?|imgs?|files?)$"
-)
+_JOINED = re.compile(rf"^({'|'.join(SPLIT_WORDS)})(sets?|data|images?|imgs?|files?)$")
 
 
 @cache

@@ -141,5 +141,5 @@ def is_number(text: str) -> bool:
 
 def natural(text: str) -> tuple[int, int, str]:
     """A key that sorts numbers by their value, in front of all other texts."""
-    is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
-    return (0, int(text), text) if is_number else (1, 0, text)
+    is_whole = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
+    return (0, int(text), text) if is_whole else (1, 0, text)

@@ -9,19 +9,18 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hfft.data.folders import SPLIT_NAMES, holds_images, is_image, split_in, subfolders, words_of
+from hfft.data.folders import SPLIT_WORDS, holds_images, is_image, split_in, subfolders, words_of
 
 ALLOWED = (
     "allowed: class folders alone, or folders of class folders that are called "
-    f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}; or one of the folders (data.source); or "
+    f"{', '.join(SPLIT_WORDS)}; or one of the folders (data.source); or "
     "a table of labels beside the images (path,label); or data.label_column=class_folder, which takes the folders' "
     "names as classes all the same"
 )
 CLASS_FOLDER = "class_folder"  # stands for the folder of an image, as a label_column
-_SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 _UNLABELLED = frozenset(("pred", "preds", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
-_NO_CLASS = _SPLIT_WORDS.union(
-    _UNLABELLED,
+_NO_CLASS = _UNLABELLED.union(
+    SPLIT_WORDS,
     ("all", "data", "dataset", "datasets", "dir", "file", "files", "folder", "folders", "set", "sets", "split"),
     ("splits", "image", "images", "img", "imgs", "jpg", "jpeg", "pic", "pics", "picture", "pictures", "photo"),
     ("photos", "png", "archive", "batch", "batches", "chunk", "chunks", "fold", "folds", "part", "parts", "shard"),
@@ -98,7 +97,7 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
     found = [name for rest, group in rests.items() if not rest or len(set(map(split_in, group))) > 1 for name in group]
     counts = Counter(map(split_in, found))
     return {
-        name: str(name if name.lower() in _SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
+        name: str(name if name.lower() in SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
         for name in sorted(found)
     }
 

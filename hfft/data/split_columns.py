@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import SPLIT_NAMES, split_in
+from hfft.data.folders import SPLIT_WORDS, split_in
 from hfft.data.label_columns import is_split_flag, plain_name
 from hfft.data.layout import split_names
 from hfft.data.messages import warn
@@ -51,8 +51,7 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
             raise SplitColumnError(
                 f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} beside names of "
                 f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
-                f".test=...), or rename the column; known names: "
-                f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}"
+                f".test=...), or rename the column; known names: {', '.join(SPLIT_WORDS)}"
             )
         else:
             reason = f"no name of a split is {odd!r}" if odd is not None else f"row {values.index(None)} holds nothing"
