@@ -90,7 +90,7 @@ def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layo
 def _with_class_folders(folder: Path, listed: Listed, layout: Layout) -> Listed | None:
     """Tables for folders without class folders, and the class folders as further tables; None for other classes."""
     image, label = listed.columns.image, str(listed.columns.label)
-    found = {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
+    found = _images_by_class(layout)
     known = {printable_path(path.name) for children in found.values() for path, _ in children}
     if not {str(value) for table in listed.tables.values() for value in table.rows[label][:]} <= known:
         return None
@@ -141,18 +141,21 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
     if len(layout.splits) == 1:
         _tell_of_lists(folder)
-    children = [child.name for split in layout.splits for child in layout.class_folders(split)]
-    classes = folder_classes(children, str(folder))
+    found = _images_by_class(layout)
+    classes = folder_classes((child.name for children in found.values() for child, _ in children), str(folder))
+    if not (spec.group_column or spec.label_column):
+        _tell_of_inner(next(iter(found.values())), folder)
     splits, empty = {}, {}
-    for split in layout.splits:
-        children = layout.class_folders(split)
-        found = [(child, image_files(child)) for child in children]
-        if not (splits or spec.group_column or spec.label_column):
-            _tell_of_inner(found, folder)
-        splits[split] = _class_folder_rows(found, folder, classes, spec.group_column)
-        filled = {classes[child.name] for child, files in found if files}
-        empty[split] = tuple(str(child) for child in children if classes[child.name] not in filled)
+    for split, children in found.items():
+        splits[split] = _class_folder_rows(children, folder, classes, spec.group_column)
+        filled = {classes[child.name] for child, files in children if files}
+        empty[split] = tuple(str(child) for child, _ in children if classes[child.name] not in filled)
     return Found(splits, empty=empty)
+
+
+def _images_by_class(layout: Layout) -> dict[str, list[tuple[Path, list[Path]]]]:
+    """By split, each class folder and its images."""
+    return {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
 
 
 def _tell_of_lists(folder: Path) -> None:
