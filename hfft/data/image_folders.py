@@ -31,6 +31,7 @@ from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text, printable_path
 
+_TABLES = (*TEXT_TABLES, ".parquet")
 _LARGE = 100_000_000  # bytes of a table beside class folders; larger ones aren't looked into
 
 
@@ -43,18 +44,23 @@ def read_images(folder: Path, spec: DataSpec) -> Found:
     by_folder = spec.label_column == CLASS_FOLDER
     layout = find_layout(folder, by_folder=by_folder)
     is_asked = any((spec.image_column, spec.split_column, spec.label_column and not by_folder))
-    tables = table_files(folder, (*TEXT_TABLES, ".parquet"))
-    if layout.problem or (is_asked and tables):
+    tables = table_files(folder, _TABLES) if layout.problem or is_asked else []
+    if layout.problem or tables:
         refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
         listed = read_label_tables(folder, tables, spec, layout.problem or f"{folder}: columns are asked for")
     else:
-        beside = [file for file in tables if file.parent == folder and file.stat().st_size < _LARGE and not by_folder]
+        beside = [] if by_folder else sorted(filter(_is_small_table, folder.iterdir()))
         listed = _preferred(folder, beside, spec, layout) if beside else None
     if listed is None:
         return read_class_folders(folder, spec, layout)
     for word in listed.words:
         warn(word)
     return standardize(listed.tables, spec, spec.source, root=folder)
+
+
+def _is_small_table(file: Path) -> bool:
+    is_table = file.suffix.lower() in _TABLES and file.name[0] != "." and file.is_file()
+    return is_table and file.stat().st_size < _LARGE
 
 
 def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layout) -> Listed | None:

@@ -186,6 +186,13 @@ def test_class_folders_with_a_table_that_says_the_same(write):
     assert found(write(files, tables), NONE) == {"train": expected}
 
 
+def test_a_link_that_leads_nowhere_is_no_table(write):
+    files = [f"{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
+    folder = write(files, {})
+    (folder / "labels.csv").symlink_to("nowhere.csv")
+    assert set(found(folder, NONE)["train"]) == set(files)
+
+
 def test_a_table_with_coarser_classes_than_the_folders(write):
     files = [f"{('ant', 'bee', 'cat')[n % 3]}/{n}.jpg" for n in range(6)]
     folder = write(files, {"labels.csv": ["path,category", *rows(files, ("insect", "insect", "mammal"))]})
