@@ -5,7 +5,7 @@ A name tells no class when nothing remains of it without the words of splits, pa
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +100,23 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
         name: str(name if name.lower() in SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
         for name in sorted(found)
     }
+
+
+def folders_of(path: object) -> list[str]:
+    """The folders that a path in a table leads through."""
+    return str(path).replace("\\", "/").removeprefix("./").split("/")[:-1]
+
+
+def divide(paths: Sequence[Sequence[str]]) -> tuple[list[str], list[Sequence[str]]] | None:
+    """The split of each path by its first folder, and the folders below; None where not all begin with one of a split.
+
+    Args:
+        paths: The folders that each leads through.
+    """
+    known = split_names(folders[0] for folders in paths if folders)
+    if not known or not all(folders and folders[0] in known for folders in paths):
+        return None
+    return [known[folders[0]] for folders in paths], [folders[1:] for folders in paths]
 
 
 def _are_splits(folders: Collection[Path]) -> bool:

@@ -15,7 +15,7 @@ from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
-from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.layout import CLASS_FOLDER, divide, folders_of
 from hfft.data.messages import say, warn
 from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
@@ -147,19 +147,18 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
     """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
     if len(tables) > 1:
         return tables
-    ((split, table),) = tables.items()
+    (table,) = tables.values()
     if columns.split is not None:
         parts = split_by_column(table.rows, columns.split, where)
         return {name: replace(table, rows=rows) for name, rows in parts.items()}
     if not columns.has_paths or table.names is not None or table.depth:
         return tables
-    firsts = [str(value).replace("\\", "/").partition("/") for value in table.rows[columns.image][:]]
-    known = split_names(first for first, slash, _ in firsts if slash)
-    if not all(slash and first in known for first, slash, _ in firsts):
-        return {split: table}
+    divided = divide(list(map(folders_of, table.rows[columns.image][:])))
+    if divided is None:
+        return tables
     places: dict[str, list[int]] = {}
-    for place, (first, _, _) in enumerate(firsts):
-        places.setdefault(known[first], []).append(place)
+    for place, name in enumerate(divided[0]):
+        places.setdefault(name, []).append(place)
     return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
 
 

@@ -284,6 +284,14 @@ def test_measures_are_no_classes(write):
         load(write("t.csv", f"path,label\n{rows}"))
 
 
+def test_paths_whose_folders_are_splits_and_classes(write):
+    names = [f"./{split}/{label}/{n}.png" for split in ("train", "test") for n, label in enumerate(("ant", "bee"))]
+    data = load(write("t.csv", "\n".join(["path", *names])), SplitSpec(validation=None))
+    assert found(data)["test"] == {"test/ant/0.png": "ant", "test/bee/1.png": "bee"}
+    with pytest.raises(DataError, match="label_column: none fits"):  # of splits for some rows alone
+        load(write("t.csv", "\n".join(["path", *names, "5.png"])))
+
+
 def test_two_columns_of_splits(write):
     lines = with_splits("part", SPLIT_VALUES).splitlines()
     text = "\n".join(f"{line},{part}" for line, part in zip(lines, ("subset", *SPLIT_VALUES), strict=True))
