@@ -20,7 +20,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 SPLIT_WORDS = tuple(name for names in SPLIT_NAMES.values() for name in names)
-METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
     (
@@ -77,17 +76,6 @@ def split_in(name: str) -> str | None:
 def table_files(folder: Path, endings: Collection[str]) -> list[Path]:
     """Files with these endings in a folder or below, hidden ones left out."""
     return sorted(path for path in visible_files(folder) if path.suffix.lower() in endings)
-
-
-def metadata_files(folder: Path) -> list[Path]:
-    """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
-    places = [folder, *(path for path in subfolders(folder) if split_in(path.name))]
-    return [
-        file
-        for place in places
-        for file in sorted(place.iterdir())
-        if file.name.lower() in METADATA and file.is_file()
-    ]
 
 
 def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:

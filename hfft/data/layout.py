@@ -17,6 +17,7 @@ ALLOWED = (
     "a table of labels beside the images (path,label); or data.label_column=class_folder, which takes the folders' "
     "names as classes all the same"
 )
+_METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 CLASS_FOLDER = "class_folder"  # stands for the folder of an image, as a label_column
 _UNLABELLED = frozenset(("pred", "preds", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
 _NO_CLASS = _UNLABELLED.union(
@@ -100,6 +101,15 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
         name: str(name if name.lower() in SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
         for name in sorted(found)
     }
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
+    children = subfolders(folder)
+    splits = split_names(path.name for path in children)
+    places = [folder, *(path for path in children if path.name in splits)]
+    files = (file for place in places for file in sorted(place.iterdir()))
+    return [file for file in files if file.name.lower() in _METADATA and file.is_file()]
 
 
 def folders_of(path: object) -> list[str]:

@@ -12,7 +12,6 @@ from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_fro
 from hfft.data.folders import (
     holds_images,
     is_output,
-    metadata_files,
     splits_of,
     subfolders,
     table_files,
@@ -23,7 +22,7 @@ from hfft.data.image_folders import read_class_folders, read_images, refuse_unus
 from hfft.data.label_tables import find_images
 from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
+from hfft.data.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
 from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
 from hfft.data.messages import say, warn
 from hfft.data.rows import Found, Table, standardize

@@ -253,6 +253,12 @@ def test_output_of_hfft_as_a_source(files, touch):
         load(touch(*files))
 
 
+def test_a_class_folder_with_the_word_of_a_split_and_a_table_of_its_own(touch):
+    folder = touch(*[f"{name}/{n}.png" for name in ("test_tube", "cat") for n in range(2)])
+    (folder / "test_tube/metadata.csv").write_text("file_name,label\n0.png,x\n1.png,y\n")
+    assert load(folder).labels == ("cat", "test_tube")
+
+
 def test_lists_of_splits_beside_class_folders_are_said(touch, log):
     folder = touch(*[f"images/{name}/{n}.png" for name in ("ant", "bee") for n in range(2)])
     touch("meta/train.txt", "meta/test.txt", "meta/classes.txt")
