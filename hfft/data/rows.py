@@ -163,7 +163,9 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
 
 
 def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str) -> None:
-    """Say which columns were found by their values, whatever their names."""
+    """Say which columns were found by their values, whatever their names, and which are not used."""
+    for words in columns.unused:
+        warn(f"{where}: {words}")
     label = columns.label
     is_plain = isinstance(label, str) and isinstance(rows.features.get(label), Value) and label != CLASS_FOLDER
     if spec.label_column is None and is_plain and not is_label_name(str(label)):

@@ -7,7 +7,6 @@ from datasets import ClassLabel, Dataset, Value
 from hfft.data.folders import SPLIT_WORDS, split_in
 from hfft.data.label_columns import is_split_flag, plain_name
 from hfft.data.layout import split_names
-from hfft.data.messages import warn
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
@@ -18,26 +17,29 @@ class SplitColumnError(DataError):
     """Which column tells the splits can't be told."""
 
 
-def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
+def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> tuple[str | None, tuple[str, ...]]:
     """The one asked for; else one that is called `split`, or that holds names of splits alone.
+
+    Returns:
+        The column, or None; and for each other that may tell splits, that it is not used.
 
     Raises:
         SplitColumnError: If a column called `split` holds some names of splits and something else, or several fit.
     """
     if spec.split_column is not None:
         if spec.split_column in table.column_names:
-            return spec.split_column
+            return spec.split_column, ()
         raise SplitColumnError(
             f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(table.column_names)}"
         )
     labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
     taken = (image, spec.weight_column, spec.group_column, *labels)
-    found = []
+    found, unused = [], []
     for name, kind in table.features.items():
         if name in taken or not (_is_short(kind) or is_split_flag(name)):
             continue
         if is_split_flag(name):
-            warn(f"{where}: the column {name!r} is not used; tell train, validation and test in a column called split")
+            unused.append(f"the column {name!r} is not used; tell train, validation and test in a column called split")
             continue
         is_called = plain_name(name) == "split"
         if not is_called and not _may_tell(table, name):
@@ -55,13 +57,13 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
             )
         else:
             reason = f"no name of a split is {odd!r}" if odd is not None else f"row {values.index(None)} holds nothing"
-            warn(
-                f"{where}: the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
+            unused.append(
+                f"the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
                 "data.splits.train=..., ... takes it"
             )
     called = [name for name in found if plain_name(name) == "split"]
     if len(found) < 2 or len(called) == 1:
-        return next(iter(called or found), None)
+        return next(iter(called or found), None), tuple(unused)
     raise SplitColumnError(
         f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}"
     )

@@ -37,6 +37,7 @@ class Columns:
         group: What is never divided between splits; None for no such column.
         split: Name of each row's split; None where a table is one split.
         has_paths: Whether `image` holds paths as text.
+        unused: For each column that may tell splits and doesn't, that it is not used.
     """
 
     image: str
@@ -45,6 +46,7 @@ class Columns:
     group: str | None
     split: str | None
     has_paths: bool
+    unused: tuple[str, ...] = ()
 
     def named(self) -> list[str]:
         """Columns that every table of a source must have."""
@@ -82,7 +84,7 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     has_paths = of_files and is_text(table.features[image])
     if has_paths:
         check_paths([name for name in table[image][:_SAMPLE] if name], f"{where}: image_column: the column {image!r}")
-    split = find_split_column(spec, table, image, where)
+    split, unused = find_split_column(spec, table, image, where)
     spec = dataclasses.replace(spec, split_column=split)
     candidates = label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
     return Columns(
@@ -94,6 +96,7 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
         split=split,
         has_paths=has_paths,
+        unused=unused,
     )
 
 

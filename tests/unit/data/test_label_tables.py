@@ -186,6 +186,12 @@ def test_class_folders_with_a_table_that_says_the_same(write):
     assert found(write(files, tables), NONE) == {"train": expected}
 
 
+def test_a_column_beside_images_that_is_not_used_is_said_once(write, log):
+    folder = write(TRAIN, {"train.csv": ["id,label,is_valid", *rows(IDS, AB, "001")]})
+    assert len(found(folder, NONE)["train"]) == 6
+    assert ["'is_valid' is not used" in line for line in log()] == [True]
+
+
 def test_a_link_that_leads_nowhere_is_no_table(write):
     files = [f"{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
     folder = write(files, {})
