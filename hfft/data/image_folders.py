@@ -55,6 +55,7 @@ def read_images(folder: Path, spec: DataSpec) -> Found:
         return read_class_folders(folder, spec, layout)
     for word in listed.words:
         warn(word)
+    spec = dataclasses.replace(spec, image_column=listed.columns.image)
     return standardize(listed.tables, spec, spec.source, root=folder)
 
 

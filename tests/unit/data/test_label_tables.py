@@ -192,6 +192,11 @@ def test_a_column_beside_images_that_is_not_used_is_said_once(write, log):
     assert ["'is_valid' is not used" in line for line in log()] == [True]
 
 
+def test_the_column_that_names_the_images_and_not_the_one_called_so(write):
+    folder = write(TRAIN, {"train.csv": ["id,image,label", *rows(IDS, [f"photo {n}" for n in IDS], AB)]})
+    assert found(folder, NONE) == LABELLED
+
+
 def test_a_link_that_leads_nowhere_is_no_table(write):
     files = [f"{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
     folder = write(files, {})
