@@ -12,7 +12,7 @@ from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from hfft.data.content import shown_path, stored_path
 from hfft.data.folders import split_in
 from hfft.data.label_columns import is_label_name, plain_name
-from hfft.data.label_sets import holds_sets, read_sets
+from hfft.data.label_sets import declared_names, holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.layout import CLASS_FOLDER, divide, folders_of
@@ -277,7 +277,8 @@ def _labels(
         return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
     texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
     found = {text for column in texts.values() for text in column if text is not None}
-    declared = _declared({split: table.rows for split, table in tables.items()}, label)
+    names = declared_names({split: table.rows for split, table in tables.items()}, label)
+    declared = [name for name in map(label_text, names) if name is not None]
     rows = sum(map(len, texts.values()))
     are_numbers = not declared and len(found) > max(10, rows / 2) and all(map(is_number, found))
     if are_numbers and any(float(text) % 1 for text in found):
@@ -308,13 +309,6 @@ def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[s
     elif not isinstance(feature, Value):
         raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
     return label_texts(values, files, where)
-
-
-def _declared(tables: Mapping[str, Dataset], label: str) -> list[str]:
-    """Names of classes that tables declare, those of train first."""
-    order = [tables[split] for split in sorted(tables, key=lambda split: split_in(split) != "train")]
-    declared = (label_text(name) for rows in order for name in getattr(rows.features.get(label), "names", ()))
-    return [name for name in declared if name is not None]
 
 
 def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:
