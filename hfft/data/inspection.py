@@ -15,6 +15,7 @@ from hfft.data.findings import KINDS, Finding, Splits, find
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
+from hfft.data.layout import CLASS_FOLDER
 from hfft.data.messages import kept_warnings
 from hfft.data.sources import choose_images, load_data, read_source
 from hfft.data.strays import find_strays
@@ -137,8 +138,9 @@ def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspecti
     numbers = _numbers(splits)
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     found = find(Splits(done, numbers, labels, train), gray)
-    folder = folder_at(spec.source)
-    strays = list(find_strays(folder, set(rows["file"][:]))) if folder is not None and _is_of_files(rows) else []
+    folder, strays = folder_at(spec.source), []
+    if folder is not None and _is_of_files(rows):
+        strays = find_strays(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
     order = list(KINDS)
     findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
     return Inspection(
