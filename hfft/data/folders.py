@@ -48,9 +48,18 @@ def image_files(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
+    return [path for path in _children(folder) if not _holds_output(path)]
+
+
+def filled_subfolders(folder: Path) -> list[Path]:
+    """Those of `subfolders` that hold images."""
+    return [path for path in _children(folder) if holds_images(path) and not is_output(path)]
+
+
+def _children(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
-    return sorted(path for path in found if not path.name.startswith("__") and not _holds_output(path))
+        found = [entry.name for entry in entries if not entry.name.startswith((".", "__")) and _is_folder(entry)]
+    return [Path(folder, name) for name in sorted(found)]
 
 
 def holds_images(folder: Path) -> bool:

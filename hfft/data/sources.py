@@ -10,6 +10,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
+    filled_subfolders,
     holds_images,
     is_output,
     splits_of,
@@ -288,7 +289,7 @@ def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
         return _read_tables({"train": files[0]}, spec, folder)
-    names = split_names(path.name for path in subfolders(folder) if holds_images(path))
+    names = split_names(path.name for path in filled_subfolders(folder))
     tables = {names.get(file.parent.name, file.parent.name): file for file in files}
     lacking = [name for name in names.values() if name not in tables]
     if lacking:
