@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
@@ -15,13 +14,13 @@ from hfft.data.decoding import decode, read_row
 from hfft.data.findings import Finding, Splits, find
 from hfft.data.hints import check_found
 from hfft.data.labels import spoken_label
+from hfft.data.messages import say, warn
 from hfft.data.sources import ImageData
 from hfft.distributed import meet, on_main
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
 _SHOWN = 10
-_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def refuse_or_tell(skipped: Sequence[Skip], images: ImageData, spec: DataSpec, w
     if lost:
         what = f"{where}: more than half of the images can't be read in the class {', '.join(lost)}; repair them or "
         raise DataError("\n".join([f"{what}remove the class:", *lines]))
-    _LOG.warning("\n".join([f"{where}: left out: {files} no readable image:", *lines]))
+    warn("\n".join([f"{where}: left out: {files} no readable image:", *lines]))
 
 
 def _labels_in(skip: Skip, images: ImageData) -> Sequence[str]:
@@ -196,17 +195,17 @@ def _tell(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
         lines = _lines(leaks)
         if spec.leaks == "stop":
             raise DataError("\n".join([f"{what}; remove them, or say data.leaks=warn:", *lines]))
-        _LOG.warning("\n".join([f"{what}:", *lines]))
+        warn("\n".join([f"{what}:", *lines]))
     wrong = [finding for finding in findings if finding.kind in ("two labels", "near two labels", "mixed ranges")]
     if wrong:
-        _LOG.warning("\n".join([f"{where}: labels or pixels contradict each other:", *_lines(wrong)]))
+        warn("\n".join([f"{where}: labels or pixels contradict each other:", *_lines(wrong)]))
     deep = [finding for finding in findings if finding.kind == "deep"]
     if deep:
         _warn_of_deep(deep[0].count, where)
     notes = Counter(finding.kind for finding in findings if finding.severity == "note" and finding.kind != "deep")
     if notes:
         told = ", ".join(f"{kind} {count}" for kind, count in notes.items())
-        _LOG.info(f"{where}: also found: {told}; data.json and `hfft check-data` name them")
+        say(f"{where}: also found: {told}; data.json and `hfft check-data` name them")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:
@@ -216,7 +215,7 @@ def _lines(findings: Sequence[Finding]) -> list[str]:
 
 def _warn_of_deep(count: int, source: str) -> None:
     images = "1 image has" if count == 1 else f"{count} images have"
-    _LOG.warning(
+    warn(
         f"{source}: {images} more than 8 bits per channel, which are scaled to 8 here; transformers' own "
         'pipeline("image-classification") saturates them instead: use the model through hfft.Classifier, or convert '
         "the files to 8 bits"

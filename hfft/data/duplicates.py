@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from PIL import Image
+
+from hfft.data.messages import warn
 
 # Thumbnails whose correlation is higher may show one picture. Among 2,624 solar cells, photographed alike, the most
 # similar two have 0.9983; the same cells saved as JPEG of quality 50 or at half size stay above 0.9988.
@@ -22,7 +22,6 @@ _CROWD = 64  # thumbnails in a cell, from which on those alike are found through
 _ROUNDS = 200
 _MOST_PAIRS = 200_000_000  # candidates that are compared
 _MOST_LOOKS = 50_000  # pairs of images that are opened
-_LOG = get_logger(__name__)
 
 
 def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -105,7 +104,8 @@ def same_pictures(
     second: int
     for first, second in similar_pairs(thumbnails, rows).tolist():
         if looks == _MOST_LOOKS:
-            _tell(f"more than {_MOST_LOOKS} pairs of images are nearly alike; the others are not compared")
+            many = f"more than {_MOST_LOOKS} pairs of images are nearly alike"
+            warn(f"near duplicates: {many}; the others are not compared")
             break
         same = known.get(first, first)
         if same == known.get(second, second):
@@ -211,16 +211,11 @@ def _neighbors(keys: np.ndarray) -> Iterator[np.ndarray]:
             here, other = there[cell], places[there[cell]]
             for pairs in _products(starts[here], counts[here], starts[other], counts[other]):
                 if left <= 0:
-                    _tell("so many images are nearly alike that not all were compared with each other")
+                    warn("near duplicates: so many images are nearly alike that not all were compared with each other")
                     return
                 pairs = pairs[pairs[:, 0] < pairs[:, 1]] if step == 0 else pairs
                 left -= len(pairs)
                 yield order[pairs]
-
-
-def _tell(message: str) -> None:
-    PartialState()  # the logger asks it which process this is
-    _LOG.warning(f"near duplicates: {message}")
 
 
 def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:

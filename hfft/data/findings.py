@@ -12,7 +12,7 @@ from PIL import Image
 from hfft.data.audit import Audit
 from hfft.data.duplicates import group, same_pictures
 from hfft.data.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.data.label_values import alike_classes
 from hfft.data.labels import UNLABELLED, count_keys, spoken_label
 from hfft.data.pictures import float_range

@@ -4,14 +4,13 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
+from PIL import Image
 
-from hfft.data.formats import endings
+from hfft.data.messages import warn
+from hfft.data.pictures import formats
 from hfft.errors import DataError
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
@@ -20,7 +19,7 @@ SPLIT_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
+SPLIT_WORDS = tuple(name for names in SPLIT_NAMES.values() for name in names)
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
     (
@@ -32,11 +31,14 @@ _NOT_SAID = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class
 # How `Dataset.push_to_hub` names files; the split may have any name.
 _SHARD = re.compile(r"data/(\w+(?:\.\w+)*)-\d{5}-of-\d{5}.*")
 # `trainset` and its like: two words in one.
-_JOINED = re.compile(
-    rf"^({'|'.join(name for names in SPLIT_NAMES.values() for name in names)})(sets?|data|images?|imgs?|files?)$"
-)
-_warned: ContextVar[list[str] | None] = ContextVar("warned", default=None)
-_LOG = get_logger(__name__)
+_JOINED = re.compile(rf"^({'|'.join(SPLIT_WORDS)})(sets?|data|images?|imgs?|files?)$")
+
+
+@cache
+def endings() -> dict[str, str]:
+    """Endings of image files that are read, in small letters and with their dot, to the format that they promise."""
+    read = formats()
+    return {ending: name for ending, name in Image.registered_extensions().items() if name in read}
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -46,9 +48,18 @@ def image_files(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
+    return [path for path in _children(folder) if not _holds_output(path)]
+
+
+def filled_subfolders(folder: Path) -> list[Path]:
+    """Those of `subfolders` that hold images."""
+    return [path for path in _children(folder) if holds_images(path) and not is_output(path)]
+
+
+def _children(folder: Path) -> list[Path]:
     with os.scandir(folder) as entries:
-        found = [Path(folder, entry.name) for entry in entries if entry.name[0] != "." and _is_folder(entry)]
-    return sorted(path for path in found if not path.name.startswith("__") and not _holds_output(path))
+        found = [entry.name for entry in entries if not entry.name.startswith((".", "__")) and _is_folder(entry)]
+    return [Path(folder, name) for name in sorted(found)]
 
 
 def holds_images(folder: Path) -> bool:
@@ -74,17 +85,6 @@ def split_in(name: str) -> str | None:
 def table_files(folder: Path, endings: Collection[str]) -> list[Path]:
     """Files with these endings in a folder or below, hidden ones left out."""
     return sorted(path for path in visible_files(folder) if path.suffix.lower() in endings)
-
-
-def metadata_files(folder: Path) -> list[Path]:
-    """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
-    places = [folder, *(path for path in subfolders(folder) if split_in(path.name))]
-    return [
-        file
-        for place in places
-        for file in sorted(place.iterdir())
-        if file.name.lower() in METADATA and file.is_file()
-    ]
 
 
 def splits_of(folder: Path, tables: Collection[Path]) -> dict[str, list[Path]]:
@@ -206,29 +206,3 @@ def _holds_output(folder: Path) -> bool:
     if is_output(folder):
         return True
     return not holds_images(folder) and any(is_output(Path(parent)) for parent, _, _ in os.walk(folder))
-
-
-def warn(message: str) -> None:
-    """Warn once, from the main process."""
-    PartialState()  # the logger asks it which process this is
-    _LOG.warning(message)
-    kept = _warned.get()
-    if kept is not None:
-        kept.append(message)
-
-
-@contextmanager
-def kept_warnings() -> Iterator[list[str]]:
-    """A list that fills with what `warn` says meanwhile."""
-    kept: list[str] = []
-    token = _warned.set(kept)
-    try:
-        yield kept
-    finally:
-        _warned.reset(token)
-
-
-def say(message: str) -> None:
-    """Tell once, from the main process."""
-    PartialState()
-    _LOG.info(message)

@@ -9,8 +9,9 @@ from pathlib import Path, PurePath
 from datasets import Dataset
 
 from hfft.data.content import opened_path
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.errors import DataError, nearest
+from hfft.paths import expanded
 
 _UNPACK = "unpack it, and name the folder"
 _ADVICE = {
@@ -38,18 +39,23 @@ def missing_source(source: str) -> str | None:
 
 def missing_path(name: str) -> str:
     """That a path leads nowhere: what was tried, and how far it leads."""
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     return f"{name} is no folder" if path.exists() else f"the folder {name} does not exist; {looked_for(path)}"
 
 
 def looked_for(path: Path) -> str:
     """How far a path leads that leads nowhere, and what may be meant."""
-    path = path.absolute()
-    parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    path, parent = _led(path)
     lost = path.relative_to(parent).parts[0]
     meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
     told = f"; did you mean {meant!r}?" if meant else ""
     return f"looked for {path}: {parent} holds no {lost!r}{told}"
+
+
+def _led(path: Path) -> tuple[Path, Path]:
+    """The absolute path, and the last of its folders that is there."""
+    path = path.absolute()
+    return path, next((folder for folder in path.parents if folder.is_dir()), path.parent)
 
 
 def advice_for(files: Iterable[Path]) -> str:
@@ -105,8 +111,7 @@ def check_found(rows: Dataset, where: str) -> None:
 
 def not_found(path: Path, where: str) -> DataError:
     """That images aren't where a table says."""
-    path = path.absolute()
-    parent = next((folder for folder in path.parents if folder.is_dir()), path.parent)
+    path, parent = _led(path)
     return DataError(
         f"{where}: no image is where the rows say; looked for {path} first; name the column of paths, file names or "
         f"ids (data.image_column) and the folder that they begin at (data.image_folder){advice_for(parent.iterdir())}"

@@ -14,7 +14,6 @@ from hfft.data.folders import (
     subfolders,
     table_files,
     visible_files,
-    warn,
     warn_of_left_out,
     words_of,
 )
@@ -23,13 +22,16 @@ from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
 from hfft.data.labels import UNLABELLED
 from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
+from hfft.data.messages import warn
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
+from hfft.data.split_columns import SplitColumnError
 from hfft.data.tables import PARENT_FOLDER
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text, printable_path
 
+_TABLES = (*TEXT_TABLES, ".parquet")
 _LARGE = 100_000_000  # bytes of a table beside class folders; larger ones aren't looked into
 
 
@@ -42,18 +44,24 @@ def read_images(folder: Path, spec: DataSpec) -> Found:
     by_folder = spec.label_column == CLASS_FOLDER
     layout = find_layout(folder, by_folder=by_folder)
     is_asked = any((spec.image_column, spec.split_column, spec.label_column and not by_folder))
-    tables = table_files(folder, (*TEXT_TABLES, ".parquet"))
-    if layout.problem or (is_asked and tables):
+    tables = table_files(folder, _TABLES) if layout.problem or is_asked else []
+    if layout.problem or tables:
         refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
         listed = read_label_tables(folder, tables, spec, layout.problem or f"{folder}: columns are asked for")
     else:
-        beside = [file for file in tables if file.parent == folder and file.stat().st_size < _LARGE and not by_folder]
+        beside = [] if by_folder else sorted(filter(_is_small_table, folder.iterdir()))
         listed = _preferred(folder, beside, spec, layout) if beside else None
     if listed is None:
         return read_class_folders(folder, spec, layout)
     for word in listed.words:
         warn(word)
+    spec = dataclasses.replace(spec, image_column=listed.columns.image)
     return standardize(listed.tables, spec, spec.source, root=folder)
+
+
+def _is_small_table(file: Path) -> bool:
+    is_table = file.suffix.lower() in _TABLES and file.name[0] != "." and file.is_file()
+    return is_table and file.stat().st_size < _LARGE
 
 
 def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layout) -> Listed | None:
@@ -66,7 +74,7 @@ def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layo
     try:
         listed = read_label_tables(folder, files, spec, f"{folder}: the folders have names of classes")
     except UndecidedError as error:
-        if any(words_of(path.name) for path in classes) and "split_column" not in str(error):
+        if any(words_of(path.name) for path in classes) and not isinstance(error.__cause__, SplitColumnError):
             return None
         raise
     except DataError:  # tables of something else
@@ -89,7 +97,7 @@ def _preferred(folder: Path, files: Sequence[Path], spec: DataSpec, layout: Layo
 def _with_class_folders(folder: Path, listed: Listed, layout: Layout) -> Listed | None:
     """Tables for folders without class folders, and the class folders as further tables; None for other classes."""
     image, label = listed.columns.image, str(listed.columns.label)
-    found = {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
+    found = _images_by_class(layout)
     known = {printable_path(path.name) for children in found.values() for path, _ in children}
     if not {str(value) for table in listed.tables.values() for value in table.rows[label][:]} <= known:
         return None
@@ -140,18 +148,21 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
     if len(layout.splits) == 1:
         _tell_of_lists(folder)
-    children = [child.name for split in layout.splits for child in layout.class_folders(split)]
-    classes = folder_classes(children, str(folder))
+    found = _images_by_class(layout)
+    classes = folder_classes((child.name for children in found.values() for child, _ in children), str(folder))
+    if not (spec.group_column or spec.label_column):
+        _tell_of_inner(next(iter(found.values())), folder)
     splits, empty = {}, {}
-    for split in layout.splits:
-        children = layout.class_folders(split)
-        found = [(child, image_files(child)) for child in children]
-        if not (splits or spec.group_column or spec.label_column):
-            _tell_of_inner(found, folder)
-        splits[split] = _class_folder_rows(found, folder, classes, spec.group_column)
-        filled = {classes[child.name] for child, files in found if files}
-        empty[split] = tuple(str(child) for child in children if classes[child.name] not in filled)
+    for split, children in found.items():
+        splits[split] = _class_folder_rows(children, folder, classes, spec.group_column)
+        filled = {classes[child.name] for child, files in children if files}
+        empty[split] = tuple(str(child) for child, _ in children if classes[child.name] not in filled)
     return Found(splits, empty=empty)
+
+
+def _images_by_class(layout: Layout) -> dict[str, list[tuple[Path, list[Path]]]]:
+    """By split, each class folder and its images."""
+    return {split: [(path, image_files(path)) for path in layout.class_folders(split)] for split in layout.splits}
 
 
 def _tell_of_lists(folder: Path) -> None:

@@ -12,12 +12,15 @@ from datasets import Dataset
 from hfft.data.audit import Audit, Look, audit
 from hfft.data.checking import gray_of, joined
 from hfft.data.findings import KINDS, Finding, Splits, find
-from hfft.data.folders import SPLIT_NAMES, kept_warnings
+from hfft.data.folders import SPLIT_NAMES
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
+from hfft.data.layout import CLASS_FOLDER
+from hfft.data.messages import kept_warnings
 from hfft.data.sources import choose_images, load_data, read_source
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
+from hfft.paths import folder_at
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 
@@ -121,7 +124,7 @@ def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
 
 def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
     """A finding on data that trains: rows without a label and classes without rows are in unused splits."""
-    is_class = finding.kind == "empty class" and not any(finding.detail.startswith(f"{label}:") for label in labels)
+    is_class = finding.kind == "empty class" and finding.detail.rpartition(": ")[0] not in labels
     if is_class or finding.kind == "unlabelled":
         return dataclasses.replace(finding, kind="left out", detail=f"{finding.detail}, in no split that is used")
     return finding
@@ -135,8 +138,9 @@ def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspecti
     numbers = _numbers(splits)
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     found = find(Splits(done, numbers, labels, train), gray)
-    folder = Path(spec.source).expanduser()
-    strays = list(find_strays(folder, set(rows["file"][:]))) if folder.is_dir() and _is_of_files(rows) else []
+    folder, strays = folder_at(spec.source), []
+    if folder is not None and _is_of_files(rows):
+        strays = find_strays(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
     order = list(KINDS)
     findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
     return Inspection(

@@ -8,7 +8,7 @@ from datasets import ClassLabel, Dataset, Value
 from hfft.data.folders import split_in, words_of
 from hfft.data.label_sets import flag_columns, list_columns
 from hfft.data.label_values import is_number
-from hfft.data.layout import CLASS_FOLDER, split_names, tells_no_class
+from hfft.data.layout import CLASS_FOLDER, divide, folders_of, tells_no_class
 from hfft.recipe.spec import DataSpec
 
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
@@ -85,10 +85,9 @@ def _class_folders(table: Dataset, image: str) -> list[str | None]:
     if CLASS_FOLDER in table.column_names:  # of a tar file's members
         found = table[CLASS_FOLDER][:]
     else:
-        parts = [str(path).replace("\\", "/").removeprefix("./").split("/")[:-1] for path in table[image][:]]
-        firsts = {part[0] for part in parts if part}
-        depth = int(firsts == set(split_names(firsts)))
-        found = [part[depth] if len(part) > depth else None for part in parts]
+        paths = list(map(folders_of, table[image][:]))
+        divided = divide(paths)
+        found = [folders[0] if folders else None for folders in (paths if divided is None else divided[1])]
     names = {name for name in found if name is not None}
     return [] if not names or tells_no_class(names) else found
 

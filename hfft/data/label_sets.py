@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import say, split_in, warn
+from hfft.data.folders import split_in
 from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
+from hfft.data.messages import say, warn
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
 from hfft.text import printable
@@ -146,7 +147,7 @@ def read_sets(
             f"{_row(where, files[split], row, value)}; allowed for data.task multi_label: a list of labels, or "
             "columns of 0 and 1 (label_column: [...])"
         )
-    return _indexed(values, _declared(tables, label), files, where)
+    return _indexed(values, declared_names(tables, str(label)), files, where)
 
 
 def flag_columns(table: Dataset, without: Sequence[str | None], where: str) -> tuple[str, ...]:
@@ -288,9 +289,11 @@ def _divide(value: Any, separator: str | None) -> list[str]:
     )
 
 
-def _declared(tables: Mapping[str, Dataset], label: Label) -> list[str]:
-    order = sorted(tables, key=lambda split: split_in(split) != "train")  # whose classes come first
-    features = [getattr(tables[split].features[str(label)], "feature", None) for split in order]
+def declared_names(tables: Mapping[str, Dataset], label: str) -> list[str]:
+    """Names that tables declare for the classes of a column, those of train first."""
+    order = sorted(tables, key=lambda split: split_in(split) != "train")
+    kinds = [tables[split].features.get(label) for split in order]
+    features = [getattr(kind, "feature", kind) for kind in kinds]
     return list(dict.fromkeys(name for one in features if isinstance(one, ClassLabel) for name in one.names))
 
 

@@ -15,14 +15,14 @@ from pathlib import Path
 from datasets import Dataset, Value, concatenate_datasets
 
 from hfft.data.content import stored_path
-from hfft.data.folders import image_files, is_image, split_in, splits_of, visible_files, words_of
-from hfft.data.formats import endings
+from hfft.data.folders import endings, image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.hints import advice_for, check_header, check_paths, not_found
 from hfft.data.layout import ALLOWED, CLASS_FOLDER
 from hfft.data.loading import read_table
 from hfft.data.rows import Table
-from hfft.data.tables import Columns, choose_columns, path_names
+from hfft.data.tables import Columns, NoColumnError, choose_columns, path_names
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text
 
@@ -135,10 +135,10 @@ def read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, probl
             columns = choose_columns(rows, dataclasses.replace(spec, image_column=column), str(file), of_files=True)
             labelled[file] = rows
             labels.update(_labels_by_folder(rows, columns))
+        except NoColumnError as error:
+            lacking[file] = error
         except DataError as error:
-            lacking[file] = str(error)
-            if "label_column: none fits" not in lacking[file]:
-                raise UndecidedError(f"{problem}; a table names the images: {error}") from error
+            raise UndecidedError(f"{problem}; a table names the images: {error}") from error
     if columns is None:
         raise UndecidedError(f"{problem}; a table names the images: {next(iter(lacking.values()))}")
     words = [f"{file}: left out, as it has no column of labels" for file in lacking]
@@ -186,7 +186,7 @@ def find_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tuple[
 
 
 def _exist(names: Sequence[str], base: Path) -> bool:
-    return any(os.path.exists(base / Path(name.replace("\\", "/")).expanduser()) for name in names)
+    return any(os.path.exists(base / expanded(name.replace("\\", "/"))) for name in names)
 
 
 def _stored(path: Path, folder: Path) -> str:

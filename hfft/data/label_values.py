@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Value
 
-from hfft.data.folders import say, warn
+from hfft.data.messages import say, warn
 from hfft.text import path_text, printable
 
 _AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
@@ -141,5 +141,5 @@ def is_number(text: str) -> bool:
 
 def natural(text: str) -> tuple[int, int, str]:
     """A key that sorts numbers by their value, in front of all other texts."""
-    is_number = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
-    return (0, int(text), text) if is_number else (1, 0, text)
+    is_whole = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
+    return (0, int(text), text) if is_whole else (1, 0, text)

@@ -5,29 +5,31 @@ A name tells no class when nothing remains of it without the words of splits, pa
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
-from hfft.data.folders import SPLIT_NAMES, holds_images, is_image, split_in, subfolders, words_of
+from hfft.data.folders import SPLIT_WORDS, filled_subfolders, is_image, split_in, subfolders, words_of
 
 ALLOWED = (
     "allowed: class folders alone, or folders of class folders that are called "
-    f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}; or one of the folders (data.source); or "
+    f"{', '.join(SPLIT_WORDS)}; or one of the folders (data.source); or "
     "a table of labels beside the images (path,label); or data.label_column=class_folder, which takes the folders' "
     "names as classes all the same"
 )
+_METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them
 CLASS_FOLDER = "class_folder"  # stands for the folder of an image, as a label_column
-_SPLIT_WORDS = frozenset(name for names in SPLIT_NAMES.values() for name in names)
 _UNLABELLED = frozenset(("pred", "preds", "predict", "prediction", "predictions", "unlabeled", "unlabelled"))
-_NO_CLASS = _SPLIT_WORDS.union(
-    _UNLABELLED,
+_NO_CLASS = _UNLABELLED.union(
+    SPLIT_WORDS,
     ("all", "data", "dataset", "datasets", "dir", "file", "files", "folder", "folders", "set", "sets", "split"),
     ("splits", "image", "images", "img", "imgs", "jpg", "jpeg", "pic", "pics", "picture", "pictures", "photo"),
     ("photos", "png", "archive", "batch", "batches", "chunk", "chunks", "fold", "folds", "part", "parts", "shard"),
     ("shards", "tar", "zip", "annotation", "annotations", "labels", "mask", "masks", "segmentation"),
     ("segmentations", "unknown"),
 )
+_Listing = Callable[[Path], list[Path]]  # subfolders with images; each folder is looked through once
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,9 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
         folder: Holds images.
         by_folder: The names of the folders are classes, whatever they look like.
     """
-    top = _unwrapped(folder)
-    children = _filled(top)
+    filled = cache(filled_subfolders)
+    top = _unwrapped(folder, filled)
+    children = filled(top)
     if not children:
         is_empty = subfolders(top) and not _holds_loose(top)  # class folders to be filled
         problem = None if is_empty else f"{folder}: found no class folders"
@@ -66,21 +69,21 @@ def find_layout(folder: Path, *, by_folder: bool = False) -> Layout:
     others = [path for path in children if path.name not in splits]
     unlabelled = [path for path in others if not _UNLABELLED.isdisjoint(words_of(path.name))]
     found = [path for path in children if path.name in splits]
-    nested = [path for path in found if _filled(path) and not _holds_loose(path)]
+    nested = [path for path in found if filled(path) and not _holds_loose(path)]
     empty = [path for path in subfolders(top) if split_in(path.name) and path not in children]
     if found and (len(others) == len(unlabelled) or len(set(map(split_in, splits))) > 1 or nested):
-        layout = _split_layout(folder, found, [*unlabelled, *empty])
+        layout = _split_layout(folder, found, [*unlabelled, *empty], filled)
         others = [path for path in others if path not in unlabelled]
         if not others:
             return Layout({"train": (top,)}) if by_folder and layout.problem else layout
         if not by_folder:
             named, rest = (", ".join(path.name for path in paths) for paths in (found, others))
             return Layout(layout.splits, problem=f"{folder}: {named} look like splits and {rest} do not")
-    roots = _class_roots(top)
-    if not by_folder and all(_are_splits(_filled(path)) and not _holds_loose(path) for path in children):
-        shown = ", ".join(path.relative_to(folder).as_posix() for path in _filled(children[0]))
+    roots = _class_roots(top, filled)
+    if not by_folder and all(_are_splits(filled(path)) and not _holds_loose(path) for path in children):
+        shown = ", ".join(path.relative_to(folder).as_posix() for path in filled(children[0]))
         return Layout({"train": roots}, problem=f"{folder}: the folders of classes hold those of splits: {shown}")
-    if not by_folder and tells_no_class(path.name for root in roots for path in _filled(root)):
+    if not by_folder and tells_no_class(path.name for root in roots for path in filled(root)):
         return Layout({"train": roots}, problem=_no_classes(folder, children))
     return Layout({"train": (top,) if by_folder else roots})
 
@@ -98,9 +101,35 @@ def split_names(names: Iterable[str]) -> dict[str, str]:
     found = [name for rest, group in rests.items() if not rest or len(set(map(split_in, group))) > 1 for name in group]
     counts = Counter(map(split_in, found))
     return {
-        name: str(name if name.lower() in _SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
+        name: str(name if name.lower() in SPLIT_WORDS or counts[split_in(name)] > 1 else split_in(name))
         for name in sorted(found)
     }
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """The tables called `metadata` that lie beside images: in the folder, or in its split folders."""
+    children = subfolders(folder)
+    splits = split_names(path.name for path in children)
+    places = [folder, *(path for path in children if path.name in splits)]
+    files = (file for place in places for file in sorted(place.iterdir()))
+    return [file for file in files if file.name.lower() in _METADATA and file.is_file()]
+
+
+def folders_of(path: object) -> list[str]:
+    """The folders that a path in a table leads through."""
+    return str(path).replace("\\", "/").removeprefix("./").split("/")[:-1]
+
+
+def divide(paths: Sequence[Sequence[str]]) -> tuple[list[str], list[Sequence[str]]] | None:
+    """The split of each path by its first folder, and the folders below; None where not all begin with one of a split.
+
+    Args:
+        paths: The folders that each leads through.
+    """
+    known = split_names(folders[0] for folders in paths if folders)
+    if not known or not all(folders and folders[0] in known for folders in paths):
+        return None
+    return [known[folders[0]] for folders in paths], [folders[1:] for folders in paths]
 
 
 def _are_splits(folders: Collection[Path]) -> bool:
@@ -122,40 +151,36 @@ def _rest(name: str) -> tuple[str, ...]:
     return tuple(word for word in words_of(name) if word not in _NO_CLASS and len(word) > 1)
 
 
-def _filled(folder: Path) -> list[Path]:
-    return [path for path in subfolders(folder) if holds_images(path)]
-
-
 def _holds_loose(folder: Path) -> bool:
     return any(is_image(path) and path.is_file() and path.name[0] != "." for path in folder.iterdir())
 
 
-def _unwrapped(folder: Path) -> Path:
+def _unwrapped(folder: Path, filled: _Listing) -> Path:
     """The folder within that holds everything, where its name tells nothing: `images/`, `data/`."""
-    children = _filled(folder)
+    children = filled(folder)
     if len(children) != 1 or _holds_loose(folder) or split_in(children[0].name):
         return folder
-    is_wrapper = tells_no_class([children[0].name]) or _are_splits(_filled(children[0]))
-    return _unwrapped(children[0]) if is_wrapper and _filled(children[0]) else folder
+    is_wrapper = tells_no_class([children[0].name]) or _are_splits(filled(children[0]))
+    return _unwrapped(children[0], filled) if is_wrapper and filled(children[0]) else folder
 
 
-def _class_roots(folder: Path) -> tuple[Path, ...]:
+def _class_roots(folder: Path, filled: _Listing) -> tuple[Path, ...]:
     """The folders that hold the class folders: `folder`, or what lies in the parts that it was divided into."""
-    children = _filled(folder)
-    if not children or _holds_loose(folder) or not all(map(_filled, children)):
+    children = filled(folder)
+    if not children or _holds_loose(folder) or not all(map(filled, children)):
         return (folder,)
     if len(children) == 1:
         is_part = children[0].name == folder.name or tells_no_class([children[0].name])
     else:
         alike = {tuple(word for word in words_of(path.name) if len(word) > 1) for path in children}
         is_part = len(alike) == 1 and tells_no_class(path.name for path in children)
-    return tuple(root for path in children for root in _class_roots(path)) if is_part else (folder,)
+    return tuple(root for path in children for root in _class_roots(path, filled)) if is_part else (folder,)
 
 
-def _split_layout(folder: Path, found: Collection[Path], unlabelled: Collection[Path]) -> Layout:
+def _split_layout(folder: Path, found: Collection[Path], unlabelled: Collection[Path], filled: _Listing) -> Layout:
     """Split folders, those without class folders left out; with a problem where these are all, or train is one."""
-    roots = {path: _class_roots(path) for path in found}
-    classes = {path: {child.name for root in roots[path] for child in _filled(root)} for path in found}
+    roots = {path: _class_roots(path, filled) for path in found}
+    classes = {path: {child.name for root in roots[path] for child in filled(root)} for path in found}
     known = {name for path in found if split_in(path.name) == "train" for name in classes[path]}
     flat = [
         path

@@ -10,7 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
 from hfft.data.text_tables import TEXT_TABLES, read_text_table
-from hfft.errors import DataError
+from hfft.errors import DataError, first_line
 
 
 def load(
@@ -39,17 +39,15 @@ def load_parquet(where: str, files: Mapping[str, Sequence[Path]]) -> DatasetDict
     Raises:
         DataError: If they can't be loaded, or files of one split number their classes differently.
     """
-    for paths in files.values():
-        check_numbering(where, paths)
+    kinds = [kind for paths in files.values() if (kind := check_numbering(where, paths))]
     named = {split: [glob.escape(str(file)) for file in paths] for split, paths in files.items()}
-    kinds = [kind for paths in files.values() if (kind := _numbering(paths[0]))]
     if all(kind == kinds[0] for kind in kinds):
         return load(where, "parquet", data_files=named)
     return DatasetDict({split: load(where, "parquet", data_files={split: named[split]})[split] for split in named})
 
 
-def check_numbering(where: str, files: Sequence[Path]) -> None:
-    """Class numbers of Parquet files that are read as one.
+def check_numbering(where: str, files: Sequence[Path]) -> dict[str, Any]:
+    """Class numbers of Parquet files that are read as one: the columns that hold them, with the names of the classes.
 
     Raises:
         DataError: If they mean other classes in one file than in another.
@@ -61,6 +59,7 @@ def check_numbering(where: str, files: Sequence[Path]) -> None:
             f"data.source: {where}: {next(iter(kinds)).name} and {odd.name} number their classes differently; write "
             "both with one list of names"
         )
+    return next(iter(kinds.values()), {})
 
 
 def _numbering(file: Path) -> dict[str, Any]:
@@ -85,7 +84,6 @@ def read_table(file: Path) -> Dataset:
 
 def reason_of(error: Exception) -> str:
     """The first line that says anything; the first of a DatasetGenerationError doesn't, but the rest and its cause."""
-    lines = str(error).splitlines()
     if isinstance(error, DatasetGenerationError):
-        lines = [*lines[1:], *str(error.__cause__ or "").splitlines()]
-    return next((line.strip() for line in lines if line.strip()), type(error).__name__)
+        error = DatasetGenerationError("\n".join([*str(error).splitlines()[1:], str(error.__cause__ or "")]))
+    return first_line(error)

@@ -10,16 +10,18 @@ import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hfft.data.content import shown_path, stored_path
-from hfft.data.folders import say, split_in, warn
+from hfft.data.folders import split_in
 from hfft.data.label_columns import is_label_name, plain_name
-from hfft.data.label_sets import holds_sets, read_sets
+from hfft.data.label_sets import declared_names, holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
-from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.layout import CLASS_FOLDER, divide, folders_of
+from hfft.data.messages import say, warn
 from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.text import path_text, printable
 
@@ -145,24 +147,25 @@ def _by_split(tables: dict[str, Table], columns: Columns, where: str) -> dict[st
     """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
     if len(tables) > 1:
         return tables
-    ((split, table),) = tables.items()
+    (table,) = tables.values()
     if columns.split is not None:
         parts = split_by_column(table.rows, columns.split, where)
         return {name: replace(table, rows=rows) for name, rows in parts.items()}
     if not columns.has_paths or table.names is not None or table.depth:
         return tables
-    firsts = [str(value).replace("\\", "/").partition("/") for value in table.rows[columns.image][:]]
-    known = split_names(first for first, slash, _ in firsts if slash)
-    if not all(slash and first in known for first, slash, _ in firsts):
-        return {split: table}
+    divided = divide(list(map(folders_of, table.rows[columns.image][:])))
+    if divided is None:
+        return tables
     places: dict[str, list[int]] = {}
-    for place, (first, _, _) in enumerate(firsts):
-        places.setdefault(known[first], []).append(place)
+    for place, name in enumerate(divided[0]):
+        places.setdefault(name, []).append(place)
     return {name: replace(table, rows=table.rows.select(rows), depth=1) for name, rows in places.items()}
 
 
 def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str) -> None:
-    """Say which columns were found by their values, whatever their names."""
+    """Say which columns were found by their values, whatever their names, and which are not used."""
+    for words in columns.unused:
+        warn(f"{where}: {words}")
     label = columns.label
     is_plain = isinstance(label, str) and isinstance(rows.features.get(label), Value) and label != CLASS_FOLDER
     if spec.label_column is None and is_plain and not is_label_name(str(label)):
@@ -233,7 +236,7 @@ def _as_prefix(folder: Path) -> str:
 
 def _joined(base: str, value: str) -> str:
     """A path of a table, which begins at a folder; by text, as objects for a million paths take half a minute."""
-    value = os.path.expanduser(value.replace("\\", "/"))
+    value = expanded(value.replace("\\", "/"))
     path = value if os.path.isabs(value) else base + value
     return path if os.path.normpath(path) == path else Path(path).as_posix()
 
@@ -274,7 +277,8 @@ def _labels(
         return names, {split: values.argmax(axis=1).tolist() for split, values in shares.items()}, shares
     texts = {split: _texts(table, label, files[split], where) for split, table in tables.items()}
     found = {text for column in texts.values() for text in column if text is not None}
-    declared = _declared({split: table.rows for split, table in tables.items()}, label)
+    names = declared_names({split: table.rows for split, table in tables.items()}, label)
+    declared = [name for name in map(label_text, names) if name is not None]
     rows = sum(map(len, texts.values()))
     are_numbers = not declared and len(found) > max(10, rows / 2) and all(map(is_number, found))
     if are_numbers and any(float(text) % 1 for text in found):
@@ -305,13 +309,6 @@ def _texts(table: Table, label: str, files: Sequence[str], where: str) -> list[s
     elif not isinstance(feature, Value):
         raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
     return label_texts(values, files, where)
-
-
-def _declared(tables: Mapping[str, Dataset], label: str) -> list[str]:
-    """Names of classes that tables declare, those of train first."""
-    order = [tables[split] for split in sorted(tables, key=lambda split: split_in(split) != "train")]
-    declared = (label_text(name) for rows in order for name in getattr(rows.features.get(label), "names", ()))
-    return [name for name in declared if name is not None]
 
 
 def _with_images(rows: Dataset, columns: Columns, paths: tuple[list[str], list[str]] | None, where: str) -> Dataset:

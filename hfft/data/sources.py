@@ -10,29 +10,29 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
 from hfft.data.folders import (
+    filled_subfolders,
     holds_images,
     is_output,
-    metadata_files,
-    say,
     splits_of,
     subfolders,
     table_files,
     visible_files,
-    warn,
 )
 from hfft.data.hints import advice_for, looked_for, missing_path, missing_source
 from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
 from hfft.data.label_tables import find_images
 from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.layout import CLASS_FOLDER, find_layout, split_names
+from hfft.data.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
 from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
+from hfft.data.messages import say, warn
 from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
+from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
 from hfft.remote import hub_problem
 
@@ -205,7 +205,7 @@ def read_source(spec: DataSpec) -> Found:
     Raises:
         DataError: If the source can't be read.
     """
-    path = Path(spec.source).expanduser()
+    path = Path(expanded(spec.source))
     if path.is_dir():
         return _read_folder(path, spec)
     if path.is_file():
@@ -289,7 +289,7 @@ def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found
             shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
             raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
         return _read_tables({"train": files[0]}, spec, folder)
-    names = split_names(path.name for path in subfolders(folder) if holds_images(path))
+    names = split_names(path.name for path in filled_subfolders(folder))
     tables = {names.get(file.parent.name, file.parent.name): file for file in files}
     lacking = [name for name in names.values() if name not in tables]
     if lacking:
@@ -299,7 +299,7 @@ def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found
 
 def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Found:
     """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
-    images = spec.image_folder and Path(spec.image_folder).expanduser()
+    images = spec.image_folder and Path(expanded(spec.image_folder))
     if images and not images.is_dir():
         raise DataError(f"data.image_folder: {missing_path(str(spec.image_folder))}")
     tables = {}

@@ -4,7 +4,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import SPLIT_NAMES, split_in, warn
+from hfft.data.folders import SPLIT_WORDS, split_in
 from hfft.data.label_columns import is_split_flag, plain_name
 from hfft.data.layout import split_names
 from hfft.errors import DataError
@@ -13,26 +13,33 @@ from hfft.recipe.spec import DataSpec
 _SAMPLE = 200  # values of a column that are looked at to see whether it may hold splits
 
 
-def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> str | None:
+class SplitColumnError(DataError):
+    """Which column tells the splits can't be told."""
+
+
+def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) -> tuple[str | None, tuple[str, ...]]:
     """The one asked for; else one that is called `split`, or that holds names of splits alone.
 
+    Returns:
+        The column, or None; and for each other that may tell splits, that it is not used.
+
     Raises:
-        DataError: If a column called `split` holds some names of splits and something else, or several fit.
+        SplitColumnError: If a column called `split` holds some names of splits and something else, or several fit.
     """
     if spec.split_column is not None:
         if spec.split_column in table.column_names:
-            return spec.split_column
-        raise DataError(
+            return spec.split_column, ()
+        raise SplitColumnError(
             f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(table.column_names)}"
         )
     labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
     taken = (image, spec.weight_column, spec.group_column, *labels)
-    found = []
+    found, unused = [], []
     for name, kind in table.features.items():
         if name in taken or not (_is_short(kind) or is_split_flag(name)):
             continue
         if is_split_flag(name):
-            warn(f"{where}: the column {name!r} is not used; tell train, validation and test in a column called split")
+            unused.append(f"the column {name!r} is not used; tell train, validation and test in a column called split")
             continue
         is_called = plain_name(name) == "split"
         if not is_called and not _may_tell(table, name):
@@ -43,22 +50,23 @@ def find_split_column(spec: DataSpec, table: Dataset, image: str, where: str) ->
         if known and odd is None and (is_called or None not in values):
             found.append(name)
         elif known and is_called:
-            raise DataError(
+            raise SplitColumnError(
                 f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} beside names of "
                 f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
-                f".test=...), or rename the column; known names: "
-                f"{', '.join(name for names in SPLIT_NAMES.values() for name in names)}"
+                f".test=...), or rename the column; known names: {', '.join(SPLIT_WORDS)}"
             )
         else:
             reason = f"no name of a split is {odd!r}" if odd is not None else f"row {values.index(None)} holds nothing"
-            warn(
-                f"{where}: the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
+            unused.append(
+                f"the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
                 "data.splits.train=..., ... takes it"
             )
     called = [name for name in found if plain_name(name) == "split"]
     if len(found) < 2 or len(called) == 1:
-        return next(iter(called or found), None)
-    raise DataError(f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}")
+        return next(iter(called or found), None), tuple(unused)
+    raise SplitColumnError(
+        f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}"
+    )
 
 
 def _may_tell(table: Dataset, name: str) -> bool:

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.folders import SPLIT_NAMES, say
+from hfft.data.folders import SPLIT_NAMES
 from hfft.data.labels import is_multi_label, labels_of, lacks_label
+from hfft.data.messages import say
 from hfft.data.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec

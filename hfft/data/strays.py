@@ -20,14 +20,15 @@ _MAGIC = {
 _BOXES = {b"avif": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF"}
 
 
-def find_strays(folder: Path, files: Collection[str]) -> Iterator[Finding]:
+def find_strays(folder: Path, files: Collection[str], *, by_folder: bool = False) -> Iterator[Finding]:
     """Images that are left out of a folder of class folders, each with the reason.
 
     Args:
         folder: Holds class folders, or split folders of class folders.
         files: Names of the rows, below the folder.
+        by_folder: As `find_layout` has it.
     """
-    splits = [root for roots in find_layout(folder).splits.values() for root in roots]
+    splits = [root for roots in find_layout(folder, by_folder=by_folder).splits.values() for root in roots]
     beside, within = map(set, files_of(folder, splits))
     for file in sorted(beside | within):
         reason = _reason(file, is_beside=file in beside)

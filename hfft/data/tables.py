@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets import Dataset, Image, Value
 
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.data.hints import check_header, check_paths
 from hfft.data.label_columns import label_candidates, plain_name
 from hfft.data.label_values import is_text
@@ -22,6 +22,10 @@ _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath"
 _SAMPLE = 200  # values that are looked at to see whether a column holds paths
 
 
+class NoColumnError(DataError):
+    """A column that every table needs, where none fits."""
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns that a table of images is used by.
@@ -33,6 +37,7 @@ class Columns:
         group: What is never divided between splits; None for no such column.
         split: Name of each row's split; None where a table is one split.
         has_paths: Whether `image` holds paths as text.
+        unused: For each column that may tell splits and doesn't, that it is not used.
     """
 
     image: str
@@ -41,6 +46,7 @@ class Columns:
     group: str | None
     split: str | None
     has_paths: bool
+    unused: tuple[str, ...] = ()
 
     def named(self) -> list[str]:
         """Columns that every table of a source must have."""
@@ -65,7 +71,9 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         of_files: Whether text may be paths.
 
     Raises:
-        DataError: If a column isn't there, or none or several fit.
+        NoColumnError: If no column fits.
+        SplitColumnError: If the column of splits can't be told.
+        DataError: If a column isn't there, or several fit.
     """
     if of_files:
         check_header(table.column_names, where)
@@ -76,7 +84,7 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
     has_paths = of_files and is_text(table.features[image])
     if has_paths:
         check_paths([name for name in table[image][:_SAMPLE] if name], f"{where}: image_column: the column {image!r}")
-    split = find_split_column(spec, table, image, where)
+    split, unused = find_split_column(spec, table, image, where)
     spec = dataclasses.replace(spec, split_column=split)
     candidates = label_candidates(table, spec, image, f"{where}: label_column", has_paths=has_paths)
     return Columns(
@@ -88,6 +96,7 @@ def choose_columns(table: Dataset, spec: DataSpec, where: str, *, of_files: bool
         group=_group_column(spec.group_column, table, has_paths, f"{where}: group_column"),
         split=split,
         has_paths=has_paths,
+        unused=unused,
     )
 
 
@@ -138,7 +147,7 @@ def _column(asked: str | None, candidates: list[str], table: Dataset, where: str
     key = where.rpartition(" ")[2]
     example = next(iter(candidates), table.column_names[-1])
     hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
-    raise DataError(
+    raise (DataError if candidates else NoColumnError)(
         f"{where}: {found}; name one of {', '.join(table.column_names)}, such as data.{key}={example}"
         f"{hint if key == 'image_column' and not candidates else ''}"
     )

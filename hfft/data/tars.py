@@ -15,9 +15,8 @@ from typing import Any
 from datasets import Dataset
 
 from hfft.data.content import part_of
-from hfft.data.folders import visible_files
-from hfft.data.formats import endings
-from hfft.data.layout import CLASS_FOLDER, split_names
+from hfft.data.folders import endings, visible_files
+from hfft.data.layout import CLASS_FOLDER, divide
 from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.progress import SOON, bar
@@ -57,15 +56,14 @@ def read_tars(files: list[Path], root: Path) -> Dataset:
 def _add_folders(rows: list[dict[str, Any]]) -> None:
     """What the folders within tar files tell: without those that hold everything, splits and then classes."""
     parts = [row.pop("folders") for row in rows]
-    while len({part[0] if part else None for part in parts}) == 1 and any(len(part) > 1 for part in parts):
-        if split_names([parts[0][0]]):
-            break
+    divided = divide(parts)
+    while divided is None and len({tuple(part[:1]) for part in parts}) == 1 and any(len(part) > 1 for part in parts):
         parts = [part[1:] for part in parts]  # a folder that holds everything
-    splits = split_names(part[0] for part in parts if part)
-    if all(part and part[0] in splits for part in parts):
-        for row, part in zip(rows, parts, strict=True):
-            row.setdefault("split", splits[part[0]])
-        parts = [part[1:] for part in parts]
+        divided = divide(parts)
+    if divided is not None:
+        splits, parts = divided
+        for row, split in zip(rows, splits, strict=True):
+            row.setdefault("split", split)
     for row, part in zip(rows, parts, strict=True):
         row[CLASS_FOLDER] = part[0] if part else None
 

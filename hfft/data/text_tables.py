@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from datasets import Dataset, Features, Value
 
-from hfft.errors import DataError
+from hfft.errors import DataError, first_line
 
 TEXT_TABLES = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}
 _MOST_COLUMNS = 1500  # of a text table: each costs milliseconds in datasets
@@ -146,4 +146,4 @@ def dataset_of(columns: dict[str, list[Any]], where: str) -> Dataset:
     except UnicodeEncodeError as error:
         raise DataError(f"{where}: holds {error.object!a}, and half of a Unicode pair is no text") from error
     except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{where}: a column holds values of different types: {str(error).splitlines()[0]}") from error
+        raise DataError(f"{where}: a column holds values of different types: {first_line(error)}") from error

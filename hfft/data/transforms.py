@@ -16,7 +16,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import get_image_size_for_max_height_width
 
 from hfft.data.decoding import Decoded, on_background
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
 
 
@@ -234,11 +234,10 @@ def processed(processor: Any, image: Image.Image) -> torch.Tensor:
     try:
         return _process(processor, image)
     except Exception as error:  # processors are anybody's code, and check little
-        reason = (next(iter(str(error).splitlines()), "") or type(error).__name__)[:_SHOWN]
         raise ModelError(
             f"model.checkpoint: its image processor, {type(processor).__name__}, can't take an image of {image.width} "
-            f"x {image.height} pixels: {reason}; mend its preprocessor_config.json: a size of height and width, "
-            "resample from 0 to 3, a mean and a std of three numbers"
+            f"x {image.height} pixels: {first_line(error)[:_SHOWN]}; mend its preprocessor_config.json: a size of "
+            "height and width, resample from 0 to 3, a mean and a std of three numbers"
         ) from error
 
 

@@ -136,6 +136,16 @@ def test_what_is_left_out_is_no_failure(tmp_path, check):
     assert out.endswith("54 images, no findings; see the warnings above: 1\n")
 
 
+def test_a_class_of_an_unused_split_that_is_called_almost_like_a_used_one(tmp_path, check):
+    hostile.make_clean(tmp_path / "photos")
+    first, second, third = hostile.CLASSES[:3]
+    labels = {first: f"{first},train", second: f"{second},train", third: f"{first}: red,holdout"}
+    rows = [f"photos/train/{name}/00{number}.jpg,{told}" for name, told in labels.items() for number in range(6)]
+    (tmp_path / "photos.csv").write_text("\n".join(["file,class,part", *rows]))
+    code, out, _ = check("photos.csv", "data.split_column=part", "--json")
+    assert (code, [finding["kind"] for finding in json.loads(out)["findings"]]) == (0, ["left out"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -2,13 +2,14 @@ import io
 import os
 
 import numpy as np
+import pillow_heif
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
 from hfft.data import decoding, pictures
 from hfft.data.decoding import decode, decode_bytes, decode_row, decode_small, on_background
-from hfft.data.formats import endings
+from hfft.data.folders import endings
 from hfft.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -464,7 +465,6 @@ def test_what_is_no_file_keeps_nobody_waiting(kind, tmp_path):
 
 
 def test_heic():
-    pillow_heif = pytest.importorskip("pillow_heif", reason="needs the extra heic")
     stream = io.BytesIO()
     pillow_heif.from_pillow(photo()).save(stream, quality=95)
     assert ".heic" in endings()

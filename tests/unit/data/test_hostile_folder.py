@@ -2,6 +2,7 @@
 
 import hostile
 import pytest
+from pictures import make_photos
 
 from hfft.data.inspection import inspect
 
@@ -32,3 +33,10 @@ def test_all_defects_together(tmp_path):
     assert {(finding.kind, frozenset(finding.files)) for finding in inspection.findings} == expected
     assert len(inspection.findings) == len(expected)
     assert inspection.exit_code == 1
+
+
+def test_files_that_are_no_rows_where_folders_called_like_splits_are_classes(tmp_path):
+    folder = make_photos(tmp_path / "photos", {"train": 8, "test": 8})
+    (folder / "train/raw.dng").touch()
+    (finding,) = inspect(str(folder), ["data.label_column=class_folder"]).findings
+    assert (finding.kind, finding.files) == ("left out", ("train/raw.dng",))

@@ -186,6 +186,24 @@ def test_class_folders_with_a_table_that_says_the_same(write):
     assert found(write(files, tables), NONE) == {"train": expected}
 
 
+def test_a_column_beside_images_that_is_not_used_is_said_once(write, log):
+    folder = write(TRAIN, {"train.csv": ["id,label,is_valid", *rows(IDS, AB, "001")]})
+    assert len(found(folder, NONE)["train"]) == 6
+    assert ["'is_valid' is not used" in line for line in log()] == [True]
+
+
+def test_the_column_that_names_the_images_and_not_the_one_called_so(write):
+    folder = write(TRAIN, {"train.csv": ["id,image,label", *rows(IDS, [f"photo {n}" for n in IDS], AB)]})
+    assert found(folder, NONE) == LABELLED
+
+
+def test_a_link_that_leads_nowhere_is_no_table(write):
+    files = [f"{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
+    folder = write(files, {})
+    (folder / "labels.csv").symlink_to("nowhere.csv")
+    assert set(found(folder, NONE)["train"]) == set(files)
+
+
 def test_a_table_with_coarser_classes_than_the_folders(write):
     files = [f"{('ant', 'bee', 'cat')[n % 3]}/{n}.jpg" for n in range(6)]
     folder = write(files, {"labels.csv": ["path,category", *rows(files, ("insect", "insect", "mammal"))]})

@@ -1,6 +1,6 @@
 import pytest
 
-from hfft.data.layout import find_layout, split_names, tells_no_class
+from hfft.data.layout import divide, find_layout, folders_of, split_names, tells_no_class
 
 
 def shown(folder, **options):
@@ -109,3 +109,11 @@ def test_two_folders_of_a_split_keep_their_names():
 )
 def test_names_that_tell_no_class(names, told):
     assert tells_no_class(names) == told
+
+
+def test_paths_through_folders_of_splits():
+    paths = ["./train/ant/1.png", "train\\bee\\2.png", "test_set/ant/3.png"]
+    splits, below = divide(list(map(folders_of, paths)))
+    assert (splits, below) == (["train", "train", "test"], [["ant"], ["bee"], ["ant"]])
+    for other in (["train/1.png", "2.png"], ["train/1.png", "ant/2.png"], ["1.png"], []):
+        assert divide(list(map(folders_of, other))) is None

@@ -228,9 +228,8 @@ def test_a_folder_that_begins_with_two_underscores_is_said(touch, log):
 
 @pytest.mark.parametrize(("inner", "count"), [(("cat", "dog"), 1), (("2019", "2020"), 0), (("cat", "only"), 0)])
 def test_classes_that_hold_the_same_folders(inner, count, touch, log):
-    folder = touch(*[f"{site}/{name}/1.png" for site in ("north", "south") for name in inner], "south/x/1.png")
-    (folder / "south/x/1.png").rename(folder / "south" / inner[1] / "2.png")
-    (folder / "south/x").rmdir()
+    files = [f"{site}/{name}/1.png" for site in ("north", "south") for name in inner]
+    folder = touch(*files, f"south/{inner[1]}/2.png")
     if "only" in inner:
         (folder / "north/only").rename(folder / "north/other")
     assert load(folder).labels == ("north", "south")
@@ -252,6 +251,12 @@ def test_a_table_beside_images_and_a_folder_of_something_else(touch):
 def test_output_of_hfft_as_a_source(files, touch):
     with pytest.raises(DataError, match="holds a run or a model, and no images"):
         load(touch(*files))
+
+
+def test_a_class_folder_with_the_word_of_a_split_and_a_table_of_its_own(touch):
+    folder = touch(*[f"{name}/{n}.png" for name in ("test_tube", "cat") for n in range(2)])
+    (folder / "test_tube/metadata.csv").write_text("file_name,label\n0.png,x\n1.png,y\n")
+    assert load(folder).labels == ("cat", "test_tube")
 
 
 def test_lists_of_splits_beside_class_folders_are_said(touch, log):

@@ -62,7 +62,7 @@ def test_a_table_of_paths(write):
         ("t.csv", ",path,class,\n0,1.png,ant,\n1,2.png,bee,\n"),
         ("t.csv", "path,class,\n1.png,ant\n2.png,bee\n"),
         ("t.csv", "path\tclass\n1.png\tant\n2.png\tbee\n"),
-        ("t.csv", 'path,class\n1.png,ant\n"2.png" ,bee\n'.replace(" ,", ",")),
+        ("t.csv", 'path,class\n1.png,ant\n"2.png",bee\n'),
         ("t.csv", 'path,class,note\r1.png,ant,a "b" c\r2.png,bee,"two\rlines"\r'),
         ("t.csv", 'path,class,note\n1.png,ant,\u2028\x0b\n\n  \n2.png,bee,"a ""b"""'),
         ("t.jsonl", '{"path": "1.png", "class": "ant", "note": "\u2028"}\r\n{"class": "bee", "path": "2.png"}'),
@@ -82,6 +82,11 @@ def test_labels_that_are_numbers_are_in_their_order(write):
     assert load(write("t.csv", f"path,label\n{rows}")).labels == ("1", "9", "10")
     long = "9" * 5000  # more than Python reads as a number
     assert load(write("t.csv", f"path,label\n{rows}0.png,{long}\n")).labels == ("1", "9", "10", long)
+
+
+def test_a_name_that_begins_with_a_tilde_and_no_user(write):
+    data = load(write("t.csv", "path,label\n~1.png,a\n~nobody/2.png,b\n"))
+    assert found(data) == {"train": {"~1.png": "a", "~nobody/2.png": "b"}}
 
 
 def test_images_in_another_folder(write, tmp_path):
@@ -112,11 +117,7 @@ BAD_TABLES = [
     ("t.csv", b"path,label,label\n1.png,a,b\n", "t.csv: two columns have the same name: label"),
     ("t.csv", "path,label\n1.png,a\n".encode("utf-16"), "t.csv: line 1 is no UTF-8 text"),
     ("t.csv", "path,label\n1.png,a\n".encode("utf-16-le"), "t.csv: line 1 holds a NUL character"),
-    (
-        "t.jsonl",
-        b'{"path": "1.png", "label": "a", "label": "b"}\n',
-        "the key 'label' stands there twice",
-    ),
+    ("t.jsonl", b'{"path": "1.png", "label": "a", "label": "b"}\n', "the key 'label' stands there twice"),
     ("t.jsonl", b'{"path": "1.png", "label": "\\udce9"}\n', "half of a Unicode pair is no text"),
     ("t.jsonl", b'{"path": "1.png", "label": "a"}\n{"path": " ", "label": "b"}\n', "names no image in row 1"),
     ("t.jsonl", b'{"path": "1.png"}\n{"path"\n', "t.jsonl: line 2 is no JSON"),
@@ -281,6 +282,14 @@ def test_measures_are_no_classes(write):
     rows = "".join(f"{n}.png,{n / 7:.3f}\n" for n in range(12))
     with pytest.raises(DataError, match="the column 'label' holds 12 different numbers in 12 rows"):
         load(write("t.csv", f"path,label\n{rows}"))
+
+
+def test_paths_whose_folders_are_splits_and_classes(write):
+    names = [f"./{split}/{label}/{n}.png" for split in ("train", "test") for n, label in enumerate(("ant", "bee"))]
+    data = load(write("t.csv", "\n".join(["path", *names])), SplitSpec(validation=None))
+    assert found(data)["test"] == {"test/ant/0.png": "ant", "test/bee/1.png": "bee"}
+    with pytest.raises(DataError, match="label_column: none fits"):  # of splits for some rows alone
+        load(write("t.csv", "\n".join(["path", *names, "5.png"])))
 
 
 def test_two_columns_of_splits(write):

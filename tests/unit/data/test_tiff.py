@@ -4,13 +4,13 @@ import io
 
 import numpy as np
 import pytest
+import tifffile
 
 from hfft.data.decoding import decode, decode_bytes, decode_small
 from hfft.data.examining import examine_content
 from hfft.data.pictures import open_picture
 from hfft.errors import DataError
 
-tifffile = pytest.importorskip("tifffile")
 Y, X = np.mgrid[:32, :48]
 GRAY = ((5 * X + Y) % 256).astype(np.uint8)
 RGB = np.dstack([GRAY, (8 * Y % 256).astype(np.uint8), ((3 * X + 7 * Y) % 256).astype(np.uint8)])
