@@ -21,6 +21,7 @@ from hfft.machine import cpus_per_process
 from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
+from hfft.text import listed
 from hfft.training.settings import EVAL_BATCH
 from hfft.training.workers import worker_deaths_explained
 
@@ -87,10 +88,9 @@ def _tell_of_absent(scores: Scores) -> None:
     """Say which of the model's classes no image is labelled with."""
     absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
     if absent:
-        shown = ", ".join(absent[:5]) + (" ..." if len(absent) > 5 else "")
         left_out = "balanced accuracy" if scores.labels.ndim == 1 else "mean average precision"
         _LOG.info(
-            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({shown}): macro "
+            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({listed(absent)}): macro "
             f"F1 takes each of them as 0, {left_out} leaves them out"
         )
 

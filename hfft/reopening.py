@@ -14,6 +14,7 @@ from hfft.machine import cpus_per_process
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
+from hfft.text import listed
 from hfft.training.replay import recorded_with
 from hfft.training.settings import EVAL_BATCH
 
@@ -39,8 +40,8 @@ def score_result(
     folder = trained.stages[0].folder.parent / result_name(recipe)
     classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
     if classifier.classes != images.labels:
-        found, wanted = ", ".join(classifier.classes[:5]), ", ".join(images.labels[:5])
-        raise TrainingError(f"{folder}: reopened, the model's labels are {found} ... instead of {wanted} ...")
+        found, wanted = listed(classifier.classes), listed(images.labels)
+        raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
     set_memory_format(classifier.model, recipe.model.memory_format)
     in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
     on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))

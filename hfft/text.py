@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Sequence
 
 # Control characters, line and paragraph breaks, what turns the direction of writing, and bytes of names that are no
 # UTF-8, which Python keeps as halves of a pair.
@@ -16,6 +17,11 @@ def printable(text: str, *, keep: str = "") -> str:
         keep: Characters that stay as they are.
     """
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(ord(found[0])), text)
+
+
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Names for a message: the first ones, and dots where there are more."""
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
 
 
 def _escape(code: int) -> str:

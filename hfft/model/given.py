@@ -17,10 +17,10 @@ from hfft.model.anatomy import dissect, head_modules
 from hfft.model.checkpoint import labels_of, plain_outputs, quiet
 from hfft.model.fingerprint import hash_weights
 from hfft.model.restoring import left_as_it_was
+from hfft.text import listed
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
 _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1
-_SHOWN = 5
 _NAMES_ADVICE = (
     "set model.config.id2label to the images' names, in the order of its outputs, or give a model of these classes"
 )
@@ -103,7 +103,7 @@ def check_finite(model: nn.Module, where: str) -> None:
     if broken:
         raise ModelError(
             f"{where}: {len(broken)} weights hold values that are no finite numbers (NaN or infinity): "
-            f"{_listed(broken)}; take an undamaged copy"
+            f"{listed(broken)}; take an undamaged copy"
         )
 
 
@@ -139,7 +139,7 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
     if odd:
         raise ModelError(
             f"model: opened again from its config, it would be a {type(twin).__name__} with other tensors "
-            f"({_listed(odd)}), so that what was trained would be lost; give a classifier of transformers as its "
+            f"({listed(odd)}), so that what was trained would be lost; give a classifier of transformers as its "
             "config describes it, with one linear layer as head"
         )
     twin.load_state_dict(model.state_dict())
@@ -173,8 +173,8 @@ def align_labels(model: Any, labels: Sequence[str]) -> None:
     own = labels_of(model.config)
     if len(own) != len(labels):
         raise ModelError(
-            f"model: its config names {len(own)} classes ({_listed(own)}), and the images have {len(labels)} "
-            f"({_listed(labels)}); {_NAMES_ADVICE}"
+            f"model: its config names {len(own)} classes ({listed(own)}), and the images have {len(labels)} "
+            f"({listed(labels)}); {_NAMES_ADVICE}"
         )
     order = _order(own, labels)
     if order is None or order == list(range(len(labels))):
@@ -184,13 +184,13 @@ def align_labels(model: Any, labels: Sequence[str]) -> None:
             layer = model.get_submodule(name)
             if not isinstance(layer, nn.Linear | nn.Conv2d) or layer.weight.shape[0] != len(labels):
                 raise ModelError(
-                    f"model: its classes are in another order ({_listed(own)}) than those of the images "
-                    f"({_listed(labels)}), and its head, {type(layer).__name__}, can't be reordered; give it with "
+                    f"model: its classes are in another order ({listed(own)}) than those of the images "
+                    f"({listed(labels)}), and its head, {type(layer).__name__}, can't be reordered; give it with "
                     "the images' order"
                 )
             for value in layer.parameters():
                 value.copy_(value[order].clone())
-    _LOG.info(f"model: the outputs of its head were put into the order of the images' classes: {_listed(labels)}")
+    _LOG.info(f"model: the outputs of its head were put into the order of the images' classes: {listed(labels)}")
 
 
 def _kind_problem(model: Any) -> str | None:
@@ -232,12 +232,12 @@ def _order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
         return None
     if shared:
         raise ModelError(
-            f"model: of its classes ({_listed(own)}) only {len(shared)} are among those of the images "
-            f"({_listed(labels)}); {_NAMES_ADVICE}"
+            f"model: of its classes ({listed(own)}) only {len(shared)} are among those of the images "
+            f"({listed(labels)}); {_NAMES_ADVICE}"
         )
     _LOG.warning(
-        f"model: its classes ({_listed(own)}) have other names than those of the images; its outputs are taken for "
-        f"{_listed(labels)}, in this order"
+        f"model: its classes ({listed(own)}) have other names than those of the images; its outputs are taken for "
+        f"{listed(labels)}, in this order"
     )
     return None
 
@@ -263,7 +263,3 @@ def _logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
             f"model: can't take the images that the checkpoint's processor makes, {tuple(pixels.shape)}: "
             f"{first_line(error)}"
         ) from error
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (" ..." if len(names) > _SHOWN else "")
