@@ -16,6 +16,7 @@ from hfft.evaluation.scores import flags_of, holds_sets, logits_of
 from hfft.files import read_json
 from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
+from hfft.text import listed
 
 _SPLITS = ("test", "validation")
 
@@ -203,8 +204,8 @@ def _notes(runs: Sequence[_Finished], split: str) -> list[str]:
             )
         elif sorted(run.labels) != sorted(first.labels):
             notes.append(
-                f"{run.folder} has other classes ({_listed(run.labels)}) than {first.folder} "
-                f"({_listed(first.labels)}): their numbers answer different questions"
+                f"{run.folder} has other classes ({listed(run.labels, 3)}) than {first.folder} "
+                f"({listed(first.labels, 3)}): their numbers answer different questions"
             )
         elif run.fingerprint(split) != first.fingerprint(split):
             notes.append(f"the {split} images of {run.folder} are not those of {first.folder}")
@@ -247,7 +248,3 @@ def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
         found = differences(both[0], both[1], labels)
         right = [probabilities.argmax(axis=1) == labels for probabilities in both]
     return Pair(str(first.folder), str(second.folder), len(table), found, mcnemar(*right))
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (" ..." if len(names) > 3 else "")

@@ -32,7 +32,7 @@ from hfft.launch import spread_by
 from hfft.machine import describe_environment
 from hfft.model.given import other_model
 from hfft.model.locating import files_fingerprint
-from hfft.paths import is_same_place
+from hfft.paths import expanded, is_same_place
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.sameness import what_trains
 from hfft.recipe.spec import Recipe
@@ -191,7 +191,7 @@ def describe_origin(recipe: Recipe, *, model_given: bool, data_given: bool) -> d
 
 
 def _origin(name: str, revision: str | None, *, given: bool) -> dict[str, str | None]:
-    path = Path(name).expanduser()
+    path = Path(expanded(name))
     is_path = path.exists() or not _may_be_hub_id(name)
     kind = "memory" if given else "local" if is_path else "hub"
     shown = path.resolve().name if is_path else name

@@ -4,6 +4,8 @@ import httpx2
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
+from hfft.errors import first_line
+
 _TIMEOUT = 10.0  # seconds
 
 
@@ -28,7 +30,7 @@ def hub_problem(repo_id: str, kind: str, revision: str | None) -> str | None:
     except RepositoryNotFoundError:
         return f"the Hub has no {kind} of that name, or it is private: then `hf auth login`"
     except HfHubHTTPError as error:
-        return f"the Hub answered with an error: {str(error).splitlines()[0]}"
+        return f"the Hub answered with an error: {first_line(error)}"
     except ValueError:
         return "it is no Hub id either (name, or owner/name)"
     except (httpx2.TransportError, OSError) as error:

@@ -7,7 +7,7 @@ from itertools import cycle, islice
 import numpy as np
 import torch
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
 
 TOLERANCE = 1e-4  # of logits up to 1; of larger ones, of the largest of the image
 TOP, LABELS = "class on top", "labels"
@@ -112,9 +112,8 @@ def _run(run: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, shape: tup
     try:
         found = run(pixels)
     except Exception as error:  # onnxruntime has no base class of its own
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ParityError(
-            f"model.onnx can't run a batch of {len(pixels)} images: {reason}; nothing written"
+            f"model.onnx can't run a batch of {len(pixels)} images: {first_line(error)}; nothing written"
         ) from error
     if found.shape != shape:
         raise ParityError(f"model.onnx answers {len(pixels)} images with {found.shape} numbers, torch with {shape}")
