@@ -90,8 +90,8 @@ def _tell_of_absent(scores: Scores) -> None:
     if absent:
         left_out = "balanced accuracy" if scores.labels.ndim == 1 else "mean average precision"
         _LOG.info(
-            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes ({listed(absent)}): "
-            f"macro F1 takes each of them as 0, {left_out} leaves them out"
+            f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes "
+            f"({listed(absent)}): macro F1 takes each of them as 0, {left_out} leaves them out"
         )
 
 
