@@ -13,10 +13,10 @@ from hfft.evaluation.intervals import Interval
 from hfft.evaluation.multilabel import SetOutcomes, set_differences
 from hfft.evaluation.pairs import McNemar, differences, mcnemar
 from hfft.evaluation.scores import flags_of, holds_sets, logits_of
-from hfft.files import read_json
-from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
-from hfft.text import listed
+from hfft.system.files import read_json
+from hfft.system.paths import expanded
+from hfft.system.text import listed
 
 _SPLITS = ("test", "validation")
 

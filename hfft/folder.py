@@ -23,20 +23,20 @@ from hfft.data.findings import described
 from hfft.data.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.targets import targets_of
-from hfft.distributed import meet, on_main
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scores import Scores
-from hfft.files import read_json, write_file, write_folder, write_json, write_text
-from hfft.launch import spread_by
-from hfft.machine import describe_environment
 from hfft.model.given import other_model
 from hfft.model.locating import files_fingerprint
-from hfft.paths import expanded, is_same_place
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.sameness import what_trains
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import read_facts, result_name
+from hfft.system.distributed import meet, on_main
+from hfft.system.files import read_json, write_file, write_folder, write_json, write_text
+from hfft.system.launch import spread_by
+from hfft.system.machine import describe_environment
+from hfft.system.paths import expanded, is_same_place
 
 _EXAMPLES = "examples"  # folder beside the model's weights
 _EXAMPLE_SIDE = 512  # pixels at most

@@ -16,13 +16,13 @@ from hfft.errors import RecipeError, RunError
 from hfft.evaluation.intervals import Interval, with_intervals
 from hfft.evaluation.multilabel import SetOutcomes, set_intervals
 from hfft.evaluation.scores import flags_of, holds_sets, logits_of
-from hfft.files import write_file, write_json
-from hfft.locking import RunLock
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.run import finetune, join_for
 from hfft.runs.run import Run
+from hfft.system.files import write_file, write_json
+from hfft.system.locking import RunLock
 from hfft.training.replay import replay_folder
 
 _LOG = get_logger(__name__)

@@ -10,18 +10,18 @@ from hfft.data.checking import check_rows, fingerprint_of
 from hfft.data.fitting import check_processor
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import load_rows
-from hfft.distributed import join
 from hfft.errors import DataError, RunError
 from hfft.evaluation.scoring import Scores, score
-from hfft.files import read_json
 from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
-from hfft.machine import cpus_per_process
-from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.text import listed
+from hfft.system.distributed import join
+from hfft.system.files import read_json
+from hfft.system.machine import cpus_per_process
+from hfft.system.paths import expanded
+from hfft.system.text import listed
 from hfft.training.settings import EVAL_BATCH
 from hfft.training.workers import worker_deaths_explained
 

@@ -13,13 +13,13 @@ from accelerate.logging import get_logger
 from hfft.data.batches import Examples
 from hfft.data.targets import SHARES
 from hfft.data.transforms import evaluation_transform
-from hfft.distributed import meet
 from hfft.evaluation.features import as_before
 from hfft.evaluation.label_hints import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluation.reference import Reference
 from hfft.evaluation.scoring import compute
-from hfft.files import read_json, write_json
-from hfft.machine import cpus_per_process
+from hfft.system.distributed import meet
+from hfft.system.files import read_json, write_json
+from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.replay import Replay
 from hfft.training.settings import EVAL_BATCH, training_arguments

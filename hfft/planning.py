@@ -17,8 +17,6 @@ from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS
-from hfft.launch import check_options
-from hfft.machine import has_native_bfloat16
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
@@ -28,6 +26,8 @@ from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.system.launch import check_options
+from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments

@@ -13,12 +13,12 @@ from hfft.data.checking import Checked, check_images
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.distributed import on_main
 from hfft.evaluation.validating import validating
-from hfft.files import read_json
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.planning import Prepared, loss_of, metrics_of, phases_in, run_clock
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.system.distributed import on_main
+from hfft.system.files import read_json
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.precision import fastest_precision
 from hfft.training.replay import Replay, open_replay, replay_folder

@@ -4,17 +4,17 @@ from typing import Any
 
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
-from hfft.distributed import on_main
 from hfft.errors import TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation
 from hfft.evaluation.beside import Trained, Way, score_beside
 from hfft.evaluation.scores import Scores
 from hfft.inference.classifier import Classifier
-from hfft.machine import cpus_per_process
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
-from hfft.text import listed
+from hfft.system.distributed import on_main
+from hfft.system.machine import cpus_per_process
+from hfft.system.text import listed
 from hfft.training.replay import recorded_with
 from hfft.training.settings import EVAL_BATCH
 

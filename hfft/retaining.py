@@ -9,7 +9,6 @@ import torch
 from accelerate import PartialState
 
 from hfft.data.sources import ImageData
-from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError
 from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
 from hfft.evaluation.novelty import find_novelty
@@ -18,6 +17,7 @@ from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
+from hfft.system.distributed import meet
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import finished_phase
 from hfft.training.settings import EVAL_BATCH

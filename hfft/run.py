@@ -14,26 +14,26 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.data.fitting import copy_fit
-from hfft.distributed import join, on_main
 from hfft.errors import RecipeError
 from hfft.evaluation.beside import Trained
 from hfft.finishing import update_finished
 from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.hinting import hint_labels
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
-from hfft.launch import check_launch, check_packages
-from hfft.liveness import watched
-from hfft.locking import RunLock
 from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
 from hfft.planning import check_callbacks, prepare, resolve_phases, with_weights_found
 from hfft.preparing import Job, checked_images, load_network, make_job, precision_of
-from hfft.progress import bars
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.reopening import score_result
 from hfft.retaining import Retaining, keep_novelty
 from hfft.runs.run import Run
+from hfft.system.distributed import join, on_main
+from hfft.system.launch import check_launch, check_packages
+from hfft.system.liveness import watched
+from hfft.system.locking import RunLock
+from hfft.system.progress import bars
 from hfft.training.adapted import keep_given, plain_network, restore_kept
 from hfft.training.failures import explained
 from hfft.training.keeping import choose_kept

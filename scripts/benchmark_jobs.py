@@ -31,9 +31,9 @@ from transformers import (
 from hfft.data.batches import Collator, Examples
 from hfft.data.sources import load_data
 from hfft.data.transforms import evaluation_transform, training_transform
-from hfft.machine import cpus_per_process
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.system.machine import cpus_per_process
 
 EVAL_BATCH = 32
 LORA_LAYERS = {
@@ -205,8 +205,8 @@ def tail(model: Any, phase: PhaseSpec) -> list[Step]:
 
 def with_hfft(recipe: Recipe) -> dict[str, Any]:
     """The job with hfft."""
-    from hfft.files import read_json
     from hfft.run import finetune  # its imports are no part of the plain job
+    from hfft.system.files import read_json
 
     clock = Clock()
     run = finetune(recipe, callbacks=[clock], overwrite=True)

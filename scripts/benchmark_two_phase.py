@@ -50,9 +50,9 @@ from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
 
 from hfft.data.sources import load_data
-from hfft.machine import describe_environment
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
+from hfft.system.machine import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
 VARIANTS: dict[str, tuple[str, ...]] = {  # in the order of a round, with the keys that hfft gets

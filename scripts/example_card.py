@@ -11,9 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from hfft.markdown import fence
 from hfft.report.card import FIGURES, REPOSITORY
 from hfft.report.facts import read_facts
+from hfft.system.markdown import fence
 
 _HEAD = """\
 <!-- Made by scripts/example_card.py from a run; not edited by hand. -->

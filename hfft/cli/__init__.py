@@ -12,8 +12,8 @@ from hfft.cli import sharing, training, using
 from hfft.cli.arguments import VerbParser
 from hfft.cli.printing import open_console, say
 from hfft.errors import HfftError
-from hfft.interruption import end_process, last_words, prompt_interruption, stop_signal
-from hfft.text import printable
+from hfft.system.signals import end_process, last_words, prompt_interruption, stop_signal
+from hfft.system.text import printable
 
 _BY_SIGNAL = 128  # plus its number, as shells have it
 _CONTINUES = "a run continues with the same command, without --overwrite"
@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> int:
         say(f"{cause}; {again}")
         return _BY_SIGNAL + number
     if "RANK" in os.environ:
-        from hfft.distributed import leave
+        from hfft.system.distributed import leave
 
         leave()
     return code or 0
@@ -65,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _close_bars() -> None:
     if "tqdm" in sys.modules:
-        from hfft.progress import close_bars
+        from hfft.system.progress import close_bars
 
         close_bars()
 
@@ -81,7 +81,7 @@ class _LinesAboveBars(logging.StreamHandler):
     """Lines for a standard error output that may hold progress bars, too."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        from hfft.progress import above_bars
+        from hfft.system.progress import above_bars
 
         with above_bars():
             super().emit(record)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hfft.errors import nearest
-from hfft.paths import expanded
-from hfft.text import printable
+from hfft.system.paths import expanded
+from hfft.system.text import printable
 
 
 class VerbParser(argparse.ArgumentParser):

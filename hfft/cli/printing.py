@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TextIO
 
 from hfft.errors import HfftError
-from hfft.text import printable
+from hfft.system.text import printable
 
 _UNBROKEN = 2**16  # columns of a table that no terminal shows
 
@@ -34,7 +34,7 @@ def open_console() -> None:
 def say(line: str) -> None:
     """Print to stderr, in one of the processes of a launch."""
     if "RANK" in os.environ:
-        from hfft.liveness import may_speak  # and torch with it
+        from hfft.system.liveness import may_speak  # and torch with it
 
         if not may_speak():
             return

@@ -8,8 +8,8 @@ from typing import Any
 
 from hfft.cli.arguments import add_recipe, count, whole
 from hfft.cli.printing import between, print_metrics, print_table, show
-from hfft.paths import expanded
-from hfft.startup import quick_imports
+from hfft.system.lazy_imports import quick_imports
+from hfft.system.paths import expanded
 
 
 def add_verbs(verbs: Any) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 from hfft.cli.arguments import add_opening, count, place, whole
 from hfft.cli.printing import print_metrics, print_table, reader_may_leave, say, show, spaced
 from hfft.errors import DataError
-from hfft.paths import expanded
-from hfft.startup import quick_imports
+from hfft.system.lazy_imports import quick_imports
+from hfft.system.paths import expanded
 
 
 def add_verbs(verbs: Any) -> None:
@@ -137,7 +137,7 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 def _with_bar(answers: Iterator[Any], count: int | None, *, beside_lines: bool) -> Iterator[Any]:
     """A progress bar on a terminal, after three seconds; not among lines that appear there as they come."""
-    from hfft.progress import SOON, bar
+    from hfft.system.progress import SOON, bar
 
     shown = False if beside_lines and sys.stdout.isatty() else None
     yield from bar("predicting", count, answers, delay=SOON, shown=shown)

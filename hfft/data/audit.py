@@ -22,8 +22,8 @@ from hfft.data.decoding import RULE, read_row
 from hfft.data.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
 from hfft.data.labels import label_keys
 from hfft.errors import DataError
-from hfft.files import write_folder
-from hfft.progress import SOON, bar
+from hfft.system.files import write_folder
+from hfft.system.progress import SOON, bar
 
 _TOGETHER = 8  # images that a thread takes at once
 _DECODERS = ("pillow", "simplejpeg", "pillow-heif")

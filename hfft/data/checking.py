@@ -14,11 +14,11 @@ from hfft.data.decoding import decode, read_row
 from hfft.data.findings import Finding, Splits, find
 from hfft.data.hints import check_found
 from hfft.data.labels import spoken_label
-from hfft.data.messages import say, warn
 from hfft.data.sources import ImageData
-from hfft.distributed import meet, on_main
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
+from hfft.system.distributed import meet, on_main
+from hfft.system.messages import say, warn
 
 _SHOWN = 10
 

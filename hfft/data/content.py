@@ -5,7 +5,7 @@ import re
 from stat import S_ISREG
 from typing import Any
 
-from hfft.text import path_text, printable, printable_path
+from hfft.system.text import path_text, printable, printable_path
 
 _PART = re.compile(rb"(.*)\?(\d+)\+(\d+)", re.DOTALL)
 # Bytes of names that are no UTF-8, which Python keeps as halves of a pair and Arrow refuses, as private characters.

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from hfft.data.messages import warn
 from hfft.data.pictures import formats
 from hfft.errors import DataError
+from hfft.system.messages import warn
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
 SPLIT_NAMES = {

@@ -11,7 +11,7 @@ from datasets import Dataset
 from hfft.data.content import opened_path
 from hfft.data.folders import endings
 from hfft.errors import DataError, nearest
-from hfft.paths import expanded
+from hfft.system.paths import expanded
 
 _UNPACK = "unpack it, and name the folder"
 _ADVICE = {

@@ -22,14 +22,14 @@ from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
 from hfft.data.labels import UNLABELLED
 from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
-from hfft.data.messages import warn
 from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
 from hfft.data.split_columns import SplitColumnError
 from hfft.data.tables import PARENT_FOLDER
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.text import path_text, printable_path
+from hfft.system.messages import warn
+from hfft.system.text import path_text, printable_path
 
 _TABLES = (*TEXT_TABLES, ".parquet")
 _LARGE = 100_000_000  # bytes of a table beside class folders; larger ones aren't looked into

@@ -16,13 +16,13 @@ from hfft.data.folders import SPLIT_NAMES
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys
 from hfft.data.layout import CLASS_FOLDER
-from hfft.data.messages import kept_warnings
 from hfft.data.sources import choose_images, load_data, read_source
 from hfft.data.strays import find_strays
 from hfft.errors import DataError
-from hfft.paths import folder_at
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
+from hfft.system.messages import kept_warnings
+from hfft.system.paths import folder_at
 
 _RECIPES = (".yaml", ".yml")
 

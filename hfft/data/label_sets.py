@@ -15,10 +15,10 @@ from datasets import ClassLabel, Dataset, Value
 
 from hfft.data.folders import split_in
 from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
-from hfft.data.messages import say, warn
 from hfft.data.targets import are_shares
 from hfft.errors import DataError
-from hfft.text import printable
+from hfft.system.messages import say, warn
+from hfft.system.text import printable
 
 Label = str | tuple[str, ...]  # a column, or one for each class
 SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere

@@ -22,9 +22,9 @@ from hfft.data.loading import read_table
 from hfft.data.rows import Table
 from hfft.data.tables import Columns, NoColumnError, choose_columns, path_names
 from hfft.errors import DataError
-from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
-from hfft.text import path_text
+from hfft.system.paths import expanded
+from hfft.system.text import path_text
 
 _SAMPLE = 200  # values of a column that are looked at to see whether it names images
 _MOST = 1_000_000  # files that are looked through for the images of a table

@@ -7,8 +7,8 @@ from typing import Any
 
 from datasets import Value
 
-from hfft.data.messages import say, warn
-from hfft.text import path_text, printable
+from hfft.system.messages import say, warn
+from hfft.system.text import path_text, printable
 
 _AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
 _ENDS = re.compile(f"^{_AROUND}|{_AROUND}$")

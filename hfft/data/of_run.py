@@ -5,9 +5,9 @@ from pathlib import Path
 from hfft.data.hints import missing_path
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import DataError
-from hfft.files import recall
-from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
+from hfft.system.files import recall
+from hfft.system.paths import expanded
 
 
 def images_of_run(folder: Path) -> ImageData:

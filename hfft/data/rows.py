@@ -16,14 +16,14 @@ from hfft.data.label_sets import declared_names, holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
 from hfft.data.labels import UNLABELLED, label_feature
 from hfft.data.layout import CLASS_FOLDER, divide, folders_of
-from hfft.data.messages import say, warn
 from hfft.data.split_columns import split_by_column
 from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
-from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
-from hfft.text import path_text, printable
+from hfft.system.messages import say, warn
+from hfft.system.paths import expanded
+from hfft.system.text import path_text, printable
 
 
 @dataclass(frozen=True)

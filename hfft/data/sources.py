@@ -25,16 +25,16 @@ from hfft.data.label_values import known_as, warn_of_alike
 from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
 from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
-from hfft.data.messages import say, warn
 from hfft.data.rows import Found, Table, standardize
 from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.targets import SHARES
 from hfft.data.tars import read_tars, tar_files
 from hfft.data.text_tables import TEXT_TABLES
 from hfft.errors import DataError
-from hfft.paths import expanded
 from hfft.recipe.spec import DataSpec
-from hfft.remote import hub_problem
+from hfft.system.hub_lookup import hub_problem
+from hfft.system.messages import say, warn
+from hfft.system.paths import expanded
 
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 

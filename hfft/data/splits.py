@@ -8,11 +8,11 @@ from datasets import Dataset
 
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.labels import is_multi_label, labels_of, lacks_label
-from hfft.data.messages import say
 from hfft.data.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold
+from hfft.system.messages import say
 
 CARVED = {"validation": 0.15, "test": 0.15}
 _GROUP = "group"  # column of a table of rows; needed for splitting alone

@@ -8,7 +8,7 @@ from stat import S_ISREG
 from hfft.data.findings import Finding
 from hfft.data.folders import UNREAD, files_of, is_image
 from hfft.data.layout import find_layout
-from hfft.text import printable_path
+from hfft.system.text import printable_path
 
 _MAGIC = {
     b"\xff\xd8\xff": "JPEG",

@@ -19,8 +19,8 @@ from hfft.data.folders import endings, visible_files
 from hfft.data.layout import CLASS_FOLDER, divide
 from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError
-from hfft.progress import SOON, bar
-from hfft.text import printable_path
+from hfft.system.progress import SOON, bar
+from hfft.system.text import printable_path
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 

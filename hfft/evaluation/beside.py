@@ -21,9 +21,9 @@ from hfft.evaluation.reference import Reference
 from hfft.evaluation.scores import Scores, measured
 from hfft.evaluation.scoring import Logits, compute, divided
 from hfft.evaluation.thresholds import choose_thresholds
-from hfft.files import read_json
 from hfft.model.checkpoint import restore_weights
 from hfft.model.cut import find_cut
+from hfft.system.files import read_json
 from hfft.training.keeping import Kept
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import PhaseResult

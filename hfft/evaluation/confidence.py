@@ -18,8 +18,8 @@ from hfft.evaluation.calibration import calibration
 from hfft.evaluation.metrics import log_loss
 from hfft.evaluation.multilabel import SetOutcomes, log_odds, sigmoid
 from hfft.evaluation.thresholds import FIELD, quality
-from hfft.files import read_json, write_json
 from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
+from hfft.system.files import read_json, write_json
 
 if TYPE_CHECKING:
     from hfft.evaluation.scoring import Scores  # and what reads images with it, which a Classifier doesn't need

@@ -21,7 +21,7 @@ from hfft.data.sources import ImageData
 from hfft.data.transforms import Transform
 from hfft.errors import ModelError
 from hfft.evaluation.features import HEAD_INPUT, collect_features
-from hfft.files import write_file
+from hfft.system.files import write_file
 
 FILE = "novelty.safetensors"
 """Name of the file beside a model."""

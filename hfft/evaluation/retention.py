@@ -21,14 +21,14 @@ from hfft.data.batches import Examples
 from hfft.data.labels import labels_of
 from hfft.data.sources import ImageData
 from hfft.data.transforms import evaluation_transform
-from hfft.distributed import meet
 from hfft.evaluation.features import HEAD_INPUT, Features, as_before, collect_features
 from hfft.evaluation.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
-from hfft.files import read_json, write_json
 from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.checkpoint import load_original
 from hfft.model.freezing import hash_tensors
 from hfft.recipe.spec import ModelSpec
+from hfft.system.distributed import meet
+from hfft.system.files import read_json, write_json
 
 _LOG = get_logger(__name__)
 

@@ -22,7 +22,7 @@ from hfft.evaluation.scores import Scores, measured
 from hfft.evaluation.thresholds import kept_thresholds
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER, Engine, choose_engine
-from hfft.progress import SOON, bar
+from hfft.system.progress import SOON, bar
 
 _LOG = get_logger(__name__)
 _MANY = 16  # batches; fewer don't repay the preparation of an engine

@@ -19,12 +19,12 @@ from hfft.data.decoding import Decoded, decode_row
 from hfft.data.of_run import images_of_run
 from hfft.data.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError, PushError
-from hfft.files import read_json
 from hfft.hub.access import explained
 from hfft.hub.content import ADAPTER_CONFIG, File, hash_file
 from hfft.hub.waiting import tidy_client
 from hfft.inference.opening import open_model
-from hfft.interruption import apart
+from hfft.system.files import read_json
+from hfft.system.signals import apart
 
 _IMAGES = 4
 _TOLERANCE = 1e-5  # of logits, relative to the largest where that is above 1

@@ -10,9 +10,9 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from hfft.errors import HubError
-from hfft.files import read_json
 from hfft.recipe.loading import dump_recipe, read_recipe
 from hfft.recipe.spec import HubSpec, Recipe
+from hfft.system.files import read_json
 
 ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
 ADAPTER_CONFIG = "adapter_config.json"

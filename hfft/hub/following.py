@@ -14,7 +14,6 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 from transformers import TrainerCallback
 
-from hfft.distributed import meet, on_main
 from hfft.errors import HubError
 from hfft.hub.access import connection, reach
 from hfft.hub.content import File
@@ -22,6 +21,7 @@ from hfft.hub.pushing import check_ahead, push_run, send, wants_push
 from hfft.model.adapters import merge
 from hfft.model.checkpoint import load_processor, quiet
 from hfft.recipe.spec import Recipe
+from hfft.system.distributed import meet, on_main
 
 _LOG = get_logger(__name__)
 

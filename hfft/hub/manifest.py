@@ -15,8 +15,8 @@ from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
 from hfft.hub.content import ADAPTER, ADAPTER_CONFIG, CARD, SHOWN, File
-from hfft.interruption import apart
-from hfft.text import printable
+from hfft.system.signals import apart
+from hfft.system.text import printable
 
 MANIFEST = "hfft_files.json"
 """Name in a repository: path to the sha256 of what was sent there."""

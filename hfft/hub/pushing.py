@@ -16,7 +16,6 @@ from pydantic import ValidationError
 
 from hfft._version import __version__
 from hfft.errors import HubError
-from hfft.files import read_json, write_json
 from hfft.hub.access import Destination, connection, explained, reach
 from hfft.hub.content import (
     ADAPTER,
@@ -31,9 +30,10 @@ from hfft.hub.content import (
 from hfft.hub.manifest import Remote, check_room, settle
 from hfft.hub.waiting import tidy_client
 from hfft.model.remote_code import check_code
-from hfft.paths import expanded
 from hfft.recipe.spec import HubSpec, Recipe
-from hfft.startup import quick_imports
+from hfft.system.files import read_json, write_json
+from hfft.system.lazy_imports import quick_imports
+from hfft.system.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

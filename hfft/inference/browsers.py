@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 
 from hfft.data.transforms import Transform, evaluation_transform
-from hfft.files import read_json, write_json
+from hfft.system.files import read_json, write_json
 
 # What version 4.3 has for image classification: src/models/registry.js and image_processors.js of its package.
 _NETWORKS = frozenset(

@@ -22,8 +22,8 @@ from hfft.inference.opening import Opening, local_folder, open_model, place
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
 from hfft.model.checkpoint import has_many_labels, labels_of
 from hfft.model.locating import run_result
-from hfft.paths import expanded
-from hfft.text import printable
+from hfft.system.paths import expanded
+from hfft.system.text import printable
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -16,7 +16,6 @@ from hfft.data.fitting import check_processor
 from hfft.data.of_run import images_of_run
 from hfft.data.transforms import Transform
 from hfft.errors import DataError, HfftError, ModelError
-from hfft.files import write_folder, write_json, write_text
 from hfft.inference.browsers import BROWSERS, known_processor, lacks, name_precision
 from hfft.inference.classifier import Classifier
 from hfft.inference.extras import require
@@ -27,9 +26,10 @@ from hfft.inference.places import check_folder, name_of
 from hfft.inference.reading import ImageLike, Ready, read_ahead
 from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
-from hfft.markdown import escape
 from hfft.model.checkpoint import quiet
-from hfft.progress import SOON, bar
+from hfft.system.files import write_folder, write_json, write_text
+from hfft.system.markdown import escape
+from hfft.system.progress import SOON, bar
 
 _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000

@@ -17,7 +17,7 @@ import onnxruntime
 from PIL import Image
 
 from hfft.data.pictures import open_picture
-from hfft.text import printable
+from hfft.system.text import printable
 
 
 class Model:

@@ -13,7 +13,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError, first_line
 from hfft.model.checkpoint import reopen
-from hfft.remote import hub_problem
+from hfft.system.hub_lookup import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
 _CODE = ["*.py"]

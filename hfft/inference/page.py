@@ -15,7 +15,7 @@ from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hfft.data.pictures import open_picture
-from hfft.markdown import escape
+from hfft.system.markdown import escape
 
 SHOWN = 5  # classes
 LARGEST = "64mb"  # image that is taken

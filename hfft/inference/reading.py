@@ -15,8 +15,8 @@ from PIL import Image
 from hfft.data.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
 from hfft.errors import DataError, first_line
 from hfft.inference.urls import RemoteImage
-from hfft.machine import cpus_per_process
-from hfft.text import printable_path
+from hfft.system.machine import cpus_per_process
+from hfft.system.text import printable_path
 
 ImageLike = (
     str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | np.ndarray | torch.Tensor | RemoteImage

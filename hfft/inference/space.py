@@ -8,16 +8,16 @@ from typing import Any
 from huggingface_hub import SpaceCard, SpaceCardData
 
 from hfft.errors import ModelError
-from hfft.files import write_folder, write_text
 from hfft.inference.classifier import Classifier, model_source
 from hfft.inference.extras import require
 from hfft.inference.opening import holds_adapter, local_folder
 from hfft.inference.places import check_folder, name_of
 from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
-from hfft.markdown import escape
 from hfft.model.checkpoint import save_model
 from hfft.model.remote_code import code_of
+from hfft.system.files import write_folder, write_text
+from hfft.system.markdown import escape
 
 _MODEL = "model"  # folder in the Space
 _FILES = (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from hfft.errors import DataError, HfftError
-from hfft.files import write_file
 from hfft.inference.classifier import Prediction
 from hfft.inference.reading import Skipped
+from hfft.system.files import write_file
 
 _BY_ENDING = {".jsonl": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _ROWS = 1024  # in one piece of a Parquet file

@@ -11,10 +11,10 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import RecipeError
-from hfft.files import read_json
 from hfft.model.locating import GIVEN
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import ModelSpec
+from hfft.system.files import read_json
 
 
 def holds_adapter(checkpoint: str) -> bool:

@@ -12,13 +12,13 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
-from hfft.files import read_json, write_folder, write_json
 from hfft.model.adapter_folders import adapter_base, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
 from hfft.model.remote_code import check_code
 from hfft.recipe.spec import AdapterSpec, ModelSpec
+from hfft.system.files import read_json, write_folder, write_json
 
 _ADDED = re.compile(r"\.(lora_|ia3_l|vera_lambda_|vera_[AB]\b)")  # as PEFT 0.21 names what it adds
 _LINEAR_ONLY = ("pissa", "vera")

@@ -15,7 +15,6 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 from transformers.utils import logging as transformers_logging
 
 from hfft.errors import ModelError, first_line
-from hfft.files import write_folder
 from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
 from hfft.model.checkpoint_files import file_problem
@@ -23,7 +22,8 @@ from hfft.model.locating import processor_place
 from hfft.model.remote_code import check_code, name_own_class, own_code, processor_code, refuse_untrusted
 from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
-from hfft.remote import hub_problem
+from hfft.system.files import write_folder
+from hfft.system.hub_lookup import hub_problem
 
 CONFIG_FIELD = "hfft"
 """Where the config.json of a result keeps what it says of itself, beside what transformers reads."""

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from hfft.errors import ModelError
-from hfft.files import read_json
+from hfft.system.files import read_json
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _JSON = ("config.json", "preprocessor_config.json", "processor_config.json", _INDEX)

@@ -16,9 +16,9 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from hfft.errors import ModelError
-from hfft.files import recall, remember
-from hfft.machine import hardware
 from hfft.model.programs import BUILDERS, Job, Refused, Run, eager, layout_of
+from hfft.system.files import recall, remember
+from hfft.system.machine import hardware
 
 _LOG = get_logger(__name__)
 

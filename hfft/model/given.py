@@ -17,7 +17,7 @@ from hfft.model.anatomy import dissect, head_modules
 from hfft.model.checkpoint import labels_of, plain_outputs, quiet
 from hfft.model.fingerprint import hash_weights
 from hfft.model.restoring import left_as_it_was
-from hfft.text import listed
+from hfft.system.text import listed
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
 _TOLERANCE = 1e-4  # of logits, relative to the largest where that is above 1

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from hfft.errors import ModelError
-from hfft.files import read_json
 from hfft.recipe.spec import ModelSpec
+from hfft.system.files import read_json
 
 _MODEL = "AutoModelForImageClassification"
 _PROCESSOR = "AutoImageProcessor"

@@ -12,7 +12,6 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError, first_line, nearest
-from hfft.paths import expanded
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
 from hfft.recipe.spec import (
@@ -29,7 +28,8 @@ from hfft.recipe.spec import (
     RetainSpec,
     SplitSpec,
 )
-from hfft.text import printable
+from hfft.system.paths import expanded
+from hfft.system.text import printable
 
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}

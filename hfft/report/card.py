@@ -8,8 +8,6 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hfft.errors import TrainingError
-from hfft.files import write_folder, write_text
-from hfft.markdown import escape, fence, folded, table
 from hfft.recipe.loading import dump_recipe
 from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
 from hfft.report.metadata import card_data
@@ -23,6 +21,8 @@ from hfft.report.words import (
     shared_recipe,
     spoken,
 )
+from hfft.system.files import write_folder, write_text
+from hfft.system.markdown import escape, fence, folded, table
 
 REPOSITORY = (
     "this/folder"  # stands for the model in the lines to copy; whoever publishes the card puts the Hub id there

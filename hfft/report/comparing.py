@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from hfft.errors import TrainingError
-from hfft.files import write_text
 from hfft.report.facts import Measured
 from hfft.report.rendering import render
 from hfft.report.words import headline, spoken
+from hfft.system.files import write_text
 
 _RETENTION = {
     "agreement": "same answers of the old head",

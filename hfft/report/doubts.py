@@ -7,9 +7,9 @@ from typing import Any
 
 from hfft.data.sources import ImageData
 from hfft.errors import DataError
-from hfft.files import read_json, write_folder, write_json
 from hfft.report.facts import RunFacts
 from hfft.report.pictures import Shown, pictures_of, rows_of
+from hfft.system.files import read_json, write_folder, write_json
 
 FOLDER = "label_hints"
 """Folder of the run that holds the pictures and `hints.json`."""

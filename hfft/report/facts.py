@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from hfft.errors import RunError, first_line
-from hfft.files import read_json
 from hfft.model.remote_code import own_code
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.system.files import read_json
 from hfft.training.callbacks import HEADLINES
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import Group, Plan

@@ -13,10 +13,10 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hfft.files import write_folder
 from hfft.report.arranging import arrange
 from hfft.report.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.report.fonts import letter
+from hfft.system.files import write_folder
 from hfft.training.callbacks import HEADLINES
 
 # Okabe and Ito's colours, which colour-blind people can tell apart: https://jfly.uni-koeln.de/color/

@@ -17,11 +17,11 @@ from hfft.data.decoding import decode_row
 from hfft.data.sources import ImageData
 from hfft.data.transforms import pixel_scale
 from hfft.errors import DataError, HfftError, ModelError, first_line
-from hfft.files import read_json, write_folder, write_json
 from hfft.inference.attribution import attribute
 from hfft.inference.classifier import Classifier
 from hfft.report.facts import RunFacts
 from hfft.report.pictures import Shown, as_image, pictures_of, rows_of, small
+from hfft.system.files import read_json, write_folder, write_json
 
 FOLDER = "mistakes"
 """Folder of the run that holds the pictures and `mistakes.json`."""

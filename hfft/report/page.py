@@ -9,7 +9,6 @@ from typing import Any
 from hfft.data.findings import KINDS
 from hfft.data.sources import ImageData
 from hfft.errors import TrainingError, first_line
-from hfft.files import write_text
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
 from hfft.report.doubts import FOLDER as HINTS
@@ -32,6 +31,7 @@ from hfft.report.words import (
     spoken,
     what_trains,
 )
+from hfft.system.files import write_text
 
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
 _STAGES = {

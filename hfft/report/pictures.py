@@ -14,8 +14,8 @@ from hfft.data.decoding import decode_row
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import ImageData
 from hfft.errors import DataError, HfftError
-from hfft.files import read_json
 from hfft.report.facts import RunFacts
+from hfft.system.files import read_json
 
 _SIDE = 224  # pixels at most
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from hfft._version import __version__
 from hfft.report.matrix import Matrix
 from hfft.report.words import duration, spoken
-from hfft.text import printable
+from hfft.system.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfft.markdown import escape, table
 from hfft.report.facts import RunFacts
+from hfft.system.markdown import escape, table
 
 
 def confidence_in_words(facts: RunFacts) -> str:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from hfft.errors import RunError
-from hfft.files import read_json
 from hfft.hub.pushing import Pushed, Pushing, push
-from hfft.paths import expanded
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name
+from hfft.system.files import read_json
+from hfft.system.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -8,11 +8,11 @@ from typing import Any
 from accelerate import PartialState
 from transformers import PreTrainedModel
 
-from hfft.distributed import meet
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
 from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
+from hfft.system.distributed import meet
 from hfft.training.keeping import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
 

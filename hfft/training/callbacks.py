@@ -11,9 +11,9 @@ import torch
 from accelerate.logging import get_logger
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hfft.files import write_text
-from hfft.interruption import stop_signal
-from hfft.progress import Bar, bar
+from hfft.system.files import write_text
+from hfft.system.progress import Bar, bar
+from hfft.system.signals import stop_signal
 from hfft.training.timing import RunClock
 
 HEADLINES = ("accuracy", "mean_average_precision")

@@ -8,7 +8,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError, safe_open
 
 from hfft.errors import first_line
-from hfft.files import read_json
+from hfft.system.files import read_json
 
 _LOG = get_logger(__name__)
 

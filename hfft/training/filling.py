@@ -12,9 +12,9 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from hfft.data.batches import Examples
-from hfft.distributed import meet
-from hfft.machine import cpus_per_process
-from hfft.progress import bar
+from hfft.system.distributed import meet
+from hfft.system.machine import cpus_per_process
+from hfft.system.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
 from hfft.training.workers import dead_workers_named

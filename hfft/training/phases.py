@@ -23,13 +23,13 @@ from transformers import (
 )
 from transformers.debug_utils import DebugUnderflowOverflow
 
-from hfft.distributed import meet
 from hfft.errors import RecipeError, TrainingError, first_line
-from hfft.files import read_json, write_json
-from hfft.interruption import patient
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
+from hfft.system.distributed import meet
+from hfft.system.files import read_json, write_json
+from hfft.system.signals import patient
 from hfft.training.activations import Replayed
 from hfft.training.callbacks import (
     EpochSetter,

@@ -18,7 +18,7 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.training_args import OptimizerNames
 
 from hfft.errors import ModelError, RecipeError, TrainingError
-from hfft.progress import bar
+from hfft.system.progress import bar
 from hfft.training.losses import ImageLoss
 
 # About a factor of sqrt(10) apart, over the range that AdamW trains linear heads in.

@@ -19,7 +19,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from hfft.files import read_json, write_json
+from hfft.system.files import read_json, write_json
 from hfft.training.shards import FORMAT, Layout, Leaf, checksum, say
 
 _MANIFEST = "manifest.json"

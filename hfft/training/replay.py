@@ -18,13 +18,13 @@ from transformers import TrainingArguments
 
 from hfft._version import __version__
 from hfft.data.decoding import RULE
-from hfft.distributed import meet, on_main
-from hfft.files import read_json, write_json
-from hfft.machine import package_versions
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
 from hfft.model.fingerprint import hash_code
 from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
+from hfft.system.distributed import meet, on_main
+from hfft.system.files import read_json, write_json
+from hfft.system.machine import package_versions
 from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase

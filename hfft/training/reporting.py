@@ -20,9 +20,9 @@ from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from hfft.errors import MissingPackageError, RecipeError, TrainingError, nearest
-from hfft.files import read_json, write_json
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
+from hfft.system.files import read_json, write_json
 
 BOARD = "tensorboard"
 """Folder in a run's folder, with a folder for each phase."""

@@ -8,11 +8,11 @@ import torch
 from accelerate.logging import get_logger
 from transformers import TrainingArguments
 
-from hfft.distributed import on_main
 from hfft.errors import ModelError, TrainingError
-from hfft.files import read_json, write_json
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
+from hfft.system.distributed import on_main
+from hfft.system.files import read_json, write_json
 from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.probe import HeadInputs, search_head

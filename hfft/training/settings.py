@@ -11,10 +11,10 @@ from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
 from hfft.errors import RecipeError, first_line
-from hfft.machine import cpus_per_process
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
+from hfft.system.machine import cpus_per_process
 from hfft.training.callbacks import HEADLINES
 from hfft.training.spreading import check_spreadable
 

@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hfft.progress import SOON, bar
+from hfft.system.progress import SOON, bar
 
 FORMAT = 1
 _CHUNK_BYTES = 2**20

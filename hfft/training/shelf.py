@@ -14,12 +14,12 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from hfft.data.batches import Examples
-from hfft.distributed import meet, on_main
 from hfft.errors import TrainingError
-from hfft.machine import describe_arithmetic
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.system.distributed import meet, on_main
+from hfft.system.machine import describe_arithmetic
 from hfft.training.activations import RecordedExamples
 from hfft.training.filling import fill
 from hfft.training.phase_data import PhaseData

@@ -5,7 +5,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from hfft.errors import RecipeError
-from hfft.launch import is_deepspeed_asked, is_fsdp_asked, spread_by
+from hfft.system.launch import is_deepspeed_asked, is_fsdp_asked, spread_by
 from hfft.training.sharding import Shards
 from hfft.training.zero import Partitions
 

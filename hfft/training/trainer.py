@@ -11,12 +11,12 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.batches import EpochOrder
-from hfft.distributed import meet
 from hfft.errors import TrainingError
-from hfft.files import publish_folder
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
+from hfft.system.distributed import meet
+from hfft.system.files import publish_folder
 from hfft.training.activations import Replayed
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss

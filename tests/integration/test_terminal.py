@@ -8,7 +8,7 @@ import pytest
 import terminal
 import tiny
 
-from hfft.progress import about
+from hfft.system.progress import about
 
 RECIPE = """
 name: bugs

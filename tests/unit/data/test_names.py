@@ -13,7 +13,7 @@ from hfft.data.inspection import inspect
 from hfft.data.sources import load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
-from hfft.text import path_text
+from hfft.system.text import path_text
 
 ALL = SplitSpec(validation=None, test=None)
 NAMES = {b"caf\xe9.png": "caf\\xe9.png", b"a\x1b[31m.png": "a\\x1b[31m.png", b"b\n.png": "b\\x0a.png"}

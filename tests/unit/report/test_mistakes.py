@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from hfft.data.sources import ImageData
-from hfft.files import read_json
 from hfft.report.facts import Source, read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes, read_mistakes
+from hfft.system.files import read_json
 
 
 @pytest.fixture(scope="module")

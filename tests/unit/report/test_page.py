@@ -17,11 +17,11 @@ from PIL import Image
 from hfft.data.rows import rows_of
 from hfft.data.sources import ImageData
 from hfft.errors import RunError, TrainingError
-from hfft.files import read_json
 from hfft.report.facts import read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, try_page, write_page
 from hfft.report.rendering import _environment
+from hfft.system.files import read_json
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hfft.files import read_json, write_json
+from hfft.system.files import read_json, write_json
 from hfft.training.recordings import Leaf, Recorder, find_recording, locked, make_room
 
 LEAVES = (Leaf(torch.float32, (2, 3)), Leaf(torch.bfloat16, (5,)))

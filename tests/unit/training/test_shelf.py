@@ -71,7 +71,7 @@ def test_reduced_precision_gives_another_name(engine, tmp_path):
 
 def test_the_last_bits_count_where_they_were_asked_for(tmp_path, monkeypatch):
     before = {engine: name(tmp_path, engine=engine) for engine in ("torch", "auto")}
-    monkeypatch.setattr("hfft.machine.torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("hfft.system.machine.torch.get_num_threads", lambda: 64)
     assert name(tmp_path, engine="torch") != before["torch"]
     assert name(tmp_path, engine="auto", per_device_train_batch_size=16) == before["auto"]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from accelerate import DistributedType
 
-from hfft import launch
 from hfft.errors import RunError
-from hfft.launch import check_launch, check_options
+from hfft.system import launch
+from hfft.system.launch import check_launch, check_options
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 import pytest
 from markdown_it import MarkdownIt
 
-from hfft.markdown import escape, fence, folded, table
+from hfft.system.markdown import escape, fence, folded, table
 
 NASTY = (
     "plain",

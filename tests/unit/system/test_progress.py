@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from hfft.progress import Bar, above_bars, bar, bars, close_bars
+from hfft.system.progress import Bar, above_bars, bar, bars, close_bars
 
 
 class Terminal(io.StringIO):

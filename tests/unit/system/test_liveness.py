@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from hfft import liveness
 from hfft.errors import TrainingError
+from hfft.system import liveness
 
 
 class Store(dict):

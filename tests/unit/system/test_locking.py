@@ -11,14 +11,14 @@ import pytest
 
 from hfft.errors import RunError
 from hfft.folds import cross_validate
-from hfft.locking import RunLock
 from hfft.recipe.loading import load_recipe
 from hfft.run import finetune
+from hfft.system.locking import RunLock
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from hfft.locking import RunLock
+from hfft.system.locking import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.take()
 if os.fork() == 0:  # as a process that reads images
@@ -92,7 +92,7 @@ def test_two_runs_of_one_process_are_kept_apart_too(tmp_path):
 
 def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch):
     lines = []
-    monkeypatch.setattr("hfft.locking._LOG.warning", lines.append)
+    monkeypatch.setattr("hfft.system.locking._LOG.warning", lines.append)
     with RunLock(tmp_path / "r") as lock:
         monkeypatch.setattr(lock._lock, "acquire", lambda: (_ for _ in ()).throw(OSError(38, "not implemented")))
         lock.take()

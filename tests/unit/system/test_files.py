@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from hfft.files import publish_folder, read_json, write_file, write_folder, write_json, write_text
+from hfft.system.files import publish_folder, read_json, write_file, write_folder, write_json, write_text
 
 
 class Interrupted(Exception):

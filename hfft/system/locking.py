@@ -9,8 +9,8 @@ from pathlib import Path
 from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
 
-from hfft.distributed import on_main
 from hfft.errors import RunError
+from hfft.system.distributed import on_main
 
 _RETRIES = 1  # seconds: another process may just be removing the file
 

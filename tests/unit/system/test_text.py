@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from hfft.text import path_text, printable, printable_path
+from hfft.system.text import path_text, printable, printable_path
 
 NAMES = {
     "a\x1b[31m": "a\\x1b[31m",

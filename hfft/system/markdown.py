@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from hfft.text import printable
+from hfft.system.text import printable
 
 _SIGNS = re.compile(r"[\\`*\[\]{}#|~$!^]")
 _UNDERSCORES = re.compile(r"(?<![^\W_])_+|_+(?![^\W_])")  # inside of a word they mean nothing

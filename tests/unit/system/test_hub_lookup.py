@@ -3,7 +3,7 @@ import pytest
 from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
-from hfft.remote import hub_problem
+from hfft.system.hub_lookup import hub_problem
 
 REQUEST = httpx2.Request("GET", "http://127.0.0.1/api/models/a/b")
 

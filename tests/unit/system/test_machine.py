@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 import pytest
 import torch
 
-from hfft.machine import (
+from hfft.system.machine import (
     cpus_per_process,
     describe_arithmetic,
     describe_environment,
@@ -29,7 +29,7 @@ def test_a_machine_without_git_has_no_commit(monkeypatch, tmp_path):
 
 def test_the_hardware_has_a_name(monkeypatch, tmp_path):
     assert describe_environment()["hardware"]
-    monkeypatch.setattr("hfft.machine.Path", lambda path: tmp_path / "none")
+    monkeypatch.setattr("hfft.system.machine.Path", lambda path: tmp_path / "none")
     monkeypatch.setattr("platform.processor", lambda: "")
     assert describe_environment()["hardware"] == platform.machine()
 
@@ -65,7 +65,7 @@ def test_versions_of_packages_that_are_there(monkeypatch):
             raise PackageNotFoundError
         return version(name)
 
-    monkeypatch.setattr("hfft.machine.version", gone)
+    monkeypatch.setattr("hfft.system.machine.version", gone)
     assert "timm" not in package_versions()
     assert package_versions()["pillow"]
 

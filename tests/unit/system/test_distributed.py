@@ -7,13 +7,13 @@ import sys
 import pytest
 from launches import free_port
 
-from hfft.distributed import meet, on_main
 from hfft.errors import RunError
+from hfft.system.distributed import meet, on_main
 
 SCRIPT = """
 import os, time
 import torch
-from hfft.distributed import join, meet, on_main
+from hfft.system.distributed import join, meet, on_main
 from hfft.errors import RunError
 
 state = join(2)

@@ -22,8 +22,8 @@ import torch
 from accelerate import PartialState
 from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 
-from hfft.distributed import connect, meet, own_store
 from hfft.errors import TrainingError
+from hfft.system.distributed import connect, meet, own_store
 
 _BEAT = 3.0  # seconds between two signs of life
 _SILENCE = 7  # beats without one

@@ -1,0 +1,1 @@
+"""Processes, files, signals, progress and the machine; knows nothing of images."""
