@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from hfft.data.checking import check_rows, fingerprint_of
+from hfft.data.audit.filtering import check_rows, fingerprint_of
 from hfft.data.fitting import check_processor
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import load_rows

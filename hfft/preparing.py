@@ -8,8 +8,8 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
+from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.batches import Collator, Examples, chances_of
-from hfft.data.checking import Checked, check_images
 from hfft.data.sources import ImageData, load_data
 from hfft.data.targets import targets_of
 from hfft.data.transforms import evaluation_transform, training_transform

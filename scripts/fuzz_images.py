@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hfft.data.audit.examining import examine_content
 from hfft.data.decoding import decode, decode_bytes, on_background
-from hfft.data.examining import examine_content
 from hfft.errors import DataError
 
 _LONGEST = 20.0  # seconds for one image

@@ -13,7 +13,7 @@ import toy
 from datasets import Dataset
 from PIL import Image
 
-from hfft.data.checking import Checked
+from hfft.data.audit.filtering import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.evaluation.classes import class_scores

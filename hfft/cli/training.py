@@ -138,7 +138,7 @@ def _print_plan(plan: Any, title: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     with quick_imports():
-        from hfft.data.findings import KINDS, described
+        from hfft.data.audit.findings import KINDS, described
         from hfft.data.inspection import inspect
 
     found = inspect(arguments.source, arguments.overrides)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.audit import Audit, Look, audit
-from hfft.data.checking import gray_of, joined
-from hfft.data.findings import KINDS, Finding, Splits, find
+from hfft.data.audit.audit import Audit, Look, audit
+from hfft.data.audit.filtering import gray_of, joined
+from hfft.data.audit.findings import KINDS, Finding, Splits, find
 from hfft.data.folders import SPLIT_NAMES
 from hfft.data.hints import check_found
 from hfft.data.labels import class_names, count_keys

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from stat import S_ISREG
 
-from hfft.data.findings import Finding
+from hfft.data.audit.findings import Finding
 from hfft.data.folders import UNREAD, files_of, is_image
 from hfft.data.layout import find_layout
 from hfft.system.text import printable_path

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfft.data.findings import KINDS
+from hfft.data.audit.findings import KINDS
 from hfft.data.sources import ImageData
 from hfft.errors import TrainingError, first_line
 from hfft.recipe.loading import dump_recipe

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from PIL import Image
 
-from hfft.data.checking import fingerprint_of
+from hfft.data.audit.filtering import fingerprint_of
 from hfft.data.decoding import decode_row
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import ImageData

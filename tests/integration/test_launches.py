@@ -19,7 +19,7 @@ phases:
 # The audit, a lock that another run holds, label hints, results: each of them longer than `ddp_timeout`.
 SLOW = """
 import sys, time
-import hfft.data.checking, hfft.hinting, hfft.run, hfft.training.shelf
+import hfft.data.audit.filtering, hfft.hinting, hfft.run, hfft.training.shelf
 from hfft.cli import main
 
 def slow(module, name):
@@ -31,7 +31,7 @@ def slow(module, name):
     setattr(module, name, do)
 
 slowed = []
-slow(hfft.data.checking, "audit")
+slow(hfft.data.audit.filtering, "audit")
 slow(hfft.training.shelf, "find_recording")
 slow(hfft.hinting, "out_of_fold")
 slow(hfft.run, "write_results")

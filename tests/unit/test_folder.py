@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 from datasets import Dataset
 
-from hfft.data.checking import Checked
+from hfft.data.audit.filtering import Checked
 from hfft.data.rows import row_features
 from hfft.data.sources import ImageData
 from hfft.errors import RunError

@@ -7,7 +7,7 @@ import toy
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PillowImage
 
-from hfft.data.checking import check_images, fingerprint_of
+from hfft.data.audit.filtering import check_images, fingerprint_of
 from hfft.data.label_sets import SEPARATORS
 from hfft.data.labels import label_keys, labels_of
 from hfft.data.sources import load_data, load_rows, read_source

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tifffile
 
+from hfft.data.audit.examining import examine_content
 from hfft.data.decoding import decode, decode_bytes, decode_small
-from hfft.data.examining import examine_content
 from hfft.data.pictures import open_picture
 from hfft.errors import DataError
 

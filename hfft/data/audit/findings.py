@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from hfft.data.audit import Audit
-from hfft.data.duplicates import group, same_pictures
-from hfft.data.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
+from hfft.data.audit.audit import Audit
+from hfft.data.audit.duplicates import group, same_pictures
+from hfft.data.audit.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.folders import endings
 from hfft.data.label_values import alike_classes
 from hfft.data.labels import UNLABELLED, count_keys, spoken_label

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from hfft.data import duplicates
-from hfft.data.duplicates import CORRELATION, group, is_same_picture, same_pictures, similar_pairs
+from hfft.data.audit import duplicates
+from hfft.data.audit.duplicates import CORRELATION, group, is_same_picture, same_pictures, similar_pairs
 
 
 def thumbnails(count, seed=0):

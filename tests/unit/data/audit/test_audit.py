@@ -6,9 +6,9 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PillowImage
 
-from hfft.data import audit as audit_module
-from hfft.data.audit import Look, audit
-from hfft.data.examining import DEEP
+from hfft.data.audit import audit as audit_module
+from hfft.data.audit.audit import Look, audit
+from hfft.data.audit.examining import DEEP
 from hfft.data.sources import load_data
 from hfft.recipe.spec import DataSpec, SplitSpec
 

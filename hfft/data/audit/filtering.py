@@ -9,9 +9,9 @@ from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
-from hfft.data.audit import Audit, Look, audit
+from hfft.data.audit.audit import Audit, Look, audit
+from hfft.data.audit.findings import Finding, Splits, find
 from hfft.data.decoding import decode, read_row
-from hfft.data.findings import Finding, Splits, find
 from hfft.data.hints import check_found
 from hfft.data.labels import spoken_label
 from hfft.data.sources import ImageData

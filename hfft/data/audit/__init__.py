@@ -1,0 +1,1 @@
+"""What is wrong with the images, and which of them cannot be read."""
