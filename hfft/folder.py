@@ -18,8 +18,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfft.data.audit.filtering import Checked
 from hfft.data.audit.findings import described
-from hfft.data.content import read_content
-from hfft.data.decoding import decode
+from hfft.data.images.content import read_content
+from hfft.data.images.decoding import decode
 from hfft.data.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources import ImageData
 from hfft.data.targets import targets_of

@@ -7,7 +7,8 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from hfft.data.audit.filtering import check_rows, fingerprint_of
-from hfft.data.fitting import check_processor
+from hfft.data.images.resize_mode import check_processor
+from hfft.data.images.workers import worker_deaths_explained
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import load_rows
 from hfft.errors import DataError, RunError
@@ -23,7 +24,6 @@ from hfft.system.machine import cpus_per_process
 from hfft.system.paths import expanded
 from hfft.system.text import listed
 from hfft.training.settings import EVAL_BATCH
-from hfft.training.workers import worker_deaths_explained
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

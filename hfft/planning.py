@@ -11,8 +11,8 @@ import torch
 from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-from hfft.data.fitting import fit_processor
 from hfft.data.hints import check_found
+from hfft.data.images.resize_mode import fit_processor
 from hfft.data.sources import ImageData, load_data
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.evaluation.metrics import METRICS, MetricFunction

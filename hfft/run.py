@@ -13,7 +13,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.data.fitting import copy_fit
+from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluation.beside import Trained
 from hfft.finishing import update_finished

@@ -28,9 +28,9 @@ from transformers import (
     set_seed,
 )
 
-from hfft.data.batches import Collator, Examples
+from hfft.data.images.batches import Collator, Examples
+from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources import load_data
-from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.system.machine import cpus_per_process

@@ -29,10 +29,10 @@ def read_digits() -> tuple[torch.Tensor, np.ndarray]:
 
 def read_recipe(path: str) -> tuple[torch.Tensor, np.ndarray]:
     """What enters the head (N, D), and labels (N,), of a recipe's training images."""
-    from hfft.data.batches import Examples
-    from hfft.data.fitting import fit_processor
+    from hfft.data.images.batches import Examples
+    from hfft.data.images.resize_mode import fit_processor
+    from hfft.data.images.transforms import evaluation_transform
     from hfft.data.sources import load_data
-    from hfft.data.transforms import evaluation_transform
     from hfft.evaluation.reference import Reference
     from hfft.evaluation.scoring import compute
     from hfft.model.checkpoint import load_checkpoint, load_config, load_processor

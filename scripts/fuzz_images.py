@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from hfft.data.audit.examining import examine_content
-from hfft.data.decoding import decode, decode_bytes, on_background
+from hfft.data.images.decoding import decode, decode_bytes, on_background
 from hfft.errors import DataError
 
 _LONGEST = 20.0  # seconds for one image

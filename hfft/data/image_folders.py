@@ -6,7 +6,6 @@ from pathlib import Path
 
 from datasets import Dataset, Value
 
-from hfft.data.content import stored_path
 from hfft.data.folders import (
     holds_images,
     image_files,
@@ -18,6 +17,7 @@ from hfft.data.folders import (
     words_of,
 )
 from hfft.data.hints import advice_for
+from hfft.data.images.content import stored_path
 from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
 from hfft.data.label_values import folder_classes
 from hfft.data.labels import UNLABELLED

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from datasets import Dataset, Value, concatenate_datasets
 
-from hfft.data.content import stored_path
 from hfft.data.folders import endings, image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.hints import advice_for, check_header, check_paths, not_found
+from hfft.data.images.content import stored_path
 from hfft.data.layout import ALLOWED, CLASS_FOLDER
 from hfft.data.loading import read_table
 from hfft.data.rows import Table

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.content import shown_path, stored_path
 from hfft.data.folders import split_in
+from hfft.data.images.content import shown_path, stored_path
 from hfft.data.label_columns import is_label_name, plain_name
 from hfft.data.label_sets import declared_names, holds_sets, read_sets
 from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing

@@ -14,8 +14,8 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfft.data.content import part_of
 from hfft.data.folders import endings, visible_files
+from hfft.data.images.content import part_of
 from hfft.data.layout import CLASS_FOLDER, divide
 from hfft.data.text_tables import dataset_of
 from hfft.errors import DataError

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hfft.data.batches import Examples
-from hfft.data.transforms import Transform
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import Transform
 from hfft.errors import TrainingError
 from hfft.evaluation.scores import Scores
 from hfft.model.restoring import left_as_it_was

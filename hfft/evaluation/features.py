@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from hfft.data.batches import Examples
+from hfft.data.images.batches import Examples
 from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.trace import Call, trace
 

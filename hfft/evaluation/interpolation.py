@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from accelerate.logging import get_logger
 
-from hfft.data.batches import Examples
+from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
 from hfft.evaluation.metrics import measure, softmax, tally
 from hfft.evaluation.multilabel import SetOutcomes

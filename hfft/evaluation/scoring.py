@@ -13,9 +13,9 @@ from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.utils.data import DataLoader
 
-from hfft.data.batches import Examples
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import Transform
 from hfft.data.labels import is_multi_label
-from hfft.data.transforms import Transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
 from hfft.evaluation.scores import Scores, measured

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from transformers import ViTImageProcessor
 
-from hfft.data.transforms import Transform, evaluation_transform
+from hfft.data.images.transforms import Transform, evaluation_transform
 from hfft.system.files import read_json, write_json
 
 # What version 4.3 has for image classification: src/models/registry.js and image_processors.js of its package.

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from hfft.data.fitting import try_processor
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.resize_mode import try_processor
+from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.confidence import kept_temperature, kept_threshold
 from hfft.evaluation.multilabel import to_probabilities

@@ -16,7 +16,7 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
-from hfft.data.pictures import open_picture
+from hfft.data.images.modes import open_picture
 from hfft.system.text import printable
 
 

@@ -14,7 +14,7 @@ from gradio.themes import Default
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
-from hfft.data.pictures import open_picture
+from hfft.data.images.modes import open_picture
 from hfft.system.markdown import escape
 
 SHOWN = 5  # classes

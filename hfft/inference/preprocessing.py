@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 
-from hfft.data.transforms import Transform, background_of, pixel_scale
+from hfft.data.images.transforms import Transform, background_of, pixel_scale
 from hfft.errors import ModelError
 from hfft.inference.onnx_predict import prepare
 

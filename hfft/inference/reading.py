@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
+from hfft.data.images.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
 from hfft.errors import DataError, first_line
 from hfft.inference.urls import RemoteImage
 from hfft.system.machine import cpus_per_process

@@ -10,7 +10,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.data.audit.filtering import fingerprint_of
-from hfft.data.decoding import decode_row
+from hfft.data.images.decoding import decode_row
 from hfft.data.of_run import images_of_run
 from hfft.data.sources import ImageData
 from hfft.errors import DataError, HfftError

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from hfft.data.batches import FILLER, ignored_like, stack_labels, without_fillers
+from hfft.data.images.batches import FILLER, ignored_like, stack_labels, without_fillers
 from hfft.model.cut import Cut, placeholder_pixels
 from hfft.training.recordings import Recording
 

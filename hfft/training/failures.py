@@ -7,8 +7,8 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
+from hfft.data.images.workers import worker_deaths_explained
 from hfft.errors import TrainingError
-from hfft.training.workers import worker_deaths_explained
 
 _CONTINUES = "the same command continues from the last whole checkpoint"
 # Of torch on a CPU; of CUDA and its libraries, where it isn't torch that asks for memory.

@@ -11,13 +11,13 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from hfft.data.batches import Examples
+from hfft.data.images.batches import Examples
+from hfft.data.images.workers import dead_workers_named
 from hfft.system.distributed import meet
 from hfft.system.machine import cpus_per_process
 from hfft.system.progress import bar
 from hfft.training.activations import RecordedExamples
 from hfft.training.recordings import Recorder
-from hfft.training.workers import dead_workers_named
 
 _CORES, _MOST_THREADS = 4, 4  # one thread writes per so many cores; each holds a file in memory
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfft.data.batches import Collator, Examples
+from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
 from hfft.training.losses import ImageLoss
 from hfft.training.timing import RunClock

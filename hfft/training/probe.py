@@ -231,7 +231,7 @@ class Course:
         return cls(arguments, images, used, per_step, per_epoch, steps)
 
     def batches(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Epoch and image indices of every step, in the order of hfft.data.batches.EpochOrder."""
+        """Epoch and image indices of every step, in the order of hfft.data.images.batches.EpochOrder."""
         for epoch in range(math.ceil(self.steps / self.per_epoch)):
             generator = torch.Generator().manual_seed(self.arguments.seed + epoch)
             order = torch.randperm(self.images, generator=generator)[: self.used]

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainingArguments
 
 from hfft._version import __version__
-from hfft.data.decoding import RULE
+from hfft.data.images.decoding import RULE
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut
 from hfft.model.engine import EAGER, Engine, choose_engine
 from hfft.model.fingerprint import hash_code

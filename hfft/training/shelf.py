@@ -13,7 +13,7 @@ import torch
 from accelerate import PartialState
 from transformers import TrainingArguments
 
-from hfft.data.batches import Examples
+from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER

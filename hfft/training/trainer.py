@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
-from hfft.data.batches import EpochOrder
+from hfft.data.images.batches import EpochOrder
 from hfft.errors import TrainingError
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights

@@ -24,9 +24,9 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 import hfft
 from hfft.cli import main
-from hfft.data.decoding import decode
-from hfft.data.fitting import fit_processor
-from hfft.data.transforms import pixel_scale
+from hfft.data.images.decoding import decode
+from hfft.data.images.resize_mode import fit_processor
+from hfft.data.images.transforms import pixel_scale
 from hfft.model.adapters import attach, save_adapter
 from hfft.model.checkpoint import reopen, save_model
 from hfft.recipe.spec import AdapterSpec, DataSpec

@@ -19,8 +19,8 @@ from transformers import AutoConfig, AutoImageProcessor, BeitImageProcessor, ViT
 
 import hfft
 from hfft.cli import main
-from hfft.data.decoding import decode
-from hfft.data.fitting import fit_processor
+from hfft.data.images.decoding import decode
+from hfft.data.images.resize_mode import fit_processor
 from hfft.errors import ModelError
 from hfft.inference.export import export_onnx
 from hfft.model.adapters import attach, save_adapter

@@ -49,7 +49,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from transformers import TrainerCallback
-import hfft.data.batches as batches
+import hfft.data.images.batches as batches
 import hfft.training.phases as phases
 from hfft.cli import main
 

@@ -11,8 +11,8 @@ from transformers import AutoModelForImageClassification, TrainerCallback
 
 import hfft
 from hfft.cli import main
-from hfft.data.decoding import decode
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.decoding import decode
+from hfft.data.images.transforms import evaluation_transform
 from hfft.training.replay import Replay
 
 RECIPE = """

@@ -14,8 +14,8 @@ import tiny
 import torch
 import warm
 
-from hfft.data.decoding import decode
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.decoding import decode
+from hfft.data.images.transforms import evaluation_transform
 from hfft.inference.opening import open_model
 
 pytestmark = pytest.mark.slow

@@ -16,7 +16,7 @@ from transformers import BitImageProcessor
 
 import hfft
 from hfft.cli import main
-from hfft.data.decoding import decode
+from hfft.data.images.decoding import decode
 
 TEXT = (Path(__file__).parents[2] / "docs/inference.md").read_text(encoding="utf-8")
 

@@ -15,9 +15,9 @@ from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
 import hfft
-from hfft.data.decoding import decode_row
+from hfft.data.images.decoding import decode_row
+from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources import load_data
-from hfft.data.transforms import evaluation_transform
 from hfft.recipe.spec import DataSpec
 
 ROOT = Path(__file__).parents[2]

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageClassification
 
 import hfft
 from hfft.__main__ import main
-from hfft.data.decoding import decode
+from hfft.data.images.decoding import decode
 from hfft.errors import ModelError
 from hfft.model.checkpoint import load_checkpoint, save_model
 from hfft.model.cut import cut_at

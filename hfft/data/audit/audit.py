@@ -19,7 +19,7 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 
 from hfft.data.audit.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
-from hfft.data.decoding import RULE, read_row
+from hfft.data.images.decoding import RULE, read_row
 from hfft.data.labels import label_keys
 from hfft.errors import DataError
 from hfft.system.files import write_folder

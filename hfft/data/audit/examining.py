@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.decoding import Decoded, decode_small, on_background, open_image
-from hfft.data.pictures import from_black, has_profile, is_deep
+from hfft.data.images.decoding import Decoded, decode_small, on_background, open_image
+from hfft.data.images.modes import from_black, has_profile, is_deep
 from hfft.errors import DataError
 
 SIDE = 32  # of a thumbnail, pixels

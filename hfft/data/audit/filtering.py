@@ -11,8 +11,8 @@ from PIL import Image
 
 from hfft.data.audit.audit import Audit, Look, audit
 from hfft.data.audit.findings import Finding, Splits, find
-from hfft.data.decoding import decode, read_row
 from hfft.data.hints import check_found
+from hfft.data.images.decoding import decode, read_row
 from hfft.data.labels import spoken_label
 from hfft.data.sources import ImageData
 from hfft.errors import DataError

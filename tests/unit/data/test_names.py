@@ -7,8 +7,8 @@ import pytest
 from pictures import make_photos
 from shards import write_tar
 
-from hfft.data.content import part_of, read_content, stored_path
-from hfft.data.decoding import decode_row
+from hfft.data.images.content import part_of, read_content, stored_path
+from hfft.data.images.decoding import decode_row
 from hfft.data.inspection import inspect
 from hfft.data.sources import load_data, read_source
 from hfft.errors import DataError

@@ -9,8 +9,8 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from shards import write_tar
 
-from hfft.data.content import read_content
-from hfft.data.decoding import decode_row
+from hfft.data.images.content import read_content
+from hfft.data.images.decoding import decode_row
 from hfft.data.sources import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec

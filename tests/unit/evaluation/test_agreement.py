@@ -5,8 +5,8 @@ import tiny
 import torch
 from datasets import Dataset
 
+from hfft.data.images.transforms import evaluation_transform
 from hfft.data.rows import row_features
-from hfft.data.transforms import evaluation_transform
 from hfft.errors import TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation
 

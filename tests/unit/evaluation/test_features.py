@@ -4,8 +4,8 @@ import tiny
 import torch
 import toy
 
-from hfft.data.batches import Examples
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import evaluation_transform
 from hfft.evaluation.features import HEAD_INPUT, collect_features
 from hfft.model.anatomy import dissect
 

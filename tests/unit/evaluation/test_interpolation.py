@@ -5,8 +5,8 @@ import torch
 import toy
 from accelerate import PartialState
 
-from hfft.data.batches import Examples
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import TrainingError
 from hfft.evaluation import interpolation
 from hfft.evaluation.interpolation import ALPHAS, Trial, find_alpha, interpolate

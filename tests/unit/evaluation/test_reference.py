@@ -7,8 +7,8 @@ import tiny
 import torch
 import toy
 
-from hfft.data.batches import Examples
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import evaluation_transform
 from hfft.evaluation.reference import Reference, vectors
 from hfft.evaluation.scoring import compute
 from hfft.model.anatomy import dissect

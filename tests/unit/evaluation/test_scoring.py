@@ -7,8 +7,8 @@ import torch
 import toy
 from sklearn.metrics import precision_recall_fscore_support
 
-from hfft.data.batches import Examples
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.batches import Examples
+from hfft.data.images.transforms import evaluation_transform
 from hfft.evaluation import scoring
 from hfft.evaluation.scoring import predict, score
 

@@ -4,7 +4,7 @@ import tiny
 import transformers
 from PIL import Image
 
-from hfft.data.transforms import evaluation_transform
+from hfft.data.images.transforms import evaluation_transform
 from hfft.inference.onnx_predict import open_picture, prepare
 from hfft.inference.preprocessing import describe_preprocessing
 

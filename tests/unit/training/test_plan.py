@@ -12,7 +12,7 @@ from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
-from hfft.data.batches import FILLER
+from hfft.data.images.batches import FILLER
 from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 from PIL.ExifTags import Base as ExifTag
 
-from hfft.data.tiff import check_tiff, describe_tiff, holds_signed_bytes, is_white_zero
+from hfft.data.images.tiff import check_tiff, describe_tiff, holds_signed_bytes, is_white_zero
 
 MAX_PIXELS = 178_956_970  # where Pillow speaks of a decompression bomb
 MAX_ASPECT = 100  # long side by short side: beyond it, a processor that resizes the short side fills the memory

@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import functional
 from transformers import ViTImageProcessor
 from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 
-from hfft.data.transforms import PixelScale, pixel_scale, processed
+from hfft.data.images.transforms import PixelScale, pixel_scale, processed
 from hfft.errors import ModelError
 from hfft.recipe.spec import DataSpec
 

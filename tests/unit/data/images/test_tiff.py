@@ -7,8 +7,8 @@ import pytest
 import tifffile
 
 from hfft.data.audit.examining import examine_content
-from hfft.data.decoding import decode, decode_bytes, decode_small
-from hfft.data.pictures import open_picture
+from hfft.data.images.decoding import decode, decode_bytes, decode_small
+from hfft.data.images.modes import open_picture
 from hfft.errors import DataError
 
 Y, X = np.mgrid[:32, :48]

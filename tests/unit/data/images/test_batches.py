@@ -8,9 +8,9 @@ import toy
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
-from hfft.data.batches import FILLER, IGNORED, Collator, EpochOrder, Examples, chances_of
+from hfft.data.images.batches import FILLER, IGNORED, Collator, EpochOrder, Examples, chances_of
+from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources import load_data
-from hfft.data.transforms import evaluation_transform, training_transform
 from hfft.errors import DataError
 from hfft.recipe.spec import AugmentSpec, DataSpec, SplitSpec
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 
-from hfft.data.decoding import Decoded, decode_row
+from hfft.data.images.decoding import Decoded, decode_row
 from hfft.data.labels import is_multi_label, labels_of
 
 FILLER = -1  # index of an example that is none

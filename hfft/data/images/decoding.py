@@ -12,8 +12,8 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from hfft.data import content, pictures
-from hfft.data.pictures import SMALL, open_header, orientation_of, pillow_errors, read_picture, refuse_lost
+from hfft.data.images import content, modes
+from hfft.data.images.modes import SMALL, open_header, orientation_of, pillow_errors, read_picture, refuse_lost
 from hfft.errors import DataError
 
 # Changed with the pixels that any file gives: recordings and cached audits of another number are not used.
@@ -125,7 +125,7 @@ def check_size(width: int, height: int) -> None:
         DataError: If there are too many pixels, or one side is too much longer than the other.
     """
     with _data_errors():
-        pictures.check_size(width, height)
+        modes.check_size(width, height)
 
 
 def decode_bytes(encoded: bytes) -> Decoded:
@@ -168,8 +168,8 @@ def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
 
 
 def on_background(image: Decoded, background: tuple[int, int, int] | None) -> Decoded:
-    """An image without transparency, as `pictures.on_background`; a tensor has none."""
-    return pictures.on_background(image, background) if isinstance(image, Image.Image) else image
+    """An image without transparency, as `modes.on_background`; a tensor has none."""
+    return modes.on_background(image, background) if isinstance(image, Image.Image) else image
 
 
 def _decode_jpeg_strictly(encoded: bytes, mode: str) -> torch.Tensor | None:

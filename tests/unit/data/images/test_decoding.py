@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from hfft.data import decoding, pictures
-from hfft.data.decoding import decode, decode_bytes, decode_row, decode_small, on_background
 from hfft.data.folders import endings
+from hfft.data.images import decoding, modes
+from hfft.data.images.decoding import decode, decode_bytes, decode_row, decode_small, on_background
 from hfft.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -439,8 +439,8 @@ def test_inks_are_shown_as_their_profile_says(monkeypatch):
         asked.append((image.mode, outputMode))
         return Image.new("RGB", image.size, (1, 2, 3))
 
-    monkeypatch.setattr(pictures.ImageCms, "ImageCmsProfile", lambda stream: stream.read())
-    monkeypatch.setattr(pictures.ImageCms, "profileToProfile", show)
+    monkeypatch.setattr(modes.ImageCms, "ImageCmsProfile", lambda stream: stream.read())
+    monkeypatch.setattr(modes.ImageCms, "profileToProfile", show)
     assert decoded(content).reshape(-1, 3).max(axis=0).tolist() == [1, 2, 3]
     assert asked == [("CMYK", "RGB")]
 

@@ -14,8 +14,8 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hfft.data.decoding import decode_row
-from hfft.data.transforms import _scale_on, evaluation_transform, pixel_scale, training_transform
+from hfft.data.images.decoding import decode_row
+from hfft.data.images.transforms import _scale_on, evaluation_transform, pixel_scale, training_transform
 from hfft.errors import ModelError
 from hfft.recipe.spec import AugmentSpec
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hfft.data import pictures
-from hfft.data.decoding import decode
-from hfft.data.pictures import open_picture
+from hfft.data.images import modes
+from hfft.data.images.decoding import decode
+from hfft.data.images.modes import open_picture
 from hfft.errors import DataError
 
 PHOTO = Image.fromarray(np.random.default_rng(3).integers(0, 256, (6, 7, 3), dtype=np.uint8)).resize((60, 40))
@@ -132,7 +132,7 @@ def test_without_simplejpeg_it_reads_jpegs(tmp_path, monkeypatch):
 )
 @pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
 def test_content_that_is_not_read_is_called_by_its_name(content, told, monkeypatch):
-    monkeypatch.setattr(pictures, "formats", lambda: ("JPEG", "PNG", "TIFF"))  # as without pillow-heif
+    monkeypatch.setattr(modes, "formats", lambda: ("JPEG", "PNG", "TIFF"))  # as without pillow-heif
     with pytest.raises(DataError, match=told):
         decode(content)
 

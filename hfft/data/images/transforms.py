@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from hfft.data.decoding import Decoded, on_background
+from hfft.data.images.decoding import Decoded, on_background
 from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
 

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
+from hfft.data.images.workers import dead_workers_named
 from hfft.errors import TrainingError
 from hfft.training.failures import explained
-from hfft.training.workers import dead_workers_named
 
 DIES = """
 import os, signal, sys
