@@ -6,7 +6,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 
 from hfft.data.audit.filtering import Checked
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.errors import RunError
 from hfft.folder import card_changes, check_same_images, has_other_source, update_card
 from hfft.inference.opening import open_model

@@ -20,9 +20,9 @@ from hfft.data.audit.filtering import Checked
 from hfft.data.audit.findings import described
 from hfft.data.images.content import read_content
 from hfft.data.images.decoding import decode
-from hfft.data.labels import labels_of, spoken_label, strata_of
-from hfft.data.sources import ImageData
-from hfft.data.targets import targets_of
+from hfft.data.sources.labels import labels_of, spoken_label, strata_of
+from hfft.data.sources.reading import ImageData
+from hfft.data.sources.targets import targets_of
 from hfft.errors import RecipeError, RunError
 from hfft.evaluation.confidence import describe_confidence, store_confidence
 from hfft.evaluation.scores import Scores

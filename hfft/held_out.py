@@ -9,8 +9,8 @@ from datasets import Dataset
 from hfft.data.audit.filtering import check_rows, fingerprint_of
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.workers import worker_deaths_explained
-from hfft.data.of_run import images_of_run
-from hfft.data.sources import load_rows
+from hfft.data.sources.of_run import images_of_run
+from hfft.data.sources.reading import load_rows
 from hfft.errors import DataError, RunError
 from hfft.evaluation.scoring import Scores, score
 from hfft.folder import describe_split

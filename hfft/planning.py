@@ -11,9 +11,9 @@ import torch
 from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
-from hfft.data.hints import check_found
 from hfft.data.images.resize_mode import fit_processor
-from hfft.data.sources import ImageData, load_data
+from hfft.data.sources.advice import check_found
+from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.evaluation.metrics import METRICS, MetricFunction
 from hfft.evaluation.multilabel import SET_METRICS

@@ -3,7 +3,7 @@
 from typing import Any
 
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation
 from hfft.evaluation.beside import Trained, Way, score_beside

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.errors import RecipeError, TrainingError
 from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
 from hfft.evaluation.novelty import find_novelty

@@ -30,7 +30,7 @@ from transformers import (
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.data.images.transforms import evaluation_transform, training_transform
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.system.machine import cpus_per_process

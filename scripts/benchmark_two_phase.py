@@ -49,7 +49,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModelForImageClassification, ViTImageProcessor
 
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.system.machine import describe_environment

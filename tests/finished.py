@@ -14,8 +14,8 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.data.audit.filtering import Checked
-from hfft.data.rows import row_features
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
+from hfft.data.sources.rows import row_features
 from hfft.evaluation.classes import class_scores
 from hfft.evaluation.intervals import with_intervals
 from hfft.evaluation.scoring import Scores

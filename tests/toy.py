@@ -14,7 +14,7 @@ from PIL import Image
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.data.images.transforms import evaluation_transform, training_transform
-from hfft.data.rows import row_features
+from hfft.data.sources.rows import row_features
 from hfft.evaluation.metrics import METRICS
 from hfft.evaluation.validating import validating
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec

@@ -12,12 +12,12 @@ from datasets import Dataset
 from hfft.data.audit.audit import Audit, Look, audit
 from hfft.data.audit.filtering import gray_of, joined
 from hfft.data.audit.findings import KINDS, Finding, Splits, find
-from hfft.data.folders import SPLIT_NAMES
-from hfft.data.hints import check_found
-from hfft.data.labels import class_names, count_keys
-from hfft.data.layout import CLASS_FOLDER
-from hfft.data.sources import choose_images, load_data, read_source
-from hfft.data.strays import find_strays
+from hfft.data.sources.advice import check_found
+from hfft.data.sources.folders import SPLIT_NAMES
+from hfft.data.sources.ignored_files import find_strays
+from hfft.data.sources.labels import class_names, count_keys
+from hfft.data.sources.layout import CLASS_FOLDER
+from hfft.data.sources.reading import choose_images, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, labels_of
 from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluation.metrics import softmax
 from hfft.evaluation.multilabel import log_odds, sigmoid

@@ -17,8 +17,8 @@ from safetensors.numpy import load_file, save_file
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.labels import labels_of, strata_of
-from hfft.data.sources import ImageData
+from hfft.data.sources.labels import labels_of, strata_of
+from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
 from hfft.evaluation.features import HEAD_INPUT, collect_features
 from hfft.system.files import write_file

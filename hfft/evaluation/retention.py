@@ -19,8 +19,8 @@ from torch import nn
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.labels import labels_of
-from hfft.data.sources import ImageData
+from hfft.data.sources.labels import labels_of
+from hfft.data.sources.reading import ImageData
 from hfft.evaluation.features import HEAD_INPUT, Features, as_before, collect_features
 from hfft.evaluation.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
 from hfft.model.anatomy import dissect, head_modules, tensor_names

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from hfft.data.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, labels_of
 from hfft.evaluation.calibration import calibration
 from hfft.evaluation.classes import class_scores, confusion
 from hfft.evaluation.details import details

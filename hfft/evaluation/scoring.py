@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.labels import is_multi_label
+from hfft.data.sources.labels import is_multi_label
 from hfft.errors import DataError, ModelError
 from hfft.evaluation.metrics import softmax
 from hfft.evaluation.scores import Scores, measured

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-from hfft.data.folders import UNREAD, endings, image_files, visible_files
+from hfft.data.sources.folders import UNREAD, endings, image_files, visible_files
 from hfft.errors import DataError
 from hfft.inference.urls import SCHEMES, RemoteImage
 

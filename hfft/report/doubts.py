@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.report.facts import RunFacts
 from hfft.report.pictures import Shown, pictures_of, rows_of

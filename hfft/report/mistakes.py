@@ -15,7 +15,7 @@ from PIL import Image
 
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import pixel_scale
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.inference.attribution import attribute
 from hfft.inference.classifier import Classifier

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfft.data.audit.findings import KINDS
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError, first_line
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart

@@ -9,7 +9,7 @@ import tiny
 
 import hfft
 from hfft.cli import main
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 
 RECIPE = """
 name: bugs

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 import hfft
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.recipe.spec import DataSpec
 
 ROOT = Path(__file__).parents[2]

@@ -6,8 +6,8 @@ import pytest
 from datasets import Dataset
 
 from hfft.data.audit.filtering import Checked
-from hfft.data.rows import row_features
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
+from hfft.data.sources.rows import row_features
 from hfft.errors import RunError
 from hfft.folder import (
     _may_differ,

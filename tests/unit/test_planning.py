@@ -8,7 +8,7 @@ from shards import write_tar
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.cli import main
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.folds import cross_validate
 from hfft.planning import check_callbacks, class_weights, phases_in, plan_recipe

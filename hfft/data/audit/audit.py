@@ -20,7 +20,7 @@ from huggingface_hub.constants import HF_HOME
 
 from hfft.data.audit.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
 from hfft.data.images.decoding import RULE, read_row
-from hfft.data.labels import label_keys
+from hfft.data.sources.labels import label_keys
 from hfft.errors import DataError
 from hfft.system.files import write_folder
 from hfft.system.progress import SOON, bar

@@ -11,10 +11,10 @@ from PIL import Image
 
 from hfft.data.audit.audit import Audit, Look, audit
 from hfft.data.audit.findings import Finding, Splits, find
-from hfft.data.hints import check_found
 from hfft.data.images.decoding import decode, read_row
-from hfft.data.labels import spoken_label
-from hfft.data.sources import ImageData
+from hfft.data.sources.advice import check_found
+from hfft.data.sources.labels import spoken_label
+from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.distributed import meet, on_main

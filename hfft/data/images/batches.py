@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from hfft.data.images.decoding import Decoded, decode_row
-from hfft.data.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, labels_of
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.rows import row_features
+from hfft.data.sources.rows import row_features
 from hfft.errors import TrainingError
 from hfft.evaluation.agreement import check_logits, check_validation
 

@@ -9,7 +9,7 @@ import toy
 from accelerate import PartialState
 from transformers import AutoModelForImageClassification
 
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.evaluation.features import HEAD_INPUT
 from hfft.evaluation.retention import Retention, choose_sample
 from hfft.evaluation.similarity import kl_divergence

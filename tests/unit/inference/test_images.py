@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from hfft.data import folders
+from hfft.data.sources import folders
 from hfft.errors import DataError
 from hfft.inference.images import find_images
 from hfft.inference.urls import RemoteImage

@@ -7,7 +7,7 @@ import finished
 import pytest
 from pages import Page
 
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.report.doubts import FOLDER, keep_doubts
 from hfft.report.facts import read_facts
 from hfft.report.page import render_page

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
 from hfft.report.facts import Source, read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes, read_mistakes
 from hfft.system.files import read_json

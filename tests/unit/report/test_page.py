@@ -14,8 +14,8 @@ from markupsafe import Markup
 from pages import Page
 from PIL import Image
 
-from hfft.data.rows import rows_of
-from hfft.data.sources import ImageData
+from hfft.data.sources.reading import ImageData
+from hfft.data.sources.rows import rows_of
 from hfft.errors import RunError, TrainingError
 from hfft.report.facts import read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes

@@ -9,7 +9,7 @@ from PIL import Image as PillowImage
 from hfft.data.audit import audit as audit_module
 from hfft.data.audit.audit import Look, audit
 from hfft.data.audit.examining import DEEP
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.recipe.spec import DataSpec, SplitSpec
 
 

@@ -6,7 +6,7 @@ from datasets import Features as DatasetFeatures
 from PIL import Image as PillowImage
 
 from hfft.data.audit.filtering import Skip, check_images, check_rows, fingerprint_of
-from hfft.data.sources import load_data, load_rows
+from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

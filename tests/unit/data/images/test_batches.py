@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from hfft.data.images.batches import FILLER, IGNORED, Collator, EpochOrder, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.errors import DataError
 from hfft.recipe.spec import AugmentSpec, DataSpec, SplitSpec
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
 
-from hfft.data.folders import endings
 from hfft.data.images import decoding, modes
 from hfft.data.images.decoding import decode, decode_bytes, decode_row, decode_small, on_background
+from hfft.data.sources.folders import endings
 from hfft.errors import DataError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)

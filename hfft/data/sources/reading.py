@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
 
-from hfft.data.folders import (
+from hfft.data.sources.advice import advice_for, looked_for, missing_path, missing_source
+from hfft.data.sources.folders import (
     filled_subfolders,
     holds_images,
     is_output,
@@ -18,18 +19,17 @@ from hfft.data.folders import (
     table_files,
     visible_files,
 )
-from hfft.data.hints import advice_for, looked_for, missing_path, missing_source
-from hfft.data.image_folders import read_class_folders, read_images, refuse_unused
-from hfft.data.label_tables import find_images
-from hfft.data.label_values import known_as, warn_of_alike
-from hfft.data.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
-from hfft.data.loading import check_numbering, load, load_parquet, read_table, reason_of
-from hfft.data.rows import Found, Table, standardize
-from hfft.data.splits import carved_shares, existing_split, labelled, once, split_rows
-from hfft.data.targets import SHARES
-from hfft.data.tars import read_tars, tar_files
-from hfft.data.text_tables import TEXT_TABLES
+from hfft.data.sources.image_folders import read_class_folders, read_images, refuse_unused
+from hfft.data.sources.label_tables import find_images
+from hfft.data.sources.label_values import known_as, warn_of_alike
+from hfft.data.sources.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
+from hfft.data.sources.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
+from hfft.data.sources.loading import check_numbering, load, load_parquet, read_table, reason_of
+from hfft.data.sources.rows import Found, Table, standardize
+from hfft.data.sources.splits import carved_shares, existing_split, labelled, once, split_rows
+from hfft.data.sources.targets import SHARES
+from hfft.data.sources.text_tables import TEXT_TABLES
+from hfft.data.sources.webdataset import read_tars, tar_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.hub_lookup import hub_problem

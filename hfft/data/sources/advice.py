@@ -8,8 +8,8 @@ from pathlib import Path, PurePath
 
 from datasets import Dataset
 
-from hfft.data.folders import endings
 from hfft.data.images.content import opened_path
+from hfft.data.sources.folders import endings
 from hfft.errors import DataError, nearest
 from hfft.system.paths import expanded
 

@@ -4,7 +4,7 @@ import os
 import pytest
 from datasets import Dataset
 
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

@@ -11,7 +11,7 @@ from shards import write_tar
 
 from hfft.data.images.content import read_content
 from hfft.data.images.decoding import decode_row
-from hfft.data.sources import load_data, load_rows
+from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

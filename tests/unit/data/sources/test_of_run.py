@@ -1,8 +1,8 @@
 import finished
 import pytest
 
-from hfft.data import sources
-from hfft.data.of_run import images_of_run
+from hfft.data.sources import reading
+from hfft.data.sources.of_run import images_of_run
 from hfft.errors import DataError
 
 
@@ -11,7 +11,7 @@ def test_a_folder_that_has_moved_is_not_looked_for_on_the_hub(tmp_path, monkeypa
     run = finished.make_run(
         tmp_path / "run", origin={"checkpoint": source, "data": source}, data={"source": "somebody/photos"}
     )
-    monkeypatch.setattr(sources, "hub_problem", lambda *_: pytest.fail("the Hub is asked"))
+    monkeypatch.setattr(reading, "hub_problem", lambda *_: pytest.fail("the Hub is asked"))
     with pytest.raises(
         DataError, match=r"data.source of .*run: the folder somebody/photos does not exist; looked for"
     ):

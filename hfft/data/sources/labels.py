@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from datasets import ClassLabel, Dataset, List
 
-from hfft.data.label_values import known_as
+from hfft.data.sources.label_values import known_as
 
 UNLABELLED = -1  # where a row has no class; a list of classes is None then, and an empty list is an image of none
 

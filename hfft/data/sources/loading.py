@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, DatasetDict, Features, load_dataset
 from datasets.exceptions import DatasetGenerationError
 
-from hfft.data.text_tables import TEXT_TABLES, read_text_table
+from hfft.data.sources.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError, first_line
 
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from hfft.data.hints import missing_path
-from hfft.data.sources import ImageData, load_data
+from hfft.data.sources.advice import missing_path
+from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import DataError
 from hfft.recipe.loading import read_recipe
 from hfft.system.files import recall

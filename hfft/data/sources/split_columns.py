@@ -4,9 +4,9 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import SPLIT_WORDS, split_in
-from hfft.data.label_columns import is_split_flag, plain_name
-from hfft.data.layout import split_names
+from hfft.data.sources.folders import SPLIT_WORDS, split_in
+from hfft.data.sources.label_columns import is_split_flag, plain_name
+from hfft.data.sources.layout import split_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 

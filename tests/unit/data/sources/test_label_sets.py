@@ -8,10 +8,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PillowImage
 
 from hfft.data.audit.filtering import check_images, fingerprint_of
-from hfft.data.label_sets import SEPARATORS
-from hfft.data.labels import label_keys, labels_of
-from hfft.data.sources import load_data, load_rows, read_source
-from hfft.data.targets import targets_of
+from hfft.data.sources.label_sets import SEPARATORS
+from hfft.data.sources.labels import label_keys, labels_of
+from hfft.data.sources.reading import load_data, load_rows, read_source
+from hfft.data.sources.targets import targets_of
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

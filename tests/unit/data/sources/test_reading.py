@@ -8,7 +8,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PillowImage
 
-from hfft.data.sources import load_data, load_rows
+from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

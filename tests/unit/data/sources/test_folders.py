@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from datasets.data_files import DataFilesDict, get_data_patterns
 
-from hfft.data.folders import SPLIT_NAMES, image_files, split_in, splits_of, subfolders, table_files, warn_of_left_out
-from hfft.data.layout import find_layout
+from hfft.data.sources.folders import (
+    SPLIT_NAMES,
+    image_files,
+    split_in,
+    splits_of,
+    subfolders,
+    table_files,
+    warn_of_left_out,
+)
+from hfft.data.sources.layout import find_layout
 
 
 def names(folder, files):

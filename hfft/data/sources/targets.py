@@ -8,7 +8,7 @@ from datasets import Dataset, List, Value
 from datasets.features import LargeList
 from datasets.features import Sequence as SequenceOf
 
-from hfft.data.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, labels_of
 from hfft.errors import DataError
 
 SHARES = "shares"  # column of rows: (K,) shares of the classes

@@ -14,10 +14,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfft.data.folders import endings, visible_files
 from hfft.data.images.content import part_of
-from hfft.data.layout import CLASS_FOLDER, divide
-from hfft.data.text_tables import dataset_of
+from hfft.data.sources.folders import endings, visible_files
+from hfft.data.sources.layout import CLASS_FOLDER, divide
+from hfft.data.sources.text_tables import dataset_of
 from hfft.errors import DataError
 from hfft.system.progress import SOON, bar
 from hfft.system.text import printable_path

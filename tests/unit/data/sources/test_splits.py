@@ -3,7 +3,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hfft.data.sources import load_data
+from hfft.data.sources.reading import load_data
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 from hfft.recipe.values import Fold

@@ -8,12 +8,12 @@ from typing import Any
 
 from datasets import Dataset, Image, Value
 
-from hfft.data.folders import endings
-from hfft.data.hints import check_header, check_paths
-from hfft.data.label_columns import label_candidates, plain_name
-from hfft.data.label_values import is_text
-from hfft.data.layout import CLASS_FOLDER
-from hfft.data.split_columns import find_split_column
+from hfft.data.sources.advice import check_header, check_paths
+from hfft.data.sources.folders import endings
+from hfft.data.sources.label_columns import label_candidates, plain_name
+from hfft.data.sources.label_values import is_text
+from hfft.data.sources.layout import CLASS_FOLDER
+from hfft.data.sources.split_columns import find_split_column
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 

@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.folders import split_in
 from hfft.data.images.content import shown_path, stored_path
-from hfft.data.label_columns import is_label_name, plain_name
-from hfft.data.label_sets import declared_names, holds_sets, read_sets
-from hfft.data.label_values import class_spellings, is_number, label_text, label_texts, same_class, warn_of_nothing
-from hfft.data.labels import UNLABELLED, label_feature
-from hfft.data.layout import CLASS_FOLDER, divide, folders_of
-from hfft.data.split_columns import split_by_column
-from hfft.data.tables import PARENT_FOLDER, Columns, choose_columns
-from hfft.data.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
+from hfft.data.sources.folders import split_in
+from hfft.data.sources.label_columns import is_label_name, plain_name
+from hfft.data.sources.label_sets import declared_names, holds_sets, read_sets
+from hfft.data.sources.label_values import (
+    class_spellings,
+    is_number,
+    label_text,
+    label_texts,
+    same_class,
+    warn_of_nothing,
+)
+from hfft.data.sources.labels import UNLABELLED, label_feature
+from hfft.data.sources.layout import CLASS_FOLDER, divide, folders_of
+from hfft.data.sources.split_columns import split_by_column
+from hfft.data.sources.tables import PARENT_FOLDER, Columns, choose_columns
+from hfft.data.sources.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.messages import say, warn

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import split_in
-from hfft.data.label_values import class_spellings, is_text, label_text, warn_of_nothing
-from hfft.data.targets import are_shares
+from hfft.data.sources.folders import split_in
+from hfft.data.sources.label_values import class_spellings, is_text, label_text, warn_of_nothing
+from hfft.data.sources.targets import are_shares
 from hfft.errors import DataError
 from hfft.system.messages import say, warn
 from hfft.system.text import printable

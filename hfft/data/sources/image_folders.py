@@ -6,7 +6,9 @@ from pathlib import Path
 
 from datasets import Dataset, Value
 
-from hfft.data.folders import (
+from hfft.data.images.content import stored_path
+from hfft.data.sources.advice import advice_for
+from hfft.data.sources.folders import (
     holds_images,
     image_files,
     split_in,
@@ -16,16 +18,14 @@ from hfft.data.folders import (
     warn_of_left_out,
     words_of,
 )
-from hfft.data.hints import advice_for
-from hfft.data.images.content import stored_path
-from hfft.data.label_tables import Listed, UndecidedError, read_label_tables
-from hfft.data.label_values import folder_classes
-from hfft.data.labels import UNLABELLED
-from hfft.data.layout import CLASS_FOLDER, Layout, find_layout
-from hfft.data.rows import Found, Table, parent_folders, rows_of, standardize
-from hfft.data.split_columns import SplitColumnError
-from hfft.data.tables import PARENT_FOLDER
-from hfft.data.text_tables import TEXT_TABLES
+from hfft.data.sources.label_tables import Listed, UndecidedError, read_label_tables
+from hfft.data.sources.label_values import folder_classes
+from hfft.data.sources.labels import UNLABELLED
+from hfft.data.sources.layout import CLASS_FOLDER, Layout, find_layout
+from hfft.data.sources.rows import Found, Table, parent_folders, rows_of, standardize
+from hfft.data.sources.split_columns import SplitColumnError
+from hfft.data.sources.tables import PARENT_FOLDER
+from hfft.data.sources.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.messages import warn

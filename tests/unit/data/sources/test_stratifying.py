@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from hfft.data.labels import labels_of
-from hfft.data.splits import split_rows
-from hfft.data.stratifying import carve_sets
+from hfft.data.sources.labels import labels_of
+from hfft.data.sources.splits import split_rows
+from hfft.data.sources.stratifying import carve_sets
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 from datasets import Dataset, Value, concatenate_datasets
 
-from hfft.data.folders import endings, image_files, is_image, split_in, splits_of, visible_files, words_of
-from hfft.data.hints import advice_for, check_header, check_paths, not_found
 from hfft.data.images.content import stored_path
-from hfft.data.layout import ALLOWED, CLASS_FOLDER
-from hfft.data.loading import read_table
-from hfft.data.rows import Table
-from hfft.data.tables import Columns, NoColumnError, choose_columns, path_names
+from hfft.data.sources.advice import advice_for, check_header, check_paths, not_found
+from hfft.data.sources.folders import endings, image_files, is_image, split_in, splits_of, visible_files, words_of
+from hfft.data.sources.layout import ALLOWED, CLASS_FOLDER
+from hfft.data.sources.loading import read_table
+from hfft.data.sources.rows import Table
+from hfft.data.sources.tables import Columns, NoColumnError, choose_columns, path_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.paths import expanded

@@ -5,10 +5,10 @@ from collections.abc import Collection
 
 from datasets import ClassLabel, Dataset, Value
 
-from hfft.data.folders import split_in, words_of
-from hfft.data.label_sets import flag_columns, list_columns
-from hfft.data.label_values import is_number
-from hfft.data.layout import CLASS_FOLDER, divide, folders_of, tells_no_class
+from hfft.data.sources.folders import split_in, words_of
+from hfft.data.sources.label_sets import flag_columns, list_columns
+from hfft.data.sources.label_values import is_number
+from hfft.data.sources.layout import CLASS_FOLDER, divide, folders_of, tells_no_class
 from hfft.recipe.spec import DataSpec
 
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")

@@ -1,6 +1,6 @@
 import pytest
 
-from hfft.data.layout import divide, find_layout, folders_of, split_names, tells_no_class
+from hfft.data.sources.layout import divide, find_layout, folders_of, split_names, tells_no_class
 
 
 def shown(folder, **options):

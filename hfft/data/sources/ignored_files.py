@@ -6,8 +6,8 @@ from pathlib import Path
 from stat import S_ISREG
 
 from hfft.data.audit.findings import Finding
-from hfft.data.folders import UNREAD, files_of, is_image
-from hfft.data.layout import find_layout
+from hfft.data.sources.folders import UNREAD, files_of, is_image
+from hfft.data.sources.layout import find_layout
 from hfft.system.text import printable_path
 
 _MAGIC = {

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from hfft.data.sources import load_data
-from hfft.data.targets import targets_of
+from hfft.data.sources.reading import load_data
+from hfft.data.sources.targets import targets_of
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from hfft.data.label_values import alike_classes, label_text, same_class
-from hfft.data.labels import labels_of
-from hfft.data.sources import load_data, load_rows
+from hfft.data.sources.label_values import alike_classes, label_text, same_class
+from hfft.data.sources.labels import labels_of
+from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.folders import SPLIT_NAMES
-from hfft.data.labels import is_multi_label, labels_of, lacks_label
-from hfft.data.stratifying import assign_sets, carve_sets
+from hfft.data.sources.folders import SPLIT_NAMES
+from hfft.data.sources.labels import is_multi_label, labels_of, lacks_label
+from hfft.data.sources.stratifying import assign_sets, carve_sets
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from hfft.data.folders import SPLIT_WORDS, filled_subfolders, is_image, split_in, subfolders, words_of
+from hfft.data.sources.folders import SPLIT_WORDS, filled_subfolders, is_image, split_in, subfolders, words_of
 
 ALLOWED = (
     "allowed: class folders alone, or folders of class folders that are called "
