@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from hfft.errors import RunError
-from hfft.evaluation.intervals import Interval
-from hfft.evaluation.multilabel import SetOutcomes, set_differences
-from hfft.evaluation.pairs import McNemar, differences, mcnemar
-from hfft.evaluation.scores import flags_of, holds_sets, logits_of
+from hfft.metrics.bootstrap import Interval
+from hfft.metrics.multilabel import SetOutcomes, set_differences
+from hfft.metrics.paired_tests import McNemar, differences, mcnemar
+from hfft.metrics.scores import flags_of, holds_sets, logits_of
 from hfft.recipe.loading import read_recipe
 from hfft.system.files import read_json
 from hfft.system.paths import expanded

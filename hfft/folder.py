@@ -24,8 +24,8 @@ from hfft.data.sources.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.targets import targets_of
 from hfft.errors import RecipeError, RunError
-from hfft.evaluation.confidence import describe_confidence, store_confidence
-from hfft.evaluation.scores import Scores
+from hfft.metrics.scores import Scores
+from hfft.metrics.selective import describe_confidence, store_confidence
 from hfft.model.given import other_model
 from hfft.model.locating import files_fingerprint
 from hfft.recipe.loading import dump_recipe, load_recipe

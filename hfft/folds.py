@@ -13,9 +13,9 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from hfft.errors import RecipeError, RunError
-from hfft.evaluation.intervals import Interval, with_intervals
-from hfft.evaluation.multilabel import SetOutcomes, set_intervals
-from hfft.evaluation.scores import flags_of, holds_sets, logits_of
+from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.multilabel import SetOutcomes, set_intervals
+from hfft.metrics.scores import flags_of, holds_sets, logits_of
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold

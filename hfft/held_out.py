@@ -12,10 +12,10 @@ from hfft.data.images.workers import worker_deaths_explained
 from hfft.data.sources.of_run import images_of_run
 from hfft.data.sources.reading import load_rows
 from hfft.errors import DataError, RunError
-from hfft.evaluation.scoring import Scores, score
 from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
+from hfft.metrics.scoring import Scores, score
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.system.distributed import join

@@ -16,7 +16,7 @@ from hfft.data.sources.targets import SHARES
 from hfft.evaluation.features import as_before
 from hfft.evaluation.label_hints import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluation.reference import Reference
-from hfft.evaluation.scoring import compute
+from hfft.metrics.scoring import compute
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import cpus_per_process

@@ -15,8 +15,8 @@ from hfft.data.images.resize_mode import fit_processor
 from hfft.data.sources.advice import check_found
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import ModelError, RecipeError, first_line
-from hfft.evaluation.metrics import METRICS, MetricFunction
-from hfft.evaluation.multilabel import SET_METRICS
+from hfft.metrics.metrics import METRICS, MetricFunction
+from hfft.metrics.multilabel import SET_METRICS
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights

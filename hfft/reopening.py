@@ -5,10 +5,10 @@ from typing import Any
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError
-from hfft.evaluation.agreement import check_logits, check_validation
 from hfft.evaluation.beside import Trained, Way, score_beside
-from hfft.evaluation.scores import Scores
 from hfft.inference.classifier import Classifier
+from hfft.metrics.agreement import check_logits, check_validation
+from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.report.facts import result_name

@@ -34,7 +34,7 @@ def read_recipe(path: str) -> tuple[torch.Tensor, np.ndarray]:
     from hfft.data.images.transforms import evaluation_transform
     from hfft.data.sources.reading import load_data
     from hfft.evaluation.reference import Reference
-    from hfft.evaluation.scoring import compute
+    from hfft.metrics.scoring import compute
     from hfft.model.checkpoint import load_checkpoint, load_config, load_processor
     from hfft.recipe.loading import load_recipe
 

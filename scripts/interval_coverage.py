@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
-from hfft.evaluation.intervals import Interval, with_intervals
-from hfft.evaluation.metrics import measure, tally
-from hfft.evaluation.multilabel import SetOutcomes, set_intervals
-from hfft.evaluation.pairs import differences
+from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.metrics import measure, tally
+from hfft.metrics.multilabel import SetOutcomes, set_intervals
+from hfft.metrics.paired_tests import differences
 from hfft.report.words import spoken
 
 Found = dict[str, Interval]

@@ -16,10 +16,10 @@ from PIL import Image
 from hfft.data.audit.filtering import Checked
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
-from hfft.evaluation.classes import class_scores
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.scoring import Scores
 from hfft.folder import describe_origin, open_folder, write_results
+from hfft.metrics.bootstrap import with_intervals
+from hfft.metrics.per_class import class_scores
+from hfft.metrics.scoring import Scores
 from hfft.recipe.loading import load_recipe
 from hfft.report.facts import result_name
 from hfft.training.phases import PhaseResult

@@ -15,8 +15,8 @@ from PIL import Image
 from hfft.data.images.batches import Collator, Examples
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.rows import row_features
-from hfft.evaluation.metrics import METRICS
-from hfft.evaluation.validating import validating
+from hfft.metrics.compute_metrics import validating
+from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import run_phase

@@ -15,12 +15,12 @@ from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label, labels_of
 from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
-from hfft.evaluation.metrics import softmax
-from hfft.evaluation.multilabel import log_odds, sigmoid
 from hfft.evaluation.reference import Reference
-from hfft.evaluation.scores import Scores, measured
-from hfft.evaluation.scoring import Logits, compute, divided
-from hfft.evaluation.thresholds import choose_thresholds
+from hfft.metrics.metrics import softmax
+from hfft.metrics.multilabel import log_odds, sigmoid
+from hfft.metrics.scores import Scores, measured
+from hfft.metrics.scoring import Logits, compute, divided
+from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
 from hfft.model.cut import find_cut
 from hfft.system.files import read_json

@@ -15,8 +15,8 @@ from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
-from hfft.evaluation.metrics import measure, softmax, tally
-from hfft.evaluation.multilabel import SetOutcomes
+from hfft.metrics.metrics import measure, softmax, tally
+from hfft.metrics.multilabel import SetOutcomes
 from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.restoring import left_as_it_was
 

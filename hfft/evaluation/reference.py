@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfft.evaluation.scoring import Logits
+from hfft.metrics.scoring import Logits
 from hfft.model.cut import Cut, Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec

@@ -23,8 +23,8 @@ from sklearn import metrics as sk
 import hfft
 from hfft.cli import main
 from hfft.errors import HfftError
-from hfft.evaluation.thresholds import choose_thresholds
 from hfft.inference.page import make_labeler
+from hfft.metrics.thresholds import choose_thresholds
 
 NAMES = ("blue", "green", "red")
 RECIPE = """

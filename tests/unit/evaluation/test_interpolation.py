@@ -10,7 +10,7 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import TrainingError
 from hfft.evaluation import interpolation
 from hfft.evaluation.interpolation import ALPHAS, Trial, find_alpha, interpolate
-from hfft.evaluation.metrics import log_loss, softmax
+from hfft.metrics.metrics import log_loss, softmax
 from hfft.model.anatomy import dissect
 
 

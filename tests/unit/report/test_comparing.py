@@ -5,7 +5,7 @@ from pages import Page
 
 from hfft.comparison import Comparison, Pair, Row
 from hfft.errors import TrainingError
-from hfft.evaluation.pairs import McNemar
+from hfft.metrics.paired_tests import McNemar
 from hfft.report.comparing import render_comparison, write_comparison
 
 

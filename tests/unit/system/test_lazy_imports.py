@@ -68,11 +68,11 @@ def test_nothing_heavy_is_imported_for_a_recipe_with_a_mistake_in_its_text(recip
 def test_a_plan_imports_nothing_that_scores_predicts_or_reports(recipe, imported):
     code, modules = imported("plan", recipe)
     assert code == 0
-    assert {"torch", "hfft.planning", "hfft.evaluation.metrics"} <= modules
+    assert {"torch", "hfft.planning", "hfft.metrics.metrics"} <= modules
     assert not modules & {
         "evaluate",
         "sklearn",
-        "hfft.evaluation.scoring",
+        "hfft.metrics.scoring",
         "hfft.inference",
         "hfft.report",
         "hfft.run",
@@ -89,7 +89,7 @@ def test_a_prediction_imports_nothing_that_trains(checkpoint, photos, imported):
 def test_scores_need_no_evaluate(checkpoint, photos, imported):
     code, modules = imported("evaluate", str(checkpoint), "--data", str(photos({"LABEL_0": 1, "LABEL_1": 1})))
     assert code == 0
-    assert "hfft.evaluation.scoring" in modules
+    assert "hfft.metrics.scoring" in modules
     assert not modules & {"evaluate", "sklearn"}
 
 

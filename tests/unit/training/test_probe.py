@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import TrainerCallback, get_scheduler
 
 from hfft.errors import ModelError, RecipeError, TrainingError
-from hfft.evaluation.metrics import METRICS
+from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import PhaseSpec
 from hfft.training import probe
 from hfft.training.losses import ImageLoss

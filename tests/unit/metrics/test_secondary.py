@@ -3,9 +3,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hfft.evaluation.details import DETAILS, TABLES, details, roc_auc, top_k_accuracy
-from hfft.evaluation.metrics import METRICS, softmax
-from hfft.evaluation.modules import MODULES, ProbabilityMetric
+from hfft.metrics.evaluate_modules import MODULES, ProbabilityMetric
+from hfft.metrics.metrics import METRICS, softmax
+from hfft.metrics.secondary import DETAILS, TABLES, details, roc_auc, top_k_accuracy
 
 RNG = np.random.default_rng(0)
 

@@ -9,13 +9,13 @@ import pandas as pd
 from datasets import Dataset
 
 from hfft.data.sources.labels import is_multi_label, labels_of
-from hfft.evaluation.calibration import calibration
-from hfft.evaluation.classes import class_scores, confusion
-from hfft.evaluation.details import details
-from hfft.evaluation.intervals import Interval, with_intervals
-from hfft.evaluation.multilabel import SetOutcomes, log_odds, set_intervals, sigmoid
-from hfft.evaluation.set_details import set_calibration, set_details, set_scores
-from hfft.evaluation.thresholds import DEFAULT
+from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.calibration import calibration
+from hfft.metrics.multilabel import SetOutcomes, log_odds, set_intervals, sigmoid
+from hfft.metrics.multilabel_secondary import set_calibration, set_details, set_scores
+from hfft.metrics.per_class import class_scores, confusion
+from hfft.metrics.secondary import details
+from hfft.metrics.thresholds import DEFAULT
 
 
 @dataclass(frozen=True)

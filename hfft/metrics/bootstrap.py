@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.metrics import Tally, losses, measure, tally
+from hfft.metrics.metrics import Tally, losses, measure, tally
 
 Interval = dict[str, float | None]
 """`value`, and `low` and `high`, which are None where there are too few images to say."""

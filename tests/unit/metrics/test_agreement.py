@@ -8,7 +8,7 @@ from datasets import Dataset
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.rows import row_features
 from hfft.errors import TrainingError
-from hfft.evaluation.agreement import check_logits, check_validation
+from hfft.metrics.agreement import check_logits, check_validation
 
 
 @pytest.fixture(scope="module")

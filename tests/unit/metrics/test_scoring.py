@@ -9,8 +9,8 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.evaluation import scoring
-from hfft.evaluation.scoring import predict, score
+from hfft.metrics import scoring
+from hfft.metrics.scoring import predict, score
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from hfft.evaluation.intervals import with_intervals
-from hfft.evaluation.pairs import differences, mcnemar, summed
+from hfft.metrics.bootstrap import with_intervals
+from hfft.metrics.paired_tests import differences, mcnemar, summed
 
 
 def predictions(rng, labels, wrong):

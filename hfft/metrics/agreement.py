@@ -10,7 +10,7 @@ from datasets import Dataset
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.errors import TrainingError
-from hfft.evaluation.scores import Scores
+from hfft.metrics.scores import Scores
 from hfft.model.restoring import left_as_it_was
 
 _IMAGES = 4

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from hfft.evaluation.classes import class_scores, confusion, wilson
+from hfft.metrics.per_class import class_scores, confusion, wilson
 
 NAMES = ("ant", "bee", "cat", "dog")
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from hfft.errors import TrainingError
-from hfft.evaluation.metrics import measure, tally_of
-from hfft.evaluation.multilabel import SetOutcomes
+from hfft.metrics.metrics import measure, tally_of
+from hfft.metrics.multilabel import SetOutcomes
 
 Reduce = Callable[[Any, torch.Tensor], torch.Tensor]
 

@@ -3,8 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from hfft.evaluation.calibration import calibration
-from hfft.evaluation.confidence import (
+from hfft.metrics.calibration import calibration
+from hfft.metrics.metrics import log_loss, softmax
+from hfft.metrics.scoring import Scores
+from hfft.metrics.selective import (
     calibrated,
     confidences,
     describe_confidence,
@@ -13,8 +15,6 @@ from hfft.evaluation.confidence import (
     risk_coverage,
     store_confidence,
 )
-from hfft.evaluation.metrics import log_loss, softmax
-from hfft.evaluation.scoring import Scores
 
 
 def drawn(temperature, images=4000, classes=4):

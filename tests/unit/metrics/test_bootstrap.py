@@ -3,8 +3,8 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from hfft.evaluation.intervals import ClassTable, exact_share, skewed_mean, with_intervals
-from hfft.evaluation.metrics import METRICS
+from hfft.metrics.bootstrap import ClassTable, exact_share, skewed_mean, with_intervals
+from hfft.metrics.metrics import METRICS
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")
 SIZES = {"100 x 3": [3] * 100, "50 x 10": [10] * 50, "skewed": [200, 20, 2], "10 and 1": [10, 1], "even": [300, 300]}

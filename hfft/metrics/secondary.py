@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from hfft.evaluation.calibration import calibration
-from hfft.evaluation.metrics import Tally, tally
+from hfft.metrics.calibration import calibration
+from hfft.metrics.metrics import Tally, tally
 
 _NEARLY_1 = 0.999
 _TINY = np.finfo(np.float32).tiny

@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hfft.errors import ModelError
-from hfft.evaluation.calibration import calibration
-from hfft.evaluation.metrics import log_loss
-from hfft.evaluation.multilabel import SetOutcomes, log_odds, sigmoid
-from hfft.evaluation.thresholds import FIELD, quality
+from hfft.metrics.calibration import calibration
+from hfft.metrics.metrics import log_loss
+from hfft.metrics.multilabel import SetOutcomes, log_odds, sigmoid
+from hfft.metrics.thresholds import FIELD, quality
 from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
 from hfft.system.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from hfft.evaluation.scoring import Scores  # and what reads images with it, which a Classifier doesn't need
+    from hfft.metrics.scoring import Scores  # and what reads images with it, which a Classifier doesn't need
 
 PRECISIONS = (0.9, 0.95, 0.99)
 """Precisions that a threshold of confidence is kept for."""

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.intervals import ClassTable, Interval, Z, exact_share, interval, mean_loss, too_few
-from hfft.evaluation.metrics import losses, measure
+from hfft.metrics.bootstrap import ClassTable, Interval, Z, exact_share, interval, mean_loss, too_few
+from hfft.metrics.metrics import losses, measure
 
 _HALVINGS = 60
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
-from hfft.evaluation.metrics import METRICS, softmax
+from hfft.metrics.metrics import METRICS, softmax
 
 RNG = np.random.default_rng(0)
 LOGITS = RNG.normal(size=(60, 4)).astype(np.float32)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from hfft.evaluation.calibration import calibration
+from hfft.metrics.calibration import calibration
 
 
 def two(confidence, right):

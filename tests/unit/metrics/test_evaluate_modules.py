@@ -4,7 +4,7 @@ import evaluate
 import numpy as np
 import pytest
 
-from hfft.evaluation.modules import ProbabilityMetric
+from hfft.metrics.evaluate_modules import ProbabilityMetric
 
 PROBABILITIES = np.array([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]], np.float32)
 LABELS = np.array([0, 0, 0, 1])

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfft.evaluation.intervals import exact_share
-from hfft.evaluation.modules import SET_MODULES, ProbabilityMetric
-from hfft.evaluation.multilabel import (
+from hfft.metrics.bootstrap import exact_share
+from hfft.metrics.evaluate_modules import SET_MODULES, ProbabilityMetric
+from hfft.metrics.multilabel import (
     SET_METRICS,
     SetOutcomes,
     log_odds,
@@ -13,8 +13,8 @@ from hfft.evaluation.multilabel import (
     sets_with_intervals,
     sigmoid,
 )
-from hfft.evaluation.pairs import mcnemar
-from hfft.evaluation.set_details import set_calibration, set_details, set_scores
+from hfft.metrics.multilabel_secondary import set_calibration, set_details, set_scores
+from hfft.metrics.paired_tests import mcnemar
 
 
 def draw(images=60, labels=5, seed=0, digits=None):

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from hfft.errors import ModelError
-from hfft.evaluation.multilabel import SetOutcomes, sigmoid
-from hfft.evaluation.set_details import set_calibration
+from hfft.metrics.multilabel import SetOutcomes, sigmoid
+from hfft.metrics.multilabel_secondary import set_calibration
 from hfft.model.checkpoint import CONFIG_FIELD
 
 FIELD = "label_thresholds"  # of the section of hfft in config.json

@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import f1_score
 
 from hfft.errors import ModelError
-from hfft.evaluation.confidence import answers, calibrated_labels, fit_temperature, kept_threshold
-from hfft.evaluation.multilabel import SET_METRICS, sigmoid
-from hfft.evaluation.thresholds import at_temperature, choose_thresholds, kept_thresholds
+from hfft.metrics.multilabel import SET_METRICS, sigmoid
+from hfft.metrics.selective import answers, calibrated_labels, fit_temperature, kept_threshold
+from hfft.metrics.thresholds import at_temperature, choose_thresholds, kept_thresholds
 
 
 def draw(images=80, labels=4, seed=0):

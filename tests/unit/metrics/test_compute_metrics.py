@@ -9,8 +9,8 @@ import sklearn.metrics as sk
 import torch
 
 from hfft.errors import TrainingError
-from hfft.evaluation.multilabel import SET_METRICS
-from hfft.evaluation.validating import validating
+from hfft.metrics.compute_metrics import validating
+from hfft.metrics.multilabel import SET_METRICS
 
 PROBABILITIES = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.3, 0.7], [0.2, 0.8]])
 LABELS = torch.tensor([0, 0, 0, 1])

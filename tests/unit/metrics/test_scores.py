@@ -3,10 +3,10 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
 
-from hfft.evaluation.confidence import describe_confidence
-from hfft.evaluation.multilabel import sigmoid
-from hfft.evaluation.scores import SetScores, logits_of, measured
-from hfft.evaluation.thresholds import choose_thresholds
+from hfft.metrics.multilabel import sigmoid
+from hfft.metrics.scores import SetScores, logits_of, measured
+from hfft.metrics.selective import describe_confidence
+from hfft.metrics.thresholds import choose_thresholds
 
 NAMES = ("ant", "bee", "cat")
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from hfft.evaluation.calibration import calibration_bins
-from hfft.evaluation.classes import share_rows
-from hfft.evaluation.details import area_under_roc
-from hfft.evaluation.multilabel import SetOutcomes, sigmoid
+from hfft.metrics.calibration import calibration_bins
+from hfft.metrics.multilabel import SetOutcomes, sigmoid
+from hfft.metrics.per_class import share_rows
+from hfft.metrics.secondary import area_under_roc
 
 
 def set_details(outcomes: SetOutcomes) -> dict[str, float]:

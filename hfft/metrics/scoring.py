@@ -17,9 +17,9 @@ from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label
 from hfft.errors import DataError, ModelError
-from hfft.evaluation.metrics import softmax
-from hfft.evaluation.scores import Scores, measured
-from hfft.evaluation.thresholds import kept_thresholds
+from hfft.metrics.metrics import softmax
+from hfft.metrics.scores import Scores, measured
+from hfft.metrics.thresholds import kept_thresholds
 from hfft.model.cut import Cut
 from hfft.model.engine import EAGER, Engine, choose_engine
 from hfft.system.progress import SOON, bar

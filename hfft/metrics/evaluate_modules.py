@@ -7,10 +7,10 @@ import evaluate
 import numpy as np
 from datasets import Features, Sequence, Value
 
-from hfft.evaluation.details import DETAILS, TABLES
-from hfft.evaluation.metrics import METRICS
-from hfft.evaluation.multilabel import SET_METRICS
-from hfft.evaluation.set_details import SET_DETAILS
+from hfft.metrics.metrics import METRICS
+from hfft.metrics.multilabel import SET_METRICS
+from hfft.metrics.multilabel_secondary import SET_DETAILS
+from hfft.metrics.secondary import DETAILS, TABLES
 
 MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**METRICS, **DETAILS, **TABLES}
 SET_MODULES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {**SET_METRICS, **SET_DETAILS}

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hfft.evaluation.intervals import wilson_ends
+from hfft.metrics.bootstrap import wilson_ends
 
 
 def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:

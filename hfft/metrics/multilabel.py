@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.evaluation.intervals import LEAST_WRONG, Interval, Z, interval, mean_loss, share, too_few
-from hfft.evaluation.metrics import softmax
-from hfft.evaluation.pairs import f1_slopes, summed
+from hfft.metrics.bootstrap import LEAST_WRONG, Interval, Z, interval, mean_loss, share, too_few
+from hfft.metrics.metrics import softmax
+from hfft.metrics.paired_tests import f1_slopes, summed
 
 _RESAMPLES, _LEAST_RESAMPLES, _WORK = 1000, 200, 2**27  # numbers that all resamples look at, in about a second
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
