@@ -5,7 +5,7 @@ from typing import Any
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError
-from hfft.evaluation.beside import Trained, Way, score_beside
+from hfft.evaluators.scored_baselines import Trained, Way, score_beside
 from hfft.inference.classifier import Classifier
 from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores

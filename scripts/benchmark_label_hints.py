@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfft.evaluation.label_hints import find_hints, out_of_fold
+from hfft.evaluators.confident_learning import find_hints, out_of_fold
 
 
 def read_digits() -> tuple[torch.Tensor, np.ndarray]:
@@ -33,7 +33,7 @@ def read_recipe(path: str) -> tuple[torch.Tensor, np.ndarray]:
     from hfft.data.images.resize_mode import fit_processor
     from hfft.data.images.transforms import evaluation_transform
     from hfft.data.sources.reading import load_data
-    from hfft.evaluation.reference import Reference
+    from hfft.evaluators.pretrained import Reference
     from hfft.metrics.scoring import compute
     from hfft.model.checkpoint import load_checkpoint, load_config, load_processor
     from hfft.recipe.loading import load_recipe

@@ -28,7 +28,7 @@ from hfft.system.text import printable
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-    from hfft.evaluation.novelty import Novelty
+    from hfft.evaluators.out_of_distribution import Novelty
 
 BATCH = 32  # images per forward pass
 UNSURE = "unsure"
@@ -136,7 +136,9 @@ class Classifier:
         place(model, device, dtype)
         classifier = cls(model, processor, calibrated=calibrated, precision=precision)
         if novelty:
-            from hfft.evaluation.novelty import Novelty  # and what reads data sets, which others don't need
+            from hfft.evaluators.out_of_distribution import (
+                Novelty,  # and what reads data sets, which others don't need
+            )
 
             folder = local_folder(where, revision=opening.get("revision"), subfolder=subfolder)
             classifier.novelty = Novelty.load(folder)
@@ -248,7 +250,7 @@ class Classifier:
         """Logits (B, K) and novelties, of inputs (B, C, H, W)."""
         if self.novelty is None:
             return self.model(pixel_values=inputs).logits.float().cpu().numpy(), [None] * len(inputs)
-        from hfft.evaluation.features import head_input
+        from hfft.evaluators.features import head_input
 
         with head_input(self.model) as entered:
             logits = self.model(pixel_values=inputs).logits.float().cpu().numpy()

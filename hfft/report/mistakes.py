@@ -17,7 +17,7 @@ from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import pixel_scale
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError, HfftError, ModelError, first_line
-from hfft.inference.attribution import attribute
+from hfft.evaluators.attribution import attribute
 from hfft.inference.classifier import Classifier
 from hfft.report.facts import RunFacts
 from hfft.report.pictures import Shown, as_image, pictures_of, rows_of, small

@@ -11,7 +11,7 @@ from transformers import pipeline
 
 import hfft
 from hfft.cli import main
-from hfft.evaluation.interpolation import ALPHAS
+from hfft.evaluators.weight_interpolation import ALPHAS
 
 RECIPE = """
 name: bugs

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from hfft.errors import ModelError
-from hfft.evaluation.novelty import FILE, Novelty, choose_balanced
+from hfft.evaluators.out_of_distribution import FILE, Novelty, choose_balanced
 
 
 @pytest.fixture

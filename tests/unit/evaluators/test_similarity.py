@@ -3,7 +3,7 @@ import pytest
 import torch
 from sklearn.neighbors import KNeighborsClassifier
 
-from hfft.evaluation.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
+from hfft.evaluators.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
 
 
 @pytest.fixture

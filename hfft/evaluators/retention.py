@@ -21,8 +21,8 @@ from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import labels_of
 from hfft.data.sources.reading import ImageData
-from hfft.evaluation.features import HEAD_INPUT, Features, as_before, collect_features
-from hfft.evaluation.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
+from hfft.evaluators.features import HEAD_INPUT, Features, as_before, collect_features
+from hfft.evaluators.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
 from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.checkpoint import load_original
 from hfft.model.freezing import hash_tensors

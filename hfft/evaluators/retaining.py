@@ -10,9 +10,9 @@ from accelerate import PartialState
 
 from hfft.data.sources.reading import ImageData
 from hfft.errors import RecipeError, TrainingError
-from hfft.evaluation.interpolation import Interpolation, Trial, find_alpha, interpolate
-from hfft.evaluation.novelty import find_novelty
-from hfft.evaluation.retention import Retention, choose_sample
+from hfft.evaluators.out_of_distribution import find_novelty
+from hfft.evaluators.retention import Retention, choose_sample
+from hfft.evaluators.weight_interpolation import Interpolation, Trial, find_alpha, interpolate
 from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
 from hfft.recipe.dependencies import is_greater_better

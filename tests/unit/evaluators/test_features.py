@@ -6,7 +6,7 @@ import toy
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.evaluation.features import HEAD_INPUT, collect_features
+from hfft.evaluators.features import HEAD_INPUT, collect_features
 from hfft.model.anatomy import dissect
 
 CPU = torch.device("cpu")

@@ -13,9 +13,9 @@ from accelerate.logging import get_logger
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.targets import SHARES
-from hfft.evaluation.features import as_before
-from hfft.evaluation.label_hints import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
-from hfft.evaluation.reference import Reference
+from hfft.evaluators.confident_learning import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
+from hfft.evaluators.features import as_before
+from hfft.evaluators.pretrained import Reference
 from hfft.metrics.scoring import compute
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json

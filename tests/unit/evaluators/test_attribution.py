@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional
 
 from hfft.errors import ModelError
-from hfft.inference.attribution import attribute
+from hfft.evaluators.attribution import attribute
 from hfft.model.anatomy import dissect
 from hfft.model.freezing import hash_tensors
 

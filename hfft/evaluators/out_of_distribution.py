@@ -20,7 +20,7 @@ from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import labels_of, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
-from hfft.evaluation.features import HEAD_INPUT, collect_features
+from hfft.evaluators.features import HEAD_INPUT, collect_features
 from hfft.system.files import write_file
 
 FILE = "novelty.safetensors"

@@ -9,7 +9,7 @@ import toy
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.evaluation.reference import Reference, vectors
+from hfft.evaluators.pretrained import Reference, vectors
 from hfft.metrics.scoring import compute
 from hfft.model.anatomy import dissect
 from hfft.model.freezing import set_trainable, trainable_names

@@ -14,8 +14,8 @@ from datasets import Dataset, concatenate_datasets
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label, labels_of
-from hfft.evaluation.baselines import NEIGHBOURS, majority, nearest_neighbours
-from hfft.evaluation.reference import Reference
+from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
+from hfft.evaluators.pretrained import Reference
 from hfft.metrics.metrics import softmax
 from hfft.metrics.multilabel import log_odds, sigmoid
 from hfft.metrics.scores import Scores, measured

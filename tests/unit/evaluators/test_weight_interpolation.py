@@ -8,8 +8,8 @@ from accelerate import PartialState
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import TrainingError
-from hfft.evaluation import interpolation
-from hfft.evaluation.interpolation import ALPHAS, Trial, find_alpha, interpolate
+from hfft.evaluators import weight_interpolation
+from hfft.evaluators.weight_interpolation import ALPHAS, Trial, find_alpha, interpolate
 from hfft.metrics.metrics import log_loss, softmax
 from hfft.model.anatomy import dissect
 
@@ -119,7 +119,7 @@ def test_the_best_may_lie_between(monkeypatch):
 
 
 def test_at_most_a_thousand_images_are_looked_at(monkeypatch):
-    monkeypatch.setattr("hfft.evaluation.interpolation._IMAGES", 10)
+    monkeypatch.setattr("hfft.evaluators.weight_interpolation._IMAGES", 10)
     network, start = moved("vit", ["head"])
     assert find_alpha(network, start, trial()).images == 10
 
@@ -134,9 +134,9 @@ def test_networks_with_other_tensors_are_refused():
 def test_weights_are_changed_once_for_all_images_that_have_room(room, loads, monkeypatch):
     network, start = moved("vit", ["block 3", "head"])
     gone = []
-    go = interpolation._Way.go
-    monkeypatch.setattr(interpolation, "_HELD_BYTES", room)
-    monkeypatch.setattr(interpolation._Way, "go", lambda way, alpha: gone.append(alpha) or go(way, alpha))
+    go = weight_interpolation._Way.go
+    monkeypatch.setattr(weight_interpolation, "_HELD_BYTES", room)
+    monkeypatch.setattr(weight_interpolation._Way, "go", lambda way, alpha: gone.append(alpha) or go(way, alpha))
     found = find_alpha(network, start, trial())  # 20 images in batches of 8
     assert gone == [*list(ALPHAS) * (loads // len(ALPHAS)), 1]
     for point in found.curve:

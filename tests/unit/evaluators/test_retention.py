@@ -10,9 +10,9 @@ from accelerate import PartialState
 from transformers import AutoModelForImageClassification
 
 from hfft.data.sources.reading import ImageData
-from hfft.evaluation.features import HEAD_INPUT
-from hfft.evaluation.retention import Retention, choose_sample
-from hfft.evaluation.similarity import kl_divergence
+from hfft.evaluators.features import HEAD_INPUT
+from hfft.evaluators.retention import Retention, choose_sample
+from hfft.evaluators.similarity import kl_divergence
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_checkpoint
 from hfft.recipe.spec import ModelSpec

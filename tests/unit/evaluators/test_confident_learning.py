@@ -5,8 +5,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hfft.evaluation import label_hints
-from hfft.evaluation.label_hints import FOLDS, Hint, described, find_hints, out_of_fold
+from hfft.evaluators import confident_learning
+from hfft.evaluators.confident_learning import FOLDS, Hint, described, find_hints, out_of_fold
 
 
 def as_rows(*first, labels):
@@ -55,7 +55,7 @@ def test_the_probe_is_logistic_regression():
     features = (rng.normal(size=(150, 6)) + np.eye(3, 6)[labels] * 2).astype(np.float32)
     folds = np.arange(150) % FOLDS
     scaled = StandardScaler().fit_transform(features)
-    found = label_hints._probe(torch.from_numpy(scaled), labels, folds, 3, strength=1e-2)
+    found = confident_learning._probe(torch.from_numpy(scaled), labels, folds, 3, strength=1e-2)
     for fold in range(FOLDS):
         inside = folds != fold
         theirs = LogisticRegression(C=1 / (1e-2 * inside.sum()), tol=1e-8, max_iter=1000)
@@ -75,13 +75,13 @@ def test_no_image_is_judged_by_its_own_label():
 
 def test_every_class_is_in_every_fold():
     labels = np.array([0] * 50 + [1] * 5 + [2] * 10)
-    folds = label_hints._folds(labels, np.random.default_rng(3))
+    folds = confident_learning._folds(labels, np.random.default_rng(3))
     for label, count in ((0, 10), (1, 1), (2, 2)):
         assert np.bincount(folds[labels == label]).tolist() == [count] * FOLDS
 
 
 def test_a_sample_chooses_the_strength_and_all_images_get_probabilities(monkeypatch):
-    monkeypatch.setattr(label_hints, "_SAMPLE", 40)
+    monkeypatch.setattr(confident_learning, "_SAMPLE", 40)
     labels = np.arange(100) % 2
     features = torch.from_numpy(np.stack([labels * 2.0 - 1, np.ones(100)], axis=1).astype(np.float32))
     found = out_of_fold(features, labels, classes=2, seed=0)

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from hfft.errors import ModelError
-from hfft.evaluation.features import as_before, block_modules
+from hfft.evaluators.features import as_before, block_modules
 
 _LEAST = 4  # places in each direction; fewer tell nothing of where
 _MOST_EXTRA = 16  # tokens that stand for no place: of the class, registers

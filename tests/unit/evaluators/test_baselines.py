@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from hfft.evaluation import baselines
-from hfft.evaluation.baselines import majority, nearest_neighbours, shares
+from hfft.evaluators import baselines
+from hfft.evaluators.baselines import majority, nearest_neighbours, shares
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 3, 150)

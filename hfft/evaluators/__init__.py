@@ -1,0 +1,1 @@
+"""What measures a run and does not train it."""
