@@ -19,11 +19,11 @@ from hfft.metrics.scores import flags_of, holds_sets, logits_of
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
+from hfft.replay.replay import replay_folder
 from hfft.run import finetune, join_for
 from hfft.runs.run import Run
 from hfft.system.files import write_file, write_json
 from hfft.system.locking import RunLock
-from hfft.training.replay import replay_folder
 
 _LOG = get_logger(__name__)
 _COLUMN = "probability "  # and the class, in a table of predictions

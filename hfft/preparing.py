@@ -17,11 +17,11 @@ from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.planning import Prepared, loss_of, metrics_of, phases_in, run_clock
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.replay.replay import Replay, open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.precision import fastest_precision
-from hfft.training.replay import Replay, open_replay, replay_folder
 from hfft.training.timing import RunClock
 
 

@@ -11,11 +11,11 @@ from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
+from hfft.replay.replay import recorded_with
 from hfft.report.facts import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
-from hfft.training.replay import recorded_with
 from hfft.training.settings import EVAL_BATCH
 
 

@@ -271,14 +271,14 @@ def floor(recipe: Recipe) -> dict[str, Any]:
 
 def prefix_to(model: Any, stop: Step, pixels: torch.Tensor) -> nn.Module:
     """The network in front of one of its modules."""
-    from hfft.model.cut import Prefix, cut_at  # as with finetune
+    from hfft.replay.split_point import Prefix, cut_at  # as with finetune
 
     path = next(name for name, module in model.named_modules() if module is stop)
     return Prefix(model, [cut_at(model, path, pixels[:1])]).eval()
 
 
 def _forward(model: Any, stop: Step, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, float, str]:
-    from hfft.model.engine import choose_engine
+    from hfft.replay.engine import choose_engine
 
     prefix = prefix_to(model.requires_grad_(False), stop, pixels[0])
     engines = {

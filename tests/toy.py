@@ -18,10 +18,10 @@ from hfft.data.sources.rows import row_features
 from hfft.metrics.compute_metrics import validating
 from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.replay.cache import Origin
+from hfft.replay.replay import Replay
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import run_phase
-from hfft.training.replay import Replay
-from hfft.training.shelf import Origin
 
 CLASSES = ("red", "blue")
 

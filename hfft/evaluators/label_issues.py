@@ -17,11 +17,11 @@ from hfft.evaluators.confident_learning import FOLDS, MOST_NUMBERS, MOST_WORK, H
 from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.scoring import compute
+from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseData, Stage
-from hfft.training.replay import Replay
 from hfft.training.settings import EVAL_BATCH, training_arguments
 
 FILE = "label_hints.json"

@@ -11,11 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfft.metrics.scoring import Logits
-from hfft.model.cut import Cut, Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
+from hfft.replay.replay import Recorded
+from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.training.plan import prepare_phase
-from hfft.training.replay import Recorded
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
 _ROWS = 64  # of a recording that are computed at once

@@ -22,13 +22,13 @@ from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
-from hfft.model.cut import find_cut
+from hfft.replay.replay import Recorded, Replay, is_replayed
+from hfft.replay.split_point import find_cut
 from hfft.system.files import read_json
 from hfft.training.keeping import Kept
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
-from hfft.training.replay import Recorded, Replay, is_replayed
 from hfft.training.settings import training_arguments
 
 _MOST_KNOWN = 20_000  # training images whose features are compared with

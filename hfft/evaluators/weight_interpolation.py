@@ -17,8 +17,8 @@ from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
 from hfft.metrics.metrics import measure, softmax, tally
 from hfft.metrics.multilabel import SetOutcomes
-from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.restoring import left_as_it_was
+from hfft.replay.split_point import Cut, Prefix, find_cut, placeholder_pixels
 
 _LOG = get_logger(__name__)
 

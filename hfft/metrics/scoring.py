@@ -20,8 +20,8 @@ from hfft.errors import DataError, ModelError
 from hfft.metrics.metrics import softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.thresholds import kept_thresholds
-from hfft.model.cut import Cut
-from hfft.model.engine import EAGER, Engine, choose_engine
+from hfft.replay.engine import EAGER, Engine, choose_engine
+from hfft.replay.split_point import Cut
 from hfft.system.progress import SOON, bar
 
 _LOG = get_logger(__name__)

@@ -27,10 +27,11 @@ from hfft.errors import RecipeError, TrainingError, first_line
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
+from hfft.replay.dataset import Replayed
+from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.signals import patient
-from hfft.training.activations import Replayed
 from hfft.training.callbacks import (
     EpochSetter,
     HistoryWriter,
@@ -46,7 +47,6 @@ from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.recomputation import end_recomputation, exact_recomputation
-from hfft.training.replay import Replay
 from hfft.training.search import with_rate
 from hfft.training.settings import check_options, check_schedule, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 
-from hfft.model.cut import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
+from hfft.replay.split_point import Cut, Prefix, find_cut, placeholder_pixels
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware, has_native_bfloat16
 from hfft.training.plan import prepare_phase

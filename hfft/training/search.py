@@ -11,9 +11,9 @@ from transformers import TrainingArguments
 from hfft.errors import ModelError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
+from hfft.replay.dataset import RecordedExamples, Replayed
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json, write_json
-from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.probe import HeadInputs, search_head
 

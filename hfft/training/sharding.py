@@ -19,7 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import block_modules
-from hfft.model.cut import Cut
+from hfft.replay.split_point import Cut
 from hfft.training.trainer import PhaseTrainer, restore
 
 

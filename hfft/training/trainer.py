@@ -15,9 +15,9 @@ from hfft.errors import TrainingError
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
+from hfft.replay.dataset import Replayed
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder
-from hfft.training.activations import Replayed
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group

@@ -18,7 +18,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from transformers import TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.model.cut import Cut
+from hfft.replay.split_point import Cut
 from hfft.training.sharding import Shards, is_like
 
 _BUCKET = 2**24  # numbers that are sent together; DeepSpeed takes memory for as many, by default for 2 GB

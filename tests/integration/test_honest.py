@@ -13,7 +13,7 @@ import hfft
 from hfft.cli import main
 from hfft.data.images.decoding import decode
 from hfft.data.images.transforms import evaluation_transform
-from hfft.training.replay import Replay
+from hfft.replay.replay import Replay
 
 RECIPE = """
 name: bugs

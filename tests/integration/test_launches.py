@@ -19,7 +19,7 @@ phases:
 # The audit, a lock that another run holds, label hints, results: each of them longer than `ddp_timeout`.
 SLOW = """
 import sys, time
-import hfft.data.audit.filtering, hfft.evaluators.label_issues, hfft.run, hfft.training.shelf
+import hfft.data.audit.filtering, hfft.evaluators.label_issues, hfft.run, hfft.replay.cache
 from hfft.cli import main
 
 def slow(module, name):
@@ -32,7 +32,7 @@ def slow(module, name):
 
 slowed = []
 slow(hfft.data.audit.filtering, "audit")
-slow(hfft.training.shelf, "find_recording")
+slow(hfft.replay.cache, "find_recording")
 slow(hfft.evaluators.label_issues, "out_of_fold")
 slow(hfft.run, "write_results")
 code = main(["train", "r.yaml"])

@@ -16,9 +16,9 @@ from hfft.__main__ import main
 from hfft.data.images.decoding import decode
 from hfft.errors import ModelError
 from hfft.model.checkpoint import load_checkpoint, save_model
-from hfft.model.cut import cut_at
 from hfft.model.remote_code import own_code
 from hfft.recipe.spec import ModelSpec
+from hfft.replay.split_point import cut_at
 
 LOUD = '''
 from transformers import ViTForImageClassification

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
-from hfft.training import filling
+from hfft.replay import extraction
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import Stage
 from hfft.training.phases import run_phase
@@ -102,14 +102,14 @@ def test_with_weighted_shares_and_a_sampler(tmp_path):
 def counted(monkeypatch):
     """Images that are computed for recordings from now on."""
     computed = []
-    inner = filling._pass
+    inner = extraction._pass
 
     def count(begins, compute, examples, **options):
         for rows, outputs in inner(begins, compute, examples, **options):
             computed.append(len(rows))
             yield rows, outputs
 
-    monkeypatch.setattr(filling, "_pass", count)
+    monkeypatch.setattr(extraction, "_pass", count)
     return computed
 
 
@@ -167,7 +167,7 @@ def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfft.training.shards.publish", full)
+    monkeypatch.setattr("hfft.replay.store.publish", full)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
     assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text

@@ -10,10 +10,10 @@ from torch import nn
 
 from hfft.model import fingerprint
 from hfft.model.anatomy import dissect
-from hfft.model.cut import Prefix, cut_at, find_cut
 from hfft.model.fingerprint import hash_code
 from hfft.model.freezing import set_trainable, trainable_names
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
+from hfft.replay.split_point import Prefix, cut_at, find_cut
 from hfft.training.plan import prepare_phase
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)

@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.workers import dead_workers_named
+from hfft.replay.dataset import RecordedExamples
+from hfft.replay.recordings import Recorder
 from hfft.system.distributed import meet
 from hfft.system.machine import cpus_per_process
 from hfft.system.progress import bar
-from hfft.training.activations import RecordedExamples
-from hfft.training.recordings import Recorder
 
 _CORES, _MOST_THREADS = 4, 4  # one thread writes per so many cores; each holds a file in memory
 

@@ -15,15 +15,15 @@ from transformers import TrainingArguments
 
 from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
-from hfft.model.cut import Cut
-from hfft.model.engine import EAGER
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.replay.dataset import RecordedExamples
+from hfft.replay.engine import EAGER
+from hfft.replay.extraction import fill
+from hfft.replay.recordings import Leaf, Recorder, Recording, find_recording, locked, make_room
+from hfft.replay.split_point import Cut
 from hfft.system.distributed import meet, on_main
 from hfft.system.machine import describe_arithmetic
-from hfft.training.activations import RecordedExamples
-from hfft.training.filling import fill
 from hfft.training.phase_data import PhaseData
-from hfft.training.recordings import Leaf, Recorder, Recording, find_recording, locked, make_room
 
 Run = Callable[..., tuple[torch.Tensor, ...]]
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

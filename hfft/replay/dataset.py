@@ -7,8 +7,8 @@ import torch
 from torch.utils.data import Dataset
 
 from hfft.data.images.batches import FILLER, ignored_like, stack_labels, without_fillers
-from hfft.model.cut import Cut, placeholder_pixels
-from hfft.training.recordings import Recording
+from hfft.replay.recordings import Recording
+from hfft.replay.split_point import Cut, placeholder_pixels
 
 
 class RecordedExamples(Dataset[dict[str, Any]]):

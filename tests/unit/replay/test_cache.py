@@ -8,9 +8,9 @@ import torch
 import toy
 from transformers import TrainingArguments
 
-from hfft.model.cut import cut_at
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
-from hfft.training.shelf import Job, Origin, Place, Shelf
+from hfft.replay.cache import Job, Origin, Place, Shelf
+from hfft.replay.split_point import cut_at
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 ORIGIN = Origin({"train": "images"}, "processor", AugmentSpec(flip="both"), 0, {"torch": "1"})

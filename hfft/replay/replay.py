@@ -18,18 +18,18 @@ from transformers import TrainingArguments
 
 from hfft._version import __version__
 from hfft.data.images.decoding import RULE
-from hfft.model.cut import Cut, Prefix, cut_at, find_cut
-from hfft.model.engine import EAGER, Engine, choose_engine
 from hfft.model.fingerprint import hash_code
 from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
+from hfft.replay.cache import Boundary, Computation, Job, Origin, Place, Shelf
+from hfft.replay.dataset import RecordedExamples, Replayed
+from hfft.replay.engine import EAGER, Engine, choose_engine
+from hfft.replay.recordings import Recording
+from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
-from hfft.training.activations import RecordedExamples, Replayed
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.plan import duration, prepare_phase
-from hfft.training.recordings import Recording
-from hfft.training.shelf import Boundary, Computation, Job, Origin, Place, Shelf
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make

@@ -12,8 +12,8 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import ModelError
-from hfft.model import engine, programs
-from hfft.model.engine import choose_engine
+from hfft.replay import engine, programs
+from hfft.replay.engine import choose_engine
 
 MANY = 10**9  # images, so that a measurement is worth its time
 BATCH = 6

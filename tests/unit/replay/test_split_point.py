@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from hfft.model.anatomy import dissect
-from hfft.model.cut import Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.model.freezing import held_modules, set_trainable, trainable_names
 from hfft.model.restoring import random_states
 from hfft.model.trace import trace
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
+from hfft.replay.split_point import Prefix, cut_at, find_cut, placeholder_pixels
 from hfft.training.plan import prepare_phase
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)

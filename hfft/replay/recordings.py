@@ -19,8 +19,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from hfft.replay.store import FORMAT, Layout, Leaf, checksum, say
 from hfft.system.files import read_json, write_json
-from hfft.training.shards import FORMAT, Layout, Leaf, checksum, say
 
 _MANIFEST = "manifest.json"
 _SUFFIX = ".recording"

@@ -16,7 +16,7 @@ from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from hfft.errors import ModelError
-from hfft.model.programs import BUILDERS, Job, Refused, Run, eager, layout_of
+from hfft.replay.programs import BUILDERS, Job, Refused, Run, eager, layout_of
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware
 

@@ -15,8 +15,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from hfft.replay.recordings import Leaf, Recorder, find_recording, locked, make_room
 from hfft.system.files import read_json, write_json
-from hfft.training.recordings import Leaf, Recorder, find_recording, locked, make_room
 
 LEAVES = (Leaf(torch.float32, (2, 3)), Leaf(torch.bfloat16, (5,)))
 ROWS = 2500  # three files of tiny rows: 1,024, 1,024 and 452
@@ -26,7 +26,7 @@ FILL = """
 import sys
 from pathlib import Path
 import torch
-from hfft.training.recordings import Leaf, Recorder, find_recording, locked
+from hfft.replay.recordings import Leaf, Recorder, find_recording, locked
 folder, written = Path(sys.argv[1]), 0
 with locked(folder, "k"):
     recording = find_recording(folder, "k")
@@ -169,7 +169,7 @@ def test_rows_are_mapped_and_not_read(tmp_path):
 import sys
 from pathlib import Path
 import torch
-from hfft.training import recordings
+from hfft.replay import recordings
 folder = Path(sys.argv[1])
 leaf = recordings.Leaf(torch.float32, (2**15,))
 writer = recordings.Recorder(folder, "k", rows=1024, leaves=[leaf], about={}, batch=1)
@@ -501,7 +501,7 @@ def test_a_file_that_outgrows_the_disk_leaves_nothing(tmp_path):
 import resource, sys
 from pathlib import Path
 import torch
-from hfft.training.recordings import Leaf, Recorder
+from hfft.replay.recordings import Leaf, Recorder
 writer = Recorder(Path(sys.argv[1]), "k", rows=2, leaves=[Leaf(torch.float32, (2**20,))], about={}, batch=1)
 (span,) = writer.spans
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
@@ -559,7 +559,7 @@ def test_the_second_run_waits_says_so_once_and_goes_on_when_the_first_is_killed(
     code = """
 import sys, time
 from pathlib import Path
-from hfft.training.recordings import locked
+from hfft.replay.recordings import locked
 with locked(Path(sys.argv[1]), "k"):
     print("locked", flush=True)
     time.sleep(600)

@@ -1,0 +1,1 @@
+"""Training behind the split point from activations that were computed once."""
