@@ -8,12 +8,12 @@ from datasets import DatasetDict
 from hfft.data.audit.filtering import Checked
 from hfft.data.sources.reading import load_data
 from hfft.errors import RunError
-from hfft.folder import card_changes, check_same_images, has_other_source, update_card
 from hfft.inference.opening import open_model
 from hfft.model.given import fingerprints
 from hfft.preparing import checked_images
 from hfft.recipe.spec import Recipe
-from hfft.report.facts import PAGE, result_name
+from hfft.runs.facts import PAGE, result_name
+from hfft.runs.record import card_changes, check_same_images, has_other_source, update_card
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json
 from hfft.training.failures import explained

@@ -12,12 +12,12 @@ from hfft.data.images.workers import worker_deaths_explained
 from hfft.data.sources.of_run import images_of_run
 from hfft.data.sources.reading import load_rows
 from hfft.errors import DataError, RunError
-from hfft.folder import describe_split
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.metrics.scoring import Scores, score
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
+from hfft.runs.record import describe_split
 from hfft.system.distributed import join
 from hfft.system.files import read_json
 from hfft.system.machine import cpus_per_process

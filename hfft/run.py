@@ -19,7 +19,6 @@ from hfft.evaluators.label_issues import hint_labels
 from hfft.evaluators.retaining import Retaining, keep_novelty
 from hfft.evaluators.scored_baselines import Trained
 from hfft.finishing import update_finished
-from hfft.folder import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
@@ -28,6 +27,7 @@ from hfft.preparing import Job, checked_images, load_network, make_job, precisio
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.reopening import score_result
+from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.runs.run import Run
 from hfft.system.distributed import join, on_main
 from hfft.system.launch import check_launch, check_packages

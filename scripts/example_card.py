@@ -12,7 +12,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from hfft.report.card import FIGURES, REPOSITORY
-from hfft.report.facts import read_facts
+from hfft.runs.facts import read_facts
 from hfft.system.markdown import fence
 
 _HEAD = """\

@@ -16,12 +16,12 @@ from PIL import Image
 from hfft.data.audit.filtering import Checked
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
-from hfft.folder import describe_origin, open_folder, write_results
 from hfft.metrics.bootstrap import with_intervals
 from hfft.metrics.per_class import class_scores
 from hfft.metrics.scoring import Scores
 from hfft.recipe.loading import load_recipe
-from hfft.report.facts import result_name
+from hfft.runs.facts import result_name
+from hfft.runs.record import describe_origin, open_folder, write_results
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import Group, Plan
 

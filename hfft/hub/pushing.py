@@ -153,8 +153,8 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
     api = connection()
     with quick_imports():
         from hfft.hub.checking import has_labels_of_base, read_back
-        from hfft.report.facts import read_facts
         from hfft.report.words import shared_recipe
+        from hfft.runs.facts import read_facts
 
     if folders == {ADAPTER: "."} and has_labels_of_base(run / ADAPTER, spec.base_model):
         # At the root, transformers' pipeline would take it for one that gives the base's labels.

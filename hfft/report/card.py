@@ -9,7 +9,6 @@ from huggingface_hub import ModelCard
 
 from hfft.errors import TrainingError
 from hfft.recipe.loading import dump_recipe
-from hfft.report.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
 from hfft.report.metadata import card_data
 from hfft.report.retained import confidence_in_words, retention_in_words
 from hfft.report.words import (
@@ -21,6 +20,7 @@ from hfft.report.words import (
     shared_recipe,
     spoken,
 )
+from hfft.runs.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
 from hfft.system.files import write_folder, write_text
 from hfft.system.markdown import escape, fence, folded, table
 

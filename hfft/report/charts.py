@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from hfft.report.arranging import arrange
-from hfft.report.facts import PhaseFacts, SplitFacts
 from hfft.report.words import spoken
+from hfft.runs.facts import PhaseFacts, SplitFacts
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # Stand-ins for matplotlib, which knows no CSS, and what the page calls them.

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from hfft.errors import TrainingError
-from hfft.report.facts import Measured
 from hfft.report.rendering import render
 from hfft.report.words import headline, spoken
+from hfft.runs.facts import Measured
 from hfft.system.files import write_text
 
 _RETENTION = {

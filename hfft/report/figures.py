@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from hfft.report.arranging import arrange
-from hfft.report.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.report.fonts import letter
+from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.system.files import write_folder
 from hfft.training.callbacks import HEADLINES
 

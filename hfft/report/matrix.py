@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hfft.report.facts import SplitFacts
+from hfft.runs.facts import SplitFacts
 
 _NUMBERED = 20  # classes up to which cells hold their counts
 _NAMED = 100  # classes up to which rows and columns have names

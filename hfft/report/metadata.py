@@ -4,8 +4,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from hfft.report.facts import RunFacts, SplitFacts
 from hfft.report.words import spoken
+from hfft.runs.facts import RunFacts, SplitFacts
 
 TASK = "image-classification"
 # What the Hub calls our metrics, where it has them, and how they are averaged.

@@ -19,8 +19,8 @@ from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.evaluators.attribution import attribute
 from hfft.inference.classifier import Classifier
-from hfft.report.facts import RunFacts
 from hfft.report.pictures import Shown, as_image, pictures_of, rows_of, small
+from hfft.runs.facts import RunFacts
 from hfft.system.files import read_json, write_folder, write_json
 
 FOLDER = "mistakes"

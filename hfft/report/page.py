@@ -13,7 +13,6 @@ from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
 from hfft.report.doubts import FOLDER as HINTS
 from hfft.report.doubts import Doubts, keep_doubts
-from hfft.report.facts import PAGE, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
 from hfft.report.matrix import lay_out
 from hfft.report.mistakes import FOLDER as MISTAKES
 from hfft.report.mistakes import Mistakes, keep_mistakes
@@ -31,6 +30,7 @@ from hfft.report.words import (
     spoken,
     what_trains,
 )
+from hfft.runs.facts import PAGE, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
 from hfft.system.files import write_text
 
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}

@@ -14,7 +14,7 @@ from hfft.data.images.decoding import decode_row
 from hfft.data.sources.of_run import images_of_run
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError, HfftError
-from hfft.report.facts import RunFacts
+from hfft.runs.facts import RunFacts
 from hfft.system.files import read_json
 
 _SIDE = 224  # pixels at most

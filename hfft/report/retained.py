@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from hfft.report.facts import RunFacts
+from hfft.runs.facts import RunFacts
 from hfft.system.markdown import escape, table
 
 

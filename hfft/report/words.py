@@ -7,7 +7,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.report.facts import PhaseFacts, RunFacts
+from hfft.runs.facts import PhaseFacts, RunFacts
 from hfft.training.callbacks import headline_in
 from hfft.training.plan import Group
 

@@ -9,7 +9,7 @@ from hfft.errors import RunError
 from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import Recipe
-from hfft.report.facts import result_name
+from hfft.runs.facts import result_name
 from hfft.system.files import read_json
 from hfft.system.paths import expanded
 

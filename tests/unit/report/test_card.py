@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from hfft.errors import RunError, TrainingError
 from hfft.recipe.loading import load_recipe
 from hfft.report.card import REPOSITORY, render_card, write_report
-from hfft.report.facts import Source, read_facts
+from hfft.runs.facts import Source, read_facts
 
 NASTY = ("a|b", "# `c`", "<b>d</b>", "*e*")
 PARSER = MarkdownIt("gfm-like", {"linkify": False})

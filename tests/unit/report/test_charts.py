@@ -7,7 +7,7 @@ import matplotlib
 import pytest
 
 from hfft.report.charts import coverage_chart, curve_charts, reliability_chart, retention_chart
-from hfft.report.facts import read_facts
+from hfft.runs.facts import read_facts
 
 
 @pytest.fixture(scope="module")

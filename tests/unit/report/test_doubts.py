@@ -9,8 +9,8 @@ from pages import Page
 
 from hfft.data.sources.reading import ImageData
 from hfft.report.doubts import FOLDER, keep_doubts
-from hfft.report.facts import read_facts
 from hfft.report.page import render_page
+from hfft.runs.facts import read_facts
 
 IMAGES = ImageData({"train": finished._rows(("ant", "bee"), 20, finished.PICTURE)}, ("ant", "bee"))
 

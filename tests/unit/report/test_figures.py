@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from hfft.report import figures as figures_module
-from hfft.report.facts import read_facts
 from hfft.report.figures import draw_confusion, draw_learning_curves, draw_reliability, write_figures
 from hfft.report.fonts import letter
+from hfft.runs.facts import read_facts
 
 NAMES = ["confusion_test", "confusion_validation", "learning_curves", "reliability_test"]
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import finished
 import pytest
 
-from hfft.report.facts import read_facts
 from hfft.report.matrix import Cell, lay_out
+from hfft.runs.facts import read_facts
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hfft.report.card import render_card
-from hfft.report.facts import Example, Source, read_facts
 from hfft.report.metadata import card_data
+from hfft.runs.facts import Example, Source, read_facts
 
 NASTY = "a: [b] # `c` | 'd' \"e\" 猫"
 

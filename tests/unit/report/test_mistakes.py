@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from hfft.data.sources.reading import ImageData
-from hfft.report.facts import Source, read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes, read_mistakes
+from hfft.runs.facts import Source, read_facts
 from hfft.system.files import read_json
 
 

@@ -17,10 +17,10 @@ from PIL import Image
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import rows_of
 from hfft.errors import RunError, TrainingError
-from hfft.report.facts import read_facts
 from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, try_page, write_page
 from hfft.report.rendering import _environment
+from hfft.runs.facts import read_facts
 from hfft.system.files import read_json
 
 HOSTILE = (

@@ -5,7 +5,7 @@ import finished
 import pytest
 
 from hfft.errors import RunError
-from hfft.report.facts import most_confused, read_facts
+from hfft.runs.facts import most_confused, read_facts
 
 ADAPTER = {"phases": [{"name": "head"}, {"name": "lora", "adapter": {"merge": False}}]}
 

@@ -31,7 +31,7 @@ from hfft.model.locating import files_fingerprint
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.sameness import what_trains
 from hfft.recipe.spec import Recipe
-from hfft.report.facts import read_facts, result_name
+from hfft.runs.facts import read_facts, result_name
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json, write_file, write_folder, write_json, write_text
 from hfft.system.launch import spread_by

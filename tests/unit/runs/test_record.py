@@ -9,7 +9,8 @@ from hfft.data.audit.filtering import Checked
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.errors import RunError
-from hfft.folder import (
+from hfft.recipe.loading import load_recipe
+from hfft.runs.record import (
     _may_differ,
     card_changes,
     check_same_images,
@@ -18,7 +19,6 @@ from hfft.folder import (
     is_done,
     open_folder,
 )
-from hfft.recipe.loading import load_recipe
 
 
 def recipe(**changes):
