@@ -28,13 +28,13 @@ from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.system.launch import check_options
 from hfft.system.machine import has_native_bfloat16
+from hfft.training.eta import Course, RunClock
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
 from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
 from hfft.training.recomputation import check_recomputation
 from hfft.training.reporting import check_reporting
-from hfft.training.timing import Course, RunClock
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.replay import Replay, open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
+from hfft.training.eta import RunClock
 from hfft.training.phase_data import PhaseData, Stage
 from hfft.training.precision import fastest_precision
-from hfft.training.timing import RunClock
 
 
 @dataclass(frozen=True)

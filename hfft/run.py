@@ -34,9 +34,9 @@ from hfft.system.launch import check_launch, check_packages
 from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
-from hfft.training.adapted import keep_given, plain_network, restore_kept
 from hfft.training.failures import explained
-from hfft.training.keeping import choose_kept
+from hfft.training.model_selection import choose_kept
+from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
 from hfft.training.phases import PhaseResult, run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 

@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hfft.system.files import write_text
 from hfft.system.progress import Bar, bar
 from hfft.system.signals import stop_signal
-from hfft.training.timing import RunClock
+from hfft.training.eta import RunClock
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""

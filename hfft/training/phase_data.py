@@ -10,8 +10,8 @@ import torch
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
+from hfft.training.eta import RunClock
 from hfft.training.losses import ImageLoss
-from hfft.training.timing import RunClock
 
 
 @dataclass(frozen=True)

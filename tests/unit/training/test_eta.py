@@ -1,6 +1,6 @@
 import pytest
 
-from hfft.training.timing import Course, RunClock
+from hfft.training.eta import Course, RunClock
 
 HEAD = Course(trained=1000, evaluated=200, frozen_share=1.0, is_replayed=True)
 BLOCKS = Course(trained=3000, evaluated=300, frozen_share=0.75, is_replayed=True)

@@ -13,7 +13,7 @@ from hfft.model.checkpoint import restore_weights, save_model
 from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import meet
-from hfft.training.keeping import Kept, choose_kept
+from hfft.training.model_selection import Kept, choose_kept
 from hfft.training.phases import PhaseResult, finished_phase
 
 
