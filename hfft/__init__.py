@@ -10,25 +10,25 @@ from hfft._version import __version__
 from hfft.errors import DataError, HfftError, HubError, ModelError, PushError, RecipeError, RunError, TrainingError
 
 if TYPE_CHECKING:
-    from hfft.comparison import compare
-    from hfft.folds import Folds, cross_validate
-    from hfft.held_out import evaluate
+    from hfft.commands.compare import compare
+    from hfft.commands.cross_validate import Folds, cross_validate
+    from hfft.commands.evaluate import evaluate
+    from hfft.commands.finetune import finetune
     from hfft.hub.pushing import push
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
-    from hfft.run import finetune
     from hfft.runs.run import Run
 
 _HOMES = {
     "Classifier": "hfft.inference.classifier",
-    "Folds": "hfft.folds",
+    "Folds": "hfft.commands.cross_validate",
     "Recipe": "hfft.recipe.spec",
     "Run": "hfft.runs.run",
-    "cross_validate": "hfft.folds",
-    "compare": "hfft.comparison",
-    "evaluate": "hfft.held_out",
-    "finetune": "hfft.run",
+    "cross_validate": "hfft.commands.cross_validate",
+    "compare": "hfft.commands.compare",
+    "evaluate": "hfft.commands.evaluate",
+    "finetune": "hfft.commands.finetune",
     "load_recipe": "hfft.recipe.loading",
     "push": "hfft.hub.pushing",
 }

@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         os.environ["HF_HOME"] = f"{made}/home"  # read when the libraries are imported
-        from hfft.data.inspection import inspect
+        from hfft.commands.check_data import inspect
 
         total = make_photos(Path(made, "photos"), arguments.images, tuple(arguments.size))
         print(f"{arguments.images:,} images of {arguments.size[0]} x {arguments.size[1]}, {total / 2**20:,.0f} MiB")

@@ -205,7 +205,7 @@ def tail(model: Any, phase: PhaseSpec) -> list[Step]:
 
 def with_hfft(recipe: Recipe) -> dict[str, Any]:
     """The job with hfft."""
-    from hfft.run import finetune  # its imports are no part of the plain job
+    from hfft.commands.finetune import finetune  # its imports are no part of the plain job
     from hfft.system.files import read_json
 
     clock = Clock()

@@ -29,8 +29,8 @@ import numpy as np
 from PIL import Image
 from ruamel.yaml import YAML
 
+from hfft.commands.plan import plan_recipe
 from hfft.errors import HfftError
-from hfft.planning import plan_recipe
 from hfft.recipe.loading import load_recipe
 
 _LONGEST = 20  # seconds

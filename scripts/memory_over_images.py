@@ -108,7 +108,7 @@ def main() -> None:
         from hfft.system.lazy_imports import quick_imports
 
         with quick_imports():  # as the command line does, so that workers needn't copy what was imported
-            import hfft.run  # noqa: F401
+            import hfft.commands.finetune  # noqa: F401
         save_checkpoint(folder / "vit")
         marks: list[float] = []
         watch = Watch()

@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """What was imported is not walked over again: Trainer collects garbage at each phase's begin."""
-    if "hfft.run" in sys.modules and len(session.items) > 1:
+    if "hfft.commands.finetune" in sys.modules and len(session.items) > 1:
         import_module("hfft.report.page")  # as runs do at their end
     gc.collect()
     gc.freeze()

@@ -27,8 +27,21 @@ from typing import Any
 _AT_IMPORT = ("HF_", "HOME", "HUGGING", "LANG", "LC_", "LD_", "MKL_", "MPL", "OMP_", "PYTHON", "TRANSFORMERS")
 _OF_THE_HUB = ("HF_", "HUGGING", "PYTHONPATH", "TRANSFORMERS")  # those that no import of the second list reads
 _ALL = (
-    *("hfft.cli", "hfft.comparison", "hfft.folds", "hfft.held_out", "hfft.hub.pushing", "hfft.inference.classifier"),
-    *("hfft.report.card", "hfft.report.comparing", "hfft.report.page", "hfft.run", "hfft.sweeping"),
+    *(
+        "hfft.cli",
+        "hfft.commands.compare",
+        "hfft.commands.cross_validate",
+        "hfft.commands.evaluate",
+        "hfft.hub.pushing",
+        "hfft.inference.classifier",
+    ),
+    *(
+        "hfft.report.card",
+        "hfft.report.comparing",
+        "hfft.report.page",
+        "hfft.commands.finetune",
+        "hfft.commands.sweep",
+    ),
     *("accelerate.commands.launch", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("peft", "pyarrow.parquet", "torch.distributed.run", "torchvision.transforms.v2"),
 )

@@ -98,7 +98,7 @@ def _push(arguments: argparse.Namespace) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> None:
-    from hfft.comparison import compare
+    from hfft.commands.compare import compare
 
     _check_html(arguments.html)
     found = compare(arguments.runs, split=arguments.split)
@@ -158,12 +158,12 @@ def _cells(metrics: dict[str, Any], names: list[str]) -> list[str]:
 
 def _sweep(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        from hfft.sweeping import plan_sweep, sweep
+        from hfft.commands.sweep import plan_sweep, sweep
 
     _check_html(arguments.html)
     found = sweep(plan_sweep(arguments.recipe, arguments.values))
     if len(found.finished) > 1:
-        from hfft.comparison import compare
+        from hfft.commands.compare import compare
 
         compared = compare(found.finished)
         _write_html(compared, arguments.html)

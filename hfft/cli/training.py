@@ -58,7 +58,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
         check_ahead(recipe, overwrite=arguments.overwrite)  # said before torch is imported
     with quick_imports():
-        from hfft.run import finetune
+        from hfft.commands.finetune import finetune
 
     run = finetune(recipe, overwrite=arguments.overwrite)
     if os.environ.get("RANK", "0") == "0":
@@ -70,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> None:
 
 def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
     with quick_imports():
-        from hfft.folds import cross_validate
+        from hfft.commands.cross_validate import cross_validate
 
     found = cross_validate(recipe, overwrite=overwrite)
     if os.environ.get("RANK", "0") == "0":
@@ -87,7 +87,7 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
     with quick_imports():
-        from hfft.planning import plan_recipe
+        from hfft.commands.plan import plan_recipe
 
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
@@ -138,8 +138,8 @@ def _print_plan(plan: Any, title: str) -> None:
 
 def _check(arguments: argparse.Namespace) -> int:
     with quick_imports():
+        from hfft.commands.check_data import inspect
         from hfft.data.audit.findings import KINDS, described
-        from hfft.data.inspection import inspect
 
     found = inspect(arguments.source, arguments.overrides)
     if arguments.json:

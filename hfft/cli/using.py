@@ -162,7 +162,7 @@ def _in_words(prediction: Any) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        from hfft.held_out import evaluate
+        from hfft.commands.evaluate import evaluate
         from hfft.inference.writing import check_table_file, save_table
 
     if arguments.output is not None:
@@ -204,7 +204,7 @@ def _class_cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 def _export(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        from hfft.inference.export import export_onnx
+        from hfft.commands.export import export_onnx
 
     export = export_onnx(
         arguments.model,

@@ -19,10 +19,10 @@ from transformers import AutoConfig, AutoImageProcessor, BeitImageProcessor, ViT
 
 import hfft
 from hfft.cli import main
+from hfft.commands.export import export_onnx
 from hfft.data.images.decoding import decode
 from hfft.data.images.resize_mode import fit_processor
 from hfft.errors import ModelError
-from hfft.inference.export import export_onnx
 from hfft.model.adapters import attach, save_adapter
 from hfft.model.checkpoint import reopen, save_model
 from hfft.recipe.spec import AdapterSpec, DataSpec

@@ -17,7 +17,7 @@ from transformers import (
     ViTImageProcessor,
 )
 
-from hfft.planning import plan_recipe
+from hfft.commands.plan import plan_recipe
 from hfft.recipe.loading import load_recipe
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))

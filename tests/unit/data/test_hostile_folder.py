@@ -4,7 +4,7 @@ import hostile
 import pytest
 from pictures import make_photos
 
-from hfft.data.inspection import inspect
+from hfft.commands.check_data import inspect
 
 
 def found_in(folder):

@@ -7,11 +7,11 @@ import pytest
 import tiny
 import torch
 
+from hfft.commands.plan import with_weights_found
 from hfft.errors import ModelError
 from hfft.model.adapters import attach, open_adapter, save_adapter
 from hfft.model.checkpoint import load_checkpoint, load_original, reopen
 from hfft.model.locating import files_fingerprint, processor_place, weights_place
-from hfft.planning import with_weights_found
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import AdapterSpec, ModelSpec
 

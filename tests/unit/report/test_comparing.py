@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from pages import Page
 
-from hfft.comparison import Comparison, Pair, Row
+from hfft.commands.compare import Comparison, Pair, Row
 from hfft.errors import TrainingError
 from hfft.metrics.paired_tests import McNemar
 from hfft.report.comparing import render_comparison, write_comparison

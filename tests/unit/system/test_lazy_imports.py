@@ -68,14 +68,14 @@ def test_nothing_heavy_is_imported_for_a_recipe_with_a_mistake_in_its_text(recip
 def test_a_plan_imports_nothing_that_scores_predicts_or_reports(recipe, imported):
     code, modules = imported("plan", recipe)
     assert code == 0
-    assert {"torch", "hfft.planning", "hfft.metrics.metrics"} <= modules
+    assert {"torch", "hfft.commands.plan", "hfft.metrics.metrics"} <= modules
     assert not modules & {
         "evaluate",
         "sklearn",
         "hfft.metrics.scoring",
         "hfft.inference",
         "hfft.report",
-        "hfft.run",
+        "hfft.commands.finetune",
     }
 
 

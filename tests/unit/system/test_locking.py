@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from hfft.commands.cross_validate import cross_validate
+from hfft.commands.finetune import finetune
 from hfft.errors import RunError
-from hfft.folds import cross_validate
 from hfft.recipe.loading import load_recipe
-from hfft.run import finetune
 from hfft.system.locking import RunLock
 
 HOLDER = """

@@ -5,12 +5,12 @@ from pathlib import Path
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
+from hfft.commands.prepare import checked_images
 from hfft.data.audit.filtering import Checked
 from hfft.data.sources.reading import load_data
 from hfft.errors import RunError
 from hfft.inference.opening import open_model
 from hfft.model.given import fingerprints
-from hfft.preparing import checked_images
 from hfft.recipe.spec import Recipe
 from hfft.runs.facts import PAGE, result_name
 from hfft.runs.record import card_changes, check_same_images, has_other_source, update_card

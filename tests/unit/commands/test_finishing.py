@@ -1,7 +1,7 @@
 import finished
 import pytest
 
-from hfft.finishing import update_finished
+from hfft.commands.finishing import update_finished
 from hfft.runs.run import Run
 
 

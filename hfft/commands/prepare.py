@@ -8,6 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
+from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in, run_clock
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
@@ -15,7 +16,6 @@ from hfft.data.sources.reading import ImageData, load_data
 from hfft.data.sources.targets import targets_of
 from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
-from hfft.planning import Prepared, loss_of, metrics_of, phases_in, run_clock
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.replay import Replay, open_replay, replay_folder
 from hfft.system.distributed import on_main

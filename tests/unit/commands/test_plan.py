@@ -8,13 +8,13 @@ from shards import write_tar
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.cli import main
+from hfft.commands.cross_validate import cross_validate
+from hfft.commands.finetune import finetune
+from hfft.commands.plan import check_callbacks, class_weights, phases_in, plan_recipe
 from hfft.data.sources.reading import load_data
 from hfft.errors import ModelError, RecipeError
-from hfft.folds import cross_validate
-from hfft.planning import check_callbacks, class_weights, phases_in, plan_recipe
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import SplitSpec
-from hfft.run import finetune
 
 HEAD = {"name": "head", "learning_rate": 0.1}
 

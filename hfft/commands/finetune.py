@@ -13,20 +13,20 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
+from hfft.commands.finishing import update_finished
+from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
+from hfft.commands.prepare import Job, checked_images, load_network, make_job, precision_of
+from hfft.commands.reopening import score_result
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluators.label_issues import hint_labels
 from hfft.evaluators.retaining import Retaining, keep_novelty
 from hfft.evaluators.scored_baselines import Trained
-from hfft.finishing import update_finished
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
-from hfft.planning import check_callbacks, prepare, resolve_phases, with_weights_found
-from hfft.preparing import Job, checked_images, load_network, make_job, precision_of
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
-from hfft.reopening import score_result
 from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.runs.run import Run
 from hfft.system.distributed import join, on_main

@@ -12,6 +12,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
+from hfft.commands.finetune import finetune, join_for
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.bootstrap import Interval, with_intervals
 from hfft.metrics.multilabel import SetOutcomes, set_intervals
@@ -20,7 +21,6 @@ from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.replay.replay import replay_folder
-from hfft.run import finetune, join_for
 from hfft.runs.run import Run
 from hfft.system.files import write_file, write_json
 from hfft.system.locking import RunLock

@@ -10,10 +10,10 @@ from pathlib import Path
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
+from hfft.commands.finetune import finetune
 from hfft.errors import HfftError, RecipeError, RunError
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import Recipe
-from hfft.run import finetune
 
 _LOG = get_logger(__name__)
 _OPENING, _CLOSING = "[{", "]}"

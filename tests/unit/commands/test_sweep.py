@@ -1,7 +1,7 @@
 import pytest
 
+from hfft.commands.sweep import plan_sweep
 from hfft.errors import RecipeError
-from hfft.sweeping import plan_sweep
 
 RECIPE = """
 name: base
