@@ -20,7 +20,7 @@ from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.replay.cache import Origin
 from hfft.replay.replay import Replay
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import run_phase
 
 CLASSES = ("red", "blue")
@@ -95,10 +95,10 @@ def run(
         **phase.pop("arguments", {}),
     }
     spec = PhaseSpec(name="p", **phase, arguments=arguments)
-    stage = Stage(number=0, spec=spec, folder=folder, title="test", seed=0)
+    phase = PhaseRun(number=0, spec=spec, folder=folder, title="test", seed=0)
     data = data or phase_data()
     feeding = None if replay is None else replay_of(replay, folder.parent / "recordings", [spec])
-    return run_phase(model, stage, data, replay=feeding, callbacks=callbacks)
+    return run_phase(model, phase, data, replay=feeding, callbacks=callbacks)
 
 
 def replay_of(

@@ -124,13 +124,13 @@ def _finetune(
     job = make_job(recipe, found, checked, precision)
     reporting = open_reporting(recipe, folder)
     with _timed(seconds, "retention"):
-        retaining = Retaining(recipe, network, job.images, job.processor, job.stages, is_loaded=model is None)
+        retaining = Retaining(recipe, network, job.images, job.processor, job.phases, is_loaded=model is None)
     network, results = _train(job, network, retaining, [*callbacks, *reporting], seconds)
     kept = choose_kept(recipe, results)
     _LOG.info(kept.reason)
     with _timed(seconds, "retention"), explained("retention"):
         retained = retaining.finish(network, job.data)
-    _end(job, network, Trained(job.stages, results, kept, job.data, job.replay, load), retained, seconds)
+    _end(job, network, Trained(job.phases, results, kept, job.data, job.replay, load), retained, seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
 
@@ -144,16 +144,16 @@ def _train(
 ) -> tuple[Any, list[PhaseResult]]:
     """Run all phases; what is measured of a phase is measured after it."""
     results: list[PhaseResult] = []
-    for stage in job.stages:
-        with _timed(seconds, stage.folder.name):
-            network, result = run_phase(network, stage, job.data, replay=job.replay, callbacks=callbacks)
+    for phase in job.phases:
+        with _timed(seconds, phase.folder.name):
+            network, result = run_phase(network, phase, job.data, replay=job.replay, callbacks=callbacks)
             results.append(result)
             network = plain_network(network, job.processor, job.recipe, results, job.folder)
         with _timed(seconds, "retention"), explained("retention"):
-            retaining.after_phase(network, stage)
-        if job.recipe.label_hints and stage.number == 0:
+            retaining.after_phase(network, phase)
+        if job.recipe.label_hints and phase.number == 0:
             with _timed(seconds, "label hints"), explained("label hints"):
-                hint_labels(network, stage, job.data, job.replay, job.processor, job.images.labels)
+                hint_labels(network, phase, job.data, job.replay, job.processor, job.images.labels)
     return network, results
 
 
@@ -185,7 +185,7 @@ def _write_page(job: Job) -> None:
 
 
 @contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.monotonic() - begun
+    seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - begun

@@ -21,7 +21,7 @@ from hfft.replay.replay import Replay, open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
 from hfft.training.eta import RunClock
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.precision import fastest_precision
 
 
@@ -33,7 +33,7 @@ class Job:
     folder: Path
     images: ImageData
     processor: Any
-    stages: Sequence[Stage]
+    phases: Sequence[PhaseRun]
     data: PhaseData
     replay: Replay | None
 
@@ -78,15 +78,15 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         folder=folder,
         images=images,
         processor=found.processor,
-        stages=_stages(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
+        phases=_phase_runs(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
         data=_phase_data(images, found.processor, recipe),
         replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
     )
 
 
-def _stages(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[Stage]:
+def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[PhaseRun]:
     return [
-        Stage(
+        PhaseRun(
             number=number,
             spec=phase,
             folder=folder / f"{number}-{phase.name}",

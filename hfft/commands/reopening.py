@@ -37,7 +37,7 @@ def score_result(
     Raises:
         TrainingError: If the folder doesn't hold what was trained.
     """
-    folder = trained.stages[0].folder.parent / result_name(recipe)
+    folder = trained.phases[0].folder.parent / result_name(recipe)
     classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
     if classifier.classes != images.labels:
         found, wanted = listed(classifier.classes), listed(images.labels)
@@ -50,7 +50,7 @@ def score_result(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        engine=recorded_with(trained.stages[0].folder),
+        engine=recorded_with(trained.phases[0].folder),
     )
     splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
     scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
@@ -59,7 +59,7 @@ def score_result(
         check_validation(
             trained.results[kept].metrics,
             scores["validation"],
-            types={trained.stages[kept].spec.precision, recipe.replay.dtype},
+            types={trained.phases[kept].spec.precision, recipe.replay.dtype},
             phase=trained.kept.phase,
             where=str(folder),
         )

@@ -21,7 +21,7 @@ from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import cpus_per_process
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.settings import EVAL_BATCH, training_arguments
 
 FILE = "label_hints.json"
@@ -33,7 +33,7 @@ _LOG = get_logger(__name__)
 
 
 def hint_labels(
-    network: Any, stage: Stage, data: PhaseData, replay: Replay | None, processor: Any, classes: Sequence[str]
+    network: Any, phase: PhaseRun, data: PhaseData, replay: Replay | None, processor: Any, classes: Sequence[str]
 ) -> None:
     """Write label_hints.json into the run folder after the first phase, unless it is there, and tell of it in a line.
 
@@ -41,42 +41,42 @@ def hint_labels(
 
     Args:
         network: After the phase, without adapter; is left as it was, but for which parameters are trainable.
-        stage: The first phase.
+        phase: The first phase.
         data: What it trained on.
         replay: What it was fed from.
         processor: The network's.
         classes: Names.
     """
-    path = stage.folder.parent / FILE
+    path = phase.folder.parent / FILE
     is_there = path.is_file()
     meet()  # all have looked
     if not is_there:
-        _write_hints(path, network, stage, data, replay, processor, classes)
+        _write_hints(path, network, phase, data, replay, processor, classes)
     meet()
 
 
 def _write_hints(
     path: Path,
     network: Any,
-    stage: Stage,
+    phase: PhaseRun,
     data: PhaseData,
     replay: Replay | None,
     processor: Any,
     classes: Sequence[str],
 ) -> None:
     begun = time.monotonic()
-    obstacle = _obstacle(stage, data, len(classes))
+    obstacle = _obstacle(phase, data, len(classes))
     features = None
     if obstacle is None:
         with as_before(network):
-            features = _features(network, stage, data, replay, processor, len(classes))
+            features = _features(network, phase, data, replay, processor, len(classes))
     if not PartialState().is_main_process:
         return
     if not isinstance(features, torch.Tensor):
         _leave_out(path, obstacle or str(features))
         return
     labels = np.asarray(data.train.rows["label"][:], dtype=np.int64)
-    probabilities = out_of_fold(features, labels, classes=len(classes), seed=stage.seed)
+    probabilities = out_of_fold(features, labels, classes=len(classes), seed=phase.seed)
     hints = find_hints(probabilities, labels)
     content = {
         "left_out": None,
@@ -90,10 +90,10 @@ def _write_hints(
     _tell(hints, content, path)
 
 
-def _obstacle(stage: Stage, data: PhaseData, classes: int) -> str | None:
+def _obstacle(phase: PhaseRun, data: PhaseData, classes: int) -> str | None:
     rows = data.train.rows
-    if not stage.spec.trains_head_alone:
-        return f"{stage.spec.name}, the first phase, trains more than the head"
+    if not phase.spec.trains_head_alone:
+        return f"{phase.spec.name}, the first phase, trains more than the head"
     if SHARES in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
         return "an image has more than one label"
     least = np.bincount(np.asarray(rows["label"][:]), minlength=classes)
@@ -103,7 +103,7 @@ def _obstacle(stage: Stage, data: PhaseData, classes: int) -> str | None:
 
 
 def _features(
-    network: Any, stage: Stage, data: PhaseData, replay: Replay | None, processor: Any, classes: int
+    network: Any, phase: PhaseRun, data: PhaseData, replay: Replay | None, processor: Any, classes: int
 ) -> torch.Tensor | str:
     """What enters the head, (N, D), the same in every process; or why that is not known."""
     network.to(PartialState().device)
@@ -113,22 +113,22 @@ def _features(
     reference = Reference(network, pixels)
     if reference.head is None:
         return "what enters this network's head is no function of the image alone"
-    arguments = training_arguments(stage.spec, stage.folder, seed=stage.seed, validate=data.validation is not None)
+    arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
     recorded = None
     if replay is not None:
-        recorded = replay.recorded(network, reference.head, data, arguments, stage.folder)
+        recorded = replay.recorded(network, reference.head, data, arguments, phase.folder)
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
         return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))
-    plan, result = read_json(stage.folder / "plan.json"), read_json(stage.folder / "result.json")
+    plan, result = read_json(phase.folder / "plan.json"), read_json(phase.folder / "result.json")
     if len(examples) > _WORTH * plan["batch"] * result["steps"]:
         return (
             "nothing was recorded (replay), and another pass over the training images would take more than a quarter "
-            f"of {stage.spec.name}"
+            f"of {phase.spec.name}"
         )
-    device_batch = stage.spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH)
+    device_batch = phase.spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH)
     network_of_both, then = reference.alone()
-    workers = stage.spec.arguments.get("dataloader_num_workers", min(cpus_per_process(), 8))
+    workers = phase.spec.arguments.get("dataloader_num_workers", min(cpus_per_process(), 8))
     found = compute(network_of_both, examples, transform.floats, batch_size=device_batch, workers=workers, then=then)
     return _too_many(len(examples), found[1].shape[1], classes) or torch.from_numpy(found[1])
 

@@ -18,7 +18,7 @@ from hfft.model.checkpoint import saved_weights
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import meet
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import finished_phase
 from hfft.training.settings import EVAL_BATCH
 
@@ -35,7 +35,7 @@ class Retaining:
         network: Any,
         images: ImageData,
         processor: Any,
-        stages: Sequence[Stage],
+        phases: Sequence[PhaseRun],
         *,
         is_loaded: bool,
     ) -> None:
@@ -46,14 +46,14 @@ class Retaining:
             network: As it was loaded; is left as it was.
             images: For the sample that the encoders are compared on.
             processor: The network's.
-            stages: The phases.
+            phases: The phases.
             is_loaded: Whether the network is the recipe's checkpoint, which may have a head for an old task.
         """
         self._recipe = recipe
-        self._stages = stages
+        self._phases = phases
         self._retention: Retention | None = None
         if recipe.retain.measure:
-            files = [stage.folder / _FILE for stage in stages]
+            files = [phase.folder / _FILE for phase in phases]
             files += [self._run_folder / _FILE] if recipe.retain.interpolate is not None else []
             self._retention = Retention(
                 network,
@@ -64,12 +64,12 @@ class Retaining:
 
     @property
     def _run_folder(self) -> Path:
-        return self._stages[0].folder.parent
+        return self._phases[0].folder.parent
 
-    def after_phase(self, network: Any, stage: Stage) -> None:
+    def after_phase(self, network: Any, phase: PhaseRun) -> None:
         """Measure how much is left; the network is left as it was."""
         if self._retention is not None:
-            self._retention.measure(network, stage.spec.name, stage.folder / _FILE, stage.title)
+            self._retention.measure(network, phase.spec.name, phase.folder / _FILE, phase.title)
 
     def finish(self, network: Any, data: PhaseData) -> dict[str, Any]:
         """Interpolate the weights of the main process's network, if the recipe says so.
@@ -93,11 +93,11 @@ class Retaining:
         return found
 
     def _interpolate(self, network: Any, data: PhaseData) -> Interpolation:
-        stage = _head_stage(self._stages)
-        result = finished_phase(stage.folder)
+        phase = _last_head_phase(self._phases)
+        result = finished_phase(phase.folder)
         if result is None:
-            raise TrainingError(f"{stage.folder}: no result.json, so the interpolation has nowhere to begin")
-        start = saved_weights(network, stage.folder / result.checkpoint)
+            raise TrainingError(f"{phase.folder}: no result.json, so the interpolation has nowhere to begin")
+        start = saved_weights(network, phase.folder / result.checkpoint)
         asked = self._recipe.retain.interpolate
         found = find_alpha(network, start, self._trial(data)) if asked == "auto" else Interpolation(float(asked or 0))
         interpolate(network, start, found.alpha)
@@ -106,7 +106,7 @@ class Retaining:
     def _trial(self, data: PhaseData) -> Trial:
         if data.validation is None:
             raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
-        arguments = self._stages[-1].spec.arguments
+        arguments = self._phases[-1].spec.arguments
         metric = str(arguments.get("metric_for_best_model") or data.headline).removeprefix("eval_")
         return Trial(
             examples=data.validation,
@@ -132,7 +132,7 @@ def keep_novelty(folder: Path, images: ImageData, recipe: Recipe) -> None:
     find_novelty(classifier.model, images, classifier.transform, seed=recipe.seed).save(folder)
 
 
-def _head_stage(stages: Sequence[Stage]) -> Stage:
+def _last_head_phase(phases: Sequence[PhaseRun]) -> PhaseRun:
     """The last of the phases at the beginning that train the head alone."""
-    heads = [stage for place, stage in enumerate(stages) if all(s.spec.trains_head_alone for s in stages[: place + 1])]
+    heads = [phase for place, phase in enumerate(phases) if all(s.spec.trains_head_alone for s in phases[: place + 1])]
     return heads[-1]

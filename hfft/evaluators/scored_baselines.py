@@ -26,7 +26,7 @@ from hfft.replay.replay import Recorded, Replay, is_replayed
 from hfft.replay.split_point import find_cut
 from hfft.system.files import read_json
 from hfft.training.model_selection import Kept
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
 from hfft.training.settings import training_arguments
@@ -43,7 +43,7 @@ class Trained:
     """What a run has done when its result is scored.
 
     Attributes:
-        stages: Its phases.
+        phases: Its phases.
         results: Of those.
         kept: Which of them the result is.
         data: What they were trained on.
@@ -51,7 +51,7 @@ class Trained:
         load: Loads the pretrained network, with a head; None where the caller brought it.
     """
 
-    stages: Sequence[Stage]
+    phases: Sequence[PhaseRun]
     results: Sequence[PhaseResult]
     kept: Kept
     data: PhaseData
@@ -61,7 +61,7 @@ class Trained:
     @property
     def head_phase(self) -> str | None:
         """Name of the first phase, if it trained the head alone: its encoder is the pretrained one."""
-        spec = self.stages[0].spec
+        spec = self.phases[0].spec
         return spec.name if spec.adapter is None and spec.unfreeze == "head" else None
 
     @property
@@ -73,12 +73,12 @@ class Trained:
     def work(self) -> int:
         """Forward passes of an image that training was worth, at least."""
         total = 0
-        for stage, result in zip(self.stages, self.results, strict=True):
-            images = result.steps * read_json(stage.folder / "plan.json")["batch"]
-            if is_replayed(stage.folder):
+        for phase, result in zip(self.phases, self.results, strict=True):
+            images = result.steps * read_json(phase.folder / "plan.json")["batch"]
+            if is_replayed(phase.folder):
                 total += len(self.data.train)  # recorded once
             else:
-                total += images * (1 if stage.spec.adapter is None and stage.spec.unfreeze == "head" else _BACKWARD)
+                total += images * (1 if phase.spec.adapter is None and phase.spec.unfreeze == "head" else _BACKWARD)
         return total
 
 
@@ -175,7 +175,7 @@ def _open_reference(model: Any, way: Way, trained: Trained) -> Reference | None:
         network = model
         if trained.kept.number > 0:
             network = copy.deepcopy(model)
-            restore_weights(network, trained.stages[0].folder / trained.results[0].checkpoint)
+            restore_weights(network, trained.phases[0].folder / trained.results[0].checkpoint)
     elif trained.load is not None:
         network = trained.load().to(model.device).eval()
     else:
@@ -209,15 +209,15 @@ def _known(reference: Reference, way: Way, trained: Trained) -> tuple[np.ndarray
 
 def _recorded(reference: Reference, trained: Trained) -> Recorded | None:
     """What the first phase has recorded, if anything."""
-    stage, data = trained.stages[0], trained.data
-    if trained.replay is None or stage.spec.adapter is not None:
+    phase, data = trained.phases[0], trained.data
+    if trained.replay is None or phase.spec.adapter is not None:
         return None
     cut = reference.head
     if trained.head_phase is None:
-        network = prepare_phase(reference.model, stage.spec)
-        cut = find_cut(network, reference.pixels, stage.spec.batchnorm)
-    arguments = training_arguments(stage.spec, stage.folder, seed=stage.seed, validate=data.validation is not None)
-    return None if cut is None else trained.replay.recorded(reference.model, cut, data, arguments, stage.folder)
+        network = prepare_phase(reference.model, phase.spec)
+        cut = find_cut(network, reference.pixels, phase.spec.batchnorm)
+    arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
+    return None if cut is None else trained.replay.recorded(reference.model, cut, data, arguments, phase.folder)
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import duration, prepare_phase
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
@@ -129,7 +129,7 @@ class Replay:
         self._origin = origin
         self._paths: list[str] = []  # of cuts whose recordings are there
 
-    def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, stage: Stage) -> Replayed | None:
+    def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, phase: PhaseRun) -> Replayed | None:
         """The data of a phase as activations, computed now where they aren't recorded.
 
         The engine that was chosen is noted in the phase's folder: a phase that is continued goes on in the same way.
@@ -138,19 +138,19 @@ class Replay:
             model: As `prepare_phase` left it.
             data: Of the phase.
             arguments: Of the phase.
-            stage: The phase.
+            phase: The phase.
 
         Returns:
             None where every step computes the whole network; the log says why.
         """
-        note, title = stage.folder / _NOTE, stage.title
+        note, title = phase.folder / _NOTE, phase.title
         engine = read_json(note)["engine"] if note.is_file() else self._spec.engine
         if engine is None:
             return None
         job = Job(model.to(arguments.device), data, arguments, title)
         replayed = None
         try:
-            replayed, engine = self._open(job, stage, engine)
+            replayed, engine = self._open(job, phase, engine)
         except _Declined as reason:
             engine = None
             _LOG.info(f"{title}: every step computes the whole network: {reason}")
@@ -161,7 +161,7 @@ class Replay:
             )
         meet()  # all have read the note
         if PartialState().is_main_process:
-            stage.folder.mkdir(parents=True, exist_ok=True)
+            phase.folder.mkdir(parents=True, exist_ok=True)
             write_json(note, {"engine": engine})
         return replayed
 
@@ -190,13 +190,13 @@ class Replay:
             return None
         return None if found is None else Recorded(cut, found[place], is_augmented=self._origin.is_random)
 
-    def _open(self, job: Job, stage: Stage, asked: str) -> tuple[Replayed, str]:
+    def _open(self, job: Job, phase: PhaseRun, asked: str) -> tuple[Replayed, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
         if job.arguments.debug:
             raise _Declined("debug looks at what every module computes, the frozen ones too")
         pixels = job.pixels(1)
-        number = stage.number
+        number = phase.number
         cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
         if cut is None:
             raise _Declined("nothing that is frozen comes before all that trains")
@@ -210,7 +210,7 @@ class Replay:
                 self._paths.append(cut.path)
                 return _replayed(job, cut, found, pixels), engine
         derived = self._derive(job, own, places, asked)
-        found, engine = derived or self._record(job, stage, own, places, asked)
+        found, engine = derived or self._record(job, phase, own, places, asked)
         self._paths.append(cut.path)
         return _replayed(job, cut, found, pixels), engine
 
@@ -250,12 +250,12 @@ class Replay:
         return result
 
     def _record(
-        self, job: Job, stage: Stage, own: Boundary, places: Sequence[Place], asked: str
+        self, job: Job, phase: PhaseRun, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
         batch = job.arguments.per_device_train_batch_size
         sample = job.pixels(batch if self._shelf.is_exact else max(batch, _BATCH))
-        boundaries = sorted([own, *self._later(job, stage.number, own)], key=lambda boundary: boundary.cut.depth)
+        boundaries = sorted([own, *self._later(job, phase.number, own)], key=lambda boundary: boundary.cut.depth)
         shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
         share = shares[own.cut]
         if self._spec.mode == "auto":
@@ -289,8 +289,8 @@ class Replay:
             wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
             recorded += self._shelf.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
-        if stage.clock is not None:
-            stage.clock.note_frozen(stage.number, recorded, seconds)
+        if phase.clock is not None:
+            phase.clock.note_frozen(phase.number, recorded, seconds)
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
         found = self._shelf.find(job, own.cut, places, engine.name)
         if found is None:

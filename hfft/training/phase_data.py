@@ -51,7 +51,7 @@ class PhaseData:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PhaseRun:
     """A phase in its place in a run.
 
     Attributes:

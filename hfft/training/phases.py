@@ -44,7 +44,7 @@ from hfft.training.checkpoints import damage, newest_checkpoint
 from hfft.training.failures import explained, is_out_of_memory, smaller_batch
 from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import Group, plan_phase, prepare_phase
 from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.search import with_rate
@@ -118,7 +118,7 @@ def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
 
 def run_phase(
     model: Any,
-    stage: Stage,
+    phase: PhaseRun,
     data: PhaseData,
     *,
     replay: Replay | None = None,
@@ -128,7 +128,7 @@ def run_phase(
 
     Args:
         model: A plain classifier with the weights to start from.
-        stage: The phase.
+        phase: The phase.
         data: Images and metrics.
         replay: Decides whether the frozen part is computed once; without it, it never is.
         callbacks: The user's.
@@ -140,47 +140,47 @@ def run_phase(
         TrainingError: If a frozen tensor changed, memory or disk ran out, or the weights of a finished phase are
             damaged.
     """
-    set_seed(stage.seed)
+    set_seed(phase.seed)
     end_recomputation(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
-    model = prepare_phase(model, stage.spec, pixels)
-    result = finished_phase(stage.folder)
+    model = prepare_phase(model, phase.spec, pixels)
+    result = finished_phase(phase.folder)
     if result is not None:
-        _LOG.info(f"{stage.title}: was finished")
-        _reload(model, stage.folder, result)
+        _LOG.info(f"{phase.title}: was finished")
+        _reload(model, phase.folder, result)
         return model, result
-    finds_batch = stage.spec.arguments.get("auto_find_batch_size")  # on one process: planning refuses it on several
+    finds_batch = phase.spec.arguments.get("auto_find_batch_size")  # on one process: planning refuses it on several
     start = {name: value.cpu().clone() for name, value in model.state_dict().items()} if finds_batch else None
     while True:
         try:
-            with synchronised(model, stage.title) if stage.spec.batchnorm == "sync" else nullcontext():
-                return _finish(model, stage, data, replay, callbacks)
+            with synchronised(model, phase.title) if phase.spec.batchnorm == "sync" else nullcontext():
+                return _finish(model, phase, data, replay, callbacks)
         except TrainingError as error:
-            smaller = _with_half_the_batch(stage.spec)
+            smaller = _with_half_the_batch(phase.spec)
             if start is None or smaller is None or error.__cause__ is None or not is_out_of_memory(error.__cause__):
                 raise
             _LOG.warning(f"{error}; tries that")
         model.load_state_dict(start)
-        stage = dataclasses.replace(stage, spec=smaller)
+        phase = dataclasses.replace(phase, spec=smaller)
 
 
 def _finish(
-    model: Any, stage: Stage, data: PhaseData, replay: Replay | None, callbacks: Sequence[TrainerCallback]
+    model: Any, phase: PhaseRun, data: PhaseData, replay: Replay | None, callbacks: Sequence[TrainerCallback]
 ) -> tuple[Any, PhaseResult]:
     """Train a phase from its start or its newest whole checkpoint to its end."""
-    spec, folder, title = stage.spec, stage.folder, stage.title
+    spec, folder, title = phase.spec, phase.folder, phase.title
     validate = data.validation is not None
-    arguments = training_arguments(spec, folder, seed=stage.seed, validate=validate, metric=data.headline)
+    arguments = training_arguments(spec, folder, seed=phase.seed, validate=validate, metric=data.headline)
     shards = shards_of(model, arguments)
     model = model if shards is None else shards.network
     with explained(title, arguments):
-        replayed = None if replay is None else replay.open(model, data, arguments, stage)
-        spec = with_rate(model, data, replayed, arguments, stage)
+        replayed = None if replay is None else replay.open(model, data, arguments, phase)
+        spec = with_rate(model, data, replayed, arguments, phase)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
-    progress = PhaseProgress(title, len(data.train), stage.clock, stage.number)
+    progress = PhaseProgress(title, len(data.train), phase.clock, phase.number)
     for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():

@@ -14,14 +14,14 @@ from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import RecordedExamples, Replayed
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json, write_json
-from hfft.training.phase_data import PhaseData, Stage
+from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.probe import HeadInputs, search_head
 
 _LOG = get_logger(__name__)
 
 
 def with_rate(
-    model: Any, data: PhaseData, replayed: Replayed | None, arguments: TrainingArguments, stage: Stage
+    model: Any, data: PhaseData, replayed: Replayed | None, arguments: TrainingArguments, phase: PhaseRun
 ) -> PhaseSpec:
     """The phase with numbers in the place of `auto`, found once and kept in its folder (search.json).
 
@@ -30,41 +30,41 @@ def with_rate(
         data: Of the phase.
         replayed: What enters the head.
         arguments: Of the phase.
-        stage: The phase.
+        phase: The phase.
 
     Raises:
         ModelError: If the head isn't one linear layer behind one vector per image.
         RecipeError: If the phase has an optimizer or a schedule that can't be tried.
         TrainingError: If what enters the head isn't recorded, or no rate works.
     """
-    if stage.spec.arguments.get("learning_rate") != AUTO:
-        return stage.spec
-    note = stage.folder / "search.json"
+    if phase.spec.arguments.get("learning_rate") != AUTO:
+        return phase.spec
+    note = phase.folder / "search.json"
     if replayed is None:
-        raise TrainingError(f"{stage.title}: learning_rate: auto needs what enters the head recorded; give a number")
+        raise TrainingError(f"{phase.title}: learning_rate: auto needs what enters the head recorded; give a number")
     recorded = replayed
 
     def choose() -> dict[str, Any]:
-        found = read_json(note) if note.is_file() else _search(model, data, recorded, arguments, stage)
+        found = read_json(note) if note.is_file() else _search(model, data, recorded, arguments, phase)
         write_json(note, found)
         return found
 
     choice = on_main(choose)
     rate, decay = choice["learning_rate"], choice["weight_decay"]
-    _LOG.info(f"{stage.title}: learning rate {rate:g} and weight decay {decay:g}, the best of {len(choice['table'])}")
-    chosen = {**stage.spec.arguments, "learning_rate": rate, "weight_decay": decay}
-    return dataclasses.replace(stage.spec, arguments=chosen)
+    _LOG.info(f"{phase.title}: learning rate {rate:g} and weight decay {decay:g}, the best of {len(choice['table'])}")
+    chosen = {**phase.spec.arguments, "learning_rate": rate, "weight_decay": decay}
+    return dataclasses.replace(phase.spec, arguments=chosen)
 
 
 def _search(
-    model: Any, data: PhaseData, replayed: Replayed, arguments: TrainingArguments, stage: Stage
+    model: Any, data: PhaseData, replayed: Replayed, arguments: TrainingArguments, phase: PhaseRun
 ) -> dict[str, Any]:
     layer = model.get_submodule(replayed.cut.path)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_whole = {id(parameter) for parameter in trainable} == {id(parameter) for parameter in layer.parameters()}
     if not is_whole or [tensor.ndim for tensor in replayed.train[0]["activations"]] != [1]:
         raise ModelError(
-            f"phases.{stage.spec.name}.learning_rate: auto needs a head that is one linear layer with nothing "
+            f"phases.{phase.spec.name}.learning_rate: auto needs a head that is one linear layer with nothing "
             f"random in front of it; here {len(trainable)} tensors train behind {replayed.cut.path}; give a number"
         )
     assert replayed.validation is not None
@@ -80,7 +80,7 @@ def _search(
         arguments=arguments,
         loss=data.loss(arguments.label_smoothing_factor),
         metrics=data.metrics,
-        patience=stage.spec.early_stopping,
+        patience=phase.spec.early_stopping,
     )
     return dataclasses.asdict(choice)
 

@@ -16,7 +16,7 @@ from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.replay import extraction
 from hfft.training.losses import ImageLoss
-from hfft.training.phase_data import Stage
+from hfft.training.phase_data import PhaseRun
 from hfft.training.phases import run_phase
 
 EXACT = ReplaySpec(mode="force", engine="torch", views=3)  # as many as epochs
@@ -30,8 +30,8 @@ def train(family, folder, *, replay, phases, augment=None, data=None, **changes)
     feeding = None if replay is None else toy.replay_of(replay, folder / "recordings", specs, augment)
     data = data or toy.phase_data(train=32, validation=16, augment=augment)
     for number, spec in enumerate(specs):
-        stage = Stage(number=number, spec=spec, folder=folder / str(number), title=spec.name, seed=0)
-        model, _ = run_phase(model, stage, data, replay=feeding)
+        phase = PhaseRun(number=number, spec=spec, folder=folder / str(number), title=spec.name, seed=0)
+        model, _ = run_phase(model, phase, data, replay=feeding)
     return model.state_dict()
 
 
