@@ -289,8 +289,6 @@ class Replay:
             wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
             recorded += self._shelf.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
-        if phase.clock is not None:
-            phase.clock.note_frozen(phase.number, recorded, seconds)
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
         found = self._shelf.find(job, own.cut, places, engine.name)
         if found is None:
