@@ -173,7 +173,7 @@ def check_bfloat16(workplace):
 def test_a_killed_run_continues_to_the_same_bits(workplace):
     """With moments: of Adam in several groups, at rates of their own."""
     more = [f"phases.blocks.{setting}" for setting in ("optim=adamw_torch_fused", "early_stopping=8")]
-    more.append("training.num_train_epochs=8")
+    more.append("training.num_train_epochs=4")
     spread(workplace, *train_spread("vit", "whole", "off", 2), *more)
     command = [*launch("fsdp2.yaml", "--num_processes", 2), *train_spread("vit", "killed", "off", 2), *more]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **ENVIRONMENT}
