@@ -174,7 +174,11 @@ def _finish(
     shards = shards_of(model, arguments)
     model = model if shards is None else shards.network
     with explained(title, arguments):
-        replayed = None if replay is None else replay.open(model, data, arguments, phase)
+        replayed = None
+        if replay is not None:
+            replayed = replay.open(data.frozen_pass(model, arguments, title), phase.number, folder)
+        if replayed is not None and phase.clock is not None:
+            phase.clock.note_frozen(phase.number, replayed.recorded, replayed.seconds)
         spec = with_rate(model, data, replayed, arguments, phase)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
