@@ -25,7 +25,7 @@ from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations, is_replayed
 from hfft.replay.split_point import find_split_point
 from hfft.system.files import read_json
-from hfft.training.model_selection import Kept
+from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
@@ -53,7 +53,7 @@ class Trained:
 
     phases: Sequence[PhaseRun]
     results: Sequence[PhaseResult]
-    kept: Kept
+    kept: Selection
     data: PhaseData
     replay: Replay | None
     load: Callable[[], Any] | None

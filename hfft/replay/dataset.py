@@ -38,18 +38,11 @@ class ActivationDataset(Dataset[dict[str, Any]]):
 
 @dataclass(frozen=True)
 class ReplayedData:
-    """A phase's data as activations, and the split point at which its network takes them.
-
-    Attributes:
-        recorded: Images that were computed for it now.
-        seconds: Time that took.
-    """
+    """A phase's data as activations, and the split point at which its network takes them."""
 
     split_point: SplitPoint
     train: ActivationDataset
     validation: ActivationDataset | None
-    recorded: int = 0
-    seconds: float = 0.0
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Stack examples: `activations`, tensors (B, ...); `labels` (B,) or (B, K); and no pixels, (B, 0).

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,10 @@ class RunPhases:
 
 @dataclass(frozen=True)
 class _Found:
-    """Recordings of a phase, the engine that made them, and what was computed for them now."""
+    """Recordings of a phase, and the engine that made them."""
 
     recordings: Mapping[View, Recording]
     engine: str
-    images: int = 0
-    seconds: float = 0.0
 
     def as_data(self, frozen: FrozenPass, split_point: SplitPoint) -> ReplayedData:
         train = [recording for view, recording in self.recordings.items() if view.split == "train"]
@@ -132,8 +130,6 @@ class _Found:
             split_point,
             ActivationDataset(train, frozen.splits["train"].labels),
             None if validation is None else ActivationDataset([validation], frozen.splits["validation"].labels),
-            recorded=self.images,
-            seconds=self.seconds,
         )
 
 
@@ -311,7 +307,7 @@ class Replay:
         _LOG.info(
             f"{frozen.title}: {computed:,} images recorded in {seconds:.1f} s, {computed / seconds:.0f} images/s"
         )
-        return replace(self._read_back(frozen, own, views, engine.name), images=computed, seconds=seconds)
+        return self._read_back(frozen, own, views, engine.name)
 
     def _read_back(self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engine: str) -> _Found:
         found = self._find(frozen, split_point, views, [engine])

@@ -12,7 +12,6 @@ from transformers import TrainingArguments
 from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.extraction import FrozenPass
-from hfft.training.eta import RunClock
 from hfft.training.losses import ImageLoss
 
 
@@ -76,7 +75,6 @@ class PhaseRun:
         folder: Its folder.
         title: Shown beside the progress.
         seed: The recipe's.
-        clock: Knows the rest of the run.
     """
 
     number: int
@@ -84,4 +82,3 @@ class PhaseRun:
     folder: Path
     title: str
     seed: int
-    clock: RunClock | None = None
