@@ -167,7 +167,7 @@ def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfft.replay.store.publish", full)
+    monkeypatch.setattr("hfft.replay.store.write_file", full)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
     assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text
