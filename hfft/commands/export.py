@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 
 from hfft._version import __version__
-from hfft.data.images.content import stored_path
-from hfft.data.images.decoding import Decoded, decode_row
+from hfft.data.images.decoding import Decoded, decode_row, stored_path
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.of_run import images_of_run
