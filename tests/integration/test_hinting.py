@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import launches
 import pytest
 import tiny
 
@@ -99,10 +98,3 @@ def test_soft_labels_have_none(workplace, photos):
     overrides = ["data.source=soft.csv", "data.label_column=[ant, bee]", "data.image_column=file"]
     assert main(["train", "recipe.yaml", *overrides]) == 0
     assert read(workplace)["left_out"] == "an image has more than one label"
-
-
-@pytest.mark.multiprocess
-def test_two_processes_write_them_once(workplace):
-    done = launches.succeed([*launches.launch(), "-m", "hfft", "train", "recipe.yaml"], workplace)
-    assert done.stderr.count("label hints: ") == 1
-    assert {hint["file"] for hint in read(workplace)["hints"]} == set(WRONG)

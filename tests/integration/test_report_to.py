@@ -4,7 +4,6 @@ import os
 import signal
 import sys
 
-import launches
 import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -108,16 +107,6 @@ def test_a_finished_run_says_nothing_more(workplace):
     assert main(["train", "recipe.yaml"]) == 0
     after = sorted((path, path.stat().st_mtime_ns) for path in (workplace / "runs/bugs/tensorboard").rglob("*"))
     assert after == before
-
-
-@pytest.mark.multiprocess
-def test_one_of_two_processes_reports(workplace):
-    launches.succeed([*launches.launch(), "-m", "hfft", "train", "recipe.yaml"], workplace)
-    board = workplace / "runs/bugs/tensorboard"
-    for number, phase in enumerate(("0-head", "1-last")):
-        assert steps_in(board / phase)["eval/accuracy"] == [6 * number + 3, 6 * number + 6]
-        assert len(list((board / phase).iterdir())) == 1
-    assert len(list(board.glob("events.*"))) == 1
 
 
 class Notes(TrainerCallback):

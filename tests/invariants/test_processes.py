@@ -1,6 +1,7 @@
 """One process or two, same global batch: the same weights, and every evaluation image counted once."""
 
 import json
+import re
 import shutil
 import subprocess
 
@@ -42,6 +43,7 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
     }
     jobs = {
         **{family: train(family, "two", *options) for family, options in FAMILIES.items()},
+        "tracked": [*train("vit", "two_tracked", "auto", 2), "training.report_to=tensorboard"],
         "multi_label": [*train("dinov2", "two_multi", "auto", 2), *MULTI_LABEL],
         "measured": [*train("resnet", "two_measured", "off", 2), *MEASURED],
         "damaged": [*train("vit", "two_damaged", "auto", 2), "data.source=damaged"],
@@ -52,6 +54,10 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
     for family, (replay, batch, accumulated) in FAMILIES.items():
         with subtests.test(family):
             check_family(workplace, done[family], family, replay, batch, accumulated)
+    with subtests.test("tracked"):
+        board = workplace / "two_tracked/of_vit/tensorboard"
+        assert len(list(board.glob("events.*"))) == 1  # of the main process alone
+        assert [len(list((board / phase).iterdir())) for phase in ("0-head", "1-all")] == [1, 1]
     with subtests.test("multi_label"):
         assert_same_result(workplace, "dinov2", "one_multi", "two_multi")
         config = json.loads((workplace / "two_multi/of_dinov2/model/config.json").read_text())
@@ -70,6 +76,7 @@ def check_family(workplace, done, family, replay, batch, accumulated):
     assert done.stderr.count(f"report: two/of_{family}/report.html") == 1
     each = f"of 4 images ({batch} at once on each of 2 processes{', 2 accumulated' if accumulated > 1 else ''})"
     assert done.stderr.count(each) == len(phases)
+    assert len(re.findall(r"label (?:hints|issues): ", done.stderr)) == 1
     assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a part
 
 
