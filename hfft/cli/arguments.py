@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hfft.errors import nearest
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import printable
 
 

@@ -9,8 +9,8 @@ from typing import Any
 from hfft.cli.arguments import add_trust, place
 from hfft.cli.printing import interval, print_table, show, spaced
 from hfft.errors import RunError, TrainingError
-from hfft.system.lazy_imports import quick_imports
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
+from hfft.system.process import quick_imports
 
 
 def add_verbs(verbs: Any) -> None:

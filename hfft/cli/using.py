@@ -10,8 +10,8 @@ from typing import Any
 from hfft.cli.arguments import add_opening, count, place, whole
 from hfft.cli.printing import print_metrics, print_table, reader_may_leave, say, show, spaced
 from hfft.errors import DataError
-from hfft.system.lazy_imports import quick_imports
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
+from hfft.system.process import quick_imports
 
 
 def add_verbs(verbs: Any) -> None:

@@ -14,8 +14,7 @@ from hfft.metrics.multilabel import SetOutcomes, set_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, holds_sets, logits_of
 from hfft.recipe.loading import read_recipe
-from hfft.system.files import read_json
-from hfft.system.paths import expanded
+from hfft.system.files import expanded, read_json
 from hfft.system.text import listed
 
 _SPLITS = ("test", "validation")

@@ -19,9 +19,8 @@ from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
 from hfft.runs.record import describe_split
 from hfft.system.distributed import join
-from hfft.system.files import read_json
+from hfft.system.files import expanded, read_json
 from hfft.system.machine import cpus_per_process
-from hfft.system.paths import expanded
 from hfft.system.text import listed
 from hfft.training.settings import EVAL_BATCH
 

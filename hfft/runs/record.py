@@ -33,10 +33,9 @@ from hfft.recipe.sameness import what_trains
 from hfft.recipe.spec import Recipe
 from hfft.runs.facts import read_facts, result_name
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json, write_file, write_folder, write_json, write_text
+from hfft.system.files import expanded, is_same_place, read_json, write_file, write_folder, write_json, write_text
 from hfft.system.launch import spread_by
 from hfft.system.machine import describe_environment
-from hfft.system.paths import expanded, is_same_place
 
 _EXAMPLES = "examples"  # folder beside the model's weights
 _EXAMPLE_SIDE = 512  # pixels at most

@@ -10,8 +10,7 @@ from hfft.hub.pushing import Pushed, Pushing, push
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import Recipe
 from hfft.runs.facts import result_name
-from hfft.system.files import read_json
-from hfft.system.paths import expanded
+from hfft.system.files import expanded, read_json
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

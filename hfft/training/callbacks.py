@@ -12,8 +12,8 @@ from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.system.files import write_text
+from hfft.system.process import stop_signal
 from hfft.system.progress import bar
-from hfft.system.signals import stop_signal
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""

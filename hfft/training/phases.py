@@ -32,7 +32,7 @@ from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.launch import is_fsdp_asked
-from hfft.system.signals import patient
+from hfft.system.process import patient
 from hfft.training.callbacks import (
     EpochSetter,
     HistoryWriter,

@@ -17,8 +17,7 @@ from hfft.data.sources.labels import spoken_label
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.distributed import meet, on_main
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, meet, on_main, warn
 
 _SHOWN = 10
 
@@ -205,7 +204,7 @@ def _tell(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
     notes = Counter(finding.kind for finding in findings if finding.severity == "note" and finding.kind != "deep")
     if notes:
         told = ", ".join(f"{kind} {count}" for kind, count in notes.items())
-        say(f"{where}: also found: {told}; data.json and `hfft check-data` name them")
+        inform(f"{where}: also found: {told}; data.json and `hfft check-data` name them")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -11,7 +11,7 @@ from datasets import Dataset
 from hfft.data.images.content import opened_path
 from hfft.data.sources.folders import endings
 from hfft.errors import DataError, nearest
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 
 _UNPACK = "unpack it, and name the folder"
 _ADVICE = {

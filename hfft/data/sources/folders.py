@@ -11,7 +11,7 @@ from PIL import Image
 
 from hfft.data.images.modes import formats
 from hfft.errors import DataError
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
 SPLIT_NAMES = {

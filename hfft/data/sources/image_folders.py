@@ -28,7 +28,7 @@ from hfft.data.sources.tables import PARENT_FOLDER
 from hfft.data.sources.text_tables import TEXT_TABLES
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 from hfft.system.text import path_text, printable_path
 
 _TABLES = (*TEXT_TABLES, ".parquet")

@@ -17,7 +17,7 @@ from hfft.data.sources.folders import split_in
 from hfft.data.sources.label_values import class_spellings, is_text, label_text, warn_of_nothing
 from hfft.data.sources.targets import are_shares
 from hfft.errors import DataError
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, warn
 from hfft.system.text import printable
 
 Label = str | tuple[str, ...]  # a column, or one for each class
@@ -106,7 +106,7 @@ def _are_sets(told: Sequence[tuple[str, int, Any]], files: Mapping[str, Sequence
     if None in flags:
         return False
     split, row, value = told[odd]
-    say(
+    inform(
         f"{where}: takes the labels as multi-label, as row {row} ({files[split][row]}) has {sum(flags[odd] or ())} "
         f"of the {len(value)} classes"
     )

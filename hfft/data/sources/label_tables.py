@@ -23,7 +23,7 @@ from hfft.data.sources.rows import Table
 from hfft.data.sources.tables import Columns, NoColumnError, choose_columns, path_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import path_text
 
 _SAMPLE = 200  # values of a column that are looked at to see whether it names images

@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Value
 
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, warn
 from hfft.system.text import path_text, printable
 
 _AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
@@ -50,7 +50,7 @@ def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list
     if changed:
         rows = [row for row, value in enumerate(values) if value in changed]
         first = rows[0]
-        say(
+        inform(
             f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
             f"characters, the first is that of {files[first]}: {values[first]!r} as {texts[first]!r}"
         )

@@ -6,8 +6,7 @@ from hfft.data.sources.advice import missing_path
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import DataError
 from hfft.recipe.loading import read_recipe
-from hfft.system.files import recall
-from hfft.system.paths import expanded
+from hfft.system.files import expanded, recall
 
 
 def images_of_run(folder: Path) -> ImageData:

@@ -32,9 +32,9 @@ from hfft.data.sources.text_tables import TEXT_TABLES
 from hfft.data.sources.webdataset import read_tars, tar_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
+from hfft.system.distributed import inform, warn
+from hfft.system.files import expanded
 from hfft.system.hub_lookup import hub_problem
-from hfft.system.messages import say, warn
-from hfft.system.paths import expanded
 
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 
@@ -140,7 +140,7 @@ def load_rows(
         found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
-        say(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+        inform(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
     parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used(part)}
@@ -166,7 +166,7 @@ def _tell_of_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, wher
     used = {own, *(existing_split(found, name, where) for name in named)}
     unused = [f"{name} ({len(rows):,} rows)" for name, rows in found.items() if name not in used]
     if unused:
-        say(f"{where}: not used: {', '.join(unused)}")
+        inform(f"{where}: not used: {', '.join(unused)}")
 
 
 def _used(rows: Dataset) -> list[str]:

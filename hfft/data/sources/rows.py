@@ -28,8 +28,8 @@ from hfft.data.sources.tables import PARENT_FOLDER, Columns, choose_columns
 from hfft.data.sources.targets import SHARES, WEIGHT, holds_lists, read_shares, read_weights
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import say, warn
-from hfft.system.paths import expanded
+from hfft.system.distributed import inform, warn
+from hfft.system.files import expanded
 from hfft.system.text import path_text, printable
 
 
@@ -193,7 +193,7 @@ def _tell_of_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str
     if spec.label_column is None and is_plain and not is_label_name(str(label)):
         warn(f"{where}: takes the labels from {label!r}, whose values alone repeat; data.label_column names another")
     if spec.split_column is None and columns.split is not None and plain_name(columns.split) != "split":
-        say(f"{where}: takes the splits from the column {columns.split!r}")
+        inform(f"{where}: takes the splits from the column {columns.split!r}")
 
 
 def _with_labels(tables: dict[str, Table], known: Collection[str], columns: Columns, where: str) -> dict[str, Table]:
