@@ -13,6 +13,8 @@ from hfft.system.distributed import meet, on_main
 SCRIPT = """
 import os, time
 import torch
+from hfft.system.distributed import join, meet, on_main
+from hfft.errors import RunError
 
 state = join(2)
 main = state.is_main_process

@@ -18,6 +18,7 @@ from hfft.system.locking import RunLock
 HOLDER = """
 import os, sys, time
 from pathlib import Path
+from hfft.system.locking import RunLock
 lock = RunLock(Path(sys.argv[1]))
 lock.take()
 if os.fork() == 0:  # as a process that reads images
