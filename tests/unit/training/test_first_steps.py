@@ -7,7 +7,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import TrainingError
-from hfft.training.first_steps import FirstSteps
+from hfft.training.callbacks import FirstSteps
 from hfft.training.plan import Group
 
 PartialState()  # which loggers ask
