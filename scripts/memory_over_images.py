@@ -105,7 +105,7 @@ def main() -> None:
         folder = Path(made)
         os.environ["HF_HOME"] = str(folder / "home")  # read when the libraries are imported
         make_photos(folder / "photos", arguments.images, (64, 48), arguments.classes)
-        from hfft.system.process import quick_imports
+        from hfft.system.lazy_imports import quick_imports
 
         with quick_imports():  # as the command line does, so that workers needn't copy what was imported
             import hfft.commands.finetune  # noqa: F401

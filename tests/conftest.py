@@ -22,7 +22,7 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-gc.disable()  # until all is imported, as `hfft.system.process` has it
+gc.disable()  # until all is imported, as `hfft.system.lazy_imports` has it
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402

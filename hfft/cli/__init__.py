@@ -12,7 +12,7 @@ from hfft.cli import sharing, training, using
 from hfft.cli.arguments import VerbParser
 from hfft.cli.printing import open_console, say
 from hfft.errors import HfftError
-from hfft.system.process import end_process, last_words, prompt_interruption, stop_signal
+from hfft.system.signals import end_process, last_words, prompt_interruption, stop_signal
 from hfft.system.text import printable
 
 _BY_SIGNAL = 128  # plus its number, as shells have it

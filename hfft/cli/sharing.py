@@ -10,7 +10,7 @@ from hfft.cli.arguments import add_trust, place
 from hfft.cli.printing import interval, print_table, show, spaced
 from hfft.errors import RunError, TrainingError
 from hfft.system.files import expanded
-from hfft.system.process import quick_imports
+from hfft.system.lazy_imports import quick_imports
 
 
 def add_verbs(verbs: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hfft.cli.arguments import add_recipe, count, whole
 from hfft.cli.printing import between, print_metrics, print_table, show
 from hfft.system.files import expanded
-from hfft.system.process import quick_imports
+from hfft.system.lazy_imports import quick_imports
 
 
 def add_verbs(verbs: Any) -> None:

@@ -24,7 +24,7 @@ from hfft.hub.content import ADAPTER_CONFIG, File, hash_file
 from hfft.hub.waiting import tidy_client
 from hfft.inference.opening import open_model
 from hfft.system.files import read_json
-from hfft.system.process import apart
+from hfft.system.signals import apart
 
 _IMAGES = 4
 _TOLERANCE = 1e-5  # of logits, relative to the largest where that is above 1

@@ -15,7 +15,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
 from hfft.hub.content import ADAPTER, ADAPTER_CONFIG, CARD, SHOWN, File
-from hfft.system.process import apart
+from hfft.system.signals import apart
 from hfft.system.text import printable
 
 MANIFEST = "hfft_files.json"

@@ -32,7 +32,7 @@ from hfft.hub.waiting import tidy_client
 from hfft.model.remote_code import check_code
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.system.files import expanded, read_json, write_json
-from hfft.system.process import quick_imports
+from hfft.system.lazy_imports import quick_imports
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

@@ -11,7 +11,7 @@ import httpx2
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import disable_progress_bars, get_session, hf_raise_for_status, parse_ratelimit_headers
 
-from hfft.system.process import apart
+from hfft.system.signals import apart
 
 _LONGEST = 60  # seconds that the Hub may ask to wait before a request is tried again
 _TRIED_AGAIN = (408, 429, 500, 502, 503, 504)  # by huggingface_hub 2.4, five times

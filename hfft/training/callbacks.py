@@ -16,8 +16,8 @@ from hfft.errors import TrainingError
 from hfft.model.anatomy import PEFT_PREFIX
 from hfft.recipe.spec import PhaseSpec
 from hfft.system.files import write_text
-from hfft.system.process import stop_signal
 from hfft.system.progress import bar
+from hfft.system.signals import stop_signal
 from hfft.training.plan import Group
 
 HEADLINES = ("accuracy", "mean_average_precision")

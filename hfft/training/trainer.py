@@ -22,7 +22,7 @@ from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder, read_json
-from hfft.system.process import patient
+from hfft.system.signals import patient
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 from hfft.training.plan import Group

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from hfft.system import process
-from hfft.system.process import apart, patient, prompt_interruption, stop_signal
+from hfft.system import signals
+from hfft.system.signals import apart, patient, prompt_interruption, stop_signal
 
 HALF_MADE = """
 import gc, os, signal, time
-from hfft.system.process import prompt_interruption
+from hfft.system.signals import prompt_interruption
 
 class HalfMade:
     def __init__(self):
@@ -56,7 +56,7 @@ def test_a_process_that_is_stopped_while_it_tells_of_its_error_tells_it_still():
 POOL = """
 import atexit, threading, time
 from concurrent.futures import ThreadPoolExecutor
-from hfft.system.process import end_process
+from hfft.system.signals import end_process
 
 atexit.register(print, "tidied up")
 pool = ThreadPoolExecutor()
@@ -218,7 +218,7 @@ def test_a_second_signal_does_not_wait(monkeypatch):
         with prompt_interruption(), patient():
             interrupt()
             done.append("step")
-            monkeypatch.setattr(process, "_ECHO", 0.0)
+            monkeypatch.setattr(signals, "_ECHO", 0.0)
             interrupt()
             done.append("saved")
 

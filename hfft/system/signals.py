@@ -1,7 +1,6 @@
-"""This process: quick imports; Ctrl-C and SIGTERM as one KeyboardInterrupt, while a phase trains after saving."""
+"""Ctrl-C and SIGTERM: one KeyboardInterrupt, in the main process, soon; while a phase trains, after saving."""
 
 import atexit
-import gc
 import os
 import signal
 import sys
@@ -21,24 +20,6 @@ _ECHO = 3.0  # seconds in which a launcher passes on what the terminal has sent 
 _NO_WORKER = "DataLoader worker"  # torch tells of a dead one wherever it is; where that is dropped, once more
 _HAS_ALARM = hasattr(signal, "SIGALRM")
 _ASKING = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextmanager
-def quick_imports() -> Iterator[None]:
-    """Keep the garbage collector away from imports, which make a million objects and hardly any garbage.
-
-    It would walk over them again and again, for a quarter of the time that they take. What was imported is never
-    looked at again (`gc.freeze`), except where torch was there before: such a process has garbage of its own.
-    """
-    if "torch" in sys.modules or not gc.isenabled():
-        yield
-        return
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 @dataclass

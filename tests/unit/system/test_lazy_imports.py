@@ -6,7 +6,7 @@ import sys
 import pytest
 import tiny
 
-from hfft.system.process import quick_imports
+from hfft.system.lazy_imports import quick_imports
 
 RUN = """
 import json, sys
