@@ -14,7 +14,7 @@ from hfft._version import __version__
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.of_run import images_of_run
+from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, HfftError, ModelError
 from hfft.inference.browsers import BROWSERS, known_processor, lacks, name_precision
 from hfft.inference.classifier import Classifier
