@@ -9,7 +9,7 @@ from stat import S_ISREG
 
 from datasets import ClassLabel, Dataset, Features, Value
 
-from hfft.data.images.content import stored_path
+from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for, refuse_unused
 from hfft.data.sources.columns import PARENT_FOLDER, Columns
 from hfft.data.sources.folders import UNREAD, holds_images, image_files, is_image_file, subfolders, visible_files

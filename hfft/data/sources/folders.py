@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hfft.data.images.modes import formats
+from hfft.data.images.formats import formats
 from hfft.errors import DataError
 
 # Endings of images that are not read, or with a plugin only.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from datasets import Dataset, Value
 
-from hfft.data.images.content import stored_path
+from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for, check_header, check_paths, missing_path, not_found, refuse_unused
 from hfft.data.sources.columns import first_paths
 from hfft.data.sources.datasets_library import read_table

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.images.content import shown_path, stored_path
+from hfft.data.images.decoding import shown_path, stored_path
 from hfft.data.sources.columns import PARENT_FOLDER
 from hfft.data.sources.labels import (
     SOFT_LABELS,

@@ -15,7 +15,7 @@ from typing import Any
 
 from datasets import Dataset, Value
 
-from hfft.data.images.content import part_of
+from hfft.data.images.decoding import part_of
 from hfft.data.sources.advice import refuse_unused
 from hfft.data.sources.folders import endings, visible_files
 from hfft.data.sources.layout import CLASS_FOLDER, divide
