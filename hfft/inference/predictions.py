@@ -122,8 +122,8 @@ def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, c
 def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, columns: Columns) -> None:
     """Write and flush each prediction as it comes, in the form `jsonl` or `csv`.
 
-    JSON lines have the fields of `Prediction` that aren't None. CSV has a header, needs all classes in `top`, and holds
-    several labels as a JSON list. JSON is ASCII unless the stream's encoding is UTF-8.
+    JSON lines have the fields of `Prediction` that aren't None. CSV has a header, needs all classes in `top`, and
+    holds several labels as a JSON list. JSON is ASCII unless the stream's encoding is UTF-8.
     """
     is_ascii = codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name != "utf-8"
     if form == "jsonl":
