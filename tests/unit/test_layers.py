@@ -37,7 +37,6 @@ UPWARD = {
     ("runs.record", "data.images.decoding"),
     ("runs.record", "data.sources.labels"),
     ("runs.record", "data.sources.reading"),
-    ("runs.record", "data.sources.targets"),
     ("runs.record", "metrics.scores"),
     ("runs.record", "metrics.selective"),
     ("runs.record", "model.given"),
