@@ -27,6 +27,7 @@ from hfft.inference.reading import ImageLike, Ready, read_ahead
 from hfft.inference.standalone import without_hfft
 from hfft.inference.writing import WritingError
 from hfft.model.checkpoint import quiet
+from hfft.runs.record import EXPORT, RunRecord
 from hfft.system.files import write_folder, write_json, write_text
 from hfft.system.markdown import escape
 from hfft.system.progress import SOON, bar
@@ -35,7 +36,6 @@ _Entry = tuple[str, torch.Tensor]  # name of an image, and its pixels
 MOST_IMAGES = 1000
 _GENERATED = 32
 _AHEAD = 32  # images decoded before they are needed
-_FOLDER = "onnx"  # in a run or model folder; in it, where transformers.js looks for model.onnx
 _FILES = (
     "onnx/model.onnx",
     "onnx/model.onnx.data",
@@ -150,7 +150,7 @@ def _folder(source: str, output: Path | None) -> Path:
         return output
     if not Path(source).is_dir():
         raise DataError(f"{source} is no folder here, in which to put the export; say where with --output FOLDER")
-    return Path(source) / _FOLDER
+    return Path(source) / EXPORT
 
 
 def _sample(source: str, folder: Path | None, most: int) -> _Sample:
@@ -158,7 +158,7 @@ def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     if folder is not None:
         found = list(find_images([str(folder)]).images)
         return _of_images(f"images of {folder.name}", [found[k] for k in _spread(len(found), most)])
-    if not (Path(source) / "recipe.yaml").is_file():
+    if not RunRecord(source).is_run:
         return _of_images("generated images", _generate(min(_GENERATED, most)))
     try:
         splits = images_of_run(Path(source)).splits
@@ -214,7 +214,7 @@ def _write(folder: Path, name: str, classifier: Classifier, sample: _Sample) -> 
         **_thresholds(classifier),
         "hfft_version": __version__,
     }
-    graph = folder / _FOLDER / "model.onnx"
+    graph = folder / EXPORT / "model.onnx"
     graph.parent.mkdir()
     write_graph(model, shape, graph, metadata)
     parity = compare(

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -21,7 +20,7 @@ from hfft.metrics.multilabel import to_probabilities
 from hfft.metrics.selective import kept_temperature, kept_threshold
 from hfft.metrics.thresholds import at_temperature, kept_thresholds
 from hfft.model.checkpoint import has_many_labels, labels_of
-from hfft.model.locating import run_result
+from hfft.runs.record import RunRecord
 from hfft.system.paths import expanded
 from hfft.system.text import printable
 
@@ -279,19 +278,13 @@ def model_source(source: str | os.PathLike[str]) -> str:
     """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
 
     Raises:
-        ModelError: If the run has no model yet.
+        RunError: If the run isn't finished.
     """
-    folder = Path(source)
-    if not _is_run(folder):
+    run = RunRecord(source)
+    if not run.is_run or (run.folder / "config.json").is_file():  # a pushed model has both
         return str(source)
-    result = run_result(folder)
-    if result is None:
-        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
-    return str(result)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()  # a pushed model has both
+    run.check_finished()
+    return str(run.model_dir)
 
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from hfft.errors import DataError
+from hfft.runs.record import ADAPTER, MODEL, RunRecord
 
 
 def check_folder(folder: Path, option: str, ours: Collection[str], *, overwrite: bool) -> Path:
@@ -54,5 +55,5 @@ def name_of(source: str) -> str:
     if not Path(source).is_dir():
         return source.rpartition("/")[2]
     folder = Path(source).resolve()
-    is_result = folder.name in ("model", "adapter") and (folder.parent / "recipe.yaml").is_file()
+    is_result = folder.name in (MODEL, ADAPTER) and RunRecord(folder.parent).is_run
     return folder.parent.name if is_result else folder.name

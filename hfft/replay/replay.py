@@ -25,8 +25,8 @@ from hfft.replay.dataset import RecordedExamples, Replayed
 from hfft.replay.engine import EAGER, Engine, choose_engine
 from hfft.replay.recordings import Recording
 from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import duration, prepare_phase
@@ -35,7 +35,6 @@ MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
 _ENGINES = "engines.json"  # their speed on this machine, in the folder of the recordings
-_NOTE = "replay.json"  # in the phase's folder: its engine, or null
 _SERVING = {"auto": ("onnxruntime", "torch traced", EAGER)}  # whose recordings serve, where several do
 
 _LOG = get_logger(__name__)
@@ -60,8 +59,7 @@ def is_replayed(folder: Path) -> bool:
 
 
 def _noted(folder: Path) -> str | None:
-    note = folder / _NOTE
-    return read_json(note)["engine"] if note.is_file() else None
+    return PhaseRecord(folder).engine()
 
 
 def open_replay(
@@ -143,8 +141,8 @@ class Replay:
         Returns:
             None where every step computes the whole network; the log says why.
         """
-        note, title = phase.folder / _NOTE, phase.title
-        engine = read_json(note)["engine"] if note.is_file() else self._spec.engine
+        record, title = PhaseRecord(phase.folder), phase.title
+        engine = record.engine(default=self._spec.engine)
         if engine is None:
             return None
         job = Job(model.to(arguments.device), data, arguments, title)
@@ -162,7 +160,7 @@ class Replay:
         meet()  # all have read the note
         if PartialState().is_main_process:
             phase.folder.mkdir(parents=True, exist_ok=True)
-            write_json(note, {"engine": engine})
+            record.write_engine(engine)
         return replayed
 
     def recorded(

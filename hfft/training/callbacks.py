@@ -1,17 +1,15 @@
 """What happens beside the training steps: the epoch told to the data, progress shown, history written, stops."""
 
-import json
 import time
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hfft.system.files import write_text
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.progress import Bar, bar
 from hfft.system.signals import stop_signal
 from hfft.training.eta import RunClock
@@ -42,14 +40,14 @@ class EpochSetter(TrainerCallback):
 class HistoryWriter(TrainerCallback):
     """Keeps history.jsonl: one line per logged step or evaluation, of this process and of those it continues."""
 
-    def __init__(self, path: Path) -> None:
-        """Choose the file."""
-        self.path = path
+    def __init__(self, record: PhaseRecord) -> None:
+        """Choose the phase."""
+        self.record = record
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rewrite the file from the Trainer's own log, which a continued phase restores."""
         if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.record.write_history(state.log_history)
 
 
 class Stopper(TrainerCallback):

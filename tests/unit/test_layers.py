@@ -33,23 +33,6 @@ UPWARD = {
     ("replay.cache", "training.phase_data"),
     ("replay.replay", "training.phase_data"),
     ("replay.replay", "training.plan"),
-    ("runs.facts", "model.remote_code"),
-    ("runs.facts", "training.callbacks"),
-    ("runs.facts", "training.phases"),
-    ("runs.facts", "training.plan"),
-    ("runs.record", "data.audit.filtering"),
-    ("runs.record", "data.audit.findings"),
-    ("runs.record", "data.images.content"),
-    ("runs.record", "data.images.decoding"),
-    ("runs.record", "data.sources.labels"),
-    ("runs.record", "data.sources.reading"),
-    ("runs.record", "data.sources.targets"),
-    ("runs.record", "metrics.scores"),
-    ("runs.record", "metrics.selective"),
-    ("runs.record", "model.given"),
-    ("runs.record", "model.locating"),
-    ("runs.record", "report.card"),
-    ("runs.run", "hub.pushing"),
 }
 EXEMPT = {"hfft", "hfft._version", "hfft.__main__"}
 

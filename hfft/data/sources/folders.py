@@ -11,6 +11,8 @@ from PIL import Image
 
 from hfft.data.images.modes import formats
 from hfft.errors import DataError
+from hfft.recipe.loading import RECIPE
+from hfft.runs.record import ENVIRONMENT, SUMMARY
 from hfft.system.messages import warn
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
@@ -194,8 +196,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def is_output(folder: Path) -> bool:
     """Whether a folder is a run's, a cross-validation's, or a model."""
     runs = (
-        ("recipe.yaml", "environment.json"),
-        ("summary.json", "fold-0/recipe.yaml"),
+        (RECIPE, ENVIRONMENT),
+        (SUMMARY, f"fold-0/{RECIPE}"),
         ("config.json", "preprocessor_config.json"),
     )
     return any(all((folder / name).is_file() for name in names) for names in runs)

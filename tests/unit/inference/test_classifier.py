@@ -8,7 +8,7 @@ import torch
 import toy
 from transformers import AutoModelForImageClassification, BitImageProcessor
 
-from hfft.errors import DataError, ModelError
+from hfft.errors import DataError, ModelError, RunError
 from hfft.inference.classifier import Classifier, Prediction, model_source
 from hfft.inference.reading import Skipped
 from hfft.model.checkpoint import load_checkpoint, save_model
@@ -66,7 +66,7 @@ def test_a_run_folder_stands_for_its_model(tmp_path, folder):
     (tmp_path / "recipe.yaml").write_text("")
     assert model_source(tmp_path) == str(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match="this run is not finished"):
+    with pytest.raises(RunError, match="this run is not finished"):
         model_source(tmp_path)
 
 
