@@ -9,7 +9,7 @@ from typing import Any
 from hfft.errors import RunError, first_line
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import adapter_base
-from hfft.runs.phase_record import RETENTION, PhaseRecord, PhaseResult, Plan
+from hfft.runs.phase_record import RESULT, RETENTION, PhaseRecord, PhaseResult, Plan
 from hfft.runs.record import ADAPTER, ENVIRONMENT, RunRecord
 from hfft.system.files import read_json
 
@@ -355,5 +355,5 @@ def _blocks(run: RunRecord) -> dict[str, Any]:
 def _phase(record: PhaseRecord, spec: PhaseSpec) -> PhaseFacts:
     result = record.result
     if result is None:
-        raise RunError(f"{record.folder}: this phase has no result")
+        raise RunError(f"{record.folder.parent}: the run's {record.folder.name}/{RESULT} is missing")
     return PhaseFacts(spec, record.plan, result, record.history, record.engine())

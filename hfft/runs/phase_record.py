@@ -9,9 +9,9 @@ from typing import Any
 
 from hfft.system.files import read_json, write_json, write_text
 
-RETENTION = "retention.json"
-"""Name of a file in a phase's folder and in a run's."""
-_PLAN, _RESULT, _HISTORY, _ENGINE, _SEARCH = "plan.json", "result.json", "history.jsonl", "replay.json", "search.json"
+RESULT = "result.json"
+RETENTION = "retention.json"  # in a phase's folder, and in the run's
+_PLAN, _HISTORY, _ENGINE, _SEARCH = "plan.json", "history.jsonl", "replay.json", "search.json"
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class PhaseRecord:
     @property
     def result(self) -> PhaseResult | None:
         """How the phase ended; None before that."""
-        path = self.folder / _RESULT
+        path = self.folder / RESULT
         return PhaseResult(**read_json(path)) if path.is_file() else None
 
     @property
@@ -146,7 +146,7 @@ class PhaseRecord:
         Of a phase with an adapter: the network with the adapter merged, where another phase follows, else the
         adapter alone.
         """
-        path = self.folder / _RESULT
+        path = self.folder / RESULT
         if not path.is_file():
             return None
         return self.merged if self.merged.is_dir() else self.folder / read_json(path)["checkpoint"]
@@ -178,7 +178,7 @@ class PhaseRecord:
 
     def write_result(self, result: PhaseResult) -> None:
         """Keep how the phase ended, which marks it as finished."""
-        write_json(self.folder / _RESULT, dataclasses.asdict(result))
+        write_json(self.folder / RESULT, dataclasses.asdict(result))
 
     def write_history(self, entries: Sequence[Mapping[str, float]]) -> None:
         """Keep the Trainer's log."""

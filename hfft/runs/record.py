@@ -79,7 +79,8 @@ class RunRecord:
     @property
     def model_dir(self) -> Path:
         """The result: a plain transformers model folder, or an adapter folder where nothing was merged."""
-        return self.folder / result_name(self.recipe)
+        there = [name for name in (MODEL, ADAPTER) if (self.folder / name).is_dir()] if self.is_finished else []
+        return self.folder / (there[0] if there else result_name(self.recipe))
 
     @property
     def metrics(self) -> dict[str, Any]:

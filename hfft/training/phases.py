@@ -26,7 +26,7 @@ from hfft.errors import RecipeError, TrainingError, first_line
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.dataset import Replayed
+from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
 from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
@@ -165,7 +165,11 @@ def _finish(
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
-        with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
+        with (
+            explained(title, arguments),
+            nullcontext() if replayed is None else replayed.split_point.bypassed(),
+            patient(),
+        ):
             _train(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
     finally:
         progress.close()
@@ -216,7 +220,7 @@ def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
 def _trainer(
     model: Any,
     data: PhaseData,
-    replayed: Replayed | None,
+    replayed: ReplayedData | None,
     arguments: TrainingArguments,
     *,
     groups: Sequence[Group],
@@ -233,7 +237,7 @@ def _trainer(
         if changed:
             _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
     arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
-    source: PhaseData | Replayed = data if replayed is None else replayed
+    source: PhaseData | ReplayedData = data if replayed is None else replayed
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
         arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
@@ -254,7 +258,7 @@ def _trainer(
     )
     trainer.chances = data.chances
     if shards is not None and isinstance(trainer, ShardedTrainer):
-        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.split_point)
         trainer.shards = shards
     for replaced in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(replaced)

@@ -18,7 +18,7 @@ from accelerate.utils import convert_outputs_to_fp32
 from transformers import TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.replay.split_point import Cut
+from hfft.replay.split_point import SplitPoint
 from hfft.training.sharding import Shards, is_like
 
 _BUCKET = 2**24  # numbers that are sent together; DeepSpeed takes memory for as many, by default for 2 GB
@@ -38,13 +38,13 @@ class Partitions(Shards):
         self._arguments = arguments
         self._accelerator: Accelerator | None = None
 
-    def set_up(self, accelerator: Accelerator, frozen: Collection[str], cut: Cut | None) -> None:
+    def set_up(self, accelerator: Accelerator, frozen: Collection[str], split_point: SplitPoint | None) -> None:
         """Tell accelerate what DeepSpeed is to do.
 
         Args:
             accelerator: Of the phase's Trainer.
             frozen: Names of the tensors that don't change in the phase: they are not copied for a checkpoint.
-            cut: Not needed, as each process has all weights.
+            split_point: Not needed, as each process has all weights.
 
         Raises:
             TrainingError: If accelerate doesn't train under DeepSpeed.
