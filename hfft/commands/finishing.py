@@ -13,8 +13,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 
 from hfft.commands.prepare import checked_images
-from hfft.data.images.content import read_content
-from hfft.data.images.decoding import decode
+from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import RunError
@@ -37,7 +36,7 @@ from hfft.runs.record import (
 )
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import write_folder
-from hfft.training.failures import explained
+from hfft.training.failures import failures_explained
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
@@ -160,7 +159,7 @@ def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) ->
     """Let a finished run's recipe and card say what another recipe for it says; the rest of the run stays."""
     from hfft.report.card import write_card
 
-    with explained("card"):
+    with failures_explained("card"):
         if images is not None:
             examples = _write_examples(record.model_dir, images, recipe.widget or 0)
             write_metrics(record.folder, {**record.metrics, "examples": examples})
@@ -173,6 +172,6 @@ def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
     from hfft.report.card import write_report
     from hfft.report.page import try_page
 
-    with explained("report"):
+    with failures_explained("report"):
         write_report(folder)
     try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)

@@ -25,7 +25,7 @@ from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations, is_replayed
 from hfft.replay.split_point import find_split_point
 from hfft.runs.phase_record import PhaseRecord, PhaseResult
-from hfft.training.model_selection import Kept
+from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import prepare_phase
 from hfft.training.settings import training_arguments
@@ -52,7 +52,7 @@ class Trained:
 
     phases: Sequence[PhaseRun]
     results: Sequence[PhaseResult]
-    kept: Kept
+    kept: Selection
     data: PhaseData
     replay: Replay | None
     load: Callable[[], Any] | None
