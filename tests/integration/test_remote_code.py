@@ -172,7 +172,6 @@ def test_a_run_folder_runs_its_code_for_nobody_who_does_not_say_so(words, loud, 
     """Its own recipe trusts the code; whoever made the folder wrote that."""
     monkeypatch.setattr("hfft.hub.pushing.reach", None)  # nothing is asked of the Hub before
     monkeypatch.setattr("hfft.inference.demo.require", lambda *_: None)
-    monkeypatch.setattr("hfft.inference.space.require", lambda *_: None)
     ran = []
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", lambda *_, **__: ran.append(1))
     places = {"run": loud, "photos": loud.parent.parent / "photos" / "test", "out": tmp_path / "out"}
