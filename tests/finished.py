@@ -13,8 +13,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.commands.finishing import write_results
-from hfft.data.audit.filtering import Checked
-from hfft.data.sources.of_run import describe_images
+from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.metrics.bootstrap import with_intervals

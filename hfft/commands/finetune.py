@@ -18,8 +18,8 @@ from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_we
 from hfft.commands.prepare import Job, checked_images, load_network, make_job, precision_of
 from hfft.commands.reopening import score_result
 from hfft.commands.run import Run
+from hfft.data.audit.filtering import describe_images
 from hfft.data.images.resize_mode import copy_fit
-from hfft.data.sources.of_run import describe_images
 from hfft.errors import RecipeError
 from hfft.evaluators.label_issues import hint_labels
 from hfft.evaluators.retaining import Retaining, keep_novelty

@@ -14,7 +14,7 @@ from datasets import DatasetDict
 
 from hfft.commands.prepare import checked_images
 from hfft.data.images.decoding import decode, read_content
-from hfft.data.sources.labels import labels_of, spoken_label, strata_of
+from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import RunError
 from hfft.inference.opening import open_model
@@ -91,7 +91,7 @@ def _write_examples(result: Path, images: ImageData, count: int) -> list[dict[st
     if rows is None or count == 0:
         shutil.rmtree(result / EXAMPLES, ignore_errors=True)
         return []
-    labels = strata_of(labels_of(rows))
+    labels = strata_of(label_array(rows))
     by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
     turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
     chosen = [rows[row] for row in turns[:count]]
