@@ -1,6 +1,5 @@
 """Callbacks of a phase: epochs, progress, history, stopping, and whether what trains really moves."""
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hfft.errors import TrainingError
 from hfft.model.anatomy import PEFT_PREFIX
 from hfft.recipe.spec import PhaseSpec
-from hfft.system.files import write_text
+from hfft.runs.phase_record import Group, PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
-from hfft.training.plan import Group
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""
@@ -52,14 +50,14 @@ class EpochSetter(TrainerCallback):
 class HistoryWriter(TrainerCallback):
     """Keeps history.jsonl: one line per log entry, those before an interruption included."""
 
-    def __init__(self, path: Path) -> None:
-        """Choose the file."""
-        self.path = path
+    def __init__(self, record: PhaseRecord) -> None:
+        """Choose the phase."""
+        self._record = record
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rewrite the file from the Trainer's own log, which a continued phase restores."""
         if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self._record.write_history(state.log_history)
 
 
 class Stopper(TrainerCallback):
@@ -315,7 +313,7 @@ class FirstSteps(TrainerCallback):
 
 def own_callbacks(title: str, folder: Path, spec: PhaseSpec) -> list[TrainerCallback]:
     """Callbacks of every phase, besides its checks and its progress."""
-    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
+    own = [EpochSetter(), HistoryWriter(PhaseRecord(folder)), Stopper(title)]
     return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
 
 

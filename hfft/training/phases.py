@@ -1,10 +1,9 @@
-"""Run phases in order, each from the best weights of the one before; a killed run goes on where it was."""
+"""Run a phase, from the best weights of the one before; a killed run goes on where it was."""
 
 import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import Replay
+from hfft.runs.phase_record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
-from hfft.system.files import read_json, write_json
 from hfft.system.launch import is_fsdp_asked
 from hfft.training.callbacks import FirstSteps, PhaseProgress, is_evaluation, own_callbacks
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
@@ -30,29 +29,6 @@ from hfft.training.sharding import Shards, make_trainer
 from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore, train_to_end
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """How a phase ended; result.json.
-
-    Attributes:
-        checkpoint: Folder of its best weights, below the phase's folder.
-        best_step: Optimizer step of those weights.
-        steps: Steps taken.
-        metrics: Validation metrics of the best weights; empty without validation images.
-        seconds: Time of training and evaluation in the process that finished the phase.
-        images_per_second: Training images in that time.
-        frozen: Tensors and bytes compared before and after, and how many changed.
-    """
-
-    checkpoint: str
-    best_step: int
-    steps: int
-    metrics: dict[str, float]
-    seconds: float
-    images_per_second: float
-    frozen: dict[str, int]
 
 
 def run_phase(
@@ -83,7 +59,7 @@ def run_phase(
     end_activation_checkpointing(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, phase.spec, pixels)
-    result = finished_phase(phase.folder)
+    result = PhaseRecord(phase.folder).result
     if result is not None:
         _LOG.info(f"{phase.title}: was finished")
         _reload(model, phase.folder, result)
@@ -129,7 +105,7 @@ def _finish(
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
-        write_json(folder / "plan.json", dataclasses.asdict(plan))
+        PhaseRecord(folder).write_plan(plan)
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
@@ -145,7 +121,7 @@ def _finish(
         model = shards.gather_all().to(arguments.device)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
-        write_json(folder / "result.json", dataclasses.asdict(result))
+        PhaseRecord(folder).write_result(result)
     meet()
     return model, result
 
@@ -172,12 +148,6 @@ def _released(trainer: PhaseTrainer) -> Any:
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model
-
-
-def finished_phase(folder: Path) -> PhaseResult | None:
-    """The result of a phase that has ended, if it has."""
-    path = folder / "result.json"
-    return PhaseResult(**read_json(path)) if path.is_file() else None
 
 
 def _reload(model: Any, folder: Path, result: PhaseResult) -> None:

@@ -19,11 +19,11 @@ from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
+from hfft.runs.phase_record import Group
 from hfft.system.launch import spread_by
 from hfft.system.machine import cpus_per_process
 from hfft.training.callbacks import HEADLINES
 from hfft.training.losses import ImageLoss
-from hfft.training.plan import Group
 from hfft.training.trainer import PhaseTrainer
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
