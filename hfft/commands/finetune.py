@@ -38,8 +38,7 @@ from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
 from hfft.training.failures import failures_explained
-from hfft.training.model_selection import select_phase
-from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
+from hfft.training.model_selection import keep_given, plain_network, restore_selected, select_phase
 from hfft.training.phases import run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 
@@ -164,7 +163,7 @@ def _end(
     """Write the result, measure it, and write what was measured."""
     recipe, folder, images = job.recipe, job.folder, job.images
     with _timed(seconds, "evaluation"), failures_explained("result"):
-        restore_kept(network, recipe, trained.results, trained.kept, folder)
+        restore_selected(network, recipe, trained.kept, folder)
         if result_name(recipe) == MODEL:
             on_main(lambda: save_model(network, job.processor, folder / MODEL))
         scores, baselines = score_result(network, job.processor, images, recipe, trained)

@@ -30,8 +30,7 @@ from hfft.runs.phase_record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
-from hfft.training.memory import activation_bytes, refuses_one_image
-from hfft.training.plan import expand_phases, plan_phase, prepare_phase
+from hfft.training.plan import activation_bytes, expand_phases, plan_phase, prepare_phase, refuses_one_image
 from hfft.training.reporting import check_reporting
 from hfft.training.settings import check_activation_checkpointing, try_arguments
 
