@@ -32,7 +32,7 @@ from hfft.data.sources.rows import Source, make_rows
 from hfft.data.sources.splits import existing_split, plan_splits, rows_to_measure, split_rows
 from hfft.data.sources.table import Table
 from hfft.data.sources.text_tables import TEXT_TABLES
-from hfft.data.sources.webdataset import read_shards, tar_files
+from hfft.data.sources.webdataset import read_shards
 from hfft.errors import DataError
 from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
@@ -227,7 +227,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Table:
         return read_parquet_folder(folder, files, spec)
     if files := files_ending(folder, TEXT_TABLES):
         return read_text_tables(folder, files, spec)
-    if files := tar_files(folder):
+    if files := files_ending(folder, (".tar",)):
         return read_shards(files_by_split(folder, files), folder, spec)
     saved = next((file for file in visible_files(folder) if file.name in SAVED), None)
     if saved is not None:

@@ -238,11 +238,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
 def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
     """Number of the part of each row, (N,); whole groups, the largest first, go where their classes lack most.
 
-    Args:
-        labels: (N,), or (N, K) of 0 and 1.
-        groups: (N,).
-        fractions: Of each part, (P,); they sum to 1.
-        seed: Breaks ties between groups of a size.
+    `labels` is (N,), or (N, K) of 0 and 1; `groups` is (N,); `fractions` of the parts, (P,), sum to 1.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     if labels.ndim == 2:  # with a class that all images are of, so that those without a label are shared out too
@@ -298,11 +294,8 @@ def _carve_multi_label(labels: np.ndarray, fractions: Mapping[str, float], seed:
 def _assign_multi_label(labels: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
     """Number of the part of each image, (N,).
 
-    Args:
-        labels: (N, K) of 0 and 1.
-        targets: Images of each label that each part is to have, (P, K).
-        fractions: Of the images that each part is to have, (P,); they sum to 1.
-        seed: Decides between images and parts that would do as well.
+    `labels` is (N, K) of 0 and 1, `targets` the images of each label that each part is to have, (P, K), and
+    `fractions` those of all images, (P,), which sum to 1.
     """
     rng = np.random.default_rng(seed)
     lacking, room = targets.astype(float), fractions * len(labels)  # (P, K), (P,)
