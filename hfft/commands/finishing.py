@@ -5,9 +5,8 @@ from pathlib import Path
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
-from hfft.commands.prepare import checked_images
-from hfft.data.audit.filtering import Checked
-from hfft.data.sources.reading import load_data
+from hfft.data.audit.filtering import Checked, check_images
+from hfft.data.sources.reading import choose_splits, read_source
 from hfft.errors import RunError
 from hfft.inference.opening import open_model
 from hfft.model.given import fingerprints
@@ -40,7 +39,8 @@ def update_finished(
     changed, checked = card_changes(folder, recipe), None
     is_elsewhere = data is None and has_other_source(folder, recipe)
     if "widget" in changed or is_elsewhere:
-        checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
+        source = read_source(recipe.data, data)
+        checked = check_images(source, choose_splits(source, recipe.data, recipe.seed), recipe.data, recipe.seed)
         check_same_images(folder, checked)
     lacks_page = recipe.report and not (folder / PAGE).is_file()
     meet()  # all have looked

@@ -17,7 +17,6 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfft.data.audit.filtering import Checked
-from hfft.data.audit.findings import described
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData
@@ -235,7 +234,7 @@ def open_folder(
         "task": checked.images.task,
         "splits": {name: describe_split(checked.images, name, print) for name, print in checked.fingerprints.items()},
         "skipped": [dataclasses.asdict(skip) for skip in checked.skipped],
-        "findings": [described(finding) for finding in checked.findings],
+        "findings": [finding.to_dict() for finding in checked.findings],
     }
     environment = {
         **describe_environment(),
