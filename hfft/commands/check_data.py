@@ -13,10 +13,9 @@ from hfft.data.audit.audit import Audit, audit
 from hfft.data.audit.filtering import gray_of, joined
 from hfft.data.audit.findings import KINDS, Finding, in_order, list_findings
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.folders import SPLIT_NAMES
-from hfft.data.sources.ignored_files import find_strays
+from hfft.data.sources.class_folders import find_ignored
 from hfft.data.sources.labels import class_names, count_keys
-from hfft.data.sources.layout import CLASS_FOLDER
+from hfft.data.sources.layout import CLASS_FOLDER, SPLIT_NAMES
 from hfft.data.sources.reading import choose_splits, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
@@ -160,7 +159,8 @@ def _check(splits: Mapping[str, Dataset], spec: DataSpec, train: str = "train") 
     findings = list_findings(done, numbers, labels, train=train, gray=gray)
     folder = folder_at(spec.source)
     if folder is not None and _is_of_files(rows):
-        findings += find_strays(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
+        ignored = find_ignored(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
+        findings += [Finding("left out", reason, (name,), 1) for name, reason in ignored]
     summaries = {name: _summarize(done, part, labels) for name, part in numbers.items()}
     return DataCheck(summaries, tuple(in_order(findings)))
 

@@ -1,8 +1,10 @@
 """The images of a run that can be read, before they are split: what was left out, and what the audit found."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
@@ -11,7 +13,7 @@ from hfft.data.audit.audit import Audit, audit
 from hfft.data.audit.findings import Finding, list_findings
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.labels import count_keys, spoken_label
+from hfft.data.sources.labels import count_keys, spoken_label, targets_of
 from hfft.data.sources.reading import ImageData, choose_splits
 from hfft.data.sources.rows import Source, without_files
 from hfft.errors import DataError
@@ -52,6 +54,30 @@ class Checked:
     fingerprints: Mapping[str, str]
     skipped: tuple[Skip, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+
+def describe_images(checked: Checked) -> dict[str, Any]:
+    """What a run folder keeps of its images, data.json."""
+    images, prints = checked.images, checked.fingerprints
+    return {
+        "labels": list(images.labels),
+        "task": images.task,
+        "splits": {name: describe_split(images, name, fingerprint) for name, fingerprint in prints.items()},
+        "skipped": [asdict(skip) for skip in checked.skipped],
+        "findings": [finding.to_dict() for finding in checked.findings],
+    }
+
+
+def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str, Any]:
+    """What a run folder keeps of a split."""
+    targets = targets_of(images.splits[split], len(images.labels))
+    return {
+        "images": len(images.splits[split]),
+        "counts": images.counts(split),
+        "carved": split in images.carved,
+        "fingerprint": fingerprint,
+        **({} if targets is None else {"targets": hashlib.blake2b(targets.tobytes(), digest_size=16).hexdigest()}),
+    }
 
 
 def check_images(source: Source, images: ImageData, spec: DataSpec, seed: int) -> Checked:
