@@ -22,7 +22,7 @@ from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
-from hfft.replay.replay import Replay, TrainingActivations, is_replayed
+from hfft.replay.replay import Replay, TrainingActivations, recorded_with
 from hfft.replay.split_point import find_split_point
 from hfft.system.files import read_json
 from hfft.training.model_selection import Selection
@@ -75,7 +75,7 @@ class Trained:
         total = 0
         for phase, result in zip(self.phases, self.results, strict=True):
             images = result.steps * read_json(phase.folder / "plan.json")["batch"]
-            if is_replayed(phase.folder):
+            if recorded_with(phase.folder) is not None:
                 total += len(self.data.train)  # recorded once
             else:
                 total += images * (1 if phase.spec.adapter is None and phase.spec.unfreeze == "head" else _BACKWARD)
