@@ -23,8 +23,8 @@ from hfft.errors import ModelError, RecipeError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ReplayedData
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.distributed import on_main
-from hfft.system.files import read_json, write_json
 from hfft.system.progress import bar
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, PhaseRun
@@ -93,11 +93,11 @@ def with_rate(
         return phase.spec
     if replayed is None:
         raise TrainingError(f"{phase.title}: learning_rate: auto needs what enters the head recorded; give a number")
-    note = phase.folder / "search.json"
+    record = PhaseRecord(phase.folder)
 
     def choose() -> dict[str, Any]:
-        if note.is_file():
-            return read_json(note)
+        if record.search:
+            return record.search
         choice = search_head(
             _linear_head(model, replayed, phase.spec.name),
             _head_inputs(replayed),
@@ -107,7 +107,7 @@ def with_rate(
             patience=phase.spec.early_stopping,
         )
         found = dataclasses.asdict(choice)
-        write_json(note, found)
+        record.write_search(found)
         return found
 
     choice = on_main(choose)
