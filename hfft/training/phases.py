@@ -23,7 +23,7 @@ from hfft.training.callbacks import FirstSteps, PhaseProgress, is_evaluation, ow
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase
-from hfft.training.search import with_rate
+from hfft.training.probe import with_rate
 from hfft.training.settings import end_activation_checkpointing, make_checkpointing_exact, training_arguments
 from hfft.training.sharding import Shards, make_trainer
 from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore, train_to_end
