@@ -9,8 +9,7 @@ from typing import Any
 from hfft.errors import RunError, first_line
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import adapter_base
-from hfft.runs.phase_record import RESULT, RETENTION, PhaseRecord, PhaseResult, Plan
-from hfft.runs.record import ADAPTER, ENVIRONMENT, RunRecord
+from hfft.runs.record import ADAPTER, ENVIRONMENT, RESULT, RETENTION, PhaseRecord, PhaseResult, Plan, RunRecord
 from hfft.system.files import read_json
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by

@@ -12,7 +12,7 @@ from hfft.errors import ModelError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ActivationDataset, ReplayedData
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import on_main
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.probe import HeadInputs, search_head
