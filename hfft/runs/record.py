@@ -37,13 +37,10 @@ _PLAN, _HISTORY, _ENGINE, _SEARCH = "plan.json", "history.jsonl", "replay.json",
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share a learning rate and a weight decay.
+    """Parameters of one part that share a learning rate and a weight decay.
 
     Attributes:
-        part: The part they belong to.
-        names: Their names.
         learning_rate: Highest rate of the schedule; None while it is still to be found.
-        weight_decay: As AdamW takes it.
     """
 
     part: str
