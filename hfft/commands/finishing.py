@@ -12,14 +12,19 @@ import pandas as pd
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
-from hfft.commands.prepare import checked_images
+from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
+<<<<<<< HEAD
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import RunError, TrainingError
 from hfft.evaluators.scored_baselines import Trained, Way, score_beside
 from hfft.inference.classifier import Classifier
+=======
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
+from hfft.errors import RunError
+>>>>>>> main
 from hfft.inference.opening import open_model
 from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
@@ -186,7 +191,8 @@ def update_finished(
         _check_model(record, recipe, given)
     changed, images = card_changes(record, recipe), None
     if "widget" in changed or (data is None and has_other_source(record, recipe)):
-        checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
+        source = read_source(recipe.data, data)
+        checked = check_images(source, choose_splits(source, recipe.data, recipe.seed), recipe.data, recipe.seed)
         check_same_images(record, checked.fingerprints)
         images = checked.images
     lacks_page = recipe.report and not (folder / PAGE).is_file()
