@@ -15,12 +15,7 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.finishing import score_result, update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
-<<<<<<< HEAD
-from hfft.commands.prepare import Job, checked_images, load_network, make_job, precision_of
-=======
 from hfft.commands.prepare import Job, load_network, make_job, precision_of
-from hfft.commands.finishing import score_result
->>>>>>> main
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit

@@ -16,15 +16,10 @@ from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
-<<<<<<< HEAD
-from hfft.data.sources.reading import ImageData, load_data
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.errors import RunError, TrainingError
 from hfft.evaluators.scored_baselines import Trained, Way, score_beside
 from hfft.inference.classifier import Classifier
-=======
-from hfft.data.sources.reading import ImageData, choose_splits, read_source
-from hfft.errors import RunError
->>>>>>> main
 from hfft.inference.opening import open_model
 from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
@@ -33,13 +28,13 @@ from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
 from hfft.replay.engine import scoring_engine
-from hfft.replay.replay import recorded_with
 from hfft.runs.facts import read_facts
 from hfft.runs.opening import card_changes, check_same_images, has_other_source
 from hfft.runs.record import (
     EXAMPLES,
     FIGURES,
     PAGE,
+    PhaseRecord,
     RunRecord,
     result_name,
     write_metrics,
@@ -89,7 +84,7 @@ def score_result(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(recorded_with(trained.phases[0].folder)),
+        choose_run=scoring_engine(PhaseRecord(trained.phases[0].folder).engine()),
     )
     splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
     scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
