@@ -14,7 +14,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hfft.errors import TrainingError
 from hfft.model.anatomy import PEFT_PREFIX
 from hfft.recipe.spec import PhaseSpec
-from hfft.runs.phase_record import Group, PhaseRecord
+from hfft.runs.record import Group, PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
 

@@ -13,8 +13,7 @@ from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.runs.phase_record import PhaseRecord, PhaseResult
-from hfft.runs.record import ADAPTER, GIVEN, RunRecord
+from hfft.runs.record import ADAPTER, GIVEN, MODEL, PhaseRecord, PhaseResult, RunRecord
 from hfft.system.distributed import meet
 from hfft.training.callbacks import HEADLINES, headline_in
 
@@ -78,10 +77,10 @@ def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
         for number, value in zip((step.before, step.after), step.values, strict=True):
             values[phases[number].name][step.metric] = value
     words = why or _in_words(steps, phases, best)
-    folder = "model"
+    folder = MODEL
     if adapter is not None and not adapter.merge:  # the recipe asks for this folder, which no other phase can give
         words += "" if best == last else ", but adapter.merge: false asks for the adapter"
-        folder, best = "adapter", last
+        folder, best = ADAPTER, last
     name = phases[best].name
     return Selection(best, name, f"{words}: {folder}/ is that of {name}", values)
 

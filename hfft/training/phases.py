@@ -16,7 +16,7 @@ from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import Replay
-from hfft.runs.phase_record import PhaseRecord, PhaseResult
+from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
 from hfft.system.launch import is_fsdp_asked
 from hfft.training.callbacks import FirstSteps, PhaseProgress, is_evaluation, own_callbacks

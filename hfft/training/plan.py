@@ -16,7 +16,7 @@ from hfft.model.freezing import frozen_parts, set_modes, set_trainable, trainabl
 from hfft.model.restoring import left_as_it_was
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
-from hfft.runs.phase_record import Group, Plan
+from hfft.runs.record import Group, Plan
 from hfft.training.failures import ONE_VALUE
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.

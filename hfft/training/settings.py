@@ -19,7 +19,7 @@ from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.system.launch import spread_by
 from hfft.system.machine import cpus_per_process
 from hfft.training.callbacks import HEADLINES

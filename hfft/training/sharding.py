@@ -23,7 +23,7 @@ from hfft.model.anatomy import block_paths
 from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
 from hfft.replay.split_point import SplitPoint
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.training.phase_data import PhaseData
 from hfft.training.trainer import PhaseTrainer, restore
 

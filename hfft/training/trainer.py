@@ -20,7 +20,7 @@ from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder, read_json
 from hfft.system.signals import patient
