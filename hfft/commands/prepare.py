@@ -14,7 +14,7 @@ from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.data.sources.targets import targets_of
-from hfft.metrics.compute_metrics import validating
+from hfft.metrics.evaluate_modules import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.replay import Replay, open_replay, replay_folder
