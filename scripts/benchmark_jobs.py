@@ -271,10 +271,10 @@ def floor(recipe: Recipe) -> dict[str, Any]:
 
 def prefix_to(model: Any, stop: Step, pixels: torch.Tensor) -> nn.Module:
     """The network in front of one of its modules."""
-    from hfft.replay.split_point import Prefix, cut_at  # as with finetune
+    from hfft.replay.split_point import Prefix, split_point_at  # as with finetune
 
     path = next(name for name, module in model.named_modules() if module is stop)
-    return Prefix(model, [cut_at(model, path, pixels[:1])]).eval()
+    return Prefix(model, [split_point_at(model, path, pixels[:1])]).eval()
 
 
 def _forward(model: Any, stop: Step, pixels: Sequence[torch.Tensor]) -> tuple[torch.Tensor, float, str]:

@@ -17,7 +17,7 @@ from hfft.data.sources.folders import SPLIT_NAMES
 from hfft.data.sources.ignored_files import find_strays
 from hfft.data.sources.labels import class_names, count_keys
 from hfft.data.sources.layout import CLASS_FOLDER
-from hfft.data.sources.reading import choose_images, load_data, read_source
+from hfft.data.sources.reading import choose_splits, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
@@ -108,7 +108,7 @@ def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
     train = next((name for name in found.splits if name.lower() in SPLIT_NAMES["train"]), next(iter(found.splits)))
     refused, labels = None, ()
     try:
-        labels = choose_images(found, spec, 0, where=source).labels
+        labels = choose_splits(found, spec, 0).labels
     except DataError as error:
         if not any(map(len, found.splits.values())):
             raise

@@ -30,12 +30,12 @@ from hfft.recipe.spec import Recipe
 from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.runs.run import Run
 from hfft.system.distributed import join, on_main
-from hfft.system.launch import check_launch, check_packages
+from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
-from hfft.training.failures import explained
-from hfft.training.model_selection import choose_kept
+from hfft.training.failures import failures_explained
+from hfft.training.model_selection import select_phase
 from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
 from hfft.training.phases import PhaseResult, run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
@@ -68,7 +68,7 @@ def finetune(
     recipe = check_recipe(recipe)
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
-    check_packages()
+    refuse_deepspeed()
     recipe, state = with_weights_found(recipe), join_for(recipe)
     check_launch(state)
     pushers = save_pushers(recipe)
@@ -114,7 +114,7 @@ def _finetune(
         network: Any = model if load is None else load()
         copy_fit(found.config, network.config)
     precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
-    with explained("run folder"):
+    with failures_explained("run folder"):
         lock.take()
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
         open_folder(
@@ -126,9 +126,9 @@ def _finetune(
     with _timed(seconds, "retention"):
         retaining = Retaining(recipe, network, job.images, job.processor, job.phases, is_loaded=model is None)
     network, results = _train(job, network, retaining, [*callbacks, *reporting], seconds)
-    kept = choose_kept(recipe, results)
+    kept = select_phase(recipe, results)
     _LOG.info(kept.reason)
-    with _timed(seconds, "retention"), explained("retention"):
+    with _timed(seconds, "retention"), failures_explained("retention"):
         retained = retaining.finish(network, job.data)
     _end(job, network, Trained(job.phases, results, kept, job.data, job.replay, load), retained, seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
@@ -149,10 +149,10 @@ def _train(
             network, result = run_phase(network, phase, job.data, replay=job.replay, callbacks=callbacks)
             results.append(result)
             network = plain_network(network, job.processor, job.recipe, results, job.folder)
-        with _timed(seconds, "retention"), explained("retention"):
+        with _timed(seconds, "retention"), failures_explained("retention"):
             retaining.after_phase(network, phase)
         if job.recipe.label_hints and phase.number == 0:
-            with _timed(seconds, "label hints"), explained("label hints"):
+            with _timed(seconds, "label hints"), failures_explained("label hints"):
                 hint_labels(network, phase, job.data, job.replay, job.processor, job.images.labels)
     return network, results
 
@@ -162,7 +162,7 @@ def _end(
 ) -> None:
     """Write the result, measure it, and write what was measured."""
     recipe, folder, images = job.recipe, job.folder, job.images
-    with _timed(seconds, "evaluation"), explained("result"):
+    with _timed(seconds, "evaluation"), failures_explained("result"):
         restore_kept(network, recipe, trained.results, trained.kept, folder)
         if result_name(recipe) == "model":
             on_main(lambda: save_model(network, job.processor, folder / "model"))
@@ -170,7 +170,7 @@ def _end(
         if recipe.novelty:
             on_main(lambda: keep_novelty(folder / result_name(recipe), images, recipe))
     more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
-    with explained("result"):
+    with failures_explained("result"):
         on_main(lambda: write_results(folder, recipe, images, scores, seconds, more))
     if recipe.report:
         on_main(lambda: _write_page(job))

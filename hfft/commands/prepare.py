@@ -8,7 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
-from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in, run_clock
+from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
@@ -20,7 +20,6 @@ from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.replay import Replay, open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
-from hfft.training.eta import RunClock
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.precision import fastest_precision
 
@@ -78,13 +77,13 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         folder=folder,
         images=images,
         processor=found.processor,
-        phases=_phase_runs(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
+        phases=_phase_runs(phases, folder, recipe.seed),
         data=_phase_data(images, found.processor, recipe),
         replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
     )
 
 
-def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[PhaseRun]:
+def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[PhaseRun]:
     return [
         PhaseRun(
             number=number,
@@ -92,7 +91,6 @@ def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: Run
             folder=folder / f"{number}-{phase.name}",
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
             seed=seed,
-            clock=clock,
         )
         for number, phase in enumerate(phases)
     ]

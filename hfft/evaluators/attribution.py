@@ -1,189 +1,209 @@
-"""Where in an image a network looks for a class: Grad-CAM on a late block, for every family whose blocks keep places.
+"""The worst mistakes of a run, with their pictures: chosen from its predictions, kept in its folder `mistakes/`."""
 
-Source: https://hf.co/papers/1610.02391; for tokens, their grid takes the place of the feature map. Whether a block's
-output is such a grid isn't looked up by family: it is believed where a change of a quarter of the image shows most in
-the same quarter of the output.
-"""
-
-import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+import dataclasses
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
+from PIL import Image
 
-from hfft.errors import ModelError
-from hfft.evaluators.features import as_before, block_modules
+from hfft.data.images.decoding import decode_row
+from hfft.data.images.transforms import evaluation_transform, pixel_scale
+from hfft.data.sources.reading import ImageData
+from hfft.errors import DataError, HfftError, ModelError, first_line
+from hfft.evaluators.grad_cam import attribute
+from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_of, small
+from hfft.runs.facts import RunFacts
+from hfft.system.files import read_json, write_folder, write_json
 
-_LEAST = 4  # places in each direction; fewer tell nothing of where
-_MOST_EXTRA = 16  # tokens that stand for no place: of the class, registers
-_BATCH = 8  # images
+FOLDER = "mistakes"
+"""Folder of the run that holds the pictures and `mistakes.json`."""
+_LISTED = 24
+_HEAT = 0.6  # of the colour, where most speaks for the answer
+
+_LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 
 @dataclass(frozen=True)
-class Attribution:
-    """What spoke for a class.
+class Mistakes:
+    """The worst mistakes on a split: wrong answers, those with the highest probability first.
 
     Attributes:
-        block: Name of the block that was looked at.
-        maps: (N, h, w) float32 on the CPU, from 0 to 1, the largest of each image being 1; all 0 where nothing spoke
-            for it.
+        split: Its name.
+        images: How many it has.
+        wrong: How many of them were taken for another class.
+        shown: The worst of these.
+        block: Which block's output the overlays show; empty where there are none.
+        no_overlay: Why there are none; empty where there are.
     """
 
+    split: str
+    images: int
+    wrong: int
+    shown: tuple[Shown, ...]
+    block: str = ""
+    no_overlay: str = ""
+
+
+@dataclass(frozen=True)
+class _Overlays:
+    """By place in the list of mistakes, what the network sees; or why there is nothing."""
+
+    pictures: dict[int, Image.Image]
     block: str
-    maps: torch.Tensor
+    reason: str
 
 
-def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Attribution:
-    """Find which places of images speak for a class; nothing of the model changes, and no random number is drawn.
-
-    The last block that has a grid of 4 x 4 places or more is looked at, and whose places the answer depends on: of a
-    network that answers from its class token alone, that is the block before the last.
+def keep_mistakes(
+    facts: RunFacts, images: ImageData | None = None, *, open_model: Callable[[Path], tuple[Any, Any]]
+) -> Mistakes | None:
+    """Choose the worst mistakes and write their pictures, unless all of them are there already.
 
     Args:
-        model: A classifier in evaluation mode.
-        pixels: Images as the network takes them, (N, C, H, W), where the model is.
-        targets: A class for each image, (N,).
+        facts: Of a finished run.
+        images: The run's; looked for where its recipe says when None.
+        open_model: Folder of the result -> its network, on the device, and its image processor; is called where
+            pictures are missing.
 
-    Raises:
-        ModelError: If no block keeps the places of the image, or none of them counts for the answer.
+    Returns:
+        None where nothing was measured, or not as one class for each image.
     """
-    with as_before(model), _without_weight_gradients(model):
-        model.eval()
-        candidates = _placed_blocks(model, pixels[:1])
-        for block, path in candidates:
-            maps = [
-                _grad_cam(model, path, pixels[start : start + _BATCH], targets[start : start + _BATCH])
-                for start in range(0, len(pixels), _BATCH)
-            ]
-            found = torch.cat(maps)
-            if found.any():
-                return Attribution(block, found)
-    if candidates:
-        raise ModelError("nowhere in the image does a late block's output speak for the answer")
-    raise ModelError(f"no block's output keeps the places of the image, in {_LEAST} x {_LEAST} of them or more")
-
-
-def _placed_blocks(model: Any, pixels: torch.Tensor) -> list[tuple[str, str]]:
-    """Names and paths of the blocks whose output is a grid of places, the last one first; pixels are (1, C, H, W)."""
-    changed = [pixels, *(_with_noise(pixels, quarter) for quarter in range(4))]
-    paths = block_modules(model, pixels.expand(2, -1, -1, -1))
-    seen: dict[str, torch.Tensor] = {}
-    handles = []
-    for block, path in paths.items():
-
-        def note(_: Any, __: Any, output: Any, block: str = block) -> None:
-            seen[block] = _first(output, 5)  # pyright: ignore[reportArgumentType]
-
-        handles.append(model.get_submodule(path).register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            model(pixel_values=torch.cat(changed))
-    finally:
-        for handle in handles:
-            handle.remove()
-    height, width = pixels.shape[2:]
-    return [
-        (block, path)
-        for block, path in reversed(paths.items())
-        if (grid := _as_grid(seen.get(block), height / width)) is not None and _keeps_places(grid)
-    ]
-
-
-def _with_noise(pixels: torch.Tensor, quarter: int) -> torch.Tensor:
-    changed = pixels.clone()
-    area = _quarter(changed, quarter)
-    noise = torch.randn(area.shape, generator=torch.Generator().manual_seed(0))
-    area.copy_(noise.to(area))
-    return changed
-
-
-def _quarter(grid: torch.Tensor, number: int) -> torch.Tensor:
-    """A view of the upper left, upper right, lower left or lower right quarter of (..., h, w)."""
-    height, width = grid.shape[-2] // 2, grid.shape[-1] // 2
-    rows = slice(None, height) if number < 2 else slice(-height, None)
-    columns = slice(None, width) if number % 2 == 0 else slice(-width, None)
-    return grid[..., rows, columns]
-
-
-def _keeps_places(grid: torch.Tensor) -> bool:
-    """Whether each quarter of (5, C, h, w) differs most where that of the image does; the first image is unchanged."""
-    changes = (grid[1:] - grid[:1]).abs().sum(dim=1)  # (4, h, w)
-    means = torch.stack([_quarter(changes, number).mean(dim=(1, 2)) for number in range(4)])  # (quarter, image)
-    return bool(torch.isfinite(means).all()) and means.argmax(dim=0).tolist() == [0, 1, 2, 3]
-
-
-def _grad_cam(model: Any, path: str, pixels: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Maps (B, h, w) of a block's output, on the CPU."""
-    kept: list[torch.Tensor] = []
-
-    def begin(_: Any, __: Any, output: Any) -> Any:
-        leaves, structure = pytree.tree_flatten(output)
-        place = next(k for k, leaf in enumerate(leaves) if _is_per_image(leaf, len(pixels)))
-        kept.append(leaves[place].detach().requires_grad_())
-        leaves[place] = kept[-1].clone()  # which what follows may change in place
-        return pytree.tree_unflatten(leaves, structure)
-
-    handle = model.get_submodule(path).register_forward_hook(begin)
-    try:
-        with torch.enable_grad():
-            logits = model(pixel_values=pixels).logits  # (B, K)
-            (gradient,) = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), kept[-1])
-    finally:
-        handle.remove()
-    aspect = pixels.shape[2] / pixels.shape[3]
-    values, slopes = _as_grid(kept[-1].detach(), aspect), _as_grid(gradient, aspect)
-    assert values is not None
-    assert slopes is not None
-    weights = slopes.float().mean(dim=(2, 3), keepdim=True)  # (B, C, 1, 1)
-    maps = (weights * values.float()).sum(dim=1).relu()  # (B, h, w)
-    most = maps.amax(dim=(1, 2), keepdim=True)
-    return torch.where(most > 0, maps / most, torch.zeros_like(maps)).cpu()
-
-
-def _first(output: Any, images: int) -> torch.Tensor | None:
-    return next((leaf for leaf in pytree.tree_leaves(output) if _is_per_image(leaf, images)), None)
-
-
-def _is_per_image(leaf: Any, images: int) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.ndim > 1 and leaf.shape[0] == images and leaf.is_floating_point()
-
-
-def _as_grid(tensor: torch.Tensor | None, aspect: float) -> torch.Tensor | None:
-    """Features as (B, C, h, w), h / w being the image's; None where they are no such grid, or a coarse one."""
-    if tensor is None:
+    chosen = choose_mistakes(facts)
+    if chosen is None:
         return None
-    if tensor.ndim == 4:
-        _, first, second, third = tensor.shape
-        if _fits(second, third, aspect):
-            return tensor
-        return tensor.permute(0, 3, 1, 2) if _fits(first, second, aspect) else None
-    if tensor.ndim != 3:
+    before = read_mistakes(facts.folder)
+    if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
+        return before
+    found, pictures = _illustrated(facts, chosen, images, open_model)
+
+    def write(aside: Path) -> None:
+        for name, picture in pictures.items():
+            picture.save(aside / name, quality=82)
+        write_json(aside / "mistakes.json", dataclasses.asdict(found))
+
+    write_folder(facts.folder / FOLDER, write)
+    return found
+
+
+def choose_mistakes(facts: RunFacts) -> Mistakes | None:
+    """The worst mistakes by predictions.parquet, without pictures; None as for `keep_mistakes`."""
+    path, split = facts.folder / "predictions.parquet", facts.judged
+    if split is None or not split.confusion or not path.is_file():
         return None
-    tokens = tensor.shape[1]
-    for extra in range(min(_MOST_EXTRA, tokens)):  # those that stand for no place come first
-        height = round(math.sqrt((tokens - extra) * aspect))
-        width = (tokens - extra) // height if height else 0
-        if height * width == tokens - extra and _fits(height, width, aspect):
-            return tensor[:, extra:].transpose(1, 2).unflatten(2, (height, width))  # (B, C, h, w)
-    return None
+    answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
+    answers = answers.loc[answers["split"] == split.name]
+    wrong = answers.loc[answers["label"] != answers["prediction"]]
+    if not all(isinstance(label, str) for label in wrong["label"]):
+        return None
+    worst = wrong.sort_values("probability", ascending=False, kind="stable").head(_LISTED)
+    names = [f"probability {label}" for label in worst["label"].unique()]
+    known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst
+    shown = tuple(
+        Shown(
+            row.file, row.label, row.prediction, float(known.loc[place, f"probability {row.label}"]), row.probability
+        )
+        for place, row in zip(worst.index, worst.itertuples(), strict=True)
+    )
+    return Mistakes(split.name, len(answers), len(wrong), shown)
 
 
-def _fits(height: int, width: int, aspect: float) -> bool:
-    return min(height, width) >= _LEAST and abs(height - width * aspect) < 1
-
-
-@contextmanager
-def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """So that what runs before the block leaves nothing behind in memory."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def read_mistakes(folder: Path) -> Mistakes | None:
+    """What a run folder keeps; None where it keeps nothing that can be read."""
     try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
+        content = read_json(folder / FOLDER / "mistakes.json")
+        return Mistakes(**{**content, "shown": tuple(Shown(**one) for one in content["shown"])})
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _named(mistakes: Mistakes) -> list[tuple[Any, ...]]:
+    return [(mistakes.split, one.file, one.prediction, one.probability) for one in mistakes.shown]
+
+
+def _illustrated(
+    facts: RunFacts, chosen: Mistakes, images: ImageData | None, open_model: Callable[[Path], tuple[Any, Any]]
+) -> tuple[Mistakes, dict[str, Image.Image]]:
+    """The mistakes with the names of their pictures, and the pictures by name."""
+    try:
+        rows = rows_of(facts, chosen.split, chosen.shown, images) if chosen.shown else []
+    except DataError as error:
+        _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
+        return _without_pictures(chosen, str(error)), {}
+    pictures, missing = pictures_of(rows)
+    there = {place: row for place, row in enumerate(rows) if row and place in pictures}
+    overlays = _overlays(facts, chosen, there, open_model)
+    files: dict[str, Image.Image] = {}
+    shown = []
+    for place, one in enumerate(chosen.shown):
+        if place in missing:
+            shown.append(dataclasses.replace(one, missing=missing[place]))
+            continue
+        overlay = f"{place}_seen.jpg" if place in overlays.pictures else None
+        files[f"{place}.jpg"] = pictures[place]
+        files |= {} if overlay is None else {overlay: overlays.pictures[place]}
+        shown.append(dataclasses.replace(one, picture=f"{place}.jpg", overlay=overlay))
+    return (
+        dataclasses.replace(chosen, shown=tuple(shown), block=overlays.block, no_overlay=overlays.reason),
+        files,
+    )
+
+
+def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
+    shown = tuple(dataclasses.replace(one, missing=reason) for one in chosen.shown)
+    return dataclasses.replace(chosen, shown=shown, no_overlay=reason)
+
+
+def _overlays(
+    facts: RunFacts,
+    chosen: Mistakes,
+    rows: dict[int, dict[str, Any]],
+    open_model: Callable[[Path], tuple[Any, Any]],
+) -> _Overlays:
+    if not rows:
+        return _Overlays({}, "", "there are no pictures")
+    try:
+        model, processor = open_model(facts.result)
+        transform = evaluation_transform(processor)
+        targets = torch.tensor([facts.labels.index(chosen.shown[place].prediction) for place in rows])
+        pixels = [transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)
+        if len({one.shape for one in pixels}) > 1:
+            raise ModelError("the model takes images of several sizes")
+        inputs = transform.floats(torch.stack(pixels).to(model.device))
+        found = attribute(model, inputs, targets.to(inputs.device))
+        seen = _as_pictures(pixels, processor)
+    except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
+        return _Overlays({}, "", first_line(error))
+    pictures = {
+        place: small(_with_heat(picture, heat.numpy()))
+        for place, picture, heat in zip(rows, seen, found.maps, strict=True)
+    }
+    return _Overlays(pictures, found.block, "")
+
+
+def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.Image]:
+    """What the network gets to see, of pixels (C, H, W) before they are scaled, or after."""
+    if pixels[0].dtype == torch.uint8:
+        levels = list(pixels)
+    else:
+        scale = pixel_scale(processor)
+        shown = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
+        order = [scale.channels.index(color) for color in range(3)]
+        levels = [one.to(torch.uint8)[order] for one in shown]
+    return [as_image(one) for one in levels]
+
+
+def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The picture in grays, and over it colours where most spoke for the answer; heat is (h, w)."""
+    from matplotlib import colormaps  # which takes long to import
+
+    wide = Image.fromarray((heat * 255).astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    strength = np.asarray(wide, dtype=np.float32)[..., None] / 255  # (H, W, 1)
+    colors = colormaps["inferno"](strength[..., 0])[..., :3] * 255  # (H, W, 3)
+    grays = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float32)
+    share = _HEAT * strength
+    return Image.fromarray((grays * (1 - share) + colors * share).round().astype(np.uint8))

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hfft.metrics.scoring import Logits
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.replay import Recorded
-from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut, placeholder_pixels
+from hfft.replay.replay import TrainingActivations
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels, split_point_at
 from hfft.training.plan import prepare_phase
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
@@ -37,7 +37,7 @@ class Reference:
         self.model = prepare_phase(model, PhaseSpec(name="head", unfreeze="head"), pixels).eval()
         self.pixels = pixels
         self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.head = find_cut(self.model, pixels)
+        self.head = find_split_point(self.model, pixels)
 
     def beside(self, result: Any) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]] | None:
         """What computes a result's logits and, from what it has in common with this network, this network's.
@@ -49,15 +49,15 @@ class Reference:
             A network for the images and a function for what it returns, as `compute` takes them; together they return
             the result's logits, this network's logits, and the features. None if little is in common.
         """
-        common = None if self.head is None else _common_cut(result, self.model, self._trained, self.pixels)
+        common = None if self.head is None else _common_split_point(result, self.model, self._trained, self.pixels)
         if common is None:
             return None
-        cut, start = common
+        split_point, start = common
 
         def then(logits: torch.Tensor, *entering: torch.Tensor) -> Sequence[torch.Tensor]:
             return (logits, *self._continue(start, entering))
 
-        return Logits(result, cut), then
+        return Logits(result, split_point), then
 
     def alone(self) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
@@ -65,18 +65,18 @@ class Reference:
             return Logits(self.model), lambda logits: (logits,)
         return Logits(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
 
-    def features(self, recorded: Recorded, places: Sequence[int]) -> torch.Tensor:
+    def features(self, recorded: TrainingActivations, places: Sequence[int]) -> torch.Tensor:
         """Features (M, D) of some images of a recording."""
         device, found = self.pixels.device, []
         for begin in range(0, len(places), _ROWS):
             entering = recorded.rows.rows(places[begin : begin + _ROWS])
             entering = tuple(tensor.to(device, self.pixels.dtype) for tensor in entering)
             with torch.no_grad():
-                found.append(self._vectors(recorded.cut, entering).cpu())
+                found.append(self._vectors(recorded.split_point, entering).cpu())
         return torch.cat(found)
 
-    def _continue(self, start: Cut, entering: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits and features, from what enters a cut."""
+    def _continue(self, start: SplitPoint, entering: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and features, from what enters a split point."""
         assert self.head is not None
         found: list[tuple[torch.Tensor, ...]] = []
         with start.bypassed(), self.head.reached(found.append):
@@ -85,7 +85,7 @@ class Reference:
             logits = self.model(pixel_values=placeholder_pixels(shape, entering[0].device)).logits  # (B, K)
         return logits, vectors(entering if start.path == self.head.path else found[0])
 
-    def _vectors(self, start: Cut, entering: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def _vectors(self, start: SplitPoint, entering: tuple[torch.Tensor, ...]) -> torch.Tensor:
         assert self.head is not None
         if start.path == self.head.path:
             return vectors(entering)
@@ -102,8 +102,10 @@ def vectors(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.cat([tensor.float() for tensor in flat], dim=1)
 
 
-def _common_cut(result: Any, reference: Any, head: set[str], pixels: torch.Tensor) -> tuple[Cut, Cut] | None:
-    """The last cut of both networks in front of all in which they differ, which their weights in front of it prove."""
+def _common_split_point(
+    result: Any, reference: Any, head: set[str], pixels: torch.Tensor
+) -> tuple[SplitPoint, SplitPoint] | None:
+    """The last split point of both networks in front of all in which they differ; their weights prove it."""
     theirs = reference.state_dict()
     parameters = dict(result.named_parameters())
     differing: set[str] = set()
@@ -115,19 +117,19 @@ def _common_cut(result: Any, reference: Any, head: set[str], pixels: torch.Tenso
                 return None
             differing |= around
     set_trainable(result, differing | head)
-    cut = find_cut(result, pixels)
+    split_point = find_split_point(result, pixels)
     set_trainable(result, set())
-    if cut is None:
+    if split_point is None:
         return None
-    start = cut_at(reference, cut.path, pixels)
-    is_same = cut.fingerprint == start.fingerprint
-    return (cut, start) if is_same and _share(result, cut, pixels) >= _WORTH else None
+    start = split_point_at(reference, split_point.path, pixels)
+    is_same = split_point.fingerprint == start.fingerprint
+    return (split_point, start) if is_same and _share(result, split_point, pixels) >= _WORTH else None
 
 
-def _share(model: Any, cut: Cut, pixels: torch.Tensor) -> float:
-    """Share of a forward pass's multiplications that is in front of a cut."""
+def _share(model: Any, split_point: SplitPoint, pixels: torch.Tensor) -> float:
+    """Share of a forward pass's multiplications that is in front of a split point."""
     before: list[int] = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        with cut.reached(lambda _: before.append(counter.get_total_flops())):
+        with split_point.reached(lambda _: before.append(counter.get_total_flops())):
             model(pixel_values=pixels)
         return before[0] / max(counter.get_total_flops(), 1)

@@ -21,10 +21,10 @@ from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
-from hfft.replay.replay import Recorded, Replay, is_replayed
-from hfft.replay.split_point import find_cut
+from hfft.replay.replay import Replay, TrainingActivations, is_replayed
+from hfft.replay.split_point import find_split_point
 from hfft.system.files import read_json
-from hfft.training.model_selection import Kept
+from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
@@ -52,7 +52,7 @@ class Trained:
 
     phases: Sequence[PhaseRun]
     results: Sequence[PhaseResult]
-    kept: Kept
+    kept: Selection
     data: PhaseData
     replay: Replay | None
     load: Callable[[], Any] | None
@@ -206,17 +206,21 @@ def _known(reference: Reference, way: Way, trained: Trained) -> tuple[np.ndarray
     return features["train"], labels[places], words
 
 
-def _recorded(reference: Reference, trained: Trained) -> Recorded | None:
+def _recorded(reference: Reference, trained: Trained) -> TrainingActivations | None:
     """What the first phase has recorded, if anything."""
     phase, data = trained.phases[0], trained.data
     if trained.replay is None or phase.spec.adapter is not None:
         return None
-    cut = reference.head
+    split_point = reference.head
     if trained.head_phase is None:
         network = prepare_phase(reference.model, phase.spec)
-        cut = find_cut(network, reference.pixels, phase.spec.batchnorm)
+        split_point = find_split_point(network, reference.pixels, phase.spec.batchnorm)
     arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
-    return None if cut is None else trained.replay.recorded(reference.model, cut, data, arguments, phase.folder)
+    return (
+        None
+        if split_point is None
+        else trained.replay.recorded(reference.model, split_point, data, arguments, phase.folder)
+    )
 
 
 @dataclass(frozen=True)

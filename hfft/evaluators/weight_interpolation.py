@@ -19,7 +19,7 @@ from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes
 from hfft.metrics.probabilities import softmax
 from hfft.model.restoring import left_as_it_was
-from hfft.replay.split_point import Cut, Prefix, find_cut, placeholder_pixels
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels
 
 _LOG = get_logger(__name__)
 
@@ -149,44 +149,46 @@ def _try_all(
     """Logits by share of the way, in batches, and the labels, (N,) or (N, K)."""
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
     labels: list[Any] = []
-    cut: Cut | None = None
+    split_point: SplitPoint | None = None
     held: list[tuple[torch.Tensor, ...]] = []  # what each share starts from, of so many images as have room
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
         labels += [one["label"] for one in batch]
         pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
-        cut = cut if begin else _cut(network, way, pixels[:1])
+        split_point = split_point if begin else _split_point(network, way, pixels[:1])
         with torch.no_grad():
-            held.append((pixels,) if cut is None else Prefix(network, [cut])(pixels))
+            held.append((pixels,) if split_point is None else Prefix(network, [split_point])(pixels))
             is_last = begin + trial.batch_size >= len(chosen)
             if is_last or sum(tensor.nbytes for tensors in held for tensor in tensors) > _HELD_BYTES:
                 for alpha in ALPHAS:
                     way.go(alpha)
-                    logits[alpha] += [_run(network, cut, tensors) for tensors in held]
+                    logits[alpha] += [_run(network, split_point, tensors) for tensors in held]
                 held = []
     return logits, np.asarray(labels)
 
 
-def _run(network: Any, cut: Cut | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
-    if cut is None:
+def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
+    if split_point is None:
         return network(pixel_values=entering[0]).logits.float().cpu().numpy()  # (B, K)
-    pixels = placeholder_pixels((len(entering[0]), *cut.image_shape), entering[0].device)
-    with cut.bypassed():
-        cut.feed(entering)
+    pixels = placeholder_pixels((len(entering[0]), *split_point.image_shape), entering[0].device)
+    with split_point.bypassed():
+        split_point.feed(entering)
         return network(pixel_values=pixels).logits.float().cpu().numpy()
 
 
-def _cut(network: Any, way: _Way, pixels: torch.Tensor) -> Cut | None:
-    """The last cut in front of all that differs between both ends."""
+def _split_point(network: Any, way: _Way, pixels: torch.Tensor) -> SplitPoint | None:
+    """The last split point in front of all that differs between both ends."""
     before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(name in way.differing)
     try:
-        cut = find_cut(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
+        split_point = (
+            find_split_point(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
+        )
     finally:
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(before[name])
-    if cut is None:
+    if split_point is None:
         return None
-    behind = {tensor.data_ptr() for tensor in cut.behind}
-    return cut if all(tensor.data_ptr() in behind for tensor in way.differing.values()) else None
+    behind = {tensor.data_ptr() for tensor in split_point.behind}
+    return split_point if all(tensor.data_ptr() in behind for tensor in way.differing.values()) else None

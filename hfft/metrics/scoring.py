@@ -21,7 +21,7 @@ from hfft.metrics.probabilities import softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.thresholds import kept_thresholds
 from hfft.replay.engine import EAGER, Engine, choose_engine
-from hfft.replay.split_point import Cut
+from hfft.replay.split_point import SplitPoint
 from hfft.system.progress import SOON, bar
 
 _LOG = get_logger(__name__)
@@ -150,18 +150,18 @@ def _broken_images_named() -> Iterator[None]:
 
 
 class Logits(nn.Module):
-    """A classifier with a flat tuple as output, as engines take it: logits, and what enters a cut, if one is given."""
+    """A classifier with a flat tuple as output: logits, and what enters a split point, if one is given."""
 
-    def __init__(self, model: nn.Module, cut: Cut | None = None) -> None:
+    def __init__(self, model: nn.Module, split_point: SplitPoint | None = None) -> None:
         """Wrap the classifier."""
         super().__init__()
         self.model = model
-        self._cut = cut
+        self._split_point = split_point
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits (B, K), and the tensors that enter the cut, (B, ...)."""
+        """Logits (B, K), and the tensors that enter the split point, (B, ...)."""
         found: list[tuple[torch.Tensor, ...]] = []
-        with nullcontext() if self._cut is None else self._cut.reached(found.append):
+        with nullcontext() if self._split_point is None else self._split_point.reached(found.append):
             logits = self.model(pixel_values=pixels).logits  # (B, K)
         return (logits, *(tensor for tensors in found for tensor in tensors))
 

@@ -16,11 +16,11 @@ from transformers import TrainingArguments
 from hfft.data.images.batches import Examples
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
-from hfft.replay.dataset import RecordedExamples
+from hfft.replay.dataset import ActivationDataset
 from hfft.replay.engine import EAGER
 from hfft.replay.extraction import fill
 from hfft.replay.recordings import Leaf, Recorder, Recording, find_recording, locked, make_room
-from hfft.replay.split_point import Cut
+from hfft.replay.split_point import SplitPoint
 from hfft.system.distributed import meet, on_main
 from hfft.system.machine import describe_arithmetic
 from hfft.training.phase_data import PhaseData
@@ -89,9 +89,9 @@ class Place:
 
 @dataclass(frozen=True)
 class Boundary:
-    """A cut, and how many views of each training image a phase wants there."""
+    """A split point, and how many views of each training image a phase wants there."""
 
-    cut: Cut
+    split_point: SplitPoint
     views: int
 
     def wants(self, place: Place) -> bool:
@@ -133,22 +133,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Computation:
-    """What computes the activations at some cuts.
+    """What computes the activations at some split points.
 
     Attributes:
-        leaves: What enters each cut, in forward order.
-        run: Pixels of a batch, or the tensors of an earlier cut -> what enters the cuts, one after the other.
+        leaves: What enters each split point, in forward order.
+        run: Pixels of a batch, or the tensors of an earlier split point -> what enters each split point.
         engine: Name of what runs.
         batch: Images at once.
     """
 
-    leaves: Mapping[Cut, Sequence[Leaf]]
+    leaves: Mapping[SplitPoint, Sequence[Leaf]]
     run: Run
     engine: str
     batch: int
 
 
-class Shelf:
+class ActivationCache:
     """A folder of recordings, as one run uses it."""
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin) -> None:
@@ -163,9 +163,11 @@ class Shelf:
         self._spec = spec
         self._origin = origin
 
-    def find(self, job: Job, cut: Cut, places: Sequence[Place], engine: str) -> dict[Place, Recording] | None:
-        """The recordings of these images at a cut, if all are there and whole."""
-        keys = {place: self.key(job, cut, place, engine) for place in places}
+    def find(
+        self, job: Job, split_point: SplitPoint, places: Sequence[Place], engine: str
+    ) -> dict[Place, Recording] | None:
+        """The recordings of these images at a split point, if all are there and whole."""
+        keys = {place: self.key(job, split_point, place, engine) for place in places}
 
         def look() -> dict[Place, Recording] | None:
             found: dict[Place, Recording] = {}
@@ -180,7 +182,7 @@ class Shelf:
         return on_main(look)
 
     def leaf(self, tensor: torch.Tensor) -> Leaf:
-        """How a tensor that enters a cut, (B, ...), is kept."""
+        """How a tensor that enters a split point, (B, ...), is kept."""
         return Leaf(_DTYPES.get(self._spec.dtype, tensor.dtype), tuple(tensor.shape[1:]))
 
     def has_room(self, needed: int, keep: Sequence[str] = ()) -> bool:
@@ -192,17 +194,17 @@ class Shelf:
         job: Job,
         place: Place,
         computation: "Computation",
-        wanted: Sequence[Cut],
+        wanted: Sequence[SplitPoint],
         source: Recording | None = None,
     ) -> int:
-        """Record some images at some cuts in one pass.
+        """Record some images at some split points in one pass.
 
         Args:
             job: The phase.
             place: The images.
             computation: What computes the activations.
-            wanted: Those of its cuts that are to be recorded.
-            source: What enters an earlier cut, where the computation begins there and not at the pixels.
+            wanted: Those of its split points that are to be recorded.
+            source: What enters an earlier split point, where the computation begins there and not at the pixels.
 
         Returns:
             Images that were computed for it; 0 where all had been recorded before.
@@ -213,32 +215,35 @@ class Shelf:
         leaves, batch, engine = computation.leaves, computation.batch, computation.engine
         examples = job.splits[place.split]
         examples.set_epoch(place.view)
-        keys = {cut: self.key(job, cut, place, engine) for cut in wanted}
+        keys = {split_point: self.key(job, split_point, place, engine) for split_point in wanted}
         with self._alone(list(keys.values())):
             there = on_main(lambda: [find_recording(self.folder, key) is not None for key in keys.values()])
-            missing = [cut for cut, is_there in zip(keys, there, strict=True) if not is_there]
+            missing = [split_point for split_point, is_there in zip(keys, there, strict=True) if not is_there]
             recorders = {
-                cut: Recorder(
+                split_point: Recorder(
                     self.folder,
-                    keys[cut],
+                    keys[split_point],
                     rows=len(examples),
-                    leaves=leaves[cut],
-                    about=self._about(job, cut, place, engine),
+                    leaves=leaves[split_point],
+                    about=self._about(job, split_point, place, engine),
                     batch=batch,
                 )
-                for cut in missing
+                for split_point in missing
             }
 
             def compute(inputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
                 if source is None:
                     inputs = [job.data.floats(inputs[0])]
                 outputs = dict(zip(leaves, divided(computation.run(*inputs), leaves), strict=True))
-                return [[_kept(*pair) for pair in zip(outputs[cut], leaves[cut], strict=True)] for cut in missing]
+                return [
+                    [_kept(*pair) for pair in zip(outputs[split_point], leaves[split_point], strict=True)]
+                    for split_point in missing
+                ]
 
             computed = 0
             if missing:
                 workers = job.arguments.dataloader_num_workers if source is None else 0
-                rows = examples if source is None else RecordedExamples([source], range(len(source)))
+                rows = examples if source is None else ActivationDataset([source], range(len(source)))
                 title = f"{job.title}: recording {place.split} images"
                 computed = fill(list(recorders.values()), compute, rows, batch=batch, workers=workers, title=title)
                 on_main(lambda: [recorder.finish() for recorder in recorders.values()])
@@ -259,17 +264,17 @@ class Shelf:
         """Whether rows must be those of the plain run to the last bit."""
         return self._spec.engine == EAGER
 
-    def key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
+    def key(self, job: Job, split_point: SplitPoint, place: Place, engine: str) -> str:
         """Name of a recording, the same in every process: a hash of all that its rows depend on."""
-        return on_main(lambda: self._key(job, cut, place, engine))
+        return on_main(lambda: self._key(job, split_point, place, engine))
 
-    def _key(self, job: Job, cut: Cut, place: Place, engine: str) -> str:
+    def _key(self, job: Job, split_point: SplitPoint, place: Place, engine: str) -> str:
         config = {name: value for name, value in job.model.config.to_dict().items() if name not in _BESIDES}
         content = {
-            "network": cut.fingerprint,
+            "network": split_point.fingerprint,
             "config": config,
             "attention": getattr(job.model.config, "_attn_implementation", None),
-            "entering": cut.path,
+            "entering": split_point.path,
             "pixels": self._origin.pixels(place),
             "precision": str(job.autocast),
             "arithmetic": describe_arithmetic(job.arguments.device, to_the_bit=self.is_exact),
@@ -279,11 +284,11 @@ class Shelf:
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
-    def _about(self, job: Job, cut: Cut, place: Place, engine: str) -> dict[str, Any]:
+    def _about(self, job: Job, split_point: SplitPoint, place: Place, engine: str) -> dict[str, Any]:
         config = job.model.config
         return {
             "network": f"{config.model_type} {config.name_or_path}".strip(),
-            "entering": cut.path,
+            "entering": split_point.path,
             "split": place.split,
             "view": place.view,
             "precision": str(job.autocast or torch.float32).removeprefix("torch."),
@@ -291,11 +296,13 @@ class Shelf:
         }
 
 
-def divided(outputs: Sequence[torch.Tensor], leaves: Mapping[Cut, Sequence[Leaf]]) -> list[Sequence[torch.Tensor]]:
-    """What a Prefix returns, cut by cut."""
+def divided(
+    outputs: Sequence[torch.Tensor], leaves: Mapping[SplitPoint, Sequence[Leaf]]
+) -> list[Sequence[torch.Tensor]]:
+    """What a Prefix returns, split point by split point."""
     ends = [0]
-    for cut in leaves:
-        ends.append(ends[-1] + len(leaves[cut]))
+    for split_point in leaves:
+        ends.append(ends[-1] + len(leaves[split_point]))
     return [outputs[begin:end] for begin, end in pairwise(ends)]
 
 

@@ -8,10 +8,10 @@ from torch.utils.data import Dataset
 
 from hfft.data.images.batches import FILLER, ignored_like, stack_labels, without_fillers
 from hfft.replay.recordings import Recording
-from hfft.replay.split_point import Cut, placeholder_pixels
+from hfft.replay.split_point import SplitPoint, placeholder_pixels
 
 
-class RecordedExamples(Dataset[dict[str, Any]]):
+class ActivationDataset(Dataset[dict[str, Any]]):
     """The activations of a split in the place of its images; epochs take turns with the views."""
 
     def __init__(self, views: Sequence[Recording], labels: Sequence[Any]) -> None:
@@ -40,21 +40,25 @@ class RecordedExamples(Dataset[dict[str, Any]]):
         return {"activations": self.views[self.epoch % len(self.views)][index], "label": self.labels[index]}
 
 
-class Replayed:
-    """A phase's data as activations, and the cut at which its network takes them."""
+class ReplayedData:
+    """A phase's data as activations, and the split point at which its network takes them."""
 
     def __init__(
-        self, cut: Cut, train: RecordedExamples, validation: RecordedExamples | None, shape: Sequence[int]
+        self,
+        split_point: SplitPoint,
+        train: ActivationDataset,
+        validation: ActivationDataset | None,
+        shape: Sequence[int],
     ) -> None:
         """Put them together.
 
         Args:
-            cut: Where the network starts.
+            split_point: Where the network starts.
             train: Training images.
             validation: Validation images, if there are any.
             shape: Of an image as the network takes it, (C, H, W).
         """
-        self.cut = cut
+        self.split_point = split_point
         self.train = train
         self.validation = validation
         self._shape = tuple(shape)
@@ -73,9 +77,9 @@ class Replayed:
         }
 
     def feed(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Hand a batch's activations to the cut; returns what the network is called with."""
+        """Hand a batch's activations to the split point; returns what the network is called with."""
         inputs = dict(inputs)
         activations = inputs.pop("activations")
-        self.cut.feed(activations)
+        self.split_point.feed(activations)
         shape = (len(activations[0]), *self._shape)
         return {**inputs, "pixel_values": placeholder_pixels(shape, activations[0].device)}

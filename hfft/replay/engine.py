@@ -87,8 +87,8 @@ def choose_engine(
         bfloat16: Whether torch runs under bfloat16 autocast.
         images: How many the pass will run over. Where eager torch needs some seconds only, nothing is measured.
         memory: JSON file of earlier measurements; None to forget.
-        key: What the prefix is, for `memory`: equal for equal architecture and cut. Machine, versions, precision and
-            the shape of the batch are added here.
+        key: What the prefix is, for `memory`: equal for equal architecture and split point. Machine, versions,
+            precision and the shape of the batch are added here.
 
     Raises:
         ModelError: If the one that was asked for is missing, can't run this prefix, or computes something else.

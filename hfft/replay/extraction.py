@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.workers import dead_workers_named
-from hfft.replay.dataset import RecordedExamples
+from hfft.replay.dataset import ActivationDataset
 from hfft.replay.recordings import Recorder
 from hfft.system.distributed import meet
 from hfft.system.machine import cpus_per_process
@@ -28,7 +28,7 @@ Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
 def fill(
     recorders: Sequence[Recorder],
     compute: Compute,
-    examples: Examples | RecordedExamples,
+    examples: Examples | ActivationDataset,
     *,
     batch: int,
     workers: int,
@@ -39,7 +39,7 @@ def fill(
     Args:
         recorders: Made with this batch size.
         compute: The frozen part.
-        examples: The images, or what enters an earlier cut, in the order of the rows.
+        examples: The images, or what enters an earlier split point, in the order of the rows.
         batch: Images per forward pass; the last batch is filled up with copies of its last image.
         workers: Processes that read images.
         title: Shown beside the progress.
@@ -104,7 +104,7 @@ class _Writer:
 def _pass(
     begins: Sequence[int],
     compute: Compute,
-    examples: Examples | RecordedExamples,
+    examples: Examples | ActivationDataset,
     *,
     batch: int,
     workers: int,

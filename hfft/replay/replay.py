@@ -20,11 +20,11 @@ from hfft._version import __version__
 from hfft.data.images.decoding import RULE
 from hfft.model.fingerprint import hash_code
 from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
-from hfft.replay.cache import Boundary, Computation, Job, Origin, Place, Shelf
-from hfft.replay.dataset import RecordedExamples, Replayed
+from hfft.replay.cache import ActivationCache, Boundary, Computation, Job, Origin, Place
+from hfft.replay.dataset import ActivationDataset, ReplayedData
 from hfft.replay.engine import EAGER, Engine, choose_engine
 from hfft.replay.recordings import Recording
-from hfft.replay.split_point import Cut, Prefix, cut_at, find_cut
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
@@ -93,16 +93,16 @@ def replay_folder(recipe: Recipe) -> Path:
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """What enters a cut, of each training image once.
+class TrainingActivations:
+    """What enters a split point, of each training image once.
 
     Attributes:
-        cut: Where.
+        split_point: Where.
         rows: Recording.
         is_augmented: Whether the images were changed at random.
     """
 
-    cut: Cut
+    split_point: SplitPoint
     rows: Recording
     is_augmented: bool
 
@@ -124,12 +124,12 @@ class Replay:
             origin: What the images are made from.
         """
         self._spec = spec
-        self._shelf = Shelf(spec, folder, origin)
+        self._cache = ActivationCache(spec, folder, origin)
         self._phases = phases
         self._origin = origin
-        self._paths: list[str] = []  # of cuts whose recordings are there
+        self._paths: list[str] = []  # of split points whose recordings are there
 
-    def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, phase: PhaseRun) -> Replayed | None:
+    def open(self, model: Any, data: PhaseData, arguments: TrainingArguments, phase: PhaseRun) -> ReplayedData | None:
         """The data of a phase as activations, computed now where they aren't recorded.
 
         The engine that was chosen is noted in the phase's folder: a phase that is continued goes on in the same way.
@@ -166,13 +166,13 @@ class Replay:
         return replayed
 
     def recorded(
-        self, model: Any, cut: Cut, data: PhaseData, arguments: TrainingArguments, folder: Path
-    ) -> Recorded | None:
+        self, model: Any, split_point: SplitPoint, data: PhaseData, arguments: TrainingArguments, folder: Path
+    ) -> TrainingActivations | None:
         """What is there of a phase's first view of the training images; nothing is computed.
 
         Args:
             model: With the weights that the phase began with, on the device.
-            cut: Of that model, in front of what the phase trains.
+            split_point: Of that model, in front of what the phase trains.
             data: Of the phase.
             arguments: Of the phase.
             folder: Of the phase.
@@ -184,67 +184,73 @@ class Replay:
         if engine is None:
             return None
         try:
-            found = self._shelf.find(job, cut, [place], engine)
+            found = self._cache.find(job, split_point, [place], engine)
         except OSError as error:
             _LOG.info(f"baselines: recordings can't be read: {error}")
             return None
-        return None if found is None else Recorded(cut, found[place], is_augmented=self._origin.is_random)
+        return (
+            None
+            if found is None
+            else TrainingActivations(split_point, found[place], is_augmented=self._origin.is_random)
+        )
 
-    def _open(self, job: Job, phase: PhaseRun, asked: str) -> tuple[Replayed, str]:
+    def _open(self, job: Job, phase: PhaseRun, asked: str) -> tuple[ReplayedData, str]:
         if job.data.collate.mixup > 0:
             raise _Declined("mixup mixes the pixels of several images")
         if job.arguments.debug:
             raise _Declined("debug looks at what every module computes, the frozen ones too")
         pixels = job.pixels(1)
         number = phase.number
-        cut = find_cut(job.model, pixels, self._phases[number].batchnorm)
-        if cut is None:
+        split_point = find_split_point(job.model, pixels, self._phases[number].batchnorm)
+        if split_point is None:
             raise _Declined("nothing that is frozen comes before all that trains")
-        own = Boundary(cut, self._views(number, job))
+        own = Boundary(split_point, self._views(number, job))
         places = [Place("train", view) for view in range(own.views)]
         places += [Place("validation")] if job.data.validation is not None else []
         for engine in _SERVING.get(asked, (asked,)):
-            found = self._shelf.find(job, cut, places, engine)
+            found = self._cache.find(job, split_point, places, engine)
             if found is not None:
-                _LOG.info(f"{job.title}: replays what enters {cut.path}, recorded before")
-                self._paths.append(cut.path)
-                return _replayed(job, cut, found, pixels), engine
+                _LOG.info(f"{job.title}: replays what enters {split_point.path}, recorded before")
+                self._paths.append(split_point.path)
+                return _replayed(job, split_point, found, pixels), engine
         derived = self._derive(job, own, places, asked)
         found, engine = derived or self._record(job, phase, own, places, asked)
-        self._paths.append(cut.path)
-        return _replayed(job, cut, found, pixels), engine
+        self._paths.append(split_point.path)
+        return _replayed(job, split_point, found, pixels), engine
 
     def _derive(
         self, job: Job, own: Boundary, places: Sequence[Place], asked: str
     ) -> tuple[dict[Place, Recording], str] | None:
-        """Compute what a phase needs from what enters the nearest earlier cut that this run has recorded, if any."""
+        """Compute what a phase needs from the nearest earlier split point that this run has recorded, if any."""
         if hasattr(job.model, "peft_config"):
             return None
         pixels = job.pixels(1)
-        cuts = [cut_at(job.model, path, pixels) for path in self._paths]
-        for cut in sorted(cuts, key=lambda cut: -cut.depth):
-            for engine in _SERVING.get(asked, (asked,)) if cut.depth < own.cut.depth else ():
-                found = self._shelf.find(job, cut, places, engine)
+        split_points = [split_point_at(job.model, path, pixels) for path in self._paths]
+        for split_point in sorted(split_points, key=lambda split_point: -split_point.depth):
+            for engine in _SERVING.get(asked, (asked,)) if split_point.depth < own.split_point.depth else ():
+                found = self._cache.find(job, split_point, places, engine)
                 if found is not None:
-                    return self._continue(job, cut, own, found, engine), engine
+                    return self._continue(job, split_point, own, found, engine), engine
         return None
 
     def _continue(
-        self, job: Job, start: Cut, own: Boundary, found: Mapping[Place, Recording], engine: str
+        self, job: Job, start: SplitPoint, own: Boundary, found: Mapping[Place, Recording], engine: str
     ) -> dict[Place, Recording]:
         batch = job.arguments.per_device_train_batch_size
-        run = partial(_run, job, Prefix(job.model, [own.cut], start).eval())
+        run = partial(_run, job, Prefix(job.model, [own.split_point], start).eval())
         rows = next(recording.rows([0] * batch) for recording in found.values())
-        leaves = {own.cut: [self._shelf.leaf(tensor) for tensor in run(*(row.to(job.model.device) for row in rows))]}
-        needed = sum(map(len, found.values())) * sum(leaf.bytes for leaf in leaves[own.cut])
-        keep = [self._shelf.key(job, start, place, engine) for place in found]
-        if not self._shelf.has_room(needed, keep):
+        leaves = {
+            own.split_point: [self._cache.leaf(tensor) for tensor in run(*(row.to(job.model.device) for row in rows))]
+        }
+        needed = sum(map(len, found.values())) * sum(leaf.bytes for leaf in leaves[own.split_point])
+        keep = [self._cache.key(job, start, place, engine) for place in found]
+        if not self._cache.has_room(needed, keep):
             raise _Declined(f"{_bytes(needed)} of activations don't fit beside those that they are computed from")
-        _LOG.info(f"{job.title}: replays what enters {own.cut.path}, computed from what enters {start.path}")
+        _LOG.info(f"{job.title}: replays what enters {own.split_point.path}, computed from what enters {start.path}")
         computation = Computation(leaves, run, engine, batch)
         for place, source in found.items():
-            self._shelf.fill(job, place, computation, [own.cut], source)
-        result = self._shelf.find(job, own.cut, list(found), engine)
+            self._cache.fill(job, place, computation, [own.split_point], source)
+        result = self._cache.find(job, own.split_point, list(found), engine)
         if result is None:
             raise OSError("what was recorded can't be read back")
         return result
@@ -254,45 +260,55 @@ class Replay:
     ) -> tuple[dict[Place, Recording], str]:
         """Record what a phase needs, and what later phases need of the same images."""
         batch = job.arguments.per_device_train_batch_size
-        sample = job.pixels(batch if self._shelf.is_exact else max(batch, _BATCH))
-        boundaries = sorted([own, *self._later(job, phase.number, own)], key=lambda boundary: boundary.cut.depth)
-        shares, rows = _measure(job, [boundary.cut for boundary in boundaries], sample[:1])
-        share = shares[own.cut]
+        sample = job.pixels(batch if self._cache.is_exact else max(batch, _BATCH))
+        boundaries = sorted(
+            [own, *self._later(job, phase.number, own)], key=lambda boundary: boundary.split_point.depth
+        )
+        shares, rows = _measure(job, [boundary.split_point for boundary in boundaries], sample[:1])
+        share = shares[own.split_point]
         if self._spec.mode == "auto":
             if share < _WORTH:
                 raise _Declined(f"what is frozen takes {share:.0%} of a step")
-            boundaries = [boundary for boundary in boundaries if shares[boundary.cut] >= _WORTH]
-        sizes = {b.cut: sum(b.wants(place) * len(job.splits[place.split]) for place in places) for b in boundaries}
-        leaves = {b.cut: [self._shelf.leaf(tensor) for tensor in rows[b.cut]] for b in boundaries}
-        sizes = {cut: count * sum(leaf.bytes for leaf in leaves[cut]) for cut, count in sizes.items()}
+            boundaries = [boundary for boundary in boundaries if shares[boundary.split_point] >= _WORTH]
+        sizes = {
+            b.split_point: sum(b.wants(place) * len(job.splits[place.split]) for place in places) for b in boundaries
+        }
+        leaves = {b.split_point: [self._cache.leaf(tensor) for tensor in rows[b.split_point]] for b in boundaries}
+        sizes = {
+            split_point: count * sum(leaf.bytes for leaf in leaves[split_point])
+            for split_point, count in sizes.items()
+        }
         names = _SERVING.get(asked, (asked,))
-        keep = [self._shelf.key(job, cut, place, name) for cut in leaves for place in places for name in names]
-        if not self._shelf.has_room(sum(sizes.values()), keep):
-            boundaries, leaves = [own], {own.cut: leaves[own.cut]}
-            if not self._shelf.has_room(sizes[own.cut], keep):
+        keep = [
+            self._cache.key(job, split_point, place, name)
+            for split_point in leaves
+            for place in places
+            for name in names
+        ]
+        if not self._cache.has_room(sum(sizes.values()), keep):
+            boundaries, leaves = [own], {own.split_point: leaves[own.split_point]}
+            if not self._cache.has_room(sizes[own.split_point], keep):
                 raise _Declined(
-                    f"{_bytes(sizes[own.cut])} of activations don't fit into replay.budget {self._spec.budget} or on "
-                    "the disk"
+                    f"{_bytes(sizes[own.split_point])} of activations don't fit into replay.budget {self._spec.budget}"
+                    " or on the disk"
                 )
         prefix = Prefix(job.model, list(leaves)).eval()
         images = sum(len(job.splits[place.split]) for place in places)
-        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._shelf.folder / _ENGINES)
+        engine = _engine(job, prefix, sample, asked=asked, images=images, memory=self._cache.folder / _ENGINES)
         speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
         _LOG.info(
-            f"{job.title}: replays what enters {own.cut.path}, as what is frozen takes {share:.0%} of a step; "
-            f"up to {_bytes(sum(sizes[cut] for cut in leaves))}{speed} with {engine.name}"
+            f"{job.title}: replays what enters {own.split_point.path}, as what is frozen takes {share:.0%} of a step; "
+            f"up to {_bytes(sum(sizes[point] for point in leaves))}{speed} with {engine.name}"
         )
         computation = Computation(leaves, engine.run, engine.name, len(sample))
         begun = time.monotonic()
         recorded = 0
         for place in places:
-            wanted = [boundary.cut for boundary in boundaries if boundary.wants(place)]
-            recorded += self._shelf.fill(job, place, computation, wanted)
+            wanted = [boundary.split_point for boundary in boundaries if boundary.wants(place)]
+            recorded += self._cache.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
-        if phase.clock is not None:
-            phase.clock.note_frozen(phase.number, recorded, seconds)
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
-        found = self._shelf.find(job, own.cut, places, engine.name)
+        found = self._cache.find(job, own.split_point, places, engine.name)
         if found is None:
             raise OSError("what was recorded can't be read back")
         return found, engine.name
@@ -300,19 +316,21 @@ class Replay:
     def _later(self, job: Job, number: int, own: Boundary) -> list[Boundary]:
         """What later phases need of the network as it is now: in front of all that the phases before them train."""
         boundaries: list[Boundary] = []
-        deepest, pixels = own.cut.depth, job.pixels(1)
+        deepest, pixels = own.split_point.depth, job.pixels(1)
         if hasattr(job.model, "peft_config"):
             return boundaries
         for later in range(number + 1, len(self._phases)):
             spec = self._phases[later]
             network = prepare_phase(copy.deepcopy(job.model), spec, pixels)
-            found = find_cut(network, pixels, spec.batchnorm)
+            found = find_split_point(network, pixels, spec.batchnorm)
             if found is None:
                 break
-            cut = cut_at(job.model, found.path, pixels)
-            if cut.depth <= deepest and cut.path not in [boundary.cut.path for boundary in [own, *boundaries]]:
-                boundaries.append(Boundary(cut, self._views(later, job)))
-            deepest = min(deepest, cut.depth)
+            split_point = split_point_at(job.model, found.path, pixels)
+            if split_point.depth <= deepest and split_point.path not in [
+                boundary.split_point.path for boundary in [own, *boundaries]
+            ]:
+                boundaries.append(Boundary(split_point, self._views(later, job)))
+            deepest = min(deepest, split_point.depth)
         return boundaries
 
     def _views(self, number: int, job: Job) -> int:
@@ -323,36 +341,41 @@ class Replay:
         return min(math.ceil(epochs), MOST_VIEWS if self._spec.views == "auto" else self._spec.views)
 
 
-def _replayed(job: Job, cut: Cut, found: Mapping[Place, Recording], pixels: torch.Tensor) -> Replayed:
+def _replayed(
+    job: Job, split_point: SplitPoint, found: Mapping[Place, Recording], pixels: torch.Tensor
+) -> ReplayedData:
     views = [recording for place, recording in found.items() if place.split == "train"]
-    train = RecordedExamples(views, job.data.train.labels)
+    train = ActivationDataset(views, job.data.train.labels)
     validation = None
     if job.data.validation is not None:
-        validation = RecordedExamples([found[Place("validation")]], job.data.validation.labels)
-    return Replayed(cut, train, validation, pixels.shape[1:])
+        validation = ActivationDataset([found[Place("validation")]], job.data.validation.labels)
+    return ReplayedData(split_point, train, validation, pixels.shape[1:])
 
 
 def _measure(
-    job: Job, cuts: Sequence[Cut], pixels: torch.Tensor
-) -> tuple[dict[Cut, float], dict[Cut, tuple[torch.Tensor, ...]]]:
-    """For each cut, the share of a training step that is spent in front of it, and what enters it.
+    job: Job, split_points: Sequence[SplitPoint], pixels: torch.Tensor
+) -> tuple[dict[SplitPoint, float], dict[SplitPoint, tuple[torch.Tensor, ...]]]:
+    """For each split point, the share of a training step that is spent in front of it, and what enters it.
 
     Counted in multiplications and not in seconds, so that every run of a recipe decides alike. A backward pass is
     taken for twice the forward pass of what trains; what is frozen has none.
     """
-    rows: dict[Cut, tuple[torch.Tensor, ...]] = {}
-    before: dict[Cut, int] = {}
+    rows: dict[SplitPoint, tuple[torch.Tensor, ...]] = {}
+    before: dict[SplitPoint, int] = {}
     model = job.model.eval()
     with torch.no_grad(), job.precision(), FlopCounterMode(display=False) as counter, ExitStack() as undo:
 
-        def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
-            rows[cut], before[cut] = tensors, counter.get_total_flops()
+        def note(split_point: SplitPoint, tensors: tuple[torch.Tensor, ...]) -> None:
+            rows[split_point], before[split_point] = tensors, counter.get_total_flops()
 
-        for cut in cuts:
-            undo.enter_context(cut.reached(partial(note, cut)))
+        for split_point in split_points:
+            undo.enter_context(split_point.reached(partial(note, split_point)))
         model(pixel_values=pixels)
         whole = counter.get_total_flops()
-    return {cut: before[cut] / max(before[cut] + 3 * (whole - before[cut]), 1) for cut in cuts}, rows
+    return {
+        split_point: before[split_point] / max(before[split_point] + 3 * (whole - before[split_point]), 1)
+        for split_point in split_points
+    }, rows
 
 
 def _engine(job: Job, prefix: Prefix, sample: torch.Tensor, *, asked: str, images: int, memory: Path) -> Engine:

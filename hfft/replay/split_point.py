@@ -1,6 +1,6 @@
-"""A cut through a network: what enters the part behind it is captured once, and fed to that part again and again.
+"""Split points: what enters the part behind one is captured once, and fed to that part again and again.
 
-No code per architecture: the order of modules is traced, those in front of the cut are answered for, and a cut is
+No code per architecture: the order of modules is traced, those in front of the split point are answered for, and it is
 believed only after the network has computed the same with and without it.
 """
 
@@ -27,22 +27,22 @@ from hfft.model.restoring import (
 )
 from hfft.model.trace import Call, Shape, shape_of, trace
 
-_TRIES = 24  # the first clean cut is among the first few candidates
+_TRIES = 24  # the first clean split point is among the first few candidates
 _TOLERANCE = 1e-4  # relative, of the logits
 _ROUNDING = 1e-2  # relative, of what enters: TensorFloat-32's, which differs between sizes of a batch, and no more
 _LOUD = 3  # times the others' contrast has the third image: what depends on its neighbours shows
 
 
 class _Reached(Exception):
-    """The cut was reached: nothing behind it needs to be computed."""
+    """The split point was reached: nothing behind it needs to be computed."""
 
 
-class Cut:
+class SplitPoint:
     """The entry of one module through which all that the head learns of an image goes.
 
     Attributes:
         path: Name of the module.
-        depth: Modules that run before it: the order of the cuts of a network.
+        depth: Modules that run before it: the order of the split points of a network.
         behind: Parameters and buffers of modules that are entered behind it, and of none in front.
         image_shape: Of the images, (C, H, W).
     """
@@ -92,12 +92,12 @@ class Cut:
 
     @property
     def bypassed_modules(self) -> list[nn.Module]:
-        """The outermost modules that a forward pass from the cut on doesn't compute."""
+        """The outermost modules that a forward pass from the split point on doesn't compute."""
         return [self._model.get_submodule(name) for name in self._answers]
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hash of all weights, buffers, modules and code in front of the cut, when first asked for."""
+        """Hash of all weights, buffers, modules and code in front of the split point, when first asked for."""
         return hash_modules(self._front)
 
     @cached_property
@@ -125,7 +125,7 @@ class Cut:
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
-        """Let forward passes start at the cut, from what was fed; of the pixels only the number counts."""
+        """Let forward passes start at the split point, from what was fed; of the pixels only the number counts."""
         with ExitStack() as undo:
             for name in self._answers:
                 undo.enter_context(other_forward(self._model.get_submodule(name), self._answering(name)))
@@ -174,30 +174,30 @@ class Cut:
 
 
 class Prefix(nn.Module):
-    """The network in front of some cuts: images, or what enters an earlier cut -> what enters each of them."""
+    """The network in front of some split points: images, or what enters an earlier one -> what enters each."""
 
-    def __init__(self, model: nn.Module, cuts: Sequence[Cut], start: Cut | None = None) -> None:
+    def __init__(self, model: nn.Module, split_points: Sequence[SplitPoint], start: SplitPoint | None = None) -> None:
         """Choose where it ends and where it begins.
 
         Args:
             model: The classifier, in evaluation mode.
-            cuts: Where it ends, in forward order.
+            split_points: Where it ends, in forward order.
             start: Where it begins; at the pixels when None.
         """
         super().__init__()
         self.model = model
-        self._cuts = tuple(cuts)
+        self._split_points = tuple(split_points)
         self._start = start
 
     @property
     def end(self) -> str:
-        """Path of the last cut."""
-        return self._cuts[-1].path
+        """Path of the last split point."""
+        return self._split_points[-1].path
 
     @property
     def architecture(self) -> str:
         """What is computed, without the values of weights, as a hash."""
-        return self._cuts[-1].architecture
+        return self._split_points[-1].architecture
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Compute the activations.
@@ -206,13 +206,13 @@ class Prefix(nn.Module):
             *inputs: Pixels (B, C, H, W), or the tensors that enter the start, (B, ...).
 
         Returns:
-            The tensors that enter each cut, one cut after the other, each (B, ...).
+            The tensors that enter each split point, one split point after the other, each (B, ...).
         """
-        found: dict[Cut, tuple[torch.Tensor, ...]] = {}
+        found: dict[SplitPoint, tuple[torch.Tensor, ...]] = {}
 
-        def note(cut: Cut, tensors: tuple[torch.Tensor, ...]) -> None:
-            found[cut] = tensors
-            if cut is self._cuts[-1]:
+        def note(split_point: SplitPoint, tensors: tuple[torch.Tensor, ...]) -> None:
+            found[split_point] = tensors
+            if split_point is self._split_points[-1]:
                 raise _Reached
 
         pixels = inputs[0]
@@ -221,15 +221,15 @@ class Prefix(nn.Module):
                 undo.enter_context(self._start.bypassed())
                 self._start.feed(inputs)
                 pixels = placeholder_pixels((len(pixels), *self._start.image_shape), pixels.device)
-            for cut in self._cuts:
-                undo.enter_context(cut.reached(partial(note, cut)))
+            for split_point in self._split_points:
+                undo.enter_context(split_point.reached(partial(note, split_point)))
             with suppress(_Reached):
                 self.model(pixel_values=pixels)
-        return tuple(tensor for cut in self._cuts for tensor in found[cut])
+        return tuple(tensor for split_point in self._split_points for tensor in found[split_point])
 
 
-def find_cut(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") -> Cut | None:
-    """The last cut in front of everything that trains.
+def find_split_point(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") -> SplitPoint | None:
+    """The last split point in front of everything that trains.
 
     Args:
         model: The classifier as `prepare_phase` left it. Gradients, modes, buffers and the random state stay.
@@ -237,7 +237,7 @@ def find_cut(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") ->
         batchnorm: The phase's.
 
     Returns:
-        The cut, or None where nothing can be computed in advance.
+        The split point, or None where nothing can be computed in advance.
     """
     pixels = _noise(pixels)
     with left_as_it_was(model):
@@ -246,25 +246,25 @@ def find_cut(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") ->
         paths = [path for path, call in calls.items() if path and call.times == 1 and call.entered <= first]
         for path in sorted(paths, key=lambda path: -calls[path].entered)[:_TRIES]:
             try:
-                cut = Cut(model.eval(), path, calls, pixels)
+                split_point = SplitPoint(model.eval(), path, calls, pixels)
             except ValueError:
                 continue
-            if _is_clean(model, cut, pixels, batchnorm):
-                return cut
+            if _is_clean(model, split_point, pixels, batchnorm):
+                return split_point
     return None
 
 
-def cut_at(model: nn.Module, path: str, pixels: torch.Tensor) -> Cut:
-    """The cut in front of a module where `find_cut` has found one, of another copy of the network.
+def split_point_at(model: nn.Module, path: str, pixels: torch.Tensor) -> SplitPoint:
+    """The split point in front of a module where `find_split_point` has found one, of another copy of the network.
 
     Args:
         model: The classifier. Modes and buffers stay.
-        path: The other cut's.
+        path: The other split point's.
         pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
     """
     pixels = _noise(pixels)
     with left_as_it_was(model):
-        return Cut(model, path, trace(model.eval(), pixels), pixels)
+        return SplitPoint(model, path, trace(model.eval(), pixels), pixels)
 
 
 def _noise(pixels: torch.Tensor) -> torch.Tensor:
@@ -292,7 +292,7 @@ def _is_alike(two: torch.Tensor, three: torch.Tensor) -> bool:
 def _divided(
     model: nn.Module, calls: Mapping[str, Call], entered: int
 ) -> tuple[dict[str, nn.Module], list[torch.Tensor]]:
-    """Modules in front of a cut by path, and the tensors that belong to none of them.
+    """Modules in front of a split point by path, and the tensors that belong to none of them.
 
     A module that isn't called counts as the nearest one around it that is: its weights may be read all the same.
     """
@@ -327,11 +327,11 @@ def _called(path: str, calls: Mapping[str, Call]) -> str:
     return path
 
 
-def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> bool:
+def _is_clean(model: Any, split_point: SplitPoint, pixels: torch.Tensor, batchnorm: str) -> bool:
     """Whether the network, set up to train, has the same logits and all its gradients without its front part."""
     model.eval()  # as when activations are recorded
-    with torch.no_grad(), hidden(cut.behind):
-        activations = Prefix(model, [cut])(pixels)
+    with torch.no_grad(), hidden(split_point.behind):
+        activations = Prefix(model, [split_point])(pixels)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     set_modes(model, batchnorm)
     device = pixels.device
@@ -340,10 +340,12 @@ def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> boo
         whole = model(pixel_values=pixels).logits.detach()  # (2, K)
         drawn = random_states(device)
         seed_random(device, 0)
-        with cut.bypassed():
-            cut.feed(activations)
+        with split_point.bypassed():
+            split_point.feed(activations)
             replayed = model(pixel_values=placeholder_pixels(pixels.shape, device)).logits  # (2, K)
-            if not all(map(torch.equal, drawn, random_states(device))):  # dropout or drop path in front of the cut
+            if not all(
+                map(torch.equal, drawn, random_states(device))
+            ):  # dropout or drop path in front of the split point
                 return False
             # Inside, as gradient checkpointing computes a stage again from its entry, which is in front.
             gradients = torch.autograd.grad(replayed.sum(), trainable, allow_unused=True)
@@ -353,5 +355,5 @@ def _is_clean(model: Any, cut: Cut, pixels: torch.Tensor, batchnorm: str) -> boo
 
 
 def placeholder_pixels(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Pixels of a shape without memory, for a network that starts at a cut."""
+    """Pixels of a shape without memory, for a network that starts at a split point."""
     return torch.zeros((), device=device).expand(tuple(shape))

@@ -7,7 +7,7 @@ from typing import Any
 
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
-from hfft.report.pictures import Shown, pictures_of, rows_of
+from hfft.evaluators.pictures import Shown, pictures_of, rows_of
 from hfft.runs.facts import RunFacts
 from hfft.system.files import read_json, write_folder, write_json
 

@@ -3,20 +3,22 @@
 import logging
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hfft.data.audit.findings import KINDS
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError, first_line
+from hfft.evaluators.attribution import FOLDER as MISTAKES
+from hfft.evaluators.attribution import Mistakes, keep_mistakes
+from hfft.evaluators.pictures import Shown
+from hfft.inference.classifier import Classifier
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
 from hfft.report.doubts import FOLDER as HINTS
 from hfft.report.doubts import Doubts, keep_doubts
 from hfft.report.matrix import lay_out
-from hfft.report.mistakes import FOLDER as MISTAKES
-from hfft.report.mistakes import Mistakes, keep_mistakes
-from hfft.report.pictures import Shown
 from hfft.report.rendering import embedded, render
 from hfft.report.words import (
     duration,
@@ -66,13 +68,18 @@ def write_page(folder: str | Path, images: ImageData | None = None, *, trust_rem
     facts = read_facts(folder)
     page = facts.folder / PAGE
     try:
-        mistakes = keep_mistakes(facts, images, trust_remote_code=trust_remote_code)
+        mistakes = keep_mistakes(facts, images, open_model=partial(_open, trust_remote_code=trust_remote_code))
         write_text(page, render_page(facts, mistakes, keep_doubts(facts, images)))
     except OSError as error:
         raise TrainingError(
             f"{page}: can't be written: {error}; once it can, `hfft report {folder}` writes it"
         ) from error
     return page
+
+
+def _open(folder: Path, *, trust_remote_code: bool) -> tuple[Any, Any]:
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return classifier.model, classifier.processor
 
 
 def try_page(folder: Path, images: ImageData | None, *, trust_remote_code: bool = False) -> None:

@@ -27,10 +27,11 @@ from hfft.errors import RecipeError, TrainingError, first_line
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.dataset import Replayed
+from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
+from hfft.system.launch import is_fsdp_asked
 from hfft.system.signals import patient
 from hfft.training.callbacks import (
     EpochSetter,
@@ -41,7 +42,7 @@ from hfft.training.callbacks import (
     is_evaluation,
 )
 from hfft.training.checkpoints import damage, newest_checkpoint
-from hfft.training.failures import explained, is_out_of_memory, smaller_batch
+from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, PhaseRun
@@ -50,7 +51,6 @@ from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.search import with_rate
 from hfft.training.settings import check_options, check_schedule, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
-from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 _LOG = get_logger(__name__)
@@ -171,16 +171,16 @@ def _finish(
     spec, folder, title = phase.spec, phase.folder, phase.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=phase.seed, validate=validate, metric=data.headline)
-    shards = shards_of(model, arguments)
+    shards = Shards(model) if is_fsdp_asked() else None
     model = model if shards is None else shards.network
-    with explained(title, arguments):
+    with failures_explained(title, arguments):
         replayed = None if replay is None else replay.open(model, data, arguments, phase)
         spec = with_rate(model, data, replayed, arguments, phase)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
-    progress = PhaseProgress(title, len(data.train), phase.clock, phase.number)
+    progress = PhaseProgress(title, len(data.train))
     for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
@@ -189,7 +189,11 @@ def _finish(
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
-        with explained(title, arguments), nullcontext() if replayed is None else replayed.cut.bypassed(), patient():
+        with (
+            failures_explained(title, arguments),
+            nullcontext() if replayed is None else replayed.split_point.bypassed(),
+            patient(),
+        ):
             _train(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
     finally:
         progress.close()
@@ -246,7 +250,7 @@ def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
 def _trainer(
     model: Any,
     data: PhaseData,
-    replayed: Replayed | None,
+    replayed: ReplayedData | None,
     arguments: TrainingArguments,
     *,
     groups: Sequence[Group],
@@ -263,7 +267,7 @@ def _trainer(
         if changed:
             _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
     arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
-    source: PhaseData | Replayed = data if replayed is None else replayed
+    source: PhaseData | ReplayedData = data if replayed is None else replayed
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
         arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
@@ -284,7 +288,7 @@ def _trainer(
     )
     trainer.chances = data.chances
     if shards is not None and isinstance(trainer, ShardedTrainer):
-        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.cut)
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.split_point)
         trainer.shards = shards
     for replaced in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(replaced)

@@ -14,7 +14,7 @@ from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.split_point import Cut, Prefix, find_cut, placeholder_pixels
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware, has_native_bfloat16
 from hfft.training.plan import prepare_phase
@@ -52,9 +52,9 @@ def fastest_precision(
     if known in _PRECISIONS:
         return known
     network = prepare_phase(copy.deepcopy(model), spec, pixels)
-    cut = find_cut(network, pixels, spec.batchnorm) if replays else None
+    split_point = find_split_point(network, pixels, spec.batchnorm) if replays else None
     batch = pixels.expand(_IMAGES, *pixels.shape[1:])
-    seconds = _seconds(network, cut, batch, spec.batchnorm)
+    seconds = _seconds(network, split_point, batch, spec.batchnorm)
     best = "bfloat16" if seconds["bfloat16"] < _GAIN * seconds["float32"] else "float32"
     _LOG.info(
         f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {1000 * seconds['float32']:.0f} ms in "
@@ -78,34 +78,38 @@ def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays
     return ", ".join(parts)
 
 
-def _seconds(network: Any, cut: Cut | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
+def _seconds(network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
     """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
-    entering = {name: _entering(network, cut, pixels, name) for name in _PRECISIONS}
+    entering = {name: _entering(network, split_point, pixels, name) for name in _PRECISIONS}
     set_modes(network, batchnorm)
     seconds = dict.fromkeys(_PRECISIONS, math.inf)
     with random_state_kept(pixels.device):
         for name in _PRECISIONS * _STEPS:
             begun = time.perf_counter()
             with _autocast(name):
-                _step(network, cut, pixels, entering[name])
+                _step(network, split_point, pixels, entering[name])
             seconds[name] = min(seconds[name], time.perf_counter() - begun)
     return seconds
 
 
-def _entering(network: Any, cut: Cut | None, pixels: torch.Tensor, precision: str) -> tuple[torch.Tensor, ...]:
-    if cut is None:
+def _entering(
+    network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, precision: str
+) -> tuple[torch.Tensor, ...]:
+    if split_point is None:
         return ()
     with torch.no_grad(), _autocast(precision):
-        return Prefix(network.eval(), [cut]).eval()(pixels)
+        return Prefix(network.eval(), [split_point]).eval()(pixels)
 
 
-def _step(network: Any, cut: Cut | None, pixels: torch.Tensor, activations: tuple[torch.Tensor, ...]) -> None:
-    """A forward and backward pass, from the cut on if there is one."""
-    if cut is None:
+def _step(
+    network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, activations: tuple[torch.Tensor, ...]
+) -> None:
+    """A forward and backward pass, from the split point on if there is one."""
+    if split_point is None:
         logits = network(pixel_values=pixels).logits
     else:
-        with cut.bypassed():
-            cut.feed(activations)
+        with split_point.bypassed():
+            split_point.feed(activations)
             logits = network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits
     logits.float().logsumexp(1).sum().backward()
 

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from hfft.errors import ModelError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.dataset import RecordedExamples, Replayed
+from hfft.replay.dataset import ActivationDataset, ReplayedData
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json, write_json
 from hfft.training.phase_data import PhaseData, PhaseRun
@@ -21,7 +21,7 @@ _LOG = get_logger(__name__)
 
 
 def with_rate(
-    model: Any, data: PhaseData, replayed: Replayed | None, arguments: TrainingArguments, phase: PhaseRun
+    model: Any, data: PhaseData, replayed: ReplayedData | None, arguments: TrainingArguments, phase: PhaseRun
 ) -> PhaseSpec:
     """The phase with numbers in the place of `auto`, found once and kept in its folder (search.json).
 
@@ -57,15 +57,16 @@ def with_rate(
 
 
 def _search(
-    model: Any, data: PhaseData, replayed: Replayed, arguments: TrainingArguments, phase: PhaseRun
+    model: Any, data: PhaseData, replayed: ReplayedData, arguments: TrainingArguments, phase: PhaseRun
 ) -> dict[str, Any]:
-    layer = model.get_submodule(replayed.cut.path)
+    layer = model.get_submodule(replayed.split_point.path)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_whole = {id(parameter) for parameter in trainable} == {id(parameter) for parameter in layer.parameters()}
     if not is_whole or [tensor.ndim for tensor in replayed.train[0]["activations"]] != [1]:
         raise ModelError(
             f"phases.{phase.spec.name}.learning_rate: auto needs a head that is one linear layer with nothing "
-            f"random in front of it; here {len(trainable)} tensors train behind {replayed.cut.path}; give a number"
+            f"random in front of it; here {len(trainable)} tensors train behind {replayed.split_point.path}; give "
+            "a number"
         )
     assert replayed.validation is not None
     views = [_rows(replayed.train, view) for view in range(len(replayed.train.views))]
@@ -85,6 +86,6 @@ def _search(
     return dataclasses.asdict(choice)
 
 
-def _rows(examples: RecordedExamples, view: int) -> torch.Tensor:
+def _rows(examples: ActivationDataset, view: int) -> torch.Tensor:
     """What enters the head for all images of a view, (N, D) float32."""
     return examples.views[view].rows(range(len(examples)))[0].float()

@@ -19,7 +19,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import block_modules
-from hfft.replay.split_point import Cut
+from hfft.replay.split_point import SplitPoint
 from hfft.training.trainer import PhaseTrainer, restore
 
 
@@ -42,13 +42,13 @@ class Shards:
         self.whole = model.eval().cpu()
         self._frozen: Collection[str] = ()
 
-    def set_up(self, accelerator: Accelerator, frozen: Collection[str], cut: Cut | None) -> None:
+    def set_up(self, accelerator: Accelerator, frozen: Collection[str], split_point: SplitPoint | None) -> None:
         """Tell accelerate how to spread the network, before it does.
 
         Args:
             accelerator: Of the phase's Trainer.
             frozen: Names of the tensors that don't change in the phase: they are not gathered for a checkpoint.
-            cut: Where a replayed phase begins: what lies in front of it is not spread, as no step needs it.
+            split_point: Where a replayed phase begins: what lies in front of it is not spread, as no step needs it.
 
         Raises:
             TrainingError: If accelerate doesn't shard.
@@ -63,8 +63,8 @@ class Shards:
         plugin.cpu_ram_efficient_loading = False  # which takes buffers for shards
         plugin.mixed_precision_policy = None  # autocast is what one process and DDP have
         plugin.ignored_modules = None
-        if cut is not None:
-            plugin.ignored_modules = [module.cpu() for module in cut.bypassed_modules]
+        if split_point is not None:
+            plugin.ignored_modules = [module.cpu() for module in split_point.bypassed_modules]
         for parameter in network.parameters():
             parameter.data = parameter.data.contiguous()  # torch 2.14 shards no weights in channels-last order
         if accelerator.native_amp:

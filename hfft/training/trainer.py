@@ -15,7 +15,7 @@ from hfft.errors import TrainingError
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
-from hfft.replay.dataset import Replayed
+from hfft.replay.dataset import ReplayedData
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
@@ -43,7 +43,7 @@ class PhaseTrainer(Trainer):
         freeze: Freeze,
         loss: ImageLoss,
         floats: Callable[[torch.Tensor], torch.Tensor],
-        replayed: Replayed | None = None,
+        replayed: ReplayedData | None = None,
         **data: Any,
     ) -> None:
         """Set up the phase.

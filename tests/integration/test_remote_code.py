@@ -18,7 +18,7 @@ from hfft.errors import ModelError
 from hfft.model.checkpoint import load_checkpoint, save_model
 from hfft.model.remote_code import own_code
 from hfft.recipe.spec import ModelSpec
-from hfft.replay.split_point import cut_at
+from hfft.replay.split_point import split_point_at
 
 LOUD = '''
 from transformers import ViTForImageClassification
@@ -196,6 +196,6 @@ def test_activations_of_edited_code_are_others(tmp_path):
         (tmp_path / "vit" / "loud_helper.py").write_text(f"SCALE = {helper}\n")
         model, _ = load_checkpoint(spec, ("a", "b"))
         assert type(model).__name__ == "LoudViT"
-        fingerprint = cut_at(model, "classifier", pixels).fingerprint
+        fingerprint = split_point_at(model, "classifier", pixels).fingerprint
         assert found.setdefault((scale, helper), fingerprint) == fingerprint
     assert len(set(found.values())) == 3

@@ -22,7 +22,7 @@ from hfft.data.sources.label_tables import Listed, UndecidedError, read_label_ta
 from hfft.data.sources.label_values import folder_classes
 from hfft.data.sources.labels import UNLABELLED
 from hfft.data.sources.layout import CLASS_FOLDER, Layout, find_layout
-from hfft.data.sources.rows import Found, Table, parent_folders, rows_of, standardize
+from hfft.data.sources.rows import Source, Table, parent_folders, rows_of, standardize
 from hfft.data.sources.split_columns import SplitColumnError
 from hfft.data.sources.tables import PARENT_FOLDER
 from hfft.data.sources.text_tables import TEXT_TABLES
@@ -35,7 +35,7 @@ _TABLES = (*TEXT_TABLES, ".parquet")
 _LARGE = 100_000_000  # bytes of a table beside class folders; larger ones aren't looked into
 
 
-def read_images(folder: Path, spec: DataSpec) -> Found:
+def read_images(folder: Path, spec: DataSpec) -> Source:
     """Rows of images in class folders, or with a table of labels beside them.
 
     Raises:
@@ -120,7 +120,7 @@ def refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
         raise DataError(f"data.{unused[0]}: {what}, which has none; leave it out")
 
 
-def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
+def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Source:
     """Rows of images in class folders; what is left out is said.
 
     Raises:
@@ -157,7 +157,7 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: Layout) -> Found:
         splits[split] = _class_folder_rows(children, folder, classes, spec.group_column)
         filled = {classes[child.name] for child, files in children if files}
         empty[split] = tuple(str(child) for child, _ in children if classes[child.name] not in filled)
-    return Found(splits, empty=empty)
+    return Source(str(spec.source), splits, empty=empty)
 
 
 def _images_by_class(layout: Layout) -> dict[str, list[tuple[Path, list[Path]]]]:

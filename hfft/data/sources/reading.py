@@ -25,7 +25,7 @@ from hfft.data.sources.label_values import known_as, warn_of_alike
 from hfft.data.sources.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
 from hfft.data.sources.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
 from hfft.data.sources.loading import check_numbering, load, load_parquet, read_table, reason_of
-from hfft.data.sources.rows import Found, Table, standardize
+from hfft.data.sources.rows import Source, Table, standardize
 from hfft.data.sources.splits import carved_shares, existing_split, labelled, once, split_rows
 from hfft.data.sources.targets import SHARES
 from hfft.data.sources.text_tables import TEXT_TABLES
@@ -77,24 +77,23 @@ class ImageData:
 
 
 def load_data(
-    spec: DataSpec, seed: int, source: DatasetDict | None = None, *, without: Collection[str] = ()
+    spec: DataSpec, seed: int, data: DatasetDict | None = None, *, without: Collection[str] = ()
 ) -> ImageData:
-    """Find the images of a recipe and split them.
+    """Find the images of a recipe and split them: `read_source` and `choose_splits` at once.
 
     Args:
         spec: The recipe's data section.
         seed: Decides which images a carved split takes.
-        source: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
+        data: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
         without: Names of rows that are left out before anything is split, such as those that can't be decoded.
 
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
-    found = standardize(_tables_in(source), spec, "data") if source is not None else read_source(spec)
-    return choose_images(found, spec, seed, where="data" if source is not None else spec.source, without=without)
+    return choose_splits(read_source(spec, data).without(without), spec, seed)
 
 
-def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, without: Collection[str] = ()) -> ImageData:
+def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
     """Split what a source holds, and check that there is something to train on.
 
     Classes that no image of the chosen splits has are left out.
@@ -102,17 +101,17 @@ def choose_images(found: Found, spec: DataSpec, seed: int, *, where: str, withou
     Raises:
         DataError: If there are no splits as asked, or too few classes, or one without training images.
     """
-    kept = _without(found.splits, without)
-    own = existing_split(kept, spec.splits.train, where)
-    for folder in found.empty.get(own, ()):
+    where = source.name
+    own = existing_split(source.splits, spec.splits.train, where)
+    for folder in source.empty.get(own, ()):
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    splits = split_rows(kept, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
-    _warn_of_empty(found, [split for split in found.empty if split != own])
-    _tell_of_unused(kept, spec, own, where)
+    splits = split_rows(source.splits, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
+    _warn_of_empty(source, [split for split in source.empty if split != own])
+    _tell_of_unused(source.splits, spec, own, where)
     splits = _without_unused(splits, where)
     labels = class_names(splits["train"])
-    carved = tuple(carved_shares(found.splits, spec.splits))
-    data = ImageData(splits=splits, labels=labels, columns=found.columns, carved=carved, shards=found.shards)
+    carved = tuple(carved_shares(source.splits, spec.splits))
+    data = ImageData(splits=splits, labels=labels, columns=source.columns, carved=carved, shards=source.shards)
     _check_classes(data, where)
     warn_of_alike(labels, where)
     if "-1" in labels:
@@ -135,7 +134,7 @@ def load_rows(
         DataError: If these rows have classes that the model does not know.
     """
     source = read_source(spec)
-    found = _without(source.splits, without)
+    found = source.without(without).splits
     if split is not None:
         own = existing_split(found, split, spec.source)
         found = {own: found[own]}
@@ -154,7 +153,7 @@ def load_rows(
     return concatenate_datasets([relabelled(part, labels) for part in parts])
 
 
-def _warn_of_empty(found: Found, splits: Collection[str]) -> None:
+def _warn_of_empty(found: Source, splits: Collection[str]) -> None:
     for folder in (folder for split in splits for folder in found.empty.get(split, ())):
         warn(f"{folder}: the class folder holds no images")
 
@@ -190,21 +189,18 @@ def _without_unused(splits: dict[str, Dataset], where: str) -> dict[str, Dataset
     return {split: relabelled(rows, kept) for split, rows in splits.items()}
 
 
-def _without(found: dict[str, Dataset], names: Collection[str]) -> dict[str, Dataset]:
-    if not names:
-        return found
-    left_out = set(names)
-    files = {name: part["file"][:] for name, part in found.items()}
-    kept = {name: [n for n, file in enumerate(files[name]) if file not in left_out] for name in found}
-    return {name: part if len(kept[name]) == len(part) else part.select(kept[name]) for name, part in found.items()}
-
-
-def read_source(spec: DataSpec) -> Found:
+def read_source(spec: DataSpec, data: DatasetDict | None = None) -> Source:
     """What the source itself holds, as it is: rows without a label have -1, classes may have no row.
+
+    Args:
+        spec: The recipe's data section.
+        data: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
 
     Raises:
         DataError: If the source can't be read.
     """
+    if data is not None:
+        return standardize(_tables_in(data), spec, "data")
     path = Path(expanded(spec.source))
     if path.is_dir():
         return _read_folder(path, spec)
@@ -228,7 +224,7 @@ def _tables_in(source: DatasetDict) -> dict[str, Table]:
     return {str(split): Table(part.with_format(None)) for split, part in source.items()}
 
 
-def _read_file(file: Path, spec: DataSpec) -> Found:
+def _read_file(file: Path, spec: DataSpec) -> Source:
     """One file: a table of paths or images, or a tar file."""
     refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
@@ -242,7 +238,7 @@ def _read_file(file: Path, spec: DataSpec) -> Found:
     )
 
 
-def _read_folder(folder: Path, spec: DataSpec) -> Found:
+def _read_folder(folder: Path, spec: DataSpec) -> Source:
     if any((folder / name).is_file() for name in _SAVED):
         return _read_saved(folder, spec)
     tables = metadata_files(folder)
@@ -268,7 +264,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Found:
     return read_class_folders(folder, spec, find_layout(folder))
 
 
-def _read_saved(folder: Path, spec: DataSpec) -> Found:
+def _read_saved(folder: Path, spec: DataSpec) -> Source:
     """What `save_to_disk` wrote."""
     refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
     try:
@@ -281,7 +277,7 @@ def _read_saved(folder: Path, spec: DataSpec) -> Found:
     return standardize(_tables_in(splits), spec, spec.source)
 
 
-def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
+def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Source:
     """Tables that lie beside their images: of the whole folder, or of its split folders."""
     refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
     if files[0].parent == folder:
@@ -297,7 +293,7 @@ def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found
     return _read_tables(tables, spec, folder, depth=1)
 
 
-def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Found:
+def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Source:
     """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
     images = spec.image_folder and Path(expanded(spec.image_folder))
     if images and not images.is_dir():
@@ -326,7 +322,7 @@ def _has_card(folder: Path) -> bool:
     return bool(found)
 
 
-def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Found:
+def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Source:
     refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
     splits = splits_of(folder, files)
     for named in splits.values():
@@ -336,7 +332,7 @@ def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Fo
     return _read_tables({split: named[0] for split, named in splits.items()}, spec, folder)
 
 
-def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Found:
+def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Source:
     """Images in tar files."""
     refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
     tables = {split: _shard_table(list(named), root, spec) for split, named in files.items()}

@@ -51,10 +51,11 @@ class Table:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a source holds.
+class Source:
+    """What a source holds; a filter of rows stands between this and the splits of a run.
 
     Attributes:
+        name: In messages.
         splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none;
             multi-label, a list, or None for none), `file` and, where groups were asked for, `group`.
         columns: Which columns of a table are used for what, in words; empty for folders.
@@ -62,13 +63,27 @@ class Found:
         shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
     """
 
+    name: str
     splits: dict[str, Dataset]
     columns: str = ""
     empty: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     shards: int = 0
 
+    def without(self, files: Collection[str]) -> "Source":
+        """The same without the rows of these names."""
+        if not files:
+            return self
+        return replace(self, splits={split: without_files(rows, files) for split, rows in self.splits.items()})
 
-def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: Path | None = None) -> Found:
+
+def without_files(rows: Dataset, files: Collection[str]) -> Dataset:
+    """The rows that don't have these names, in order."""
+    left_out = set(files)
+    kept = [place for place, file in enumerate(rows["file"][:]) if file not in left_out]
+    return rows if len(kept) == len(rows) else rows.select(kept)
+
+
+def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: Path | None = None) -> Source:
     """Give tables our columns and one list of class names.
 
     Args:
@@ -114,7 +129,7 @@ def standardize(tables: dict[str, Table], spec: DataSpec, where: str, *, root: P
         splits[split] = rows if groups is None else rows.add_column("group", groups, feature=Value("string"))
     if columns.has_paths:
         _check_listed_once(splits, where)
-    return Found(splits, columns.described())
+    return Source(where, splits, columns.described())
 
 
 def rows_of(paths: Sequence[str], labels: Sequence[int], files: Sequence[str], names: Sequence[str]) -> Dataset:

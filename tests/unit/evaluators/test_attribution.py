@@ -1,99 +1,118 @@
+import shutil
+from dataclasses import replace
+
+import finished
+import numpy as np
+import pandas as pd
 import pytest
-import tiny
-import torch
-from torch.nn import functional
+from PIL import Image
 
+from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
-from hfft.evaluators.attribution import attribute
-from hfft.model.anatomy import dissect
-from hfft.model.freezing import hash_tensors
-
-# Tokens in an order of their own; latents.
-WITHOUT_PLACES = {"hiera", "perceiver", "perceiver+conv", "perceiver+fourier"}
+from hfft.evaluators import attribution
+from hfft.evaluators.attribution import FOLDER, choose_mistakes, read_mistakes
+from hfft.runs.facts import Source, read_facts
+from hfft.system.files import read_json
 
 
-def spots(count, seed, height=32, width=32):
-    """Noise with a coloured square in one quarter: its colour is the class; (N, 3, H, W), classes, quarters."""
-    generator = torch.Generator().manual_seed(seed)
-    pixels = 0.3 * torch.randn(count, 3, height, width, generator=generator)
-    labels = torch.randint(0, 2, (count,), generator=generator)
-    quarters = torch.randint(0, 4, (count,), generator=generator)
-    for image, label, quarter in zip(pixels, labels.tolist(), quarters.tolist(), strict=True):
-        top, left = 3 + height // 2 * (quarter // 2), 3 + width // 2 * (quarter % 2)
-        image[2 * label, top : top + 10, left : left + 10] += 3
-    return pixels, labels, quarters
+def keep_mistakes(facts, images=None):
+    def open_model(folder):
+        raise ModelError("no weights")
+
+    return attribution.keep_mistakes(facts, images, open_model=open_model)
 
 
-def trained(family, steps=60):
-    """A network that has learned which colour the square has."""
-    model = tiny.build(family).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for step in range(steps):
-        pixels, labels, _ = spots(32, seed=step)
-        functional.cross_entropy(model(pixel_values=pixels).logits, labels).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return model.eval()
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory):
+    return finished.make_run(tmp_path_factory.mktemp("mistakes") / "run")
 
 
-def strongest_quarters(maps):
-    half, middle = maps.shape[1] // 2, maps.shape[2] // 2
-    sums = [
-        maps[:, rows, columns].mean(dim=(1, 2))
-        for rows in (slice(None, half), slice(-half, None))
-        for columns in (slice(None, middle), slice(-middle, None))
+@pytest.fixture
+def run(finished_run, tmp_path):
+    return shutil.copytree(finished_run, tmp_path / "run")
+
+
+def set_answers(run, probabilities):
+    """Probabilities (N, 2) for the test images, of which the first half are ants, in the order of the table."""
+    path = run / "predictions.parquet"
+    table = pd.read_parquet(path)
+    rows = table.index[table["split"] == "test"]
+    names = np.array(["ant", "bee"])
+    values = np.asarray(probabilities)
+    table.loc[rows, "probability ant"], table.loc[rows, "probability bee"] = values[:, 0], values[:, 1]
+    table.loc[rows, "probability"] = values.max(axis=1)
+    table.loc[rows, "prediction"] = names[values.argmax(axis=1)]
+    table.to_parquet(path)
+
+
+def test_the_surest_wrong_answers_come_first_with_both_probabilities(run):
+    right, wrong = [0.75, 0.25], [[0.375, 0.625], [0.125, 0.875]]
+    set_answers(run, [right, wrong[0], right, wrong[1], [0.25, 0.75], [0.25, 0.75], [0.5625, 0.4375], [0.25, 0.75]])
+    found = choose_mistakes(read_facts(run))
+    assert (found.split, found.images, found.wrong) == ("test", 8, 3)
+    seen = [(one.file, one.label, one.prediction, one.label_probability, one.probability) for one in found.shown]
+    assert seen == [
+        ("0/3", "ant", "bee", 0.125, 0.875),
+        ("0/1", "ant", "bee", 0.375, 0.625),
+        ("1/2", "bee", "ant", 0.4375, 0.5625),
     ]
-    return torch.stack(sums).argmax(dim=0)
 
 
-@pytest.mark.parametrize("family", ["resnet", "convnext", "vit", "swin", "dinov2_with_registers"])
-def test_it_points_at_what_the_class_is_told_by(family):
-    model = trained(family)
-    pixels, labels, quarters = spots(24, seed=1000)
-    with torch.no_grad():
-        assert (model(pixel_values=pixels).logits.argmax(dim=1) == labels).float().mean() > 0.9
-    found = attribute(model, pixels, labels)
-    assert found.maps.shape[0] == 24
-    assert found.maps.min() >= 0
-    assert found.maps.max() == 1
-    assert (strongest_quarters(found.maps) == quarters).float().mean() > 0.6  # by chance: 0.25
+def test_a_run_without_mistakes_has_none_to_show(run):
+    set_answers(run, [[0.75, 0.25]] * 4 + [[0.25, 0.75]] * 4)
+    found = keep_mistakes(read_facts(run))
+    assert (found.wrong, found.shown) == (0, ())
+    assert read_mistakes(run) == found
 
 
-def test_another_class_is_spoken_for_by_other_places():
-    model, (pixels, labels, _) = trained("resnet"), spots(8, seed=1000)
-    assert not torch.equal(attribute(model, pixels, labels).maps, attribute(model, pixels, 1 - labels).maps)
+def rows_of(label_of_fourth=0):
+    rows = finished._rows(("ant", "bee"), 4, finished.PICTURE)
+    labels = [label_of_fourth if place == 3 else label for place, label in enumerate(rows["label"])]
+    return ImageData({"test": rows.remove_columns("label").add_column("label", labels)}, ("ant", "bee"))
 
 
-@pytest.mark.parametrize("family", sorted(tiny.CONFIGS))
-def test_every_family_gives_maps_or_says_why_not(family):
-    model, (pixels, labels, _) = tiny.build(family), spots(3, seed=0)
-    try:
-        found = attribute(model, pixels, labels)
-    except ModelError as error:
-        assert "of the image" in str(error) or "in the image" in str(error)  # noqa: PT017
-        return
-    assert family not in WITHOUT_PLACES
-    assert found.block in [part.name for part in dissect(model).parts]
-    assert found.maps.shape[0] == 3
-    assert min(found.maps.shape[1:]) >= 4
+def test_pictures_are_written_once_and_kept(run):
+    facts = read_facts(run)
+    found = keep_mistakes(facts, rows_of())
+    assert [one.picture for one in found.shown] == ["0.jpg", "1.jpg"]
+    assert Image.open(run / FOLDER / "0.jpg").size == (8, 8)
+    assert read_json(run / FOLDER / "mistakes.json")["shown"][0]["file"] == found.shown[0].file
+    before = (run / FOLDER / "mistakes.json").stat().st_mtime_ns
+    assert keep_mistakes(facts) == found  # without images
+    assert (run / FOLDER / "mistakes.json").stat().st_mtime_ns == before
 
 
-def test_the_model_and_the_random_numbers_are_left_as_they_were():
-    model, (pixels, labels, _) = tiny.build("vit").train(), spots(3, seed=0)
-    next(iter(model.parameters())).requires_grad_(False)
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    before, state = hash_tensors(dict(model.state_dict())), torch.get_rng_state()
-    attribute(model, pixels, labels)
-    assert hash_tensors(dict(model.state_dict())) == before
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(module.training for module in model.modules())
-    assert not any(module._forward_hooks for module in model.modules())
+def test_pictures_belong_to_the_predictions_at_hand(run):
+    before = keep_mistakes(read_facts(run), rows_of())
+    set_answers(run, [[0.25, 0.75]] * 8)  # all four ants are wrong
+    found = keep_mistakes(read_facts(run), rows_of())
+    assert (before.wrong, found.wrong) == (2, 4)
+    assert sorted(path.name for path in (run / FOLDER).glob("*.jpg")) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
 
 
-def test_images_need_not_be_square():
-    model = tiny.build("convnext")
-    pixels, labels, _ = spots(2, seed=0, height=32, width=64)
-    height, width = attribute(model, pixels, labels).maps.shape[1:]
-    assert width == 2 * height
+def test_an_image_with_another_label_now_is_not_shown(run):
+    found = keep_mistakes(read_facts(run), rows_of(label_of_fourth=1))
+    by_file = {one.file: one for one in found.shown}
+    assert by_file["0/3"].picture is None
+    assert "not among the images any more" in by_file["0/3"].missing
+    assert by_file["1/3"].picture is not None
+
+
+def test_a_model_that_cannot_be_opened_costs_the_overlays_alone(run):
+    found = keep_mistakes(read_facts(run), rows_of())
+    assert all(one.picture and one.overlay is None for one in found.shown)
+    assert found.block == ""
+    assert found.no_overlay == "no weights"
+
+
+def test_images_that_were_in_memory_are_not_looked_for(run):
+    found = keep_mistakes(replace(read_facts(run), data=Source("memory", "x", None)))
+    assert {one.missing for one in found.shown} == {"the images were in memory when the run was made"}
+
+
+def test_a_spoiled_list_is_made_anew(run):
+    facts = read_facts(run)
+    wanted = keep_mistakes(facts, rows_of())
+    (run / FOLDER / "mistakes.json").write_text('{"shown": [{"wrong": 1}]}')
+    assert read_mistakes(run) is None
+    assert keep_mistakes(facts, rows_of()) == wanted

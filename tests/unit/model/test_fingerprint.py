@@ -13,7 +13,7 @@ from hfft.model.anatomy import dissect
 from hfft.model.fingerprint import hash_code
 from hfft.model.freezing import set_trainable, trainable_names
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
-from hfft.replay.split_point import Prefix, cut_at, find_cut
+from hfft.replay.split_point import Prefix, find_split_point, split_point_at
 from hfft.training.plan import prepare_phase
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
@@ -31,10 +31,10 @@ FUSED = {  # timm's networks that read a query, key and value layer without call
 }
 
 
-def present(cut):
+def present(split_point):
     """The fingerprint as it is now."""
-    vars(cut).pop("fingerprint", None)
-    return cut.fingerprint
+    vars(split_point).pop("fingerprint", None)
+    return split_point.fingerprint
 
 
 @pytest.mark.parametrize("architecture", FUSED)
@@ -44,9 +44,9 @@ def test_every_tensor_that_changes_what_enters_changes_the_fingerprint(architect
     model = tiny.build("timm_wrapper", classes=2, architecture=architecture, model_args=model_args).eval()
     pixels = torch.randn(2, 3, model_args["img_size"], model_args["img_size"])
     set_trainable(model, trainable_names(model, dissect(model), unfreeze))
-    cut = find_cut(model, pixels[:1])
-    assert cut is not None
-    prefix, hashed = Prefix(model, [cut]).eval(), present(cut)
+    split_point = find_split_point(model, pixels[:1])
+    assert split_point is not None
+    prefix, hashed = Prefix(model, [split_point]).eval(), present(split_point)
     before = prefix(pixels)
     wrong = []
     for name, tensor in model.state_dict().items():
@@ -54,14 +54,14 @@ def test_every_tensor_that_changes_what_enters_changes_the_fingerprint(architect
             kept = tensor.clone()
             tensor.add_(torch.randn_like(tensor))
             is_same = all(map(torch.equal, before, prefix(pixels)))
-            if not is_same and present(cut) == hashed:
+            if not is_same and present(split_point) == hashed:
                 wrong.append(name)
             tensor.copy_(kept)
     assert wrong == []
-    assert present(cut) == hashed
+    assert present(split_point) == hashed
     with torch.no_grad():
         next(parameter for parameter in model.parameters() if parameter.requires_grad).add_(1)
-    assert present(cut) == hashed  # what trains lies behind
+    assert present(split_point) == hashed  # what trains lies behind
 
 
 @pytest.mark.parametrize(("peeks", "path"), [(True, "stem"), (False, "head")])
@@ -78,9 +78,9 @@ def test_nothing_in_front_reads_what_lies_behind(peeks, path):
     model = Net()
     set_trainable(model, {"head.weight", "head.bias"})
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    cut = find_cut(model, ONE)
-    assert cut is not None
-    assert cut.path == path
+    split_point = find_split_point(model, ONE)
+    assert split_point is not None
+    assert split_point.path == path
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -144,19 +144,21 @@ def test_code_that_was_typed_in_serves_one_process(monkeypatch):
 
 
 def test_what_an_adapter_adds_does_not_count():
-    plain = cut_at(tiny.build("vit"), "vit.layers.3", ONE)
+    plain = split_point_at(tiny.build("vit"), "vit.layers.3", ONE)
     for method in ("lora", "vera"):
         adapter = AdapterSpec(method=method, on="all", blocks=1, r=2)
-        cut = find_cut(prepare_phase(tiny.build("vit"), PhaseSpec(name="p", adapter=adapter), ONE), ONE)
-        assert cut is not None
-        assert cut.fingerprint == plain.fingerprint
-        assert cut.architecture == plain.architecture
+        split_point = find_split_point(
+            prepare_phase(tiny.build("vit"), PhaseSpec(name="p", adapter=adapter), ONE), ONE
+        )
+        assert split_point is not None
+        assert split_point.fingerprint == plain.fingerprint
+        assert split_point.architecture == plain.architecture
 
 
 def test_the_architecture_is_the_same_for_other_weights_alone():
     first, second = tiny.build("vit"), tiny.build("vit", hidden_size=32)
-    before = cut_at(first, "classifier", ONE).architecture
+    before = split_point_at(first, "classifier", ONE).architecture
     with torch.no_grad():
         first.vit.embeddings.cls_token.add_(1)
-    assert cut_at(first, "classifier", ONE).architecture == before
-    assert cut_at(second, "classifier", ONE).architecture != before
+    assert split_point_at(first, "classifier", ONE).architecture == before
+    assert split_point_at(second, "classifier", ONE).architecture != before

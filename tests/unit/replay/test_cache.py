@@ -9,8 +9,8 @@ import toy
 from transformers import TrainingArguments
 
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
-from hfft.replay.cache import Job, Origin, Place, Shelf
-from hfft.replay.split_point import cut_at
+from hfft.replay.cache import ActivationCache, Job, Origin, Place
+from hfft.replay.split_point import split_point_at
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 ORIGIN = Origin({"train": "images"}, "processor", AugmentSpec(flip="both"), 0, {"torch": "1"})
@@ -21,8 +21,8 @@ def name(tmp_path, origin=ORIGIN, *, engine="torch", path="classifier", view=0, 
     model = model or tiny.build("vit")
     options = {"output_dir": str(tmp_path), "use_cpu": True, "per_device_train_batch_size": 8, **arguments}
     job = Job(model, DATA, TrainingArguments(**options), "test")
-    shelf = Shelf(ReplaySpec(engine=engine), tmp_path, origin)
-    return shelf.key(job, cut_at(model, path, ONE), Place("train", view), "torch")
+    cache = ActivationCache(ReplaySpec(engine=engine), tmp_path, origin)
+    return cache.key(job, split_point_at(model, path, ONE), Place("train", view), "torch")
 
 
 def other_weights():

@@ -10,7 +10,7 @@ from hfft.model.freezing import held_modules, set_trainable, trainable_names
 from hfft.model.restoring import random_states
 from hfft.model.trace import trace
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
-from hfft.replay.split_point import Prefix, cut_at, find_cut, placeholder_pixels
+from hfft.replay.split_point import Prefix, find_split_point, placeholder_pixels, split_point_at
 from hfft.training.plan import prepare_phase
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
@@ -44,14 +44,14 @@ def step(model, pixels):
 def test_a_step_from_the_cut_is_the_step_from_the_pixels(family, unfreeze):
     model = prepared(family, unfreeze)
     pixels = photos()
-    cut = find_cut(model, ONE)
-    assert cut is not None
+    split_point = find_split_point(model, ONE)
+    assert split_point is not None
     logits, gradients = step(model, pixels)
     with torch.no_grad():
-        activations = Prefix(model.eval(), [cut]).eval()(pixels)
+        activations = Prefix(model.eval(), [split_point]).eval()(pixels)
     assert all(len(tensor) == 3 for tensor in activations)
-    with cut.bypassed():
-        cut.feed(activations)
+    with split_point.bypassed():
+        split_point.feed(activations)
         replayed, others = step(model, placeholder_pixels(pixels.shape, pixels.device))
     torch.testing.assert_close(replayed, logits, rtol=1e-5, atol=1e-7)
     assert gradients.keys() == others.keys()
@@ -74,17 +74,19 @@ def test_a_step_from_the_cut_is_the_step_from_the_pixels(family, unfreeze):
     ids=str,
 )
 def test_where_it_is(family, unfreeze, path):
-    cut = find_cut(prepared(family, unfreeze), ONE)
-    assert cut is not None
-    assert cut.path == path
+    split_point = find_split_point(prepared(family, unfreeze), ONE)
+    assert split_point is not None
+    assert split_point.path == path
 
 
 def test_where_an_adapter_begins():
     model = prepare_phase(tiny.build("vit"), PhaseSpec(name="p", adapter=AdapterSpec(on="all", blocks=1, r=2)), ONE)
-    cut = find_cut(model, ONE)
-    assert cut is not None
-    assert cut.path == "vit.layers.3"
-    assert cut.fingerprint == cut_at(tiny.build("vit"), "vit.layers.3", ONE).fingerprint  # of the same frozen weights
+    split_point = find_split_point(model, ONE)
+    assert split_point is not None
+    assert split_point.path == "vit.layers.3"
+    assert (
+        split_point.fingerprint == split_point_at(tiny.build("vit"), "vit.layers.3", ONE).fingerprint
+    )  # of the same frozen weights
 
 
 class Batched(nn.Module):
@@ -104,22 +106,22 @@ class Batched(nn.Module):
 def test_what_depends_on_other_images_is_not_kept(running, path):
     model = Batched(running=running)
     set_trainable(model, {"head.weight", "head.bias"})
-    cut = find_cut(model, ONE)
-    assert cut is not None
-    assert cut.path == path
+    split_point = find_split_point(model, ONE)
+    assert split_point is not None
+    assert split_point.path == path
 
 
 @pytest.mark.parametrize("family", ["swin", "swinv2", "pvt_v2", "focalnet", "donut-swin"])
 def test_checkpointed_activations_keep_the_place(family):
     """A whole stage is then computed again in the backward pass, with what lies in front of the place in it."""
-    plain = find_cut(prepared(family, {"blocks": 1}), ONE)
+    plain = find_split_point(prepared(family, {"blocks": 1}), ONE)
     model = prepared(family, {"blocks": 1})
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
-    cut = find_cut(model, ONE)
-    assert cut is not None
+    split_point = find_split_point(model, ONE)
+    assert split_point is not None
     assert plain is not None
-    assert cut.path == plain.path
+    assert split_point.path == plain.path
 
 
 def test_random_numbers_of_an_accelerator_are_noticed(monkeypatch):
@@ -133,8 +135,8 @@ def test_random_numbers_of_an_accelerator_are_noticed(monkeypatch):
 
 
 def test_nothing_is_in_front_of_the_stem():
-    cut = find_cut(prepared("vit", "all"), ONE)
-    assert cut is None or cut.depth <= 3  # the pixels themselves
+    split_point = find_split_point(prepared("vit", "all"), ONE)
+    assert split_point is None or split_point.depth <= 3  # the pixels themselves
 
 
 def test_the_model_is_left_as_it_was():
@@ -143,7 +145,7 @@ def test_the_model_is_left_as_it_was():
     modes = [module.training for module in model.modules()]
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    assert find_cut(model, ONE, batchnorm="train") is not None
+    assert find_split_point(model, ONE, batchnorm="train") is not None
     assert [module.training for module in model.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
@@ -153,39 +155,41 @@ def test_the_model_is_left_as_it_was():
 
 def test_one_pass_for_several_cuts():
     model = tiny.build("vit")
-    cuts = [cut_at(model, path, ONE) for path in ("vit.layers.1", "vit.layers.3", "classifier")]
+    split_points = [split_point_at(model, path, ONE) for path in ("vit.layers.1", "vit.layers.3", "classifier")]
     with torch.no_grad():
-        together = Prefix(model, cuts).eval()(photos())
-        alone = [Prefix(model, [cut]).eval()(photos()) for cut in cuts]
+        together = Prefix(model, split_points).eval()(photos())
+        alone = [Prefix(model, [split_point]).eval()(photos()) for split_point in split_points]
     assert len(together) == 3
     assert all(torch.equal(one, more[0]) for one, more in zip(together, alone, strict=True))
-    assert [cut.depth for cut in cuts] == sorted(cut.depth for cut in cuts)
+    assert [split_point.depth for split_point in split_points] == sorted(
+        split_point.depth for split_point in split_points
+    )
 
 
 def test_the_fingerprint_is_of_what_lies_in_front():
     model = tiny.build("vit")
-    before = cut_at(model, "vit.layers.2", ONE).fingerprint
+    before = split_point_at(model, "vit.layers.2", ONE).fingerprint
     with torch.no_grad():
         model.vit.layers[2].mlp.fc1.weight.add_(1)
         model.classifier.weight.add_(1)
-    assert cut_at(model, "vit.layers.2", ONE).fingerprint == before
+    assert split_point_at(model, "vit.layers.2", ONE).fingerprint == before
     with torch.no_grad():
         model.vit.embeddings.cls_token.add_(1)
-    assert cut_at(model, "vit.layers.2", ONE).fingerprint != before
+    assert split_point_at(model, "vit.layers.2", ONE).fingerprint != before
 
 
 def test_channels_last_activations_come_back_as_they_were():
     model = prepared("convnext", {"blocks": 1}).to(memory_format=torch.channels_last)
-    cut, seen = find_cut(model, ONE), []
-    assert cut is not None
+    split_point, seen = find_split_point(model, ONE), []
+    assert split_point is not None
     with torch.no_grad():
-        (activations,) = Prefix(model.eval(), [cut]).eval()(photos())
+        (activations,) = Prefix(model.eval(), [split_point]).eval()(photos())
     assert activations.is_contiguous(memory_format=torch.channels_last)
-    with cut.bypassed(), cut.reached(lambda tensors: None):
+    with split_point.bypassed(), split_point.reached(lambda tensors: None):
         model.get_submodule("convnext.encoder.stages.3.downsampling_layer.0").register_forward_hook(
             lambda module, inputs, output: seen.append(output.is_contiguous(memory_format=torch.channels_last))
         )
-        cut.feed([activations.contiguous()])  # as they are kept
+        split_point.feed([activations.contiguous()])  # as they are kept
         model(pixel_values=ONE.expand(3, -1, -1, -1))
     assert seen == [True]
 

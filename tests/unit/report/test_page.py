@@ -16,8 +16,8 @@ from PIL import Image
 
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import rows_of
-from hfft.errors import RunError, TrainingError
-from hfft.report.mistakes import FOLDER, choose_mistakes, keep_mistakes
+from hfft.errors import ModelError, RunError, TrainingError
+from hfft.evaluators.attribution import FOLDER, choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, try_page, write_page
 from hfft.report.rendering import _environment
 from hfft.runs.facts import read_facts
@@ -50,6 +50,10 @@ def run(finished_run, tmp_path):
 
 def shown(facts, mistakes=None):
     return Page.of(render_page(facts, mistakes))
+
+
+def cannot_open(folder):
+    raise ModelError("the model of this run has no weights to look with")
 
 
 def images_of(labels):
@@ -282,10 +286,10 @@ def test_ten_thousand_test_images_are_a_page_that_can_be_sent(tmp_path):
     facts = read_facts(run)
     files = [f"{label}/{number}" for label in range(100) for number in range(100)]
     rows = rows_of([str(picture)] * 10_000, np.repeat(np.arange(100), 100).tolist(), files, labels)
-    mistakes = keep_mistakes(facts, ImageData({"test": rows}, labels))
+    mistakes = keep_mistakes(facts, ImageData({"test": rows}, labels), open_model=cannot_open)
     assert mistakes is not None
     assert all(one.picture for one in mistakes.shown)
-    for one in mistakes.shown:  # the model of this run has no weights to look with
+    for one in mistakes.shown:
         (run / FOLDER / one.picture.replace(".", "_seen.")).write_bytes((run / FOLDER / one.picture).read_bytes())
     seen = [replace(one, overlay=one.picture.replace(".", "_seen.")) for one in mistakes.shown]
     text = render_page(facts, replace(mistakes, shown=tuple(seen)))
@@ -310,7 +314,7 @@ def test_images_that_are_gone_are_said_to_be(tmp_path):
 def test_a_picture_that_was_removed_is_said_to_be_missing(run):
     write_page(run, images_of(("ant", "bee")))
     facts = read_facts(run)
-    mistakes = keep_mistakes(facts)
+    mistakes = keep_mistakes(facts, open_model=cannot_open)
     (run / FOLDER / "0.jpg").unlink()
     page = shown(facts, mistakes)
     assert "No picture: its file is gone" in page.words
