@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.images.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
+from hfft.data.images.decoding import Decoded, data_errors, decode_bytes, decode_open, read_file
+from hfft.data.images.formats import check_size
 from hfft.errors import DataError, first_line
 from hfft.inference.urls import RemoteImage
 from hfft.system.machine import cpus_per_process
@@ -161,7 +162,8 @@ def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
         raise DataError(f"found an array of shape {image.shape}; allowed: (H, W), or (H, W, C) with C 1, 3 or 4{hint}")
     if image.size == 0:
         raise DataError(f"found an array of shape {image.shape}, which holds no pixels")
-    check_size(image.shape[1], image.shape[0])
+    with data_errors():
+        check_size(image.shape[1], image.shape[0])
     pixels = _eight_bits(image)  # (H, W, C)
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
         return Image.fromarray(pixels)
