@@ -74,7 +74,7 @@ class HeadlineMetrics(_InMemory):
         )
 
     def _compute(self, predictions: Any, losses: Any, references: Any) -> dict[str, float]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return measure(tally_of(*map(np.asarray, (predictions, losses, references)), self._classes))
+        return measure(tally_of(np.asarray(predictions), np.asarray(losses), np.asarray(references), self._classes))
 
 
 class LabelHeadlineMetrics(_InMemory):
