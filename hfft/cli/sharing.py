@@ -66,12 +66,9 @@ def _add_html(parser: argparse.ArgumentParser) -> None:
 
 def _report(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        from hfft.report.card import write_report
-        from hfft.report.page import write_page
+        from hfft.commands.report import report_run
 
-    card, *figures = write_report(arguments.folder)
-    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
-    for path in (card, page, *figures):
+    for path in report_run(arguments.folder, trust_remote_code=arguments.trust_remote_code):
         show(str(path))
 
 
@@ -123,7 +120,7 @@ def _write_html(found: Any, file: Path | None) -> None:
     if file is None:
         return
     with quick_imports():
-        from hfft.report.comparing import write_comparison
+        from hfft.report.compare_page import write_comparison
 
     write_comparison(dataclasses.asdict(found), file)
 

@@ -59,8 +59,8 @@ def _update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
 
 
 def _write_page(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+    from hfft.commands.report import try_page
     from hfft.report.card import write_report
-    from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)

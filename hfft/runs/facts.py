@@ -203,6 +203,7 @@ class RunFacts:
     adapter_base: str | None
     examples: tuple[Example, ...]
     kept: str
+    kept_phase: str
     baselines: Mapping[str, Mapping[str, Any]]
     retention: Mapping[str, Any]
     interpolation: Mapping[str, Any]
@@ -280,6 +281,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
             kept=measured.get("kept", {}).get("reason", ""),
+            kept_phase=measured.get("kept", {}).get("phase", recipe.phases[-1].name),
             baselines=measured.get("baselines", {}),
             retention=measured.get("retention", {}),
             interpolation=measured.get("interpolation", {}),
