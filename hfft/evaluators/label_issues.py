@@ -116,7 +116,8 @@ def _features(
     arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
     recorded = None
     if replay is not None:
-        recorded = replay.recorded(network, reference.head, data, arguments, phase.folder)
+        frozen = data.frozen_pass(network, arguments, "label hints")
+        recorded = replay.recorded(frozen, reference.head, phase.folder)
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
         return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))

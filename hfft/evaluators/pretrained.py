@@ -14,11 +14,28 @@ from hfft.metrics.scoring import Logits
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import TrainingActivations
-from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels, split_point_at
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.training.plan import prepare_phase
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
 _ROWS = 64  # of a recording that are computed at once
+
+
+class LogitsAndEntering(nn.Module):
+    """A classifier with a flat tuple as output: logits (B, K), and the tensors that enter a split point, (B, ...)."""
+
+    def __init__(self, model: nn.Module, split_point: SplitPoint) -> None:
+        """Wrap the classifier."""
+        super().__init__()
+        self.model = model
+        self._split_point = split_point
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Both, of pixels (B, C, H, W)."""
+        found: list[tuple[torch.Tensor, ...]] = []
+        with self._split_point.reached(found.append):
+            logits = self.model(pixel_values=pixels).logits  # (B, K)
+        return (logits, *(tensor for tensors in found for tensor in tensors))
 
 
 class Reference:
@@ -57,13 +74,13 @@ class Reference:
         def then(logits: torch.Tensor, *entering: torch.Tensor) -> Sequence[torch.Tensor]:
             return (logits, *self._continue(start, entering))
 
-        return Logits(result, split_point), then
+        return LogitsAndEntering(result, split_point), then
 
     def alone(self) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
         if self.head is None:
             return Logits(self.model), lambda logits: (logits,)
-        return Logits(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
+        return LogitsAndEntering(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
 
     def features(self, recorded: TrainingActivations, places: Sequence[int]) -> torch.Tensor:
         """Features (M, D) of some images of a recording."""
@@ -80,9 +97,7 @@ class Reference:
         assert self.head is not None
         found: list[tuple[torch.Tensor, ...]] = []
         with start.bypassed(), self.head.reached(found.append):
-            start.feed(entering)
-            shape = (len(entering[0]), *start.image_shape)
-            logits = self.model(pixel_values=placeholder_pixels(shape, entering[0].device)).logits  # (B, K)
+            logits = self.model(pixel_values=start.feed(entering)).logits  # (B, K)
         return logits, vectors(entering if start.path == self.head.path else found[0])
 
     def _vectors(self, start: SplitPoint, entering: tuple[torch.Tensor, ...]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.probabilities import log_odds, sigmoid, softmax
 from hfft.metrics.scores import Scores, measured
-from hfft.metrics.scoring import Logits, compute, divided
+from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations, is_replayed
@@ -89,13 +89,13 @@ class Way:
         transform: The evaluation transform.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        engine: As for `score`.
+        choose_run: As for `compute`.
     """
 
     transform: Transform
     batch_size: int
     workers: int
-    engine: str
+    choose_run: Callable[[torch.nn.Module, torch.Tensor], Run] | None
 
     def over(
         self,
@@ -105,8 +105,16 @@ class Way:
     ) -> list[dict[str, np.ndarray]]:
         """What `compute` gives, by split."""
         examples = Examples(concatenate_datasets(list(splits.values())), self.transform.pixels)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "engine": self.engine}
-        return [divided(a, splits) for a in compute(network, examples, self.transform.floats, then=then, **options)]
+        found = compute(
+            network,
+            examples,
+            self.transform.floats,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            choose_run=self.choose_run,
+            then=then,
+        )
+        return [divided(array, splits) for array in found]
 
     def pixels(self, rows: Dataset, device: torch.device) -> torch.Tensor:
         """The first image, (1, C, H, W)."""
@@ -216,11 +224,8 @@ def _recorded(reference: Reference, trained: Trained) -> TrainingActivations | N
         network = prepare_phase(reference.model, phase.spec)
         split_point = find_split_point(network, reference.pixels, phase.spec.batchnorm)
     arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
-    return (
-        None
-        if split_point is None
-        else trained.replay.recorded(reference.model, split_point, data, arguments, phase.folder)
-    )
+    frozen = data.frozen_pass(reference.model, arguments, "baselines")
+    return None if split_point is None else trained.replay.recorded(frozen, split_point, phase.folder)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes
 from hfft.metrics.probabilities import softmax
 from hfft.model.restoring import left_as_it_was
-from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 
 _LOG = get_logger(__name__)
 
@@ -170,10 +170,8 @@ def _try_all(
 def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
     if split_point is None:
         return network(pixel_values=entering[0]).logits.float().cpu().numpy()  # (B, K)
-    pixels = placeholder_pixels((len(entering[0]), *split_point.image_shape), entering[0].device)
     with split_point.bypassed():
-        split_point.feed(entering)
-        return network(pixel_values=pixels).logits.float().cpu().numpy()
+        return network(pixel_values=split_point.feed(entering)).logits.float().cpu().numpy()
 
 
 def _split_point(network: Any, way: _Way, pixels: torch.Tensor) -> SplitPoint | None:

@@ -261,29 +261,23 @@ def _draw_phases(
             if not entries:
                 continue
             kept = [key.startswith("eval_") and entry["step"] == phase.result.best_step for entry in entries]
-            own = [
-                Point(
-                    start + entry["epoch"], entry[key], _point_words(phase, label, entry, entry[key], is_kept=is_kept)
-                )
-                for entry, is_kept in zip(entries, kept, strict=True)
-            ]
+            own = []
+            for entry, is_kept in zip(entries, kept, strict=True):
+                when = f"{phase.spec.name}, epoch {entry['epoch']:.3g}, step {entry['step']:,}"
+                words = f"{when}{', kept' if is_kept else ''}: {label} {entry[key]:.4f}"
+                own.append(Point(start + entry["epoch"], entry[key], words))
             is_new = label not in axes.get_legend_handles_labels()[1]
             axes.plot([p.x for p in own], [p.y for p in own], color=color, label=label if is_new else None)
             sizes = [34 if is_kept else 9 if len(own) < 60 else 4 for is_kept in kept]
             _scatter(axes, own, color, sizes=sizes, first=first + len(points))
             points += own
         if named:
-            few = {"ha": "center"} if len(phases) <= 4 else {"ha": "left", "rotation": 40}
-            axes.text((start + end) / 2, 1.03, phase.spec.name, transform=axes.get_xaxis_transform(), **few)
+            where: dict[str, Any] = {"ha": "center"} if len(phases) <= 4 else {"ha": "left", "rotation": 40}
+            axes.text((start + end) / 2, 1.03, phase.spec.name, transform=axes.get_xaxis_transform(), **where)
         start = end
     axes.set_xlim(0, 1.02 * start or 1)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=start > 3))
     return points
-
-
-def _point_words(phase: PhaseFacts, label: str, entry: Mapping[str, float], value: float, *, is_kept: bool) -> str:
-    kept = ", kept" if is_kept else ""
-    return f"{phase.spec.name}, epoch {entry['epoch']:.3g}, step {entry['step']:,}{kept}: {label} {value:.4f}"
 
 
 def _scatter(axes: Axes, points: Sequence[Point], color: str, *, sizes: Sequence[float], first: int = 0) -> None:
