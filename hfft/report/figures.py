@@ -159,7 +159,7 @@ def learning_curves(phases: Sequence[PhaseFacts]) -> Chart | None:
             axes.legend(loc="best")
         all_axes[-1].set(xlabel="epochs, phase after phase")
     words = "; ".join(f"{title}: {', '.join(label for label, _ in lines.values())}" for title, lines in shown.items())
-    alt = f"{words.capitalize()}, by epoch, through {', '.join(phase.spec.name for phase in phases)}"
+    alt = f"{words[0].upper()}{words[1:]}, by epoch, through {', '.join(phase.spec.name for phase in phases)}"
     return Chart("learning_curves", "Loss, and scores on validation images", alt, figure, tuple(points))
 
 
@@ -307,11 +307,10 @@ def _drawing(height: float, *, rows: int = 1, **options: Any) -> Iterator[tuple[
 def _arranged(figure: Figure) -> Figure:
     """The figure, whose axes leave room for their words.
 
-    A figure that has a layout engine of its own is drawn twice for each file, first to find this room. Axes of a fixed
-    aspect ratio are arranged twice: where they are first measured, they have another shape.
+    A figure that has a layout engine of its own is drawn twice for each file, first to find this room. It is found
+    twice: axes of another size have other ticks, and those of a fixed aspect ratio another shape.
     """
-    has_fixed_shape = any(axes.get_aspect() != "auto" for axes in figure.axes)
-    for _ in range(2 if has_fixed_shape else 1):
+    for _ in range(2):
         ConstrainedLayoutEngine().execute(figure)
     return figure
 

@@ -175,6 +175,7 @@ def _trust(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
         charts.append(risk_by_coverage(found))
     return {
         "trust": charts,
+        "confidence": found,
         "thresholds": [{"wanted": float(key), "found": row} for key, row in found.get("thresholds", {}).items()],
     }
 
