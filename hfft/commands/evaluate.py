@@ -9,8 +9,7 @@ from datasets import Dataset
 from hfft.data.audit.filtering import check_rows, fingerprint_of
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.workers import worker_deaths_explained
-from hfft.data.sources.of_run import images_of_run
-from hfft.data.sources.reading import load_rows
+from hfft.data.sources.reading import images_of_run, load_rows
 from hfft.errors import DataError, RunError
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening

@@ -15,7 +15,7 @@ from hfft._version import __version__
 from hfft.data.images.decoding import Decoded, decode_row, stored_path
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.of_run import images_of_run
+from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.inference.classifier import Classifier
 from hfft.inference.images import find_input_images

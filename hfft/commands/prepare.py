@@ -12,8 +12,8 @@ from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
+from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData, load_data
-from hfft.data.sources.targets import targets_of
 from hfft.metrics.evaluate_modules import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe

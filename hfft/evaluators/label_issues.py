@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.targets import SHARES
+from hfft.data.sources.labels import SOFT_LABELS
 from hfft.evaluators.confident_learning import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
@@ -94,7 +94,7 @@ def _obstacle(phase: PhaseRun, data: PhaseData, classes: int) -> str | None:
     rows = data.train.rows
     if not phase.spec.trains_head_alone:
         return f"{phase.spec.name}, the first phase, trains more than the head"
-    if SHARES in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
+    if SOFT_LABELS in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
         return "an image has more than one label"
     least = np.bincount(np.asarray(rows["label"][:]), minlength=classes)
     if np.sort(least)[-2:].min() < FOLDS:

@@ -11,8 +11,7 @@ from PIL import Image
 
 from hfft.data.audit.filtering import fingerprint_of
 from hfft.data.images.decoding import decode_row
-from hfft.data.sources.of_run import images_of_run
-from hfft.data.sources.reading import ImageData
+from hfft.data.sources.reading import ImageData, images_of_run
 from hfft.errors import DataError, HfftError
 from hfft.runs.facts import RunFacts
 from hfft.system.files import read_json

@@ -13,7 +13,7 @@ from datasets import Dataset, concatenate_datasets
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.probabilities import log_odds, sigmoid, softmax
@@ -66,7 +66,7 @@ class Trained:
     @property
     def labels(self) -> np.ndarray:
         """Of the training images, (N,), or (N, K) of 0 and 1."""
-        return labels_of(self.data.train.rows)
+        return label_array(self.data.train.rows)
 
     @property
     def work(self) -> int:
@@ -172,7 +172,7 @@ def _measured(
     """Scores by split; thresholds of labels, where there are any number, are those chosen on validation images."""
     thresholds = None
     if "validation" in values and is_multi_label(splits["validation"]):
-        thresholds = choose_thresholds(sigmoid(values["validation"]), labels_of(splits["validation"]))
+        thresholds = choose_thresholds(sigmoid(values["validation"]), label_array(splits["validation"]))
     return {split: measured(part, splits[split], classes, thresholds) for split, part in values.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.metrics.bootstrap import Interval, wilson, with_intervals
 from hfft.metrics.calibration import calibration
 from hfft.metrics.evaluate_modules import headline_metrics, label_headline_metrics
@@ -132,7 +132,7 @@ def measured(
         classes: Class names.
         thresholds: Of multi-label rows, the probability from which a label is given, (K,); 0.5 for all when None.
     """
-    labels, classes, files = labels_of(rows), tuple(classes), tuple(rows["file"][:])
+    labels, classes, files = label_array(rows), tuple(classes), tuple(rows["file"][:])
     if not is_multi_label(rows):
         metrics = with_intervals(values, labels, values=headline_metrics(values, labels))
         return Scores(classes, files, labels, values, metrics, class_scores(values.argmax(axis=1), labels, classes))

@@ -19,9 +19,8 @@ from huggingface_hub.utils import validate_repo_id
 from hfft.data.audit.filtering import Checked
 from hfft.data.audit.findings import described
 from hfft.data.images.decoding import decode, read_content
-from hfft.data.sources.labels import labels_of, spoken_label, strata_of
+from hfft.data.sources.labels import label_array, spoken_label, strata_of, targets_of
 from hfft.data.sources.reading import ImageData
-from hfft.data.sources.targets import targets_of
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.scores import Scores
 from hfft.metrics.selective import describe_confidence, store_confidence
@@ -373,7 +372,7 @@ def _write_examples(folder: Path, images: ImageData, count: int) -> list[dict[st
     rows = images.splits.get("test", images.splits.get("validation"))
     if rows is None or count == 0:
         return []
-    labels = strata_of(labels_of(rows))
+    labels = strata_of(label_array(rows))
     by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
     turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
     chosen = [rows[row] for row in turns[:count]]

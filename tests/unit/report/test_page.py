@@ -10,13 +10,14 @@ import finished
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 from markupsafe import Markup
 from pages import Page
 from PIL import Image
 
 from hfft.commands.report import make_page, try_page
 from hfft.data.sources.reading import ImageData
-from hfft.data.sources.rows import rows_of
+from hfft.data.sources.rows import row_features
 from hfft.errors import ModelError, RunError, TrainingError
 from hfft.evaluators.attribution import FOLDER, choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, write_page
@@ -286,7 +287,9 @@ def test_ten_thousand_test_images_are_a_page_that_can_be_sent(tmp_path):
     )
     facts = read_facts(run)
     files = [f"{label}/{number}" for label in range(100) for number in range(100)]
-    rows = rows_of([str(picture)] * 10_000, np.repeat(np.arange(100), 100).tolist(), files, labels)
+    images = [{"path": str(picture), "bytes": None}] * 10_000
+    content = {"image": images, "label": np.repeat(np.arange(100), 100).tolist(), "file": files}
+    rows = Dataset.from_dict(content, features=row_features(labels))
     mistakes = keep_mistakes(facts, ImageData({"test": rows}, labels), open_model=cannot_open)
     assert mistakes is not None
     assert all(one.picture for one in mistakes.shown)
