@@ -13,7 +13,7 @@ from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.replay.engine import scoring_engine
 from hfft.replay.replay import recorded_with
-from hfft.runs.facts import result_name
+from hfft.runs.record import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed

@@ -12,7 +12,8 @@ from hfft.evaluators.label_pictures import keep_label_pictures
 from hfft.inference.classifier import Classifier
 from hfft.report.card import write_report
 from hfft.report.page import write_page
-from hfft.runs.facts import PAGE, read_facts
+from hfft.runs.facts import read_facts
+from hfft.runs.record import PAGE
 
 _LOG = logging.getLogger(__name__)  # the main process alone gets here
 

@@ -18,14 +18,14 @@ from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.scoring import compute
 from hfft.replay.replay import Replay
+from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import LABEL_HINTS
 from hfft.system.distributed import meet
-from hfft.system.files import read_json, write_json
+from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.settings import EVAL_BATCH, training_arguments
 
-FILE = "label_hints.json"
-"""Name of the file in the run folder."""
 _WORTH = 0.25  # of the head phase's forward passes: what one more may take
 _SHOWN = 3
 
@@ -47,7 +47,7 @@ def hint_labels(
         processor: The network's.
         classes: Names.
     """
-    path = phase.folder.parent / FILE
+    path = phase.folder.parent / LABEL_HINTS
     is_there = path.is_file()
     meet()  # all have looked
     if not is_there:
@@ -121,8 +121,9 @@ def _features(
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
         return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))
-    plan, result = read_json(phase.folder / "plan.json"), read_json(phase.folder / "result.json")
-    if len(examples) > _WORTH * plan["batch"] * result["steps"]:
+    record = PhaseRecord(phase.folder)
+    steps = 0 if record.result is None else record.result.steps
+    if len(examples) > _WORTH * record.plan.batch * steps:
         return (
             "nothing was recorded (replay), and another pass over the training images would take more than a quarter "
             f"of {phase.spec.name}"

@@ -9,11 +9,9 @@ from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.evaluators.pictures import Shown, pictures_of, rows_of
 from hfft.runs.facts import RunFacts
+from hfft.runs.record import LABEL_HINTS, LABEL_ISSUES, LABEL_PICTURES
 from hfft.system.files import read_json, write_folder, write_json
 
-FOLDER = "label_issues"
-"""Folder of the run that holds the pictures and `shown.json`."""
-_FILES = ("label_issues.json", "label_hints.json")  # of the run, with all issues; the second of earlier versions
 _LISTED = 12
 
 _LOG = logging.getLogger(__name__)  # the main process alone gets here
@@ -38,7 +36,7 @@ class LabelIssues:
 
 def read_label_issues(folder: Path) -> LabelIssues | None:
     """The label issues of a run folder, with the pictures that are kept of them; None where none were looked for."""
-    file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
+    file = next((folder / name for name in (LABEL_ISSUES, LABEL_HINTS) if (folder / name).is_file()), None)
     if file is None:
         return None
     content: dict[str, Any] = read_json(file)
@@ -49,7 +47,7 @@ def read_label_issues(folder: Path) -> LabelIssues | None:
         for row in content["hints"][:_LISTED]
     )
     try:
-        kept = tuple(Shown(**one) for one in read_json(folder / FOLDER / "shown.json"))
+        kept = tuple(Shown(**one) for one in read_json(folder / LABEL_PICTURES / "shown.json"))
     except (OSError, ValueError, TypeError):
         kept = ()
     if tuple(dataclasses.replace(one, picture=None, missing="") for one in kept) != chosen:
@@ -83,4 +81,4 @@ def keep_label_pictures(facts: RunFacts, images: ImageData | None = None) -> Non
             picture.save(aside / f"{number}.jpg", quality=82)
         write_json(aside / "shown.json", [dataclasses.asdict(one) for one in shown])
 
-    write_folder(facts.folder / FOLDER, write)
+    write_folder(facts.folder / LABEL_PICTURES, write)

@@ -23,10 +23,9 @@ from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations, is_replayed
 from hfft.replay.split_point import find_split_point
-from hfft.system.files import read_json
+from hfft.runs.phase_record import PhaseRecord, PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
 from hfft.training.settings import training_arguments
 
@@ -73,7 +72,7 @@ class Trained:
         """Forward passes of an image that training was worth, at least."""
         total = 0
         for phase, result in zip(self.phases, self.results, strict=True):
-            images = result.steps * read_json(phase.folder / "plan.json")["batch"]
+            images = result.steps * PhaseRecord(phase.folder).plan.batch
             if is_replayed(phase.folder):
                 total += len(self.data.train)  # recorded once
             else:

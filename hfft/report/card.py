@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from hfft.errors import TrainingError
+from hfft.model.remote_code import own_code
 from hfft.recipe.loading import dump_recipe
 from hfft.report.words import (
     for_all_phases,
@@ -20,13 +21,12 @@ from hfft.report.words import (
     time_in_words,
 )
 from hfft.runs.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
+from hfft.runs.record import CARD, FIGURES
 from hfft.system.files import write_folder, write_text
 from hfft.system.markdown import escape, fence, folded, table
 
 REPOSITORY = "this/folder"
 """Stands for the model in the lines to copy; whoever publishes the card puts the Hub id there."""
-FIGURES = "figures"
-"""Folder of the figures that the card shows, below its own."""
 
 _TEMPLATE = Path(__file__).parent / "templates" / "card.md"
 _LISTED = 12  # classes that a sentence names
@@ -84,7 +84,7 @@ def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
 
     if shown:
         write_folder(facts.result / FIGURES, copy)
-    card = facts.result / "README.md"
+    card = facts.result / CARD
     write_text(card, render_card(facts, {stem: f"{FIGURES}/{path.name}" for stem, path in shown.items()}))
     return card
 
@@ -150,6 +150,7 @@ def _eval_results(facts: RunFacts, split: SplitFacts) -> list[EvalResult]:
 
 def _about(facts: RunFacts) -> dict[str, Any]:
     """What the template says of the model, and the functions that it says it with."""
+    code = own_code(facts.config)
     packages = ["hfft" if facts.is_adapter else "transformers", "torch", "torchvision", "pillow"]
     rows = [
         [str(number), escape(label), *(f"{split.counts[label]:,}" for split in facts.splits.values())]
@@ -162,7 +163,8 @@ def _about(facts: RunFacts) -> dict[str, Any]:
         "checkpoint": _source(facts.checkpoint, ""),
         "data": _source(facts.data, "datasets/"),
         "class_names": _listed(facts.labels),
-        "remote": "" if facts.code is None else ", trust_remote_code=True",
+        "code": code,
+        "remote": "" if code is None else ", trust_remote_code=True",
         "packages": [*packages, *(["timm"] if facts.model_type == "timm_wrapper" else [])],
         "classes": _table(["output", "class", *(f"{name} images" for name in facts.splits)], rows, left=2),
         "recipe": fence(dump_recipe(shared_recipe(facts)), "yaml"),

@@ -25,10 +25,8 @@ from hfft.report.confusion import draw_confusion
 from hfft.report.fonts import letter
 from hfft.report.words import spoken
 from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
+from hfft.runs.record import FIGURES
 from hfft.system.files import write_folder
-
-FOLDER = "figures"
-"""Folder of the run that holds the files."""
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # What the page calls its colours, to those of the files.
@@ -131,8 +129,8 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
                 figure.savefig(aside / f"{name}.png", metadata={"Software": None})
                 figure.savefig(aside / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
-    write_folder(facts.folder / FOLDER, write)
-    return tuple(sorted((facts.folder / FOLDER).iterdir()))
+    write_folder(facts.folder / FIGURES, write)
+    return tuple(sorted((facts.folder / FIGURES).iterdir()))
 
 
 def learning_curves(phases: Sequence[PhaseFacts]) -> Chart | None:

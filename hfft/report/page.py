@@ -4,9 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from hfft.data.audit.findings import KINDS
-from hfft.evaluators.attribution import FOLDER as MISTAKES
 from hfft.evaluators.attribution import Mistakes, read_mistakes
-from hfft.evaluators.label_pictures import FOLDER as LABEL_ISSUES
 from hfft.evaluators.label_pictures import LabelIssues, read_label_issues
 from hfft.evaluators.pictures import Shown
 from hfft.recipe.loading import dump_recipe
@@ -25,7 +23,8 @@ from hfft.report.words import (
     spoken,
     trained_parts,
 )
-from hfft.runs.facts import PAGE, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.runs.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.runs.record import LABEL_PICTURES, MISTAKES, PAGE
 from hfft.system.files import write_text
 
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
@@ -83,7 +82,7 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: LabelIssues 
         "mistakes": mistakes,
         "pictures": [] if mistakes is None else [_picture(facts, MISTAKES, one) for one in mistakes.shown],
         "label_issues": issues,
-        "label_pictures": [] if issues is None else [_picture(facts, LABEL_ISSUES, one) for one in issues.shown],
+        "label_pictures": [] if issues is None else [_picture(facts, LABEL_PICTURES, one) for one in issues.shown],
         **_retention(facts),
         **_training(facts),
     }

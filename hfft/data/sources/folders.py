@@ -9,6 +9,8 @@ from PIL import Image
 
 from hfft.data.images.formats import formats
 from hfft.errors import DataError
+from hfft.recipe.loading import RECIPE
+from hfft.runs.record import ENVIRONMENT, SUMMARY
 
 # Endings of images that are not read, or with a plugin only.
 UNREAD = frozenset(
@@ -18,8 +20,8 @@ UNREAD = frozenset(
     )
 )
 _OUTPUT = (  # files of a run, of a cross-validation, of a model
-    ("recipe.yaml", "environment.json"),
-    ("summary.json", "fold-0/recipe.yaml"),
+    (RECIPE, ENVIRONMENT),
+    (SUMMARY, f"fold-0/{RECIPE}"),
     ("config.json", "preprocessor_config.json"),
 )
 

@@ -34,9 +34,8 @@ from hfft.data.sources.table import Table
 from hfft.data.sources.text_tables import TEXT_TABLES
 from hfft.data.sources.webdataset import read_shards, tar_files
 from hfft.errors import DataError
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.system.files import recall
+from hfft.runs.record import RunRecord
 from hfft.system.messages import say, warn
 from hfft.system.paths import expanded
 
@@ -294,9 +293,9 @@ def images_of_run(folder: Path) -> ImageData:
     Raises:
         DataError: If they aren't there any more. Whether they are still the same isn't looked at.
     """
-    recipe, origin = read_recipe(folder), recall(folder / "environment.json").get("origin", {}).get("data", {})
+    run = RunRecord(folder)
+    recipe, origin = run.recipe, run.environment.get("origin", {}).get("data", {})
     source = recipe.data.source
     if origin.get("kind") == "local" and not Path(expanded(source)).exists():
         raise DataError(f"data.source of {folder}: {missing_path(source)}")
-    gone = [skip["file"] for skip in recall(folder / "data.json").get("skipped", ())]
-    return load_data(recipe.data, recipe.seed, without=gone)
+    return load_data(recipe.data, recipe.seed, without=[skip["file"] for skip in run.skipped])

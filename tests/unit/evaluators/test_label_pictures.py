@@ -8,9 +8,10 @@ import pytest
 from pages import Page
 
 from hfft.data.sources.reading import ImageData
-from hfft.evaluators.label_pictures import FOLDER, keep_label_pictures, read_label_issues
+from hfft.evaluators.label_pictures import keep_label_pictures, read_label_issues
 from hfft.report.page import render_page
 from hfft.runs.facts import read_facts
+from hfft.runs.record import LABEL_PICTURES
 
 IMAGES = ImageData({"train": finished._rows(("ant", "bee"), 20, finished.PICTURE)}, ("ant", "bee"))
 
@@ -50,7 +51,7 @@ def test_those_that_look_most_wrong_stand_with_their_pictures(run):
     assert "ant may be bee 0.750 bee, 0.125 ant 0/0" in words
     assert "0/12" not in words
     assert "No picture" not in words
-    assert {path.name for path in (run / FOLDER).iterdir()} == {"shown.json", *(f"{n}.jpg" for n in range(12))}
+    assert {path.name for path in (run / LABEL_PICTURES).iterdir()} == {"shown.json", *(f"{n}.jpg" for n in range(12))}
 
 
 def test_pictures_outlive_the_images_but_not_another_list(run):
@@ -73,7 +74,7 @@ def test_none_and_none_looked_for(run):
     assert "None of 40 training labels looks wrong" in shown(run).words
     note(run, left_out="an image has more than one label")
     assert "They were not looked for: an image has more than one label" in shown(run).words
-    assert not (run / FOLDER).exists()
+    assert not (run / LABEL_PICTURES).exists()
 
 
 def test_the_file_of_an_earlier_version_is_read(run):

@@ -19,10 +19,11 @@ from hfft.commands.report import make_page, try_page
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.errors import ModelError, RunError, TrainingError
-from hfft.evaluators.attribution import FOLDER, choose_mistakes, keep_mistakes
+from hfft.evaluators.attribution import choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, write_page
 from hfft.report.rendering import _environment
 from hfft.runs.facts import read_facts
+from hfft.runs.record import MISTAKES
 from hfft.system.files import read_json
 
 HOSTILE = (
@@ -294,7 +295,7 @@ def test_ten_thousand_test_images_are_a_page_that_can_be_sent(tmp_path):
     assert mistakes is not None
     assert all(one.picture for one in mistakes.shown)
     for one in mistakes.shown:
-        (run / FOLDER / one.picture.replace(".", "_seen.")).write_bytes((run / FOLDER / one.picture).read_bytes())
+        (run / MISTAKES / one.picture.replace(".", "_seen.")).write_bytes((run / MISTAKES / one.picture).read_bytes())
     seen = [replace(one, overlay=one.picture.replace(".", "_seen.")) for one in mistakes.shown]
     text = render_page(facts, replace(mistakes, shown=tuple(seen)))
     page = Page.of(text)
@@ -319,7 +320,7 @@ def test_a_picture_that_was_removed_is_said_to_be_missing(run):
     make_page(run, images_of(("ant", "bee")))
     facts = read_facts(run)
     mistakes = keep_mistakes(facts, open_model=cannot_open)
-    (run / FOLDER / "0.jpg").unlink()
+    (run / MISTAKES / "0.jpg").unlink()
     page = shown(facts, mistakes)
     assert "No picture: its file is gone" in page.words
     assert len(page.all("img")) == 1

@@ -15,7 +15,7 @@ from hfft.report.words import (
     trained_parts,
 )
 from hfft.runs.facts import read_facts
-from hfft.training.plan import Group
+from hfft.runs.phase_record import Group
 
 
 @pytest.mark.parametrize(
