@@ -12,7 +12,7 @@ from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.replay.engine import scoring_engine
-from hfft.replay.replay import recorded_with
+from hfft.runs.phase_record import PhaseRecord
 from hfft.runs.record import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
@@ -51,7 +51,7 @@ def score_result(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(recorded_with(trained.phases[0].folder)),
+        choose_run=scoring_engine(PhaseRecord(trained.phases[0].folder).engine()),
     )
     splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
     scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)

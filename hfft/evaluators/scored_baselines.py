@@ -21,7 +21,7 @@ from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
-from hfft.replay.replay import Replay, TrainingActivations, is_replayed
+from hfft.replay.replay import Replay, TrainingActivations
 from hfft.replay.split_point import find_split_point
 from hfft.runs.phase_record import PhaseRecord, PhaseResult
 from hfft.training.model_selection import Selection
@@ -72,8 +72,9 @@ class Trained:
         """Forward passes of an image that training was worth, at least."""
         total = 0
         for phase, result in zip(self.phases, self.results, strict=True):
-            images = result.steps * PhaseRecord(phase.folder).plan.batch
-            if is_replayed(phase.folder):
+            record = PhaseRecord(phase.folder)
+            images = result.steps * record.plan.batch
+            if record.engine() is not None:
                 total += len(self.data.train)  # recorded once
             else:
                 total += images * (1 if phase.spec.adapter is None and phase.spec.unfreeze == "head" else _BACKWARD)

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from hfft.errors import RunError, TrainingError
 from hfft.recipe.loading import load_recipe
 from hfft.report.card import REPOSITORY, card_data, render_card, write_report
-from hfft.runs.facts import Example, Source, read_facts
+from hfft.runs.facts import Example, SourceFacts, read_facts
 
 NASTY_YAML = "a: [b] # `c` | 'd' \"e\" 猫"
 NASTY = ("a|b", "# `c`", "<b>d</b>", "*e*")
@@ -73,7 +73,7 @@ def test_hub_ids_are_links_and_folders_are_names(facts):
     text = body(facts)
     assert "[`somewhere/base`](https://huggingface.co/somewhere/base)" in text
     assert "[`somewhere/photos`](https://huggingface.co/datasets/somewhere/photos)" in text
-    text = body(replace(facts, checkpoint=Source("local", "vit", None), data=Source("memory", "x", None)))
+    text = body(replace(facts, checkpoint=SourceFacts("local", "vit", None), data=SourceFacts("memory", "x", None)))
     assert "from `vit` on images in memory" in text
     assert "huggingface.co" not in text
 
@@ -254,7 +254,7 @@ def test_hub_ids_are_named_with_their_relation(facts):
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_what_is_not_on_the_hub_is_no_base_and_no_data_set(facts, kind):
-    source = Source(kind, "owner-like", None)
+    source = SourceFacts(kind, "owner-like", None)
     data = read_back(replace(facts, checkpoint=source, data=source))
     assert {"base_model", "base_model_relation", "datasets"}.isdisjoint(data.to_dict())
     assert {result.dataset_type for result in data.eval_results} == {"imagefolder"}
@@ -278,13 +278,13 @@ def test_the_licence_is_the_recipes_or_unknown(facts):
 
 def test_revisions_and_configurations_of_hub_data_are_told(facts):
     recipe = replace(facts.recipe, data=replace(facts.recipe.data, config="small"))
-    data = card_data(replace(facts, recipe=recipe, data=Source("hub", "somewhere/photos", "abc")))
+    data = card_data(replace(facts, recipe=recipe, data=SourceFacts("hub", "somewhere/photos", "abc")))
     assert {(result.dataset_config, result.dataset_revision) for result in data.eval_results} == {("small", "abc")}
 
 
 def test_names_survive_yaml(facts):
     data = read_back(
-        replace(facts, data=Source("local", NASTY_YAML, None), examples=(Example("examples/0.jpg", NASTY_YAML),))
+        replace(facts, data=SourceFacts("local", NASTY_YAML, None), examples=(Example("examples/0.jpg", NASTY_YAML),))
     )
     assert data.to_dict()["widget"] == [{"src": "examples/0.jpg", "example_title": NASTY_YAML}]
     assert {result.dataset_name for result in data.eval_results} == {NASTY_YAML}
