@@ -20,8 +20,7 @@ from hfft.metrics.bootstrap import with_intervals
 from hfft.metrics.scores import Scores, class_scores
 from hfft.recipe.loading import load_recipe
 from hfft.runs.opening import describe_start, open_folder
-from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult, Plan
-from hfft.runs.record import result_name
+from hfft.runs.record import Group, PhaseRecord, PhaseResult, Plan, result_name
 
 PICTURE = toy.png(Image.new("RGB", (8, 8)))
 

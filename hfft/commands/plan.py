@@ -27,7 +27,7 @@ from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import weights_place
-from hfft.runs.phase_record import Plan
+from hfft.runs.record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts

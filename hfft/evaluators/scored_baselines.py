@@ -23,7 +23,7 @@ from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations
 from hfft.replay.split_point import find_split_point
-from hfft.runs.phase_record import PhaseRecord, PhaseResult
+from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import prepare_phase

@@ -8,7 +8,7 @@ from typing import Any
 
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.facts import PhaseFacts, RunFacts
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.training.callbacks import headline_in
 
 _MINUTE, _HOUR = 60, 3600

@@ -15,7 +15,7 @@ from hfft.report.words import (
     trained_parts,
 )
 from hfft.runs.facts import read_facts
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 
 
 @pytest.mark.parametrize(
