@@ -1,4 +1,4 @@
-"""The end of a run: its results are written down; a finished run that is asked for again gets what it lacks."""
+"""The end of a run: its result is scored and written down; a finished run that is asked for again is completed."""
 
 import dataclasses
 import shutil
@@ -14,20 +14,27 @@ from datasets import DatasetDict
 
 from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
+from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, choose_splits, read_source
-from hfft.errors import RunError
+from hfft.errors import RunError, TrainingError
+from hfft.evaluators.scored_baselines import Trained, Way, score_beside
+from hfft.inference.classifier import Classifier
 from hfft.inference.opening import open_model
+from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
 from hfft.metrics.selective import describe_confidence, store_confidence
+from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
+from hfft.replay.engine import scoring_engine
 from hfft.runs.facts import read_facts
 from hfft.runs.opening import card_changes, check_same_images, has_other_source
 from hfft.runs.record import (
     EXAMPLES,
     FIGURES,
     PAGE,
+    PhaseRecord,
     RunRecord,
     result_name,
     write_metrics,
@@ -36,11 +43,61 @@ from hfft.runs.record import (
 )
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import write_folder
+from hfft.system.machine import cpus_per_process
+from hfft.system.text import listed
 from hfft.training.failures import failures_explained
+from hfft.training.settings import EVAL_BATCH
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
 _LOG = get_logger(__name__)
+
+
+def score_result(
+    network: Any, processor: Any, images: ImageData, recipe: Recipe, trained: Trained
+) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Score the folder that was written and not the network in memory: that is what users will open.
+
+    Args:
+        network: What the run ends with, in memory.
+        processor: Its image processor.
+        images: The run's.
+        recipe: The run's.
+        trained: What the run has done.
+
+    Returns:
+        Scores by split, and the baselines.
+
+    Raises:
+        TrainingError: If the folder doesn't hold what was trained.
+    """
+    folder = trained.phases[0].folder.parent / result_name(recipe)
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    if classifier.classes != images.labels:
+        found, wanted = listed(classifier.classes), listed(images.labels)
+        raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
+    set_memory_format(classifier.model, recipe.model.memory_format)
+    in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    arguments = recipe.phases[-1].arguments
+    way = Way(
+        classifier.transform,
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
+        choose_run=scoring_engine(PhaseRecord(trained.phases[0].folder).engine()),
+    )
+    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
+    scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
+    kept = trained.kept.number
+    if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
+        check_validation(
+            trained.results[kept].metrics,
+            scores["validation"],
+            types={trained.phases[kept].spec.precision, recipe.replay.dtype},
+            phase=trained.kept.phase,
+            where=str(folder),
+        )
+    return scores, baselines
 
 
 def write_results(
@@ -170,8 +227,8 @@ def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) ->
 
 
 def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
+    from hfft.commands.report import try_page
     from hfft.report.card import write_report
-    from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)

@@ -18,8 +18,7 @@ from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.scoring import compute
 from hfft.replay.replay import Replay
-from hfft.runs.phase_record import PhaseRecord
-from hfft.runs.record import LABEL_HINTS
+from hfft.runs.record import LABEL_HINTS, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process

@@ -17,7 +17,7 @@ from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
-from hfft.runs.phase_record import RETENTION, PhaseRecord
+from hfft.runs.record import RETENTION, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.settings import EVAL_BATCH

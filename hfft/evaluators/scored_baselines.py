@@ -16,15 +16,14 @@ from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluators.pretrained import Reference
-from hfft.metrics.metrics import softmax
-from hfft.metrics.multilabel import log_odds, sigmoid
+from hfft.metrics.probabilities import log_odds, sigmoid, softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import Replay, TrainingActivations
 from hfft.replay.split_point import find_split_point
-from hfft.runs.phase_record import PhaseRecord, PhaseResult
+from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import prepare_phase
