@@ -17,8 +17,7 @@ from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.metrics.bootstrap import with_intervals
-from hfft.metrics.per_class import class_scores
-from hfft.metrics.scoring import Scores
+from hfft.metrics.scores import Scores, class_scores
 from hfft.recipe.loading import load_recipe
 from hfft.runs.opening import describe_start, open_folder
 from hfft.runs.record import Group, PhaseRecord, PhaseResult, Plan, result_name

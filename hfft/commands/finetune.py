@@ -177,7 +177,7 @@ def _end(
 
 
 def _write_page(job: Job) -> None:
-    from hfft.report.page import try_page  # and matplotlib
+    from hfft.commands.report import try_page  # and matplotlib
 
     try_page(job.folder, job.images, trust_remote_code=job.recipe.model.trust_remote_code)
 

@@ -227,8 +227,8 @@ def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) ->
 
 
 def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
+    from hfft.commands.report import try_page
     from hfft.report.card import write_report
-    from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)

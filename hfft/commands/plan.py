@@ -17,7 +17,7 @@ from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.data.sources.rows import Source
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.metrics import METRICS, MetricFunction
-from hfft.metrics.multilabel import SET_METRICS
+from hfft.metrics.multilabel import LABEL_METRICS
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
@@ -267,7 +267,7 @@ def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
 
 def metrics_of(images: ImageData) -> Mapping[str, MetricFunction]:
     """The metrics of a task; the first is what phases are judged by, unless they say otherwise."""
-    return SET_METRICS if images.is_multi_label else METRICS
+    return LABEL_METRICS if images.is_multi_label else METRICS
 
 
 def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:

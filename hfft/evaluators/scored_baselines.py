@@ -16,8 +16,7 @@ from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluators.pretrained import Reference
-from hfft.metrics.metrics import softmax
-from hfft.metrics.multilabel import log_odds, sigmoid
+from hfft.metrics.probabilities import log_odds, sigmoid, softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
