@@ -125,13 +125,12 @@ def _print_plan(plan: Any, title: str) -> None:
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Look at the images, and print what is wrong with them."""
     with quick_imports():
-        from hfft.commands.check_data import inspect
-        from hfft.data.audit.findings import KINDS, described
+        from hfft.commands.check_data import check_data
+        from hfft.data.audit.findings import KINDS
 
-    found = inspect(arguments.source, arguments.overrides)
+    found = check_data(arguments.source, arguments.overrides)
     if arguments.json:
-        findings = [described(finding) for finding in found.findings]
-        _print_json(splits=found.splits, findings=findings, warnings=found.warnings)
+        _print_json(**found.to_dict())
         return found.exit_code
     print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
     print_line()
@@ -284,12 +283,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def run_report(arguments: argparse.Namespace) -> None:
     """Render card, page and figures of a finished run anew."""
     with quick_imports():
-        from hfft.report.card import write_report
-        from hfft.report.page import write_page
+        from hfft.commands.report import report_run
 
-    card, *figures = write_report(arguments.folder)
-    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
-    for path in (card, page, *figures):
+    for path in report_run(arguments.folder, trust_remote_code=arguments.trust_remote_code):
         print_line(str(path))
 
 
@@ -357,7 +353,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
     content = dataclasses.asdict(found)
     if html is not None:
         with quick_imports():
-            from hfft.report.comparing import write_comparison
+            from hfft.report.compare_page import write_comparison
 
         write_comparison(content, html)
     if as_json:

@@ -6,22 +6,19 @@ from typing import TYPE_CHECKING, Literal
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from hfft.data.audit.filtering import check_rows, fingerprint_of
+from hfft.data.audit.filtering import describe_split, fingerprint_of, readable_rows
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.workers import worker_deaths_explained
-from hfft.data.sources.of_run import images_of_run
-from hfft.data.sources.reading import load_rows
+from hfft.data.sources.reading import images_of_run, load_rows
 from hfft.errors import DataError, RunError
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.metrics.scoring import Scores, score
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.runs.record import describe_split
+from hfft.runs.record import RunRecord
 from hfft.system.distributed import join
-from hfft.system.files import read_json
+from hfft.system.files import expanded
 from hfft.system.machine import cpus_per_process
-from hfft.system.paths import expanded
 from hfft.system.text import listed
 from hfft.training.settings import EVAL_BATCH
 
@@ -61,13 +58,14 @@ def evaluate(
     """
     source = expanded(source)
     join()
-    if data is None and not (Path(source) / "recipe.yaml").is_file():
+    if data is None and not RunRecord(source).is_run:
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)
     check_processor(classifier.processor)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
-        rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
+        spec = DataSpec(source=data, task=task, bad_images=bad_images)
+        rows = readable_rows(load_rows(spec, classifier.classes, split), classifier.classes, spec)
     else:
         rows = own_rows(Path(source), split or "test")
     name = split or "test"
@@ -95,17 +93,6 @@ def _tell_of_absent(scores: Scores) -> None:
         )
 
 
-def readable_rows(spec: DataSpec, classes: tuple[str, ...], split: str | None) -> Dataset:
-    """Labelled images of a source for a model with these classes, without those that can't be read.
-
-    Raises:
-        DataError: If the source can't be used, or images can't be read and the data section says stop.
-    """
-    rows = load_rows(spec, classes, split)
-    gone = [skip.file for skip in check_rows(rows, classes, spec)]
-    return load_rows(spec, classes, split, without=gone) if gone else rows
-
-
 def own_rows(folder: Path, split: str) -> Dataset:
     """A split of the run's own data, as it was when the run began: another one could hold images it was trained on.
 
@@ -120,9 +107,10 @@ def own_rows(folder: Path, split: str) -> Dataset:
     if split not in images.splits:
         raise RunError(f"{folder}: no split {split!r}; found: {', '.join(images.splits)}")
     fingerprint = fingerprint_of(images.splits[split])
-    if describe_split(images, split, fingerprint) != read_json(folder / "data.json")["splits"][split]:
+    if describe_split(images, split, fingerprint) != RunRecord(folder).data["splits"][split]:
+        source = RunRecord(folder).recipe.data.source
         raise RunError(
-            f"{folder}: the {split} images of {read_recipe(folder).data.source} aren't those of the run any more, and "
+            f"{folder}: the {split} images of {source} aren't those of the run any more, and "
             "some may have been trained on; give labelled images with --data"
         )
     return images.splits[split]

@@ -13,10 +13,11 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.commands.finishing import update_finished
+from hfft.commands.finishing import score_result, update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
-from hfft.commands.prepare import Job, checked_images, load_network, make_job, precision_of
-from hfft.commands.reopening import score_result
+from hfft.commands.prepare import Job, load_network, make_job, precision_of
+from hfft.commands.run import Run
+from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluators.label_issues import hint_labels
@@ -27,17 +28,16 @@ from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
-from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
-from hfft.runs.run import Run
+from hfft.runs.opening import describe_start, is_done, open_folder
+from hfft.runs.record import MODEL, PhaseResult, result_name
 from hfft.system.distributed import join, on_main
 from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
 from hfft.training.failures import failures_explained
-from hfft.training.model_selection import select_phase
-from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
-from hfft.training.phases import PhaseResult, run_phase
+from hfft.training.model_selection import keep_given, plain_network, restore_selected, select_phase
+from hfft.training.phases import run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 
 _LOG = get_logger(__name__)
@@ -106,7 +106,7 @@ def _finetune(
     with _timed(seconds, "data"):
         found = prepare(recipe, data, model, processes=PartialState().num_processes)
         check_callbacks(callbacks, recipe, found.images)
-        checked = checked_images(found.images, recipe, data)
+        checked = check_images(found.source, found.images, recipe.data, recipe.seed)
         make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
@@ -116,10 +116,8 @@ def _finetune(
     precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
         lock.take()
-        origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
-        open_folder(
-            folder, recipe, checked, origin=origin, precision=precision, model_given=given, overwrite=overwrite
-        )
+        environment = describe_start(recipe, precision=precision, model_given=given, data_given=data is not None)
+        open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite)
         keep_given(model, found.processor, recipe, folder)
     job = make_job(recipe, found, checked, precision)
     reporting = open_reporting(recipe, folder)
@@ -163,9 +161,9 @@ def _end(
     """Write the result, measure it, and write what was measured."""
     recipe, folder, images = job.recipe, job.folder, job.images
     with _timed(seconds, "evaluation"), failures_explained("result"):
-        restore_kept(network, recipe, trained.results, trained.kept, folder)
-        if result_name(recipe) == "model":
-            on_main(lambda: save_model(network, job.processor, folder / "model"))
+        restore_selected(network, recipe, trained.kept, folder)
+        if result_name(recipe) == MODEL:
+            on_main(lambda: save_model(network, job.processor, folder / MODEL))
         scores, baselines = score_result(network, job.processor, images, recipe, trained)
         if recipe.novelty:
             on_main(lambda: keep_novelty(folder / result_name(recipe), images, recipe))
@@ -179,7 +177,7 @@ def _end(
 
 
 def _write_page(job: Job) -> None:
-    from hfft.report.page import try_page  # and matplotlib
+    from hfft.commands.report import try_page  # and matplotlib
 
     try_page(job.folder, job.images, trust_remote_code=job.recipe.model.trust_remote_code)
 

@@ -1,24 +1,170 @@
-"""A run that had ended and is asked for again: images that moved are compared, card and page are made if need be."""
+"""The end of a run: its result is scored and written down; a finished run that is asked for again is completed."""
 
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
-from hfft.commands.prepare import checked_images
-from hfft.data.audit.filtering import Checked
-from hfft.data.sources.reading import load_data
-from hfft.errors import RunError
+from hfft.data.audit.filtering import check_images
+from hfft.data.images.decoding import decode, read_content
+from hfft.data.images.transforms import evaluation_transform
+from hfft.data.sources.labels import label_array, spoken_label, strata_of
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
+from hfft.errors import RunError, TrainingError
+from hfft.evaluators.scored_baselines import Trained, Way, score_beside
+from hfft.inference.classifier import Classifier
 from hfft.inference.opening import open_model
+from hfft.metrics.agreement import check_logits, check_validation
+from hfft.metrics.scores import Scores
+from hfft.metrics.selective import describe_confidence, store_confidence
+from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
-from hfft.runs.facts import PAGE, result_name
-from hfft.runs.record import card_changes, check_same_images, has_other_source, update_card
+from hfft.replay.engine import scoring_engine
+from hfft.runs.facts import read_facts
+from hfft.runs.opening import card_changes, check_same_images, has_other_source
+from hfft.runs.record import (
+    EXAMPLES,
+    FIGURES,
+    PAGE,
+    PhaseRecord,
+    RunRecord,
+    result_name,
+    write_metrics,
+    write_predictions,
+    write_recipe,
+)
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json
+from hfft.system.files import write_folder
+from hfft.system.machine import cpus_per_process
+from hfft.system.text import listed
 from hfft.training.failures import failures_explained
+from hfft.training.settings import EVAL_BATCH
+
+_EXAMPLE_SIDE = 512  # pixels at most
 
 _LOG = get_logger(__name__)
+
+
+def score_result(
+    network: Any, processor: Any, images: ImageData, recipe: Recipe, trained: Trained
+) -> tuple[dict[str, Scores], dict[str, Any]]:
+    """Score the folder that was written and not the network in memory: that is what users will open.
+
+    Args:
+        network: What the run ends with, in memory.
+        processor: Its image processor.
+        images: The run's.
+        recipe: The run's.
+        trained: What the run has done.
+
+    Returns:
+        Scores by split, and the baselines.
+
+    Raises:
+        TrainingError: If the folder doesn't hold what was trained.
+    """
+    folder = trained.phases[0].folder.parent / result_name(recipe)
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    if classifier.classes != images.labels:
+        found, wanted = listed(classifier.classes), listed(images.labels)
+        raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
+    set_memory_format(classifier.model, recipe.model.memory_format)
+    in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    arguments = recipe.phases[-1].arguments
+    way = Way(
+        classifier.transform,
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
+        choose_run=scoring_engine(PhaseRecord(trained.phases[0].folder).engine()),
+    )
+    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
+    scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
+    kept = trained.kept.number
+    if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
+        check_validation(
+            trained.results[kept].metrics,
+            scores["validation"],
+            types={trained.phases[kept].spec.precision, recipe.replay.dtype},
+            phase=trained.kept.phase,
+            where=str(folder),
+        )
+    return scores, baselines
+
+
+def write_results(
+    folder: Path,
+    recipe: Recipe,
+    images: ImageData,
+    scores: Mapping[str, Scores],
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> None:
+    """Write predictions, card, the figures that are wanted and, as the mark of a finished run, metrics.json.
+
+    Args:
+        folder: The run folder.
+        recipe: The run's.
+        images: For the examples beside the model.
+        scores: By split.
+        seconds: By stage.
+        more: Further sections of metrics.json.
+    """
+    from hfft.report.card import write_report
+
+    result = folder / result_name(recipe)
+    if scores:
+        tables = [found.table(split) for split, found in scores.items()]
+        write_predictions(folder, pd.concat(tables, ignore_index=True))
+    confidence = describe_confidence(scores)
+    if confidence is not None:
+        store_confidence(result, confidence)
+        more = {**more, "confidence": confidence}
+    content = {
+        **{split: found.metrics for split, found in scores.items()},
+        "by_class": {split: found.by_class for split, found in scores.items()},
+        "confusion": {split: found.confusion for split, found in scores.items()},
+        "details": {split: found.details for split, found in scores.items()},
+        "calibration": {split: found.calibration for split, found in scores.items()},
+        "examples": _write_examples(result, images, recipe.widget or 0),
+        **more,
+        "seconds": {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()},
+    }
+    write_report(folder, metrics=content, draws=recipe.report)
+    write_metrics(folder, content)
+
+
+def _write_examples(result: Path, images: ImageData, count: int) -> list[dict[str, str]]:
+    """Put some held-out images beside the model, of each class in turn; small, and without what cameras note."""
+    rows = images.splits.get("test", images.splits.get("validation"))
+    if rows is None or count == 0:
+        shutil.rmtree(result / EXAMPLES, ignore_errors=True)
+        return []
+    labels = strata_of(label_array(rows))
+    by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
+    turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
+    chosen = [rows[row] for row in turns[:count]]
+
+    def write(aside: Path) -> None:
+        for number, row in enumerate(chosen):
+            image = decode(read_content(row["image"]))
+            image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+            image.info = {}  # comments of the file
+            image.save(aside / f"{number}.jpg", quality=90)
+
+    write_folder(result / EXAMPLES, write)
+    return [
+        {"file": f"{EXAMPLES}/{number}.jpg", "label": spoken_label(row["label"], images.labels)}
+        for number, row in enumerate(chosen)
+    ]
 
 
 def update_finished(
@@ -35,47 +181,55 @@ def update_finished(
     Raises:
         RunError: If the recipe's images are others than the run's, or the run is that of another model object.
     """
+    record = RunRecord(folder)
     if given is not None:
-        _check_model(folder, recipe, given)
-    changed, checked = card_changes(folder, recipe), None
-    is_elsewhere = data is None and has_other_source(folder, recipe)
-    if "widget" in changed or is_elsewhere:
-        checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
-        check_same_images(folder, checked)
+        _check_model(record, recipe, given)
+    changed, images = card_changes(record, recipe), None
+    if "widget" in changed or (data is None and has_other_source(record, recipe)):
+        source = read_source(recipe.data, data)
+        checked = check_images(source, choose_splits(source, recipe.data, recipe.seed), recipe.data, recipe.seed)
+        check_same_images(record, checked.fingerprints)
+        images = checked.images
     lacks_page = recipe.report and not (folder / PAGE).is_file()
     meet()  # all have looked
     if changed:
-        on_main(lambda: _update_card(folder, recipe, checked if "widget" in changed else None))
-        told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
-        _LOG.info(f"{folder}: the card was written anew: {told}")
+        on_main(lambda: _update_card(record, recipe, images if "widget" in changed else None))
+        _LOG.info(f"{folder}: new card: {', '.join(f'{key} {getattr(recipe, key)}' for key in changed)}")
     if lacks_page:
-        on_main(lambda: _write_page(folder, recipe, checked))
+        on_main(lambda: _write_page(folder, recipe, images))
     _LOG.info(f"{folder} is finished; --overwrite runs it again")
 
 
-def _update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+def _check_model(record: RunRecord, recipe: Recipe, given: dict[str, str]) -> None:
+    """A finished run began with the model object that is given now, or made it what it is now."""
+    began_with = record.environment.get("model_given", given)  # older runs don't say
+    if began_with is not None and began_with["weights"] == given["weights"]:
+        return
+    result, _ = open_model(str(record.model_dir), trust_remote_code=recipe.model.trust_remote_code)
+    if fingerprints(result)["weights"] != given["weights"]:
+        raise RunError(
+            f"{record.folder} is finished, and was made from another model than the one given now; overwrite=True "
+            "runs it again, another name keeps both"
+        )
+
+
+def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) -> None:
+    """Let a finished run's recipe and card say what another recipe for it says; the rest of the run stays."""
+    from hfft.report.card import write_card
+
     with failures_explained("card"):
-        update_card(folder, recipe, checked)
+        if images is not None:
+            examples = _write_examples(record.model_dir, images, recipe.widget or 0)
+            write_metrics(record.folder, {**record.metrics, "examples": examples})
+        facts = dataclasses.replace(read_facts(record.folder), recipe=recipe)
+        write_card(facts, sorted((record.folder / FIGURES).glob("*.png")))  # which show none of this
+        write_recipe(record.folder, recipe)  # last: until then the card is to be written
 
 
-def _write_page(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
+    from hfft.commands.report import try_page
     from hfft.report.card import write_report
-    from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)
-    images = None if checked is None else checked.images
     try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)
-
-
-def _check_model(folder: Path, recipe: Recipe, given: dict[str, str]) -> None:
-    """A finished run began with the model object that is given now, or made it what it is now."""
-    began_with = read_json(folder / "environment.json").get("model_given", given)  # older runs don't say
-    if began_with is not None and began_with["weights"] == given["weights"]:
-        return
-    result, _ = open_model(str(folder / result_name(recipe)), trust_remote_code=recipe.model.trust_remote_code)
-    if fingerprints(result)["weights"] != given["weights"]:
-        raise RunError(
-            f"{folder} is finished, and was made from another model than the one given now; overwrite=True runs it "
-            "again, another name keeps both"
-        )

@@ -13,27 +13,27 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.images.resize_mode import fit_processor
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.reading import ImageData, load_data
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
+from hfft.data.sources.rows import Source
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.metrics import METRICS, MetricFunction
-from hfft.metrics.multilabel import SET_METRICS
+from hfft.metrics.multilabel import LABEL_METRICS
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens
-from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.locating import weights_place
+from hfft.runs.record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
-from hfft.training.memory import activation_bytes, refuses_one_image
-from hfft.training.phases import try_arguments
-from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
-from hfft.training.recomputation import check_recomputation
+from hfft.training.plan import activation_bytes, expand_phases, plan_phase, prepare_phase, refuses_one_image
 from hfft.training.reporting import check_reporting
+from hfft.training.settings import check_activation_checkpointing, try_arguments
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,14 @@ class Prepared:
     """What the phases of a recipe are checked against, before any pixel is read.
 
     Attributes:
-        images: As they were found.
+        source: All rows.
+        images: Their splits, with images that can't be read.
         config: Of the network, with the images' labels.
         processor: The image processor.
         plans: What each phase would do.
     """
 
+    source: Source
     images: ImageData
     config: Any
     processor: Any
@@ -85,7 +87,8 @@ def prepare(
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    images = load_data(recipe.data, recipe.seed, data)
+    source = read_source(recipe.data, data)
+    images = choose_splits(source, recipe.data, recipe.seed)
     if model is None:
         config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
         check_weights(recipe.model.checkpoint)
@@ -98,7 +101,7 @@ def prepare(
     if model is not None:
         check_reopens(model, pixels, trust_remote_code=recipe.model.trust_remote_code)
     plans = check_phases(recipe, config, images, pixels, processes=processes)
-    return Prepared(images, config, processor, plans)
+    return Prepared(source, images, config, processor, plans)
 
 
 def check_phases(
@@ -206,7 +209,7 @@ def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tenso
     """A network without weights, set up for a phase."""
     try:
         skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        check_recomputation(skeleton, phase.arguments)
+        check_activation_checkpointing(skeleton, phase.arguments)
     except ModelError as error:
         raise ModelError(f"phases.{phase.name}: {error}") from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
@@ -264,7 +267,7 @@ def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
 
 def metrics_of(images: ImageData) -> Mapping[str, MetricFunction]:
     """The metrics of a task; the first is what phases are judged by, unless they say otherwise."""
-    return SET_METRICS if images.is_multi_label else METRICS
+    return LABEL_METRICS if images.is_multi_label else METRICS
 
 
 def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:

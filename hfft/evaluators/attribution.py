@@ -19,10 +19,9 @@ from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.evaluators.grad_cam import attribute
 from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_of, small
 from hfft.runs.facts import RunFacts
+from hfft.runs.record import MISTAKES, PREDICTIONS
 from hfft.system.files import read_json, write_folder, write_json
 
-FOLDER = "mistakes"
-"""Folder of the run that holds the pictures and `mistakes.json`."""
 _LISTED = 24
 _HEAT = 0.6  # of the colour, where most speaks for the answer
 
@@ -86,13 +85,13 @@ def keep_mistakes(
             picture.save(aside / name, quality=82)
         write_json(aside / "mistakes.json", dataclasses.asdict(found))
 
-    write_folder(facts.folder / FOLDER, write)
+    write_folder(facts.folder / MISTAKES, write)
     return found
 
 
 def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     """The worst mistakes by predictions.parquet, without pictures; None as for `keep_mistakes`."""
-    path, split = facts.folder / "predictions.parquet", facts.judged
+    path, split = facts.folder / PREDICTIONS, facts.judged
     if split is None or not split.confusion or not path.is_file():
         return None
     answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
@@ -115,7 +114,7 @@ def choose_mistakes(facts: RunFacts) -> Mistakes | None:
 def read_mistakes(folder: Path) -> Mistakes | None:
     """What a run folder keeps; None where it keeps nothing that can be read."""
     try:
-        content = read_json(folder / FOLDER / "mistakes.json")
+        content = read_json(folder / MISTAKES / "mistakes.json")
         return Mistakes(**{**content, "shown": tuple(Shown(**one) for one in content["shown"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -12,20 +12,19 @@ from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.targets import SHARES
+from hfft.data.sources.labels import SOFT_LABELS
 from hfft.evaluators.confident_learning import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
 from hfft.metrics.scoring import compute
 from hfft.replay.replay import Replay
+from hfft.runs.record import LABEL_HINTS, PhaseRecord
 from hfft.system.distributed import meet
-from hfft.system.files import read_json, write_json
+from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.settings import EVAL_BATCH, training_arguments
 
-FILE = "label_hints.json"
-"""Name of the file in the run folder."""
 _WORTH = 0.25  # of the head phase's forward passes: what one more may take
 _SHOWN = 3
 
@@ -47,7 +46,7 @@ def hint_labels(
         processor: The network's.
         classes: Names.
     """
-    path = phase.folder.parent / FILE
+    path = phase.folder.parent / LABEL_HINTS
     is_there = path.is_file()
     meet()  # all have looked
     if not is_there:
@@ -94,7 +93,7 @@ def _obstacle(phase: PhaseRun, data: PhaseData, classes: int) -> str | None:
     rows = data.train.rows
     if not phase.spec.trains_head_alone:
         return f"{phase.spec.name}, the first phase, trains more than the head"
-    if SHARES in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
+    if SOFT_LABELS in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
         return "an image has more than one label"
     least = np.bincount(np.asarray(rows["label"][:]), minlength=classes)
     if np.sort(least)[-2:].min() < FOLDS:
@@ -121,8 +120,9 @@ def _features(
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
         return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))
-    plan, result = read_json(phase.folder / "plan.json"), read_json(phase.folder / "result.json")
-    if len(examples) > _WORTH * plan["batch"] * result["steps"]:
+    record = PhaseRecord(phase.folder)
+    steps = 0 if record.result is None else record.result.steps
+    if len(examples) > _WORTH * record.plan.batch * steps:
         return (
             "nothing was recorded (replay), and another pass over the training images would take more than a quarter "
             f"of {phase.spec.name}"

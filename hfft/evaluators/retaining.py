@@ -17,12 +17,11 @@ from hfft.inference.classifier import Classifier
 from hfft.model.checkpoint import saved_weights
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import Recipe
+from hfft.runs.record import RETENTION, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.phases import finished_phase
 from hfft.training.settings import EVAL_BATCH
 
-_FILE = "retention.json"
 _INTERPOLATED = "interpolated"
 
 
@@ -53,8 +52,8 @@ class Retaining:
         self._phases = phases
         self._retention: Retention | None = None
         if recipe.retain.measure:
-            files = [phase.folder / _FILE for phase in phases]
-            files += [self._run_folder / _FILE] if recipe.retain.interpolate is not None else []
+            files = [phase.folder / RETENTION for phase in phases]
+            files += [self._run_folder / RETENTION] if recipe.retain.interpolate is not None else []
             self._retention = Retention(
                 network,
                 choose_sample(images, processor, recipe.seed),
@@ -69,7 +68,7 @@ class Retaining:
     def after_phase(self, network: Any, phase: PhaseRun) -> None:
         """Measure how much is left; the network is left as it was."""
         if self._retention is not None:
-            self._retention.measure(network, phase.spec.name, phase.folder / _FILE, phase.title)
+            self._retention.measure(network, phase.spec.name, phase.folder / RETENTION, phase.title)
 
     def finish(self, network: Any, data: PhaseData) -> dict[str, Any]:
         """Interpolate the weights of the main process's network, if the recipe says so.
@@ -86,7 +85,7 @@ class Retaining:
             if PartialState().is_main_process:
                 found["interpolation"] = dataclasses.asdict(self._interpolate(network, data))
             if self._retention is not None:
-                self._retention.measure(network, _INTERPOLATED, self._run_folder / _FILE, "interpolated")
+                self._retention.measure(network, _INTERPOLATED, self._run_folder / RETENTION, "interpolated")
         if self._retention is not None:
             found["retention"] = self._retention.summary()
         meet()
@@ -94,10 +93,10 @@ class Retaining:
 
     def _interpolate(self, network: Any, data: PhaseData) -> Interpolation:
         phase = _last_head_phase(self._phases)
-        result = finished_phase(phase.folder)
-        if result is None:
+        weights = PhaseRecord(phase.folder).weights
+        if weights is None:
             raise TrainingError(f"{phase.folder}: no result.json, so the interpolation has nowhere to begin")
-        start = saved_weights(network, phase.folder / result.checkpoint)
+        start = saved_weights(network, weights)
         asked = self._recipe.retain.interpolate
         found = find_alpha(network, start, self._trial(data)) if asked == "auto" else Interpolation(float(asked or 0))
         interpolate(network, start, found.alpha)

@@ -19,7 +19,7 @@ from torch import nn
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.labels import labels_of
+from hfft.data.sources.labels import label_array
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.features import HEAD_INPUT, Features, as_before, collect_features
 from hfft.evaluators.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
@@ -60,7 +60,7 @@ def choose_sample(images: ImageData, processor: Any, seed: int) -> Sample:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_IMAGES])
     rows = rows.select(chosen.tolist())
     transform = evaluation_transform(processor)
-    return Sample(split, Examples(rows, transform.pixels), labels_of(rows), transform.floats)
+    return Sample(split, Examples(rows, transform.pixels), label_array(rows), transform.floats)
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,19 @@ from datasets import Dataset, concatenate_datasets
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.evaluators.baselines import NEIGHBOURS, majority, nearest_neighbours
 from hfft.evaluators.pretrained import Reference
-from hfft.metrics.metrics import softmax
-from hfft.metrics.multilabel import log_odds, sigmoid
+from hfft.metrics.probabilities import log_odds, sigmoid, softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 from hfft.model.checkpoint import restore_weights
-from hfft.replay.replay import Replay, TrainingActivations, is_replayed
+from hfft.replay.replay import Replay, TrainingActivations
 from hfft.replay.split_point import find_split_point
-from hfft.system.files import read_json
+from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.phases import PhaseResult
 from hfft.training.plan import prepare_phase
 from hfft.training.settings import training_arguments
 
@@ -67,15 +65,16 @@ class Trained:
     @property
     def labels(self) -> np.ndarray:
         """Of the training images, (N,), or (N, K) of 0 and 1."""
-        return labels_of(self.data.train.rows)
+        return label_array(self.data.train.rows)
 
     @property
     def work(self) -> int:
         """Forward passes of an image that training was worth, at least."""
         total = 0
         for phase, result in zip(self.phases, self.results, strict=True):
-            images = result.steps * read_json(phase.folder / "plan.json")["batch"]
-            if is_replayed(phase.folder):
+            record = PhaseRecord(phase.folder)
+            images = result.steps * record.plan.batch
+            if record.engine() is not None:
                 total += len(self.data.train)  # recorded once
             else:
                 total += images * (1 if phase.spec.adapter is None and phase.spec.unfreeze == "head" else _BACKWARD)
@@ -173,7 +172,7 @@ def _measured(
     """Scores by split; thresholds of labels, where there are any number, are those chosen on validation images."""
     thresholds = None
     if "validation" in values and is_multi_label(splits["validation"]):
-        thresholds = choose_thresholds(sigmoid(values["validation"]), labels_of(splits["validation"]))
+        thresholds = choose_thresholds(sigmoid(values["validation"]), label_array(splits["validation"]))
     return {split: measured(part, splits[split], classes, thresholds) for split, part in values.items()}
 
 

@@ -25,32 +25,16 @@ from hfft.replay.engine import EAGER, ONNXRUNTIME, Engine, choose_engine, eager
 from hfft.replay.extraction import FrozenPass
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.replay.store import Recording
+from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
 _ENGINES = "engines.json"  # their speed on this machine, in the folder of the recordings
-_NOTE = "replay.json"  # in the phase's folder: its engine, or null
 
 _LOG = get_logger(__name__)
-
-
-def recorded_with(folder: Path) -> str:
-    """Name of the engine that a phase's recordings were made with; eager torch where it isn't replayed."""
-    return _noted(folder) or EAGER
-
-
-def is_replayed(folder: Path) -> bool:
-    """Whether a phase is fed from recordings."""
-    return _noted(folder) is not None
-
-
-def _noted(folder: Path) -> str | None:
-    note = folder / _NOTE
-    return read_json(note)["engine"] if note.is_file() else None
 
 
 def replay_folder(recipe: Recipe) -> Path:
@@ -141,14 +125,7 @@ class Replay:
     """What a run replays: decides for each phase, and records for it and for those that come after."""
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin, phases: RunPhases) -> None:
-        """Set up for a run.
-
-        Args:
-            spec: The recipe's.
-            folder: Where recordings are kept.
-            origin: What the images are made from.
-            phases: Of the run.
-        """
+        """Set up for a run that keeps its recordings in a folder."""
         self._spec = spec
         self._cache = ActivationCache(spec, folder, origin)
         self._origin = origin
@@ -164,13 +141,14 @@ class Replay:
         Args:
             frozen: The phase's network and images.
             number: Of the phase, from 0.
-            folder: Of the phase.
+            folder: The phase's.
 
         Returns:
             None where every step computes the whole network; the log says why.
         """
-        noted = _noted(folder)
-        if noted is None and (folder / _NOTE).is_file():
+        record = PhaseRecord(folder)
+        noted = record.engine(default="undecided")
+        if noted is None:
             return None
         replayed, engine = None, None
         whole = f"{frozen.title}: every step computes the whole network"
@@ -183,18 +161,18 @@ class Replay:
         meet()  # all have read the note
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _NOTE, {"engine": engine})
+            record.write_engine(engine)
         return replayed
 
     def recorded(self, frozen: FrozenPass, split_point: SplitPoint, folder: Path) -> TrainingActivations | None:
-        """What is there of a phase's first view of the training images; nothing is computed.
+        """What a phase has recorded of its first view of the training images, if anything; nothing is computed.
 
         Args:
             frozen: The network with the weights that the phase began with, and the images.
             split_point: Of that network, in front of what the phase trains.
-            folder: Of the phase.
+            folder: The phase's.
         """
-        engine, view = _noted(folder), View("train")
+        engine, view = PhaseRecord(folder).engine(), View("train")
         if engine is None:
             return None
         try:
@@ -360,11 +338,11 @@ def _choose_engine(
 ) -> Engine:
     """The engine of a pass to some split points, the same in every process."""
     prefix, config = Prefix(frozen.network, split_points).eval(), frozen.network.config
-    key = f"{config.model_type} {config.name_or_path} ({prefix.architecture}) to {prefix.end}"
+    key = f"{config.model_type} {config.name_or_path} ({split_points[-1].architecture}) to {split_points[-1].path}"
     choose = partial(choose_engine, prefix, sample, autocast=frozen.autocast, images=images)
     if len(engines) == 1:
         return choose(asked=engines[0])
-    engine = choose(asked="auto", memory=(memory, key)) if PartialState().is_main_process else None
+    engine = choose(asked="auto", memory=memory, key=key) if PartialState().is_main_process else None
     name = on_main(lambda: "" if engine is None else engine.name)
     return engine or choose(asked=name)
 

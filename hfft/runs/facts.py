@@ -1,24 +1,19 @@
 """The files of a finished run as frozen dataclasses: all that a card, a figure or a page says of it."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfft.errors import RunError, first_line
-from hfft.model.remote_code import own_code
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.locating import adapter_base
+from hfft.runs.record import ADAPTER, ENVIRONMENT, RESULT, RETENTION, PhaseRecord, PhaseResult, Plan, RunRecord
 from hfft.system.files import read_json
-from hfft.training.callbacks import HEADLINES
-from hfft.training.phases import PhaseResult
-from hfft.training.plan import Group, Plan
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
 TOO_FEW = "too few images"
-PAGE = "report.html"
 _SHARES = ("precision", "recall", "f1")
 
 
@@ -51,16 +46,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class is recognised; see evaluation/classes.py.
+    """How one class is recognised; see metrics/per_class.py.
 
     Attributes:
-        precision: Share of right ones among the images taken for it; without meaning where there are none.
-        recall: Share of right ones among its images; without meaning where there are none.
-        f1: Of both.
+        precision: Without meaning where no image was taken for the class.
+        recall: Without meaning where the class has no images.
+        f1: The harmonic mean of both.
         images: Images of the class.
         predicted: Images taken for it.
-        average_precision: Of a label by itself; None where no image has it, or an image has one label.
-        threshold: The probability from which an image is given the label; None where it has one label.
+        average_precision: Multi-label only; None where no image has the label.
+        threshold: Multi-label only: the probability from which an image is given the label.
     """
 
     precision: Measured
@@ -74,7 +69,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose predicted class has a probability in (low, high]; see evaluation/calibration.py."""
+    """Images whose predicted class has a probability in (low, high]; see metrics/calibration.py."""
 
     low: float
     high: float
@@ -85,18 +80,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split, and how the result does on it.
+    """A split, and how the result does on it; nothing is measured on the training images.
 
     Attributes:
         name: `train`, `validation` or `test`.
-        images: How many.
-        counts: By class.
+        images: Their number.
+        counts: Images by class.
         is_carved: Whether it was taken out of the training images at random.
-        metrics: By name; empty for the training images.
-        by_class: By class; empty for the training images.
+        metrics: By name.
+        by_class: By class.
         confusion: Class to predicted class to images; zeros are left out.
-        calibration_error: Expected calibration error; None for the training images.
-        bins: That it is computed from.
+        calibration_error: Expected calibration error.
+        bins: What the calibration error is computed from.
     """
 
     name: str
@@ -112,15 +107,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """A phase: what was asked for, planned and reached.
-
-    Attributes:
-        spec: Of the recipe.
-        plan: What trained, at which rates, for how many steps.
-        result: How it ended.
-        history: The Trainer's log: one entry per logged step or evaluation, each with `step` and `epoch`.
-        engine: What computed the frozen part once, for replay; None where every step computed it.
-    """
+    """A phase: what was asked for, planned and reached; `history` and `engine` as in PhaseRecord."""
 
     spec: PhaseSpec
     plan: Plan
@@ -130,7 +117,7 @@ class PhaseFacts:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFacts:
     """Where the checkpoint or the images come from.
 
     Attributes:
@@ -162,28 +149,22 @@ class RunFacts:
     """A finished run.
 
     Attributes:
-        folder: The run folder.
         result: Folder of the model or the adapter.
-        recipe: Resolved.
         labels: Class names, in the order of the model's outputs.
         is_multi_label: Whether an image has any number of them.
         splits: By name: train, then what else there is.
-        phases: In order.
         checkpoint: What it was fine-tuned from.
         data: What it was fine-tuned on.
         environment: Content of environment.json.
-        seconds: By stage, of the process that finished the run.
-        model_type: Of the network, as transformers calls it.
-        code: The module that the network brings along; None where it is transformers' or timm's own.
-        adapter_base: What an adapter has to be added to; None for a plain model.
+        seconds: By part of the run, in the process that finished it.
+        config: Content of the result's config.json.
+        adapter_base: Checkpoint or folder that an adapter is added to; None for a plain model.
         examples: Images for the widget.
-        kept: Why it is the model of which phase, in a sentence; empty where nobody asked.
+        kept: Why the result is the model of `kept_phase`, in a sentence; empty in runs of early versions.
+        kept_phase: Name of the phase whose model the run ended with.
         baselines: Name to `about`, a sentence, and metrics by split.
-        retention: As in metrics.json; empty where it wasn't measured.
-        interpolation: As in metrics.json; empty where there was none.
-        confidence: As in metrics.json; empty without validation images.
-        findings: Of the audit, as in data.json.
-        skipped: Images that can't be read, as in data.json.
+        retention: As in metrics.json, like `interpolation` and `confidence`; empty where nothing was measured.
+        findings: Of the audit, as in data.json, like `skipped`.
         blocks: Phase that changed the encoder to block to `cka` and `cosine_drift`.
     """
 
@@ -194,15 +175,15 @@ class RunFacts:
     is_multi_label: bool
     splits: Mapping[str, SplitFacts]
     phases: tuple[PhaseFacts, ...]
-    checkpoint: Source
-    data: Source
+    checkpoint: SourceFacts
+    data: SourceFacts
     environment: Mapping[str, Any]
     seconds: Mapping[str, float]
-    model_type: str
-    code: str | None
+    config: Mapping[str, Any]
     adapter_base: str | None
     examples: tuple[Example, ...]
     kept: str
+    kept_phase: str
     baselines: Mapping[str, Mapping[str, Any]]
     retention: Mapping[str, Any]
     interpolation: Mapping[str, Any]
@@ -219,7 +200,12 @@ class RunFacts:
     @property
     def headline(self) -> str:
         """Name of the metric that comes first in every table."""
-        return HEADLINES[int(self.is_multi_label)]
+        return "mean_average_precision" if self.is_multi_label else "accuracy"
+
+    @property
+    def model_type(self) -> str:
+        """Of the network, as transformers calls it."""
+        return self.config["model_type"]
 
     @property
     def is_adapter(self) -> bool:
@@ -229,16 +215,8 @@ class RunFacts:
     @property
     def has_own_base(self) -> bool:
         """Whether the adapter sits on weights that only this run has, and not on the checkpoint."""
-        if self.adapter_base is None:
-            return False
-        name = self.adapter_base if self.checkpoint.kind == "hub" else Path(self.adapter_base).name
-        return name != self.checkpoint.name
-
-
-def result_name(recipe: Recipe) -> str:
-    """Name of the folder that a run ends with: `model`, or `adapter` where it stays apart."""
-    last = recipe.phases[-1].adapter
-    return "model" if last is None or last.merge else "adapter"
+        base = Path(self.adapter_base or "")
+        return base.is_absolute() and base.name != self.checkpoint.name
 
 
 def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> RunFacts:
@@ -251,42 +229,40 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
     Raises:
         RunError: If it is no run folder, the run isn't finished, or its files aren't those that a run leaves.
     """
-    folder = Path(folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
-    if metrics is None and not (folder / "metrics.json").is_file():
-        raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
-    recipe = read_recipe(folder)
-    with _readable(folder):
-        measured = read_json(folder / "metrics.json") if metrics is None else metrics
-        data, environment = read_json(folder / "data.json"), read_json(folder / "environment.json")
-        result = folder / result_name(recipe)
-        is_adapter = result.name == "adapter"
-        config = read_json(result / "config.json")
+    run = RunRecord(folder)
+    run.check_run()
+    if metrics is None:
+        run.check_finished()
+    recipe = run.recipe
+    with _readable(run.folder):
+        measured = run.metrics if metrics is None else metrics
+        data, environment = run.data, read_json(run.folder / ENVIRONMENT)
+        result = run.model_dir
+        kept = measured.get("kept", {})
         return RunFacts(
-            folder=folder,
+            folder=run.folder,
             result=result,
             recipe=recipe,
             labels=tuple(data["labels"]),
             is_multi_label=data.get("task") == "multi_label",
             splits={name: _split(name, part, measured) for name, part in data["splits"].items()},
-            phases=tuple(_phase(folder / f"{n}-{spec.name}", spec) for n, spec in enumerate(recipe.phases)),
-            checkpoint=Source(**environment["origin"]["checkpoint"]),
-            data=Source(**environment["origin"]["data"]),
+            phases=tuple(_phase(record, spec) for record, spec in zip(run.phases, recipe.phases, strict=True)),
+            checkpoint=SourceFacts(**environment["origin"]["checkpoint"]),
+            data=SourceFacts(**environment["origin"]["data"]),
             environment=environment,
             seconds=measured["seconds"],
-            model_type=config["model_type"],
-            code=own_code(config),
-            adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
+            config=_config(result),
+            adapter_base=adapter_base(result)[0] if result.name == ADAPTER else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
-            kept=measured.get("kept", {}).get("reason", ""),
+            kept=kept.get("reason", ""),
+            kept_phase=kept.get("phase", recipe.phases[-1].name),
             baselines=measured.get("baselines", {}),
             retention=measured.get("retention", {}),
             interpolation=measured.get("interpolation", {}),
             confidence=measured.get("confidence", {}),
             findings=tuple(data.get("findings", ())),
             skipped=tuple(data.get("skipped", ())),
-            blocks=_blocks(folder, [spec.name for spec in recipe.phases]),
+            blocks=_blocks(run),
         )
 
 
@@ -347,20 +323,22 @@ def _class(row: Mapping[str, Any]) -> ClassScores:
     )
 
 
-def _blocks(folder: Path, phases: Sequence[str]) -> dict[str, Any]:
+def _config(result: Path) -> dict[str, Any]:
+    config = read_json(result / "config.json")
+    config["model_type"]  # which every model has
+    return config
+
+
+def _blocks(run: RunRecord) -> dict[str, Any]:
     """What was measured after each phase that changed the encoder, and of interpolated weights."""
-    files = {name: folder / f"{n}-{name}" / "retention.json" for n, name in enumerate(phases)}
-    files["interpolation"] = folder / "retention.json"
+    files = {spec.name: record.retention for record, spec in zip(run.phases, run.recipe.phases, strict=True)}
+    files["interpolation"] = run.folder / RETENTION
     found = {name: read_json(path) for name, path in files.items() if path.is_file()}
     return {name: content["blocks"] for name, content in found.items() if content["changed"]}
 
 
-def _phase(folder: Path, spec: PhaseSpec) -> PhaseFacts:
-    plan, note, history = read_json(folder / "plan.json"), folder / "replay.json", folder / "history.jsonl"
-    return PhaseFacts(
-        spec=spec,
-        plan=Plan(**{**plan, "groups": tuple(Group(**group) for group in plan["groups"])}),
-        result=PhaseResult(**read_json(folder / "result.json")),
-        history=tuple(json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()),
-        engine=read_json(note)["engine"] if note.is_file() else None,
-    )
+def _phase(record: PhaseRecord, spec: PhaseSpec) -> PhaseFacts:
+    result = record.result
+    if result is None:
+        raise RunError(f"{record.folder.parent}: the run's {record.folder.name}/{RESULT} is missing")
+    return PhaseFacts(spec, record.plan, result, record.history, record.engine())

@@ -1,19 +1,23 @@
-"""A phase and a model -> what trains, at which rates, for how many steps."""
+"""A phase and a model -> what trains, at which rates, for how many steps, in how much memory."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
 from hfft.errors import ModelError, RecipeError
 from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
 from hfft.model.anatomy import Anatomy, dissect
-from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
+from hfft.model.freezing import frozen_parts, set_modes, set_trainable, trainable_names, unused_parameters
+from hfft.model.restoring import left_as_it_was
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
+from hfft.runs.record import Group, Plan
+from hfft.training.failures import ONE_VALUE
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
 _DEFAULTS = {
@@ -27,79 +31,6 @@ _DEFAULTS = {
 }
 _KERNELS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _SEVERAL_KERNELS = (nn.MultiheadAttention, nn.RNNBase)  # such as in_proj_weight and weight_hh_l0
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate and a weight decay.
-
-    Attributes:
-        part: The part they belong to.
-        names: Their names.
-        learning_rate: Highest rate of the schedule; None while it is still to be found.
-        weight_decay: As AdamW takes it.
-    """
-
-    part: str
-    names: tuple[str, ...]
-    learning_rate: float | None
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a phase will do.
-
-    Attributes:
-        phase: Its name.
-        trains: The trainable parts in words.
-        trainable: Parameters that train.
-        total: Parameters of the network, adapter included.
-        groups: Parameter groups of the optimizer.
-        images: Training images per epoch.
-        batch: Images per optimizer step at most, over all processes.
-        device_batch: Images per forward pass of one process.
-        steps: Optimizer steps.
-        epochs: Passes over the training images.
-        state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
-        activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
-        processes: That share the images.
-        shares: Images per epoch of the process that sees fewest and of the one that sees most.
-        frozen_share: Of the network, counted in blocks, that is in front of all that trains.
-    """
-
-    phase: str
-    trains: str
-    trainable: int
-    total: int
-    groups: tuple[Group, ...]
-    images: int
-    batch: int
-    device_batch: int
-    steps: int
-    epochs: float
-    state_bytes: int
-    activation_bytes: int | None = None
-    processes: int = 1
-    shares: Sequence[int] = ()
-    frozen_share: float = 0.0
-
-    @property
-    def batch_in_words(self) -> str:
-        """For example `64 images (8 at once on each of 4 processes, 2 accumulated)`."""
-        accumulated = self.batch // (self.device_batch * self.processes)
-        place = f" on each of {self.processes} processes" if self.processes > 1 else ""
-        more = f", {accumulated} accumulated" if accumulated > 1 else ""
-        made = "" if self.batch == self.device_batch else f"{self.device_batch} at once{place}{more}"
-        if self.images < self.batch:
-            room = f"there is room for {self.batch}"
-            return f"all {self.images} images ({f'{room}: {made}' if made else room})"
-        return f"{self.batch} images ({made})" if made else f"{self.batch} images"
-
-    @property
-    def steps_in_words(self) -> str:
-        """For example `1,000 steps of 8 images`."""
-        return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
@@ -251,6 +182,65 @@ def parameter_groups(
             if chosen:
                 groups.append(Group(part.name, tuple(chosen), rate, decay))
     return tuple(groups)
+
+
+def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = "eval") -> int | None:
+    """Bytes of float32 activations that one training step keeps, without weights.
+
+    A forward pass is made in which autograd reports what it saves: what a frozen part computes before the first
+    trainable parameter is not saved, and counts nothing. On the meta device this takes no memory itself.
+    Kernels differ in what they save (attention most): another device may need some 20 % more or less.
+
+    Args:
+        model: As `prepare_phase` left it.
+        shape: Of the pixels, (B, C, H, W).
+        batchnorm: The phase's.
+
+    Returns:
+        The bytes, or None for a network whose forward pass reads values, which there are none of on the meta device.
+    """
+    device = next(model.parameters()).device
+    weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor  # and autograd keeps it, so that no storage is used twice
+
+    try:
+        with left_as_it_was(model), saved_tensors_hooks(note, lambda tensor: tensor):
+            set_modes(model, batchnorm)
+            outputs = model(pixel_values=torch.zeros(shape, device=device))  # holds what was saved
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+        return None
+    del outputs
+    return sum(kept.values())
+
+
+def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> bool:
+    """Whether a BatchNorm that is trained has a single value per channel where a batch has one image.
+
+    Args:
+        model: As `prepare_phase` left it; may be on the meta device.
+        shape: The pixels', (1, C, H, W).
+        batchnorm: The phase's.
+    """
+    try:
+        with left_as_it_was(model), torch.no_grad():
+            set_modes(model, batchnorm)
+            model(pixel_values=torch.zeros(shape, device=next(model.parameters()).device))
+    except ValueError as error:
+        if ONE_VALUE not in str(error):
+            raise
+        return True
+    except RuntimeError as error:
+        if "meta tensor" not in str(error):
+            raise
+    return False
 
 
 def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any], processes: int) -> int:

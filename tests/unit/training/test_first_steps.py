@@ -7,8 +7,8 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import TrainingError
-from hfft.training.first_steps import FirstSteps
-from hfft.training.plan import Group
+from hfft.runs.record import Group
+from hfft.training.callbacks import FirstSteps
 
 PartialState()  # which loggers ask
 ARGUMENTS = SimpleNamespace(device="cpu", world_size=1)

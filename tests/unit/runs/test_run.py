@@ -1,9 +1,0 @@
-import pytest
-
-from hfft.errors import RunError
-from hfft.runs.run import Run
-
-
-def test_a_run_reads_a_folder_and_refuses_others(tmp_path):
-    with pytest.raises(RunError, match="is no run folder"):
-        Run(tmp_path)
