@@ -1,7 +1,7 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,16 @@ from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.reading import ImageData, load_data
 from hfft.data.sources.targets import targets_of
+from hfft.evaluators.protocol import Job
 from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.replay.replay import Replay, open_replay, replay_folder
+from hfft.replay.replay import open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
 from hfft.training.eta import RunClock
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.precision import fastest_precision
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run works with, settled before its first phase."""
-
-    recipe: Recipe
-    folder: Path
-    images: ImageData
-    processor: Any
-    phases: Sequence[PhaseRun]
-    data: PhaseData
-    replay: Replay | None
 
 
 def checked_images(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
@@ -63,7 +51,7 @@ def precision_of(recipe: Recipe, network: Any, processor: Any, folder: Path | No
     return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
 
 
-def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) -> Job:
+def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str, *, is_loaded: bool) -> Job:
     """All that the phases of a run need but the network.
 
     Args:
@@ -71,6 +59,7 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         found: From `prepare`.
         checked: The images that can be read.
         precision: What the phases train in, where they don't say so themselves.
+        is_loaded: Whether the network is the checkpoint's, and no model object of the caller's.
     """
     phases, images, folder = phases_in(recipe, precision), checked.images, Path(recipe.output_dir) / recipe.name
     return Job(
@@ -81,6 +70,7 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         phases=_phase_runs(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
         data=_phase_data(images, found.processor, recipe),
         replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
+        load=partial(load_network, recipe, images) if is_loaded else None,
     )
 
 

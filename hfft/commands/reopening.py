@@ -1,66 +1,66 @@
 """The folder that a run wrote: reopened, compared with what was trained, and scored."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError
-from hfft.evaluators.scored_baselines import Trained, Way, score_beside
+from hfft.evaluators.held_out import ForwardPass, score_held_out
+from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.inference.classifier import Classifier
 from hfft.metrics.agreement import check_logits, check_validation
-from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import set_memory_format
-from hfft.recipe.spec import Recipe
 from hfft.replay.replay import recorded_with
 from hfft.runs.facts import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
+from hfft.training.model_selection import Kept
+from hfft.training.phases import PhaseResult
 from hfft.training.settings import EVAL_BATCH
 
 
 def score_result(
-    network: Any, processor: Any, images: ImageData, recipe: Recipe, trained: Trained
-) -> tuple[dict[str, Scores], dict[str, Any]]:
+    job: Job, network: Any, results: Sequence[PhaseResult], selection: Kept, evaluators: Sequence[Evaluator]
+) -> Result:
     """Score the folder that was written and not the network in memory: that is what users will open.
 
     Args:
+        job: Of the run.
         network: What the run ends with, in memory.
-        processor: Its image processor.
-        images: The run's.
-        recipe: The run's.
-        trained: What the run has done.
-
-    Returns:
-        Scores by split, and the baselines.
+        results: Of all phases.
+        selection: Which phase's model it is.
+        evaluators: One may compute more in the same pass over the images.
 
     Raises:
         TrainingError: If the folder doesn't hold what was trained.
     """
-    folder = trained.phases[0].folder.parent / result_name(recipe)
+    recipe, folder = job.recipe, job.folder / result_name(job.recipe)
     classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    if classifier.classes != images.labels:
-        found, wanted = listed(classifier.classes), listed(images.labels)
+    if classifier.classes != job.images.labels:
+        found, wanted = listed(classifier.classes), listed(job.images.labels)
         raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
     set_memory_format(classifier.model, recipe.model.memory_format)
-    in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
-    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    in_memory, reopened = (network, evaluation_transform(job.processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, job.images.splits["train"], str(folder)))
     arguments = recipe.phases[-1].arguments
-    way = Way(
+    forward = ForwardPass(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        engine=recorded_with(trained.phases[0].folder),
+        engine=recorded_with(job.phases[0].folder),
     )
-    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
-    scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
-    kept = trained.kept.number
+    result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
+    asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []
+    joint = next((one for one in asked if one is not None), None)
+    scores = score_held_out(classifier.model, job.held_out, forward, joint, classes=job.images.labels)
     if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
         check_validation(
-            trained.results[kept].metrics,
+            results[selection.number].metrics,
             scores["validation"],
-            types={trained.phases[kept].spec.precision, recipe.replay.dtype},
-            phase=trained.kept.phase,
+            types={job.phases[selection.number].spec.precision, recipe.replay.dtype},
+            phase=selection.phase,
             where=str(folder),
         )
-    return scores, baselines
+    return dataclasses.replace(result, scores=scores)

@@ -1,31 +1,53 @@
-"""The pretrained network beside a result: what enters its head, and the logits of the head phase, of every image.
+"""The pretrained network of a run: what enters its head, and the logits of the head phase, of every image.
 
-A result and the pretrained network have a front part in common, all that no phase trained: it is computed once.
+A result and the pretrained network have the layers in common that no phase trained: those are computed once.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfft.metrics.scoring import Logits
+from hfft.evaluators.protocol import Job
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import TrainingActivations
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels, split_point_at
 from hfft.training.plan import prepare_phase
+from hfft.training.settings import training_arguments
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
-_ROWS = 64  # of a recording that are computed at once
+_ROWS = 64  # of an activation data set that are computed at once
+_Then = Callable[..., Sequence[torch.Tensor]]
+
+
+class _Tapped(nn.Module):
+    """A classifier that returns its logits, and the tensors that enter a split point, if one is given."""
+
+    def __init__(self, model: nn.Module, split_point: SplitPoint | None) -> None:
+        super().__init__()
+        self.model = model
+        self._split_point = split_point
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found: list[tuple[torch.Tensor, ...]] = []
+        with nullcontext() if self._split_point is None else self._split_point.reached(found.append):
+            logits = self.model(pixel_values=pixels).logits  # (B, K)
+        return (logits, *(tensor for tensors in found for tensor in tensors))
 
 
 class Reference:
-    """The pretrained network, whose head may be that of the head phase."""
+    """The pretrained network, whose head may be that of the head phase.
+
+    Attributes:
+        head: Split point in front of the head; None where what enters it is no function of the image alone.
+    """
 
     def __init__(self, model: Any, pixels: torch.Tensor) -> None:
-        """Look for what enters its head.
+        """Find what enters its head.
 
         Args:
             model: The network, on the device; only its head is left trainable.
@@ -39,8 +61,8 @@ class Reference:
         self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.head = find_split_point(self.model, pixels)
 
-    def beside(self, result: Any) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]] | None:
-        """What computes a result's logits and, from what it has in common with this network, this network's.
+    def joint(self, result: Any) -> tuple[nn.Module, _Then] | None:
+        """What computes a result's logits and, from the layers in common, this network's.
 
         Args:
             result: A trained model of the same architecture, on the device.
@@ -57,16 +79,30 @@ class Reference:
         def then(logits: torch.Tensor, *entering: torch.Tensor) -> Sequence[torch.Tensor]:
             return (logits, *self._continue(start, entering))
 
-        return Logits(result, split_point), then
+        return _Tapped(result, split_point), then
 
-    def alone(self) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]]:
+    def alone(self) -> tuple[nn.Module, _Then]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
         if self.head is None:
-            return Logits(self.model), lambda logits: (logits,)
-        return Logits(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
+            return _Tapped(self.model, None), lambda logits: (logits,)
+        return _Tapped(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
+
+    def training_activations(self, job: Job) -> TrainingActivations | None:
+        """What the first phase recorded of the training images, if anything."""
+        phase, data = job.phases[0], job.data
+        if job.replay is None or phase.spec.adapter is not None:
+            return None
+        split_point = self.head
+        if not phase.spec.trains_head_alone:
+            network = prepare_phase(self.model, phase.spec)
+            split_point = find_split_point(network, self.pixels, phase.spec.batchnorm)
+        if split_point is None:
+            return None
+        arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
+        return job.replay.recorded(self.model, split_point, data, arguments, phase.folder)
 
     def features(self, recorded: TrainingActivations, places: Sequence[int]) -> torch.Tensor:
-        """Features (M, D) of some images of a recording."""
+        """Features (M, D) of some of the recorded images."""
         device, found = self.pixels.device, []
         for begin in range(0, len(places), _ROWS):
             entering = recorded.rows.rows(places[begin : begin + _ROWS])

@@ -13,7 +13,7 @@ from hfft.system.files import read_json, write_folder, write_json
 
 FOLDER = "label_hints"
 """Folder of the run that holds the pictures and `hints.json`."""
-_FILE = "label_hints.json"  # of the run, with all hints
+_FILE = "label_issues.json"  # of the run, with all hints
 _LISTED = 12
 
 _LOG = logging.getLogger(__name__)  # the main process alone gets here

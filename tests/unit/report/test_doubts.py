@@ -33,7 +33,7 @@ def note(run, *files, left_out=None):
         for n, file in enumerate(files, start=1)
     ]
     content = {"left_out": left_out, "images": 40, "folds": 5, "accuracy": 0.9, "seconds": 1.0, "hints": hints}
-    (run / "label_hints.json").write_text(json.dumps(content))
+    (run / "label_issues.json").write_text(json.dumps(content))
 
 
 def shown(run, images=None):
