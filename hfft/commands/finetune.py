@@ -28,12 +28,12 @@ from hfft.recipe.spec import Recipe
 from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
 from hfft.runs.run import Run
 from hfft.system.distributed import join, on_main
-from hfft.system.launch import check_launch, check_packages
+from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
-from hfft.training.failures import explained
-from hfft.training.model_selection import choose_kept
+from hfft.training.failures import failures_explained
+from hfft.training.model_selection import select_phase
 from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
 from hfft.training.phases import PhaseResult, run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
@@ -66,7 +66,7 @@ def finetune(
     recipe = check_recipe(recipe)
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
-    check_packages()
+    refuse_deepspeed()
     recipe, state = with_weights_found(recipe), join_for(recipe)
     check_launch(state)
     pushers = save_pushers(recipe)
@@ -111,7 +111,7 @@ def _finetune(
         network: Any = load_network(recipe, checked.images) if model is None else model
         copy_fit(found.config, network.config)
     precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
-    with explained("run folder"):
+    with failures_explained("run folder"):
         lock.take()
         origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
         open_folder(
@@ -131,7 +131,7 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
 
     @contextmanager
     def measuring(evaluator: Evaluator) -> Iterator[None]:
-        with _timed(seconds, evaluator.name), explained(evaluator.name):
+        with _timed(seconds, evaluator.name), failures_explained(evaluator.name):
             yield
 
     with _timed(seconds, "retention"):
@@ -145,13 +145,13 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
         for evaluator in evaluators:
             with measuring(evaluator):
                 evaluator.after_phase(job, phase, network)
-    selection = choose_kept(recipe, results)
+    selection = select_phase(recipe, results)
     _LOG.info(selection.reason)
     restore_kept(network, recipe, results, selection, folder)
     for evaluator in evaluators:
         with measuring(evaluator):
             evaluator.before_saving(job, network)
-    with _timed(seconds, "evaluation"), explained("result"):
+    with _timed(seconds, "evaluation"), failures_explained("result"):
         if result_name(recipe) == "model":
             on_main(lambda: save_model(network, job.processor, folder / "model"))
         result = score_result(job, network, results, selection, evaluators)
@@ -160,7 +160,7 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
         with measuring(evaluator):
             section = evaluator.after_run(job, result)
         sections |= {} if section is None else {evaluator.name: section}
-    with explained("result"):
+    with failures_explained("result"):
         on_main(lambda: write_results(folder, recipe, job.images, dict(result.scores), seconds, sections))
     if recipe.report:
         on_main(lambda: _write_page(job))

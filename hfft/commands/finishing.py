@@ -16,7 +16,7 @@ from hfft.runs.facts import PAGE, result_name
 from hfft.runs.record import card_changes, check_same_images, has_other_source, update_card
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import read_json
-from hfft.training.failures import explained
+from hfft.training.failures import failures_explained
 
 _LOG = get_logger(__name__)
 
@@ -54,7 +54,7 @@ def update_finished(
 
 
 def _update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
-    with explained("card"):
+    with failures_explained("card"):
         update_card(folder, recipe, checked)
 
 
@@ -62,7 +62,7 @@ def _write_page(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
     from hfft.report.card import write_report
     from hfft.report.page import try_page
 
-    with explained("report"):
+    with failures_explained("report"):
         write_report(folder)
     images = None if checked is None else checked.images
     try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)

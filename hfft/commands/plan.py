@@ -26,9 +26,8 @@ from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.system.launch import check_options
+from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
-from hfft.training.eta import Course, RunClock
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
@@ -131,7 +130,7 @@ def check_phases(
     known = metrics_of(images)
     can_be_bfloat16 = recipe.precision == "bfloat16" or (recipe.precision == "auto" and has_native_bfloat16())
     phases = phases_in(recipe, "bfloat16" if can_be_bfloat16 else "float32")
-    check_options({phase.name: phase.precision for phase in phases})
+    check_launch_options({phase.name: phase.precision for phase in phases})
     for phase in phases:
         where = f"phases.{phase.name}"
         metric = phase.arguments.get("metric_for_best_model", next(iter(known)))
@@ -216,37 +215,6 @@ def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tenso
             f"{tuple(pixels.shape)}: {first_line(error).rstrip('.')}; model.image_size sets the size of both"
         ) from error
     return skeleton
-
-
-def run_clock(recipe: Recipe, plans: Sequence[Plan], images: ImageData) -> RunClock:
-    """What a run will go through, for the time that is left.
-
-    Args:
-        recipe: What to do.
-        plans: Of its phases.
-        images: To train on and to score.
-    """
-    held_out = sum(len(rows) for split, rows in images.splits.items() if split != "train")
-    validation = len(images.splits.get("validation", ()))
-    courses = [
-        Course(
-            trained=round(plan.images * plan.epochs),
-            evaluated=round(validation * _evaluations(phase, plan)),
-            frozen_share=plan.frozen_share,
-            is_replayed=recipe.replay.mode != "off" and recipe.data.augment.mixup == 0,
-        )
-        for phase, plan in zip(recipe.phases, plans, strict=True)
-    ]
-    return RunClock(courses, held_out)
-
-
-def _evaluations(phase: PhaseSpec, plan: Plan) -> float:
-    """How often a phase looks at the validation images, about."""
-    asked = phase.arguments.get("eval_strategy", "epoch")
-    if asked != "steps":
-        return plan.epochs if asked == "epoch" else 0.0
-    every = phase.arguments.get("eval_steps") or phase.arguments.get("logging_steps") or 50
-    return 1 / every if every < 1 else plan.steps / every
 
 
 def with_weights_found(recipe: Recipe) -> Recipe:

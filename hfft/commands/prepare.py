@@ -8,7 +8,7 @@ from typing import Any
 from datasets import DatasetDict
 from transformers import PreTrainedModel
 
-from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in, run_clock
+from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
@@ -21,7 +21,6 @@ from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.replay import open_replay, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
-from hfft.training.eta import RunClock
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.precision import fastest_precision
 
@@ -67,14 +66,14 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str, 
         folder=folder,
         images=images,
         processor=found.processor,
-        phases=_phase_runs(phases, folder, recipe.seed, run_clock(recipe, found.plans, images)),
+        phases=_phase_runs(phases, folder, recipe.seed),
         data=_phase_data(images, found.processor, recipe),
         replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
         load=partial(load_network, recipe, images) if is_loaded else None,
     )
 
 
-def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: RunClock) -> list[PhaseRun]:
+def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[PhaseRun]:
     return [
         PhaseRun(
             number=number,
@@ -82,7 +81,6 @@ def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int, clock: Run
             folder=folder / f"{number}-{phase.name}",
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
             seed=seed,
-            clock=clock,
         )
         for number, phase in enumerate(phases)
     ]

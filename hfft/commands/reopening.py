@@ -16,13 +16,13 @@ from hfft.runs.facts import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
-from hfft.training.model_selection import Kept
+from hfft.training.model_selection import Selection
 from hfft.training.phases import PhaseResult
 from hfft.training.settings import EVAL_BATCH
 
 
 def score_result(
-    job: Job, network: Any, results: Sequence[PhaseResult], selection: Kept, evaluators: Sequence[Evaluator]
+    job: Job, network: Any, results: Sequence[PhaseResult], selection: Selection, evaluators: Sequence[Evaluator]
 ) -> Result:
     """Score the folder that was written and not the network in memory: that is what users will open.
 

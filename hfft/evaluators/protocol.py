@@ -12,7 +12,7 @@ from hfft.evaluators.held_out import ForwardPass, JointPass
 from hfft.metrics.scores import Scores
 from hfft.recipe.spec import Recipe
 from hfft.replay.replay import Replay
-from hfft.training.model_selection import Kept
+from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import PhaseResult
 
@@ -60,7 +60,7 @@ class Result:
     processor: Any
     forward: ForwardPass
     phases: Sequence[PhaseResult]
-    selection: Kept
+    selection: Selection
     scores: Mapping[str, Scores]
 
 

@@ -45,7 +45,7 @@ OWNED = {
     "save_on_each_node": "checkpoints are saved once, in the run folder",
     "fsdp": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
     "fsdp_config": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
-    "deepspeed": "start hfft with `accelerate launch --config_file recipes/accelerate/deepspeed_zero2.yaml`",
+    "deepspeed": "DeepSpeed is not supported; FSDP 2 is: use recipes/accelerate/fsdp2.yaml",
     "local_rank": "start hfft with `accelerate launch`",
 }
 # What TrainingArguments lets pass, and what then fails in the middle of a run, or quietly does nothing.

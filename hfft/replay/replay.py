@@ -307,8 +307,6 @@ class Replay:
             wanted = [boundary.split_point for boundary in boundaries if boundary.wants(place)]
             recorded += self._cache.fill(job, place, computation, wanted)
         seconds = time.monotonic() - begun
-        if phase.clock is not None:
-            phase.clock.note_frozen(phase.number, recorded, seconds)
         _LOG.info(f"{job.title}: {recorded:,} images recorded in {seconds:.1f} s, {recorded / seconds:.0f} images/s")
         found = self._cache.find(job, own.split_point, places, engine.name)
         if found is None:

@@ -1,6 +1,5 @@
 """Whether the launch gave what it was asked for: as many processes, and nothing that hfft can't train under."""
 
-import importlib.util
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,42 +59,19 @@ _FSDP_ASKED: _Asked = {
         "it renames the network's modules; activation_checkpointing in the recipe does the same without",
     ),
 }
-_DEEPSPEED_ASKED: _Asked = {
-    "ACCELERATE_DEEPSPEED_ZERO_STAGE": (
-        ("2",),
-        "2",
-        "zero_stage",
-        "1 saves less for the same traffic, and weights too are spread by recipes/accelerate/fsdp2.yaml",
-    ),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": (
-        ("none",),
-        "none",
-        "offload_optimizer_device",
-        "it puts an optimizer of its own in the place of the recipe's",
-    ),
-    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": (
-        ("none",),
-        "none",
-        "offload_param_device",
-        "weights on the CPU were never tried",
-    ),
-    "ACCELERATE_DEEPSPEED_CONFIG_FILE": (
-        ("none",),
-        "none",
-        "deepspeed_config_file",
-        "the recipe says what DeepSpeed is to do",
-    ),
-}
 
 
-def check_packages() -> None:
-    """Refuse DeepSpeed where it isn't installed, before accelerate looks for it.
+def refuse_deepspeed() -> None:
+    """Refuse a launch under DeepSpeed, before accelerate looks for its package.
 
     Raises:
-        RunError: With the extra that has it.
+        RunError: With what to use instead.
     """
-    if is_deepspeed_asked() and importlib.util.find_spec("deepspeed") is None:
-        raise RunError(f"DeepSpeed was asked for and is not installed: pip install 'hfft[deepspeed]'. {_HOW}")
+    if _is_switched_on(_DEEPSPEED):
+        raise RunError(
+            "DeepSpeed is not supported; FSDP 2 does what ZeRO does: launch with --config_file "
+            f"recipes/accelerate/fsdp2.yaml. {_HOW}"
+        )
 
 
 def check_launch(state: PartialState) -> None:
@@ -103,8 +79,8 @@ def check_launch(state: PartialState) -> None:
 
     Raises:
         RunError: If there are fewer processes than launcher, srun or mpirun were told to start, each of which would
-            train alone; or if the launcher was asked for DeepSpeed or FSDP in a way that hfft doesn't do, or where
-            accelerate would silently train whole copies: on a CPU, or in one process.
+            train alone; or if the launcher was asked for FSDP in a way that hfft doesn't do, or where accelerate
+            would silently train whole copies: on a CPU, or in one process.
     """
     wanted, who = max((_count(os.environ.get(name)), who) for name, who in _COUNTS.items())
     if state.num_processes == 1 and (of_launcher := _launcher_count()) > wanted:
@@ -114,14 +90,10 @@ def check_launch(state: PartialState) -> None:
             f"{who} was asked for {wanted} processes and {state.num_processes} of them would train alone; "
             f"on a CPU --cpu starts one: use recipes/accelerate/cpu2.yaml. {_HOW}"
         )
-    if is_deepspeed_asked():
-        _check_asked(_DEEPSPEED_ASKED, "use recipes/accelerate/deepspeed_zero2.yaml")
-        if state.distributed_type != DistributedType.DEEPSPEED or state.num_processes == 1:
-            _refuse_copies("DeepSpeed", state)
     if is_fsdp_asked():
         _check_asked(_FSDP_ASKED, "use recipes/accelerate/fsdp2.yaml")
         if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-            _refuse_copies("FSDP", state)
+            _refuse_copies(state)
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
     visible = torch.cuda.device_count()
     if state.num_processes == 1 and visible > 1:
@@ -131,7 +103,7 @@ def check_launch(state: PartialState) -> None:
         )
 
 
-def check_options(precisions: Mapping[str, str]) -> None:
+def check_launch_options(precisions: Mapping[str, str]) -> None:
     """Refuse what this launch asks of accelerate that would silently count more than the recipe.
 
     Mixed precision doesn't, and where phases train in another one that is told.
@@ -159,18 +131,17 @@ def check_options(precisions: Mapping[str, str]) -> None:
 
 
 def spread_by() -> str | None:
-    """What spreads weights or moments over the processes of this launch, in words; None where nothing does."""
-    return "FSDP 2" if is_fsdp_asked() else "DeepSpeed ZeRO-2" if is_deepspeed_asked() else None
+    """What spreads weights over the processes of this launch, in words; None where nothing does."""
+    return "FSDP 2" if is_fsdp_asked() else None
 
 
 def is_fsdp_asked() -> bool:
     """Whether `accelerate launch` was told to shard."""
-    return os.environ.get(_FSDP, "false").lower() == "true"
+    return _is_switched_on(_FSDP)
 
 
-def is_deepspeed_asked() -> bool:
-    """Whether `accelerate launch` was told to train under DeepSpeed."""
-    return os.environ.get(_DEEPSPEED, "false").lower() == "true"
+def _is_switched_on(variable: str) -> bool:
+    return os.environ.get(variable, "false").lower() == "true"
 
 
 def _check_asked(table: _Asked, advice: str) -> None:
@@ -182,11 +153,11 @@ def _check_asked(table: _Asked, advice: str) -> None:
             )
 
 
-def _refuse_copies(what: str, state: PartialState) -> None:
+def _refuse_copies(state: PartialState) -> None:
     alone = state.num_processes == 1 or state.distributed_type == DistributedType.NO
     where = "in one process" if alone else "on CPUs"
     raise RunError(
-        f"{what} was asked for, and is not active: {where} accelerate trains whole copies of the network and "
+        f"FSDP was asked for, and is not active: {where} accelerate trains whole copies of the network and "
         f"doesn't say so; use several GPUs, or recipes/accelerate/cpu2.yaml. {_HOW}"
     )
 

@@ -1,20 +1,19 @@
-"""What happens beside the training steps: the epoch told to the data, progress shown, history written, stops."""
+"""What happens between training steps: the data learns the epoch, progress is shown, history written, a stop saved."""
 
 import json
 import time
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.system.files import write_text
-from hfft.system.progress import Bar, bar
+from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
-from hfft.training.eta import RunClock
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""
@@ -84,42 +83,27 @@ class PhaseEarlyStopping(EarlyStoppingCallback):
 class PhaseProgress(TrainerCallback):
     """A progress bar for the phase, and one line per evaluation.
 
-    The images per second are those of the training, in a line since the line before, without evaluating, logging and
-    saving. Between the end of a step and the begin of the next one the Trainer does these, each followed by an event
-    of its own, and then nothing but fetch the next step's batches (`_run_epoch`, read in transformers 5.24).
+    The images per second are those of the training since the line before, without evaluating, logging and saving.
+    Between the end of a step and the begin of the next one the Trainer does these, each followed by an event of its
+    own, and then nothing but fetch the next step's batches (`_run_epoch`, read in transformers 5.24).
     """
 
-    def __init__(self, title: str, images: int, clock: RunClock | None = None, number: int = 0) -> None:
-        """Choose what to show.
-
-        Args:
-            title: For example `phase 1/2 head`.
-            images: Training images per epoch.
-            clock: Knows the rest of the run, and is told how fast this phase was.
-            number: Of the phase, from 0.
-        """
-        super().__init__()
-        self.title = title
-        self.images = images
-        self._clock = clock
-        self._number = number
-        self._bar: Bar | None = None
+    def __init__(self, title: str, images: int) -> None:
+        """Choose the title, for example `phase 1/2 head`, and the training images per epoch."""
+        self._title = title
+        self._images = images
+        self._bar: tqdm | None = None
+        self._facts: dict[str, str] = {}
         self._epoch = 0.0  # at the last line
         self._computing = self._waiting = 0.0  # seconds since then
         self._event = 0.0  # time of the last event
-        self._begin = (0.0, 0.0)  # epoch and time
-        self._trained = 0.0  # seconds, before the last line
-        self._facts: dict[str, str] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Open the bar, unless bars are off."""
         self._epoch = float(state.epoch or 0)
-        self._begin = (self._epoch, time.monotonic())
         if state.is_world_process_zero and not args.disable_tqdm:
-            self._bar = bar(self.title, state.max_steps, unit="steps", shown=True)
+            self._bar = bar(self._title, state.max_steps, unit="steps", shown=True)
             self._bar.initial = self._bar.n = state.global_step
-            if self._clock is not None:
-                self._bar.after = partial(self._clock.left_after, self._number)
             self._bar.refresh()
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -134,22 +118,16 @@ class PhaseProgress(TrainerCallback):
         """Move the bar."""
         self._computing += self._since_event()
         if self._bar is not None:
-            seconds = self._trained + self._computing + self._waiting
-            if seconds > 0:
-                self._bar.speed = f"{self.images * (float(state.epoch) - self._begin[0]) / seconds:,.0f} images/s"
+            self._show(speed=f"{self._rate(state):,.0f} images/s", refresh=False)
             self._bar.update(state.global_step - self._bar.n)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Say why the bar stands still."""
-        if self._bar is not None and "now" not in self._facts:
+        if "now" not in self._facts:
             self._show(now="validating")
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar, and remember how fast the phase was."""
-        epoch, begun = self._begin
-        if self._clock is not None:
-            images = round(self.images * (float(state.epoch or 0) - epoch))
-            self._clock.note_trained(self._number, images, time.monotonic() - begun)
+        """Close the bar."""
         self.close()
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -171,37 +149,39 @@ class PhaseProgress(TrainerCallback):
             numbers = {"loss": loss, headline.replace("_", " "): metrics[headline], "macro F1": metrics["macro_f1"]}
             shown = ", ".join(f"{name} {value:.4f}" for name, value in numbers.items() if value is not None)
             epochs = f"epoch {state.epoch:g} of {args.num_train_epochs:g}"
-            _LOG.info(f"{self.title}: {epochs}, {shown} on validation{self._speed(float(state.epoch or 0))}")
+            _LOG.info(f"{self._title}: {epochs}, {shown} on validation{self._speed(state)}")
         if "loss" in logs:
             self._show(loss=f"loss {logs['loss']:.3f}")
         metric = str(args.metric_for_best_model or "accuracy").removeprefix("eval_")
-        if f"eval_{metric}" in logs:
+        if metric in metrics:
             self._facts.pop("now", None)
-            self._show(metric=f"validation {metric.replace('_', ' ')} {logs[f'eval_{metric}']:.3f}")
+            self._show(metric=f"validation {metric.replace('_', ' ')} {metrics[metric]:.3f}")
         self._since_event()
 
     def close(self) -> None:
         """Leave the bar as it is, on a line of its own."""
         if self._bar is not None:
-            self._bar.after = None
             self._bar.close()
             self._bar = None
 
-    def _show(self, **facts: str) -> None:
+    def _show(self, *, refresh: bool = True, **facts: str) -> None:
         self._facts |= facts
         if self._bar is not None:
-            self._bar.facts = tuple(self._facts.values())
-            self._bar.refresh()
+            self._bar.set_postfix_str(", ".join(self._facts.values()), refresh)
 
-    def _speed(self, epoch: float) -> str:
+    def _rate(self, state: Any) -> float:
+        """Images per second since the last line."""
+        seconds = self._computing + self._waiting
+        return self._images * (float(state.epoch or 0) - self._epoch) / seconds if seconds > 0 else 0.0
+
+    def _speed(self, state: Any) -> str:
         """Speed since the last line, which begins anew."""
         seconds = self._computing + self._waiting
         if seconds == 0:  # an evaluation before the first step
             return ""
-        rate, share = self.images * (epoch - self._epoch) / seconds, 100 * self._waiting / seconds
-        self._trained += seconds
-        self._epoch, self._computing, self._waiting = epoch, 0.0, 0.0
-        return f", {rate:.0f} images/s, {share:.0f} % waiting for data"
+        words = f", {self._rate(state):.0f} images/s, {100 * self._waiting / seconds:.0f} % waiting for data"
+        self._epoch, self._computing, self._waiting = float(state.epoch or 0), 0.0, 0.0
+        return words
 
     def _since_event(self) -> float:
         """Seconds since the last event; this is one."""

@@ -34,7 +34,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(title: str, arguments: TrainingArguments | None = None) -> Iterator[None]:
+def failures_explained(title: str, arguments: TrainingArguments | None = None) -> Iterator[None]:
     """Raise a TrainingError that says what to do in the place of what torch or the system raise.
 
     Args:

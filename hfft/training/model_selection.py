@@ -12,7 +12,7 @@ _MOST_DIGITS = 6
 
 
 @dataclass(frozen=True)
-class Kept:
+class Selection:
     """The phase whose model is the run's result.
 
     Attributes:
@@ -39,7 +39,7 @@ class _Step:
     is_better: bool
 
 
-def choose_kept(recipe: Recipe, results: Sequence[PhaseResult]) -> Kept:
+def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
     """The phase to keep of those that have ended.
 
     A phase is kept if its `metric_for_best_model` is better than that of the best phase before it; of equal ones the
@@ -74,7 +74,7 @@ def choose_kept(recipe: Recipe, results: Sequence[PhaseResult]) -> Kept:
         words += "" if best == last else ", but adapter.merge: false asks for the adapter"
         folder, best = "adapter", last
     name = phases[best].name
-    return Kept(best, name, f"{words}: {folder}/ is that of {name}", values)
+    return Selection(best, name, f"{words}: {folder}/ is that of {name}", values)
 
 
 def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> list[_Step]:

@@ -13,7 +13,7 @@ from hfft.model.checkpoint import restore_weights, save_model
 from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import meet
-from hfft.training.model_selection import Kept, choose_kept
+from hfft.training.model_selection import Selection, select_phase
 from hfft.training.phases import PhaseResult, finished_phase
 
 
@@ -53,7 +53,7 @@ def plain_network(
         return network
     is_last, is_main = number == len(recipe.phases) - 1, PartialState().is_main_process
     may_be_kept = is_last or (recipe.keep == "best" and results[number].metrics)
-    if is_main and may_be_kept and choose_kept(recipe, results).number == number:
+    if is_main and may_be_kept and select_phase(recipe, results).number == number:
         base, revision = _base(recipe, number, folder)
         save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
     network = merge(network)
@@ -63,14 +63,14 @@ def plain_network(
     return network
 
 
-def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], kept: Kept, folder: Path) -> None:
+def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], kept: Selection, folder: Path) -> None:
     """Put the weights of the phase that is kept into a network, and remove the adapter folder of another one.
 
     Args:
         network: Plain; of the last phase.
         recipe: Of the run.
         results: Of all phases.
-        kept: From `choose_kept`.
+        kept: From `select_phase`.
         folder: Of the run.
     """
     state = PartialState()

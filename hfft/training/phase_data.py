@@ -10,7 +10,6 @@ import torch
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
-from hfft.training.eta import RunClock
 from hfft.training.losses import ImageLoss
 
 
@@ -60,7 +59,6 @@ class PhaseRun:
         folder: Its folder.
         title: Shown beside the progress.
         seed: The recipe's.
-        clock: Knows the rest of the run.
     """
 
     number: int
@@ -68,4 +66,3 @@ class PhaseRun:
     folder: Path
     title: str
     seed: int
-    clock: RunClock | None = None

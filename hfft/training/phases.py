@@ -31,6 +31,7 @@ from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
+from hfft.system.launch import is_fsdp_asked
 from hfft.system.signals import patient
 from hfft.training.callbacks import (
     EpochSetter,
@@ -41,7 +42,7 @@ from hfft.training.callbacks import (
     is_evaluation,
 )
 from hfft.training.checkpoints import damage, newest_checkpoint
-from hfft.training.failures import explained, is_out_of_memory, smaller_batch
+from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, PhaseRun
@@ -50,7 +51,6 @@ from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.search import with_rate
 from hfft.training.settings import check_options, check_schedule, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
-from hfft.training.spreading import shards_of
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 _LOG = get_logger(__name__)
@@ -171,16 +171,16 @@ def _finish(
     spec, folder, title = phase.spec, phase.folder, phase.title
     validate = data.validation is not None
     arguments = training_arguments(spec, folder, seed=phase.seed, validate=validate, metric=data.headline)
-    shards = shards_of(model, arguments)
+    shards = Shards(model) if is_fsdp_asked() else None
     model = model if shards is None else shards.network
-    with explained(title, arguments):
+    with failures_explained(title, arguments):
         replayed = None if replay is None else replay.open(model, data, arguments, phase)
         spec = with_rate(model, data, replayed, arguments, phase)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = _trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
-    progress = PhaseProgress(title, len(data.train), phase.clock, phase.number)
+    progress = PhaseProgress(title, len(data.train))
     for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *_own_callbacks(spec, folder, title)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
@@ -190,7 +190,7 @@ def _finish(
     begun = time.monotonic()
     try:
         with (
-            explained(title, arguments),
+            failures_explained(title, arguments),
             nullcontext() if replayed is None else replayed.split_point.bypassed(),
             patient(),
         ):

@@ -14,11 +14,16 @@ from hfft.errors import RecipeError, first_line
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
+from hfft.system.launch import spread_by
 from hfft.system.machine import cpus_per_process
 from hfft.training.callbacks import HEADLINES
-from hfft.training.spreading import check_spreadable
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
+_SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")  # others look at whole weights, as Adafactor does
+_NOT_SHARDED = {
+    "fp16": "its gradient scaler was not tried there; use bf16",
+    "torch_compile": "it was not tried there",
+}
 
 
 def training_arguments(
@@ -73,7 +78,7 @@ def training_arguments(
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
-    check_spreadable(spec.name, arguments)
+    _check_shardable(spec.name, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
@@ -90,6 +95,20 @@ def _check_device(spec: PhaseSpec, *, has_accelerator: bool) -> None:
             f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
             "bf16: true is for both"
         )
+
+
+def _check_shardable(phase: str, arguments: TrainingArguments) -> None:
+    """Refuse settings that don't go with FSDP, where this launch is under it."""
+    where = spread_by()
+    if where is None:
+        return
+    for name, reason in _NOT_SHARDED.items():
+        if getattr(arguments, name):
+            raise RecipeError(f"phases.{phase}.{name}: not under {where}: {reason}")
+    kind = OptimizerNames(arguments.optim).value
+    if kind not in _SHARDED_OPTIMIZERS:
+        allowed = ", ".join(_SHARDED_OPTIMIZERS)
+        raise RecipeError(f"phases.{phase}.optim: found {kind!r}; allowed under {where}: {allowed}")
 
 
 def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:

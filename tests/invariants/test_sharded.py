@@ -1,13 +1,19 @@
 """Under FSDP 2, here on two CPU processes (fsdp_on_cpu.py), a run ends as in one process and leaves the same files."""
 
+import json
+import os
 import re
+import subprocess
+import time
 
+import psutil
 import pytest
 import tiny
 import torch
 from launches import (
     ACCELERATE,
     ALONE,
+    ROOT,
     assert_same_result,
     free_port,
     launch,
@@ -18,11 +24,40 @@ from launches import (
     write_recipe,
 )
 from safetensors.torch import load_file
-from spread import ENVIRONMENT, Spread
 
 pytestmark = [pytest.mark.slow, pytest.mark.multiprocess]
 
-FSDP = Spread("fsdp2.yaml", "fsdp_on_cpu", "FSDP 2")
+ENVIRONMENT = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+SABOTAGE = """
+import os
+import fsdp_on_cpu, torch
+fsdp_on_cpu.believe_in_accelerators()
+import hfft
+from transformers import TrainerCallback
+
+class Slip(TrainerCallback):
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        with torch.no_grad():
+            if torch.distributed.get_rank() == 1:
+                model.vit.layers[0].attention.q_proj.weight.to_local()[-1, 0] += 1e-3
+
+recipe = hfft.load_recipe("vit.yaml", ["replay.mode=off", "training.max_steps=1"])
+try:
+    hfft.finetune(recipe, callbacks=[Slip()])
+except hfft.HfftError as error:
+    os.write(1, f"caught: {error}\\n".encode())
+"""
+
+
+def spread(workplace, *command, fails=False):
+    """Run a command in two processes under FSDP 2."""
+    begin = launch("fsdp2.yaml", "--num_processes", 2)
+    return (run if fails else succeed)([*begin, *command], workplace, **ENVIRONMENT)
+
+
+def train_spread(*options):
+    """The end of a command, as `launches.train`."""
+    return train(*options, module="fsdp_on_cpu")
 
 
 @pytest.fixture
@@ -40,11 +75,37 @@ def told(done):
     return [tuple(map(int, numbers)) for numbers in found]
 
 
-def test_phases_of_a_vit_end_with_the_weights_of_one_process(workplace):
-    done = FSDP.assert_phases_and_files_of_one_process(workplace)
+def test_phases_of_a_vit_end_with_the_weights_and_files_of_one_process(workplace):
+    """Gradients are clipped by the norm of all of them; rates differ by block; images are accumulated."""
+    done = spread(workplace, *train_spread("vit", "two", "off", 1, 2))
+    succeed([*ALONE, *train("vit", "one", "off", 4)], workplace)
+    assert assert_same_result(workplace, "vit", "one", "two") == ["0-head", "1-blocks", "2-lora"]
+    runs = [workplace / name / "of_vit" for name in ("one", "two")]
+    kinds = [json.loads((folder / "environment.json").read_text())["spread_by"] for folder in runs]
+    assert kinds == [None, "FSDP 2"]
+    for phase in ("0-head", "1-blocks", "2-lora"):
+        lines = [(folder / phase / "history.jsonl").read_text().splitlines() for folder in runs]
+        norms = [[json.loads(line).get("grad_norm", 0.0) for line in own] for own in lines]
+        assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+        assert max(norms[0]) > 0.3  # some were clipped
+        results = [json.loads((folder / phase / "result.json").read_text()) for folder in runs]
+        assert results[0]["frozen"] == results[1]["frozen"]
+        assert results[0]["best_step"] == results[1]["best_step"]
+        assert results[0]["metrics"] == pytest.approx(results[1]["metrics"])
+        checkpoint = f"{phase}/{results[0]['checkpoint']}"
+        files = [{file.name for file in (folder / checkpoint).iterdir()} for folder in runs]
+        assert {name for name in files[1] if "rng_state" not in name} == files[0] - {"rng_state.pth"}
+    stopped = json.loads((runs[1] / "1-blocks/result.json").read_text())
+    assert stopped["best_step"] < stopped["steps"]  # so that the best weights were put back
+    kept = [torch.load(folder / checkpoint / "optimizer.pt", weights_only=True) for folder in runs]
+    assert kept[0]["param_groups"] == kept[1]["param_groups"]
+    assert len(kept[0]["param_groups"]) > 1
+    assert kept[0]["state"].keys() == kept[1]["state"].keys() != set()
+    for number, state in kept[0]["state"].items():
+        torch.testing.assert_close(kept[1]["state"][number], state, rtol=1e-4, atol=1e-6)
     assert len(told(done)) == 3
-    for spread, tensors, here, whole, units in told(done):
-        assert (spread, units) == (tensors, 6)  # 4 blocks, the norm, and the rest
+    for spread_tensors, tensors, here, whole, units in told(done):
+        assert (spread_tensors, units) == (tensors, 6)  # 4 blocks, the norm, and the rest
         assert here < 0.6 * whole
 
 
@@ -57,7 +118,7 @@ def test_phases_of_a_vit_end_with_the_weights_of_one_process(workplace):
     ],
 )
 def test_so_do_other_networks_with_replay_and_without(family, replay, changes, workplace):
-    done = FSDP.launch(workplace, *FSDP.train(family, "two", replay, 2), *changes)
+    done = spread(workplace, *train_spread(family, "two", replay, 2), *changes)
     succeed([*ALONE, *train(family, "one", replay, 4), *changes], workplace)
     assert_same_result(workplace, family, "one", "two")
     if family == "dinov2":  # what lies in front of a cut is in no process's way
@@ -70,7 +131,7 @@ def test_so_do_other_networks_with_replay_and_without(family, replay, changes, w
 def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
     """Of the first process's part of each batch, in all processes."""
     more = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
-    FSDP.launch(workplace, *FSDP.train("resnet", "fsdp", "off", 4), *more)
+    spread(workplace, *train_spread("resnet", "fsdp", "off", 4), *more)
     succeed([*launch(), *train("resnet", "ddp", "off", 4), *more], workplace)
     fsdp, ddp = (load_file(workplace / name / "of_resnet/model/model.safetensors") for name in ("fsdp", "ddp"))
     start = load_file(workplace / "resnet/model.safetensors")
@@ -81,28 +142,62 @@ def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
 
 
 def test_bfloat16_and_activation_checkpointing(workplace):
-    FSDP.assert_bfloat16_is_autocast(workplace)
+    """bfloat16 is autocast: weights stay in float32."""
+    options = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6"]
+    spread(workplace, *train_spread("vit", "two", "off", 2), *options)
+    succeed([*ALONE, *train("vit", "one", "off", 4), *options], workplace)
+    for phase in ("0-head", "1-blocks"):
+        folders = [workplace / name / "of_vit" / phase for name in ("one", "two")]
+        one, two = (load_file(next(folder.glob("*/model.safetensors"))) for folder in folders)
+        assert {value.dtype for value in two.values()} == {torch.float32}
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-2, atol=1e-3)
 
 
 def test_a_killed_run_continues_to_the_same_bits(workplace):
-    FSDP.assert_a_killed_run_continues_to_the_same_bits(workplace)
+    """With moments: of Adam in several groups, at rates of their own."""
+    more = [f"phases.blocks.{setting}" for setting in ("optim=adamw_torch_fused", "early_stopping=8")]
+    more.append("training.num_train_epochs=8")
+    spread(workplace, *train_spread("vit", "whole", "off", 2), *more)
+    command = [*launch("fsdp2.yaml", "--num_processes", 2), *train_spread("vit", "killed", "off", 2), *more]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **ENVIRONMENT}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen([*map(str, command)], cwd=workplace, env=environment, **quiet) as process:
+        end = time.monotonic() + 120
+        while not [*(workplace / "killed").glob("of_vit/1-blocks/checkpoint-*")] and time.monotonic() < end:
+            time.sleep(0.02)
+        for own in (*psutil.Process(process.pid).children(recursive=True), process):
+            own.kill()
+    assert not (workplace / "killed/of_vit/1-blocks/result.json").exists()
+    done = spread(workplace, *train_spread("vit", "killed", "off", 2), *more)
+    assert "phase 2/3 blocks: continues from checkpoint-" in done.stderr
+    names = sorted(path.relative_to(workplace / "whole") for path in (workplace / "whole").rglob("*.safetensors"))
+    assert len(names) >= 4
+    for name in names:
+        whole, killed = (load_file(workplace / folder / name) for folder in ("whole", "killed"))
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[key], killed[key]) for key in whole), name
 
 
 def test_a_frozen_number_that_changed_in_a_shard_of_one_process_is_found(workplace):
-    weight = "model.vit.layers[0].attention.q_proj.weight"
-    FSDP.assert_a_slip_is_found(workplace, f"if torch.distributed.get_rank() == 1: {weight}.to_local()[-1, 0] += 1e-3")
+    """The proof reads what was trained with, and not the whole copy that was kept aside."""
+    (workplace / "sabotage.py").write_text(SABOTAGE)
+    done = spread(workplace, "sabotage.py")
+    name = "vit.layers.0.attention.q_proj.weight"
+    expected = f"caught: 1 frozen tensors changed during the phase, the first is {name}"
+    assert done.stdout.count(expected) == 2
 
 
 def test_every_family_can_be_sharded(workplace):
     """One step of each, everything unfrozen and with LoRA."""
-    done = FSDP.launch(workplace, "-m", "shard_families")
+    done = spread(workplace, "-m", "shard_families")
     lines = [line for line in done.stdout.splitlines() if line]
     assert {line.split()[0] for line in lines} == set(tiny.CONFIGS)
     assert [line for line in lines if not line.endswith(": as a plain one")] == []
 
 
 def test_on_a_cpu_fsdp_is_refused_and_not_quietly_ddp(workplace):
-    done = FSDP.launch(workplace, "-m", "hfft", "train", "vit.yaml", fails=True)
+    done = spread(workplace, "-m", "hfft", "train", "vit.yaml", fails=True)
     assert done.returncode != 0
     assert (
         done.stderr.count("error: FSDP was asked for, and is not active: on CPUs accelerate trains whole copies") == 1
@@ -114,11 +209,11 @@ def test_accelerate_still_makes_fsdp_on_cpus_to_ddp(workplace):
     """Why it is refused; where this fails, accelerate has mended it."""
     ask = "import os\nfrom accelerate import Accelerator\nkind = Accelerator(cpu=True).distributed_type\n"
     (workplace / "probe.py").write_text(ask + "os.write(1, f'{kind}\\n'.encode())\n")
-    assert FSDP.launch(workplace, "probe.py").stdout.split() == ["DistributedType.MULTI_CPU"] * 2
+    assert spread(workplace, "probe.py").stdout.split() == ["DistributedType.MULTI_CPU"] * 2
 
 
 def test_settings_that_do_not_go_with_shards_are_refused(workplace):
-    done = FSDP.launch(workplace, *FSDP.train("vit", "two", "off", 2), "phases.lora.optim=adafactor", fails=True)
+    done = spread(workplace, *train_spread("vit", "two", "off", 2), "phases.lora.optim=adafactor", fails=True)
     assert "phases.lora.optim: found 'adafactor'; allowed under FSDP 2: adamw_torch" in done.stderr
     version = [
         *ACCELERATE,
@@ -130,5 +225,5 @@ def test_settings_that_do_not_go_with_shards_are_refused(workplace):
         "--main_process_port",
         free_port(),
     ]
-    done = run([*version, *FSDP.train("vit", "two", "off", 2)], workplace, **ENVIRONMENT)
+    done = run([*version, *train_spread("vit", "two", "off", 2)], workplace, **ENVIRONMENT)
     assert "error: fsdp_version: found 1; allowed: 2" in done.stderr

@@ -8,12 +8,12 @@ from accelerate import DistributedType
 
 from hfft.errors import RunError
 from hfft.system import launch
-from hfft.system.launch import check_launch, check_options
+from hfft.system.launch import check_launch, check_launch_options, refuse_deepspeed
 
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
-    asked = (*launch._ALWAYS, *launch._FSDP_ASKED, *launch._DEEPSPEED_ASKED)
+    asked = (*launch._ALWAYS, *launch._FSDP_ASKED)
     switches = ("ACCELERATE_USE_CPU", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     for name in (*launch._COUNTS, *asked, *switches):
         monkeypatch.delenv(name, raising=False)
@@ -78,51 +78,11 @@ def test_launches_of_one_process(monkeypatch, command):
     check_launch(state())
 
 
-def test_deepspeed_on_gpus(monkeypatch):
-    assert not launch.is_deepspeed_asked()
+def test_deepspeed_is_refused(monkeypatch):
+    refuse_deepspeed()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")
-    check_launch(state(2, DistributedType.DEEPSPEED))
-    assert launch.is_deepspeed_asked()
-
-
-@pytest.mark.parametrize(
-    ("processes", "kind", "where"),
-    [
-        (2, DistributedType.MULTI_CPU, "on CPUs"),
-        (1, DistributedType.DEEPSPEED, "in one process"),
-        (1, DistributedType.NO, "in one process"),
-    ],
-)
-def test_deepspeed_that_would_quietly_be_something_else(monkeypatch, processes, kind, where):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(RunError, match=f"DeepSpeed was asked for, and is not active: {where}"):
-        check_launch(state(processes, kind))
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "message"),
-    [
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3", r"zero_stage: found 3; allowed: 2, .*/fsdp2\.yaml"),
-        ("ACCELERATE_DEEPSPEED_ZERO_STAGE", "1", "zero_stage: found 1; allowed: 2"),
-        ("ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE", "cpu", "offload_optimizer_device: found cpu; allowed: none"),
-        ("ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE", "nvme", "offload_param_device: found nvme; allowed: none"),
-        ("ACCELERATE_DEEPSPEED_CONFIG_FILE", "own.json", "deepspeed_config_file: found own.json; allowed: none"),
-    ],
-)
-def test_what_deepspeed_is_not_asked_for_here(monkeypatch, variable, value, message):
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    monkeypatch.setenv(variable, value)
-    with pytest.raises(RunError, match=message):
-        check_launch(state(2, DistributedType.DEEPSPEED))
-
-
-def test_deepspeed_that_is_not_installed(monkeypatch):
-    monkeypatch.setattr(launch.importlib.util, "find_spec", lambda name: None)
-    launch.check_packages()
-    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(RunError, match=r"is not installed: pip install 'hfft\[deepspeed\]'"):
-        launch.check_packages()
+    with pytest.raises(RunError, match=r"FSDP 2 .*recipes/accelerate/fsdp2\.yaml"):
+        refuse_deepspeed()
 
 
 def test_fsdp_2_on_gpus(monkeypatch):
@@ -183,13 +143,13 @@ def told(monkeypatch):
 
 
 def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
-    check_options({"a": "bfloat16", "b": "float32"})
+    check_launch_options({"a": "bfloat16", "b": "float32"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")  # what the launcher sets where nothing is asked
-    check_options({"a": "bfloat16", "b": "float32"})
+    check_launch_options({"a": "bfloat16", "b": "float32"})
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    check_options({"a": "bfloat16"})
+    check_launch_options({"a": "bfloat16"})
     assert told == []
-    check_options({"a": "bfloat16", "b": "float32"})
+    check_launch_options({"a": "bfloat16", "b": "float32"})
     (line,) = told
     assert "asks for bf16" in line
     assert "b trains in float32" in line
@@ -210,7 +170,7 @@ def test_another_precision_than_the_launchs_is_told_once(monkeypatch, told):
 def test_what_no_recipe_asks_for_is_refused(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
     with pytest.raises(RunError, match=variable):
-        check_options({"b": "float32"})
+        check_launch_options({"b": "float32"})
 
 
 @pytest.mark.parametrize(
@@ -223,12 +183,12 @@ def test_what_no_recipe_asks_for_is_refused(monkeypatch, variable, value):
 )
 def test_what_the_launcher_sets_anyway_is_fine(monkeypatch, variable, value):
     monkeypatch.setenv(variable, value)
-    check_options({"b": "float32"})
+    check_launch_options({"b": "float32"})
 
 
 def test_a_cpu_that_the_launch_asks_for_where_there_is_an_accelerator(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    check_options({"b": "float32"})
+    check_launch_options({"b": "float32"})
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     with pytest.raises(RunError, match="CUDA_VISIBLE_DEVICES"):
-        check_options({"b": "float32"})
+        check_launch_options({"b": "float32"})

@@ -8,13 +8,13 @@ from safetensors import SafetensorError
 from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.training.failures import Diverged, EvaluationOutOfMemory, explained, smaller_batch
+from hfft.training.failures import Diverged, EvaluationOutOfMemory, failures_explained, smaller_batch
 from hfft.training.trainer import PhaseTrainer
 
 
 def message(error, tmp_path, **arguments):
     settings = TrainingArguments(str(tmp_path), use_cpu=True, **arguments)
-    with pytest.raises(TrainingError) as caught, explained("phase 1/1 p", settings):
+    with pytest.raises(TrainingError) as caught, failures_explained("phase 1/1 p", settings):
         raise error
     assert str(caught.value).startswith("phase 1/1 p: ")
     return str(caught.value)
@@ -43,12 +43,12 @@ def test_in_words(error, words, tmp_path):
 
 def test_outside_of_a_phase():
     words = "result: out of memory; a smaller per_device_eval_batch_size"
-    with pytest.raises(TrainingError, match=words), explained("result"):
+    with pytest.raises(TrainingError, match=words), failures_explained("result"):
         raise torch.OutOfMemoryError
 
 
 def test_an_error_of_the_program_stays_what_it_is(tmp_path):
-    with pytest.raises(RuntimeError, match="mat1 and mat2"), explained("p", TrainingArguments(str(tmp_path))):
+    with pytest.raises(RuntimeError, match="mat1 and mat2"), failures_explained("p", TrainingArguments(str(tmp_path))):
         torch.ones(1, 2) @ torch.ones(3, 1)
 
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hfft.recipe.loading import load_recipe
-from hfft.training.model_selection import choose_kept
+from hfft.training.model_selection import select_phase
 from hfft.training.phases import PhaseResult
 
 WORSE, BETTER = {"accuracy": 0.8533, "log_loss": 0.5}, {"accuracy": 0.8612, "log_loss": 0.4}
@@ -18,7 +18,7 @@ def chosen(*metrics, phases=None, **recipe):
         **recipe,
     }
     results = [PhaseResult("checkpoint-1", 1, 1, found, 1.0, 1.0, {}) for found in metrics]
-    return choose_kept(load_recipe(content), results)
+    return select_phase(load_recipe(content), results)
 
 
 @pytest.mark.parametrize(

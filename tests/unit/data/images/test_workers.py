@@ -9,13 +9,13 @@ import pytest
 
 from hfft.data.images.workers import dead_workers_named
 from hfft.errors import TrainingError
-from hfft.training.failures import explained
+from hfft.training.failures import failures_explained
 
 DIES = """
 import os, signal, sys
 from torch.utils.data import DataLoader
 from hfft.errors import TrainingError
-from hfft.training.failures import explained
+from hfft.training.failures import failures_explained
 
 class Rows(list):
     def __getitem__(self, number):
@@ -24,7 +24,7 @@ class Rows(list):
         return number
 
 try:
-    with explained("phase 1/2 head"):
+    with failures_explained("phase 1/2 head"):
         list(DataLoader(Rows(range(8)), num_workers=2))
 except TrainingError as error:
     print(error)
@@ -81,7 +81,7 @@ def test_a_broken_connection_to_a_killed_worker_is_named_too(sign):
             dead_workers_named(),
         ):
             batches.get()
-        with pytest.raises(TrainingError, match="phase: DataLoader worker"), explained("phase"):
+        with pytest.raises(TrainingError, match="phase: DataLoader worker"), failures_explained("phase"):
             batches.get()
     finally:
         batches.end()
