@@ -147,7 +147,8 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
                 evaluator.after_phase(job, phase, network)
     selection = select_phase(recipe, results)
     _LOG.info(selection.reason)
-    restore_kept(network, recipe, results, selection, folder)
+    with failures_explained("result"):
+        restore_kept(network, recipe, results, selection, folder)
     for evaluator in evaluators:
         with measuring(evaluator):
             evaluator.before_saving(job, network)

@@ -27,7 +27,6 @@ LAYERS = (
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
 # Arrows that still run upwards; an arrow that goes leaves this list.
 UPWARD = {
-    ("evaluators.retaining", "inference.classifier"),
     ("metrics.scoring", "replay.engine"),
     ("metrics.scoring", "replay.split_point"),
     ("replay.cache", "training.phase_data"),
