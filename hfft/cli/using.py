@@ -97,11 +97,11 @@ def _add_demo(demo: argparse.ArgumentParser) -> None:
 
 def _predict(arguments: argparse.Namespace) -> None:
     with quick_imports():
-        from hfft.inference.images import find_images
+        from hfft.inference.images import find_input_images
 
-        found = find_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
+        found = find_input_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
         from hfft.inference.classifier import Classifier
-        from hfft.inference.writing import Kept, choose_format, save_predictions, write_lines
+        from hfft.inference.predictions import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
 
     output, form = arguments.output, choose_format(arguments.format, arguments.output)
     holds_all = form in ("csv", "parquet")
@@ -124,14 +124,15 @@ def _predict(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         on_error=arguments.on_error,
     )
-    kept = Kept(_with_bar(answers, found.count, beside_lines=output is None and form != "table"))
+    columns = Columns(classifier.classes, classifier.is_multi_label)
+    kept = WithoutSkipped(_with_bar(answers, found.count, beside_lines=output is None and form != "table"))
     if output is not None:
-        save_predictions(kept, output, form, classifier.classes, is_multi_label=classifier.is_multi_label)
+        save_predictions(kept, output, form, columns)
     elif form == "table":
         _print_predictions(kept)
     else:
         with reader_may_leave():
-            write_lines(kept, sys.stdout, form, classifier.classes, is_multi_label=classifier.is_multi_label)
+            write_lines(kept, sys.stdout, form, columns)
     kept.raise_for_skipped()
 
 
@@ -163,10 +164,10 @@ def _in_words(prediction: Any) -> str:
 def _evaluate(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from hfft.commands.evaluate import evaluate
-        from hfft.inference.writing import check_table_file, save_table
+        from hfft.inference.outputs import check_output_file, write_output_file
 
     if arguments.output is not None:
-        check_table_file(arguments.output)
+        check_output_file(arguments.output, endings=(".parquet",))
     scores = evaluate(
         arguments.model,
         data=arguments.data,
@@ -180,7 +181,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if os.environ.get("RANK", "0") != "0":
         return
     if arguments.output is not None:
-        save_table(scores.table(arguments.split or "test"), arguments.output)
+        table = scores.table(arguments.split or "test")
+        write_output_file(arguments.output, lambda path: table.to_parquet(path, index=False))
     if arguments.json:
         found = {"metrics": scores.metrics, "details": scores.details, "by_class": scores.by_class}
         show(json.dumps({"images": len(scores.labels), **found}))
@@ -223,7 +225,7 @@ def _demo(arguments: argparse.Namespace) -> None:
         if arguments.subfolder is not None:
             raise DataError("--subfolder: a Space opens what is at the top of a folder or repository; leave it out")
         with quick_imports():
-            from hfft.inference.space import write_space
+            from hfft.inference.demo import write_space
 
         write_space(arguments.model, arguments.space, overwrite=arguments.overwrite)
         show(f"written: {arguments.space}; it runs here with `python {arguments.space}/app.py`, and on the Hub after")
@@ -241,7 +243,7 @@ def _demo(arguments: argparse.Namespace) -> None:
             device=arguments.device,
             trust_remote_code=arguments.trust_remote_code,
             subfolder=arguments.subfolder,
-            tell=lambda address: show(f"{address} until Ctrl-C"),
+            on_start=lambda address: show(f"{address} until Ctrl-C"),
         )
     except KeyboardInterrupt:
         say("stopped")

@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import numpy as np
@@ -15,13 +14,12 @@ from transformers import PreTrainedModel
 from hfft.data.images.resize_mode import try_processor
 from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
-from hfft.inference.opening import Opening, local_folder, open_model, place
-from hfft.inference.reading import ImageLike, Ready, Skipped, is_image, read_ahead
+from hfft.inference.opening import Opening, local_folder, model_source, move_model, open_model
+from hfft.inference.reading import ImageLike, Ready, Skipped, is_one_image, read_ahead
 from hfft.metrics.multilabel import to_probabilities
 from hfft.metrics.selective import kept_temperature, kept_threshold
 from hfft.metrics.thresholds import at_temperature, kept_thresholds
 from hfft.model.checkpoint import has_many_labels, labels_of
-from hfft.model.locating import run_result
 from hfft.system.paths import expanded
 from hfft.system.text import printable
 
@@ -30,9 +28,10 @@ if TYPE_CHECKING:
 
     from hfft.evaluators.out_of_distribution import Novelty
 
+Images = ImageLike | Iterable[ImageLike]
 BATCH = 32  # images per forward pass
 UNSURE = "unsure"
-"""Stands for the label where no answer is certain enough for the wanted precision."""
+"""The label of an image whose probability is too low for the wanted precision."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +40,12 @@ class Prediction:
 
     Attributes:
         file: Path or URL of the image, or its number in the call.
-        label: The most probable class; UNSURE where the classifier is to say so and isn't certain enough. Of a model
-            that gives an image any number of labels all of `labels`, with `, ` between.
+        label: The most probable class, or UNSURE below the threshold of the wanted precision. Of a multi-label model,
+            all of `labels`, joined by `, `.
         probability: The probability of the most probable class.
         top: The most probable classes with their probabilities, best first.
-        novelty: Share of the run's validation images that are more like its training images; None where that was not
-            asked for.
-        labels: Of a model that gives an image any number of labels: those whose probability reaches their threshold,
-            with it, best first; None for other models.
+        novelty: Share of the run's validation images that are more like its training images; None if not asked for.
+        labels: Of a multi-label model, the labels whose probability reaches their threshold, best first; else None.
     """
 
     file: str
@@ -63,23 +60,20 @@ class Classifier:
     """A trained model with its processor and label names.
 
     Attributes:
-        is_multi_label: Whether it gives an image any number of labels.
-        thresholds: Then, the probability from which each label is given, (K,); chosen on the run's validation images.
+        is_multi_label: Whether an image can get any number of labels.
+        thresholds: Of a multi-label model, the probability from which each label is given, (K,), chosen on the run's
+            validation images; else None.
     """
 
     def __init__(
         self, model: PreTrainedModel, processor: Any, *, calibrated: bool = False, precision: float | None = None
     ) -> None:
-        """Wrap a model.
+        """Wrap a model with id2label set, and the processor that it was evaluated with.
 
-        Args:
-            model: A classifier with id2label set.
-            processor: The processor it was evaluated with.
-            calibrated: As for `from_pretrained`.
-            precision: As for `from_pretrained`.
+        `calibrated` and `precision` are those of `from_pretrained`.
 
         Raises:
-            ModelError: If the model's config lacks what that takes, or the processor can't take an image.
+            ModelError: If the model's config lacks what they need, or the processor can't take an image.
         """
         try_processor(processor)
         self.model = model.eval()
@@ -114,31 +108,29 @@ class Classifier:
 
         Args:
             source: Folder or Hub id.
-            device: Where to compute; on the accelerator, if there is one, when None.
-            dtype: What to compute in, such as `bfloat16`; in float32, as the evaluation does, when None.
-            calibrated: Divides the logits by the temperature that was fitted on the run's validation images: the same
-                answers, with probabilities that say better how often they are right.
-            precision: One of 0.9, 0.95 and 0.99: calibrated, and UNSURE wherever the probability is below the one
-                from which that share of the answers to the run's validation images was right.
-            novelty: Says of each image how unlike all training images it is; for a run with `novelty: true`.
-            **opening: `revision`, a branch, tag or commit on the Hub; `trust_remote_code`, which runs the Python code
-                that the model brings, where it brings some, of a run too, whatever its recipe says; `subfolder`,
-                where in the folder or the repository it is, such as `adapter`.
+            device: The accelerator, if there is one, when None.
+            dtype: Of weights and computation, such as `bfloat16`; float32, as in the evaluation, when None.
+            calibrated: Divide the logits by the temperature that was fitted on the run's validation images: the same
+                labels with better calibrated probabilities.
+            precision: 0.9, 0.95 or 0.99: calibrated, and UNSURE below the probability from which that share of the
+                predictions on the run's validation images was right.
+            novelty: Measure how unlike the training images each image is; for a run with `novelty: true`.
+            **opening: `revision`, a branch, tag or commit on the Hub; `trust_remote_code`, whether Python code that
+                the model or the run brings may run, whatever its recipe says; `subfolder`, where in the folder or
+                the repository the model is, such as `adapter`.
 
         Raises:
-            ModelError: If there is no such model, device or type, it doesn't keep what was asked for, or it brings
-                code that isn't trusted.
+            ModelError: If there is no such model, device or dtype, the model doesn't hold what was asked for, or it
+                brings code that isn't trusted.
         """
         source = expanded(source)
         subfolder = opening.get("subfolder")
         where = str(source) if subfolder is not None else model_source(source)
         model, processor = open_model(where, **opening)
-        place(model, device, dtype)
+        move_model(model, device, dtype)
         classifier = cls(model, processor, calibrated=calibrated, precision=precision)
         if novelty:
-            from hfft.evaluators.out_of_distribution import (
-                Novelty,  # and what reads data sets, which others don't need
-            )
+            from hfft.evaluators.out_of_distribution import Novelty  # imports datasets
 
             folder = local_folder(where, revision=opening.get("revision"), subfolder=subfolder)
             classifier.novelty = Novelty.load(folder)
@@ -150,73 +142,51 @@ class Classifier:
     @overload
     def __call__(self, images: Iterable[ImageLike], *, top: int = ..., batch_size: int = ...) -> list[Prediction]: ...
 
-    def __call__(
-        self, images: ImageLike | Iterable[ImageLike], *, top: int = 1, batch_size: int = BATCH
-    ) -> Prediction | list[Prediction]:
+    def __call__(self, images: Images, *, top: int = 1, batch_size: int = BATCH) -> Prediction | list[Prediction]:
         """Classify an image, or several, as `predict` does.
 
-        Args:
-            images: As for `predict`.
-            top: Classes to return for each image.
-            batch_size: Images per forward pass.
-
         Returns:
-            One prediction for one image, a list for several (for none, an empty one).
+            One prediction for one image, a list for several or none.
 
         Raises:
             DataError: If an image can't be read; names it.
         """
         predictions = list(self.predict(images, top=top, batch_size=batch_size))
-        return predictions[0] if is_image(images) else predictions
+        return predictions[0] if is_one_image(images) else predictions
 
     @overload
     def predict(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        top: int = ...,
-        batch_size: int = ...,
-        on_error: Literal["stop"] = ...,
+        self, images: Images, *, top: int = ..., batch_size: int = ..., on_error: Literal["stop"] = ...
     ) -> Iterator[Prediction]: ...
 
     @overload
     def predict(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        top: int = ...,
-        batch_size: int = ...,
-        on_error: Literal["skip", "stop"],
+        self, images: Images, *, top: int = ..., batch_size: int = ..., on_error: Literal["skip", "stop"]
     ) -> Iterator[Prediction | Skipped]: ...
 
     def predict(
-        self,
-        images: ImageLike | Iterable[ImageLike],
-        *,
-        top: int = 1,
-        batch_size: int = BATCH,
-        on_error: Literal["skip", "stop"] = "stop",
+        self, images: Images, *, top: int = 1, batch_size: int = BATCH, on_error: Literal["skip", "stop"] = "stop"
     ) -> Iterator[Prediction | Skipped]:
-        """Classify a stream of images, in its order and as it comes: about three batches are in memory at a time.
+        """Classify images as they come, in their order; about three batches are in memory at a time.
 
         Args:
             images: One image or many: paths, encoded bytes, Pillow images, `RemoteImage`s, or numpy arrays and torch
-                tensors (H, W) or (H, W, C), uint8, uint16, or floating point from 0 to 1. Those that come from files
-                are turned as EXIF says. A Pillow image or an array may be closed or changed once it has been taken.
-            top: Classes to return for each image; all of them if they are fewer.
+                tensors (H, W) or (H, W, C), uint8, uint16, or floating point from 0 to 1. EXIF's orientation is
+                applied. A Pillow image or an array may be closed or changed once it has been taken.
+            top: Classes to return for each image, or all of them if they are fewer.
             batch_size: Images per forward pass.
-            on_error: What happens at an image that can't be read: `stop` raises after the predictions for all images
-                before it; `skip` gives a `Skipped` in its place.
+            on_error: `stop` raises at an image that can't be read, after the predictions for all images before it;
+                `skip` yields a `Skipped` instead.
 
         Raises:
             DataError: If an image can't be read and `on_error` is `stop`; names it.
-            ValueError: If an argument is none of these.
+            ValueError: If another argument is invalid.
         """
         if top < 1 or batch_size < 1:
             raise ValueError(f"found top={top}, batch_size={batch_size}; allowed: whole numbers above 0")
         if on_error not in ("skip", "stop"):
             raise ValueError(f"found on_error={on_error!r}; allowed: 'skip', 'stop'")
-        several = cast("Iterable[ImageLike]", [images] if is_image(images) else images)
+        several = cast("Iterable[ImageLike]", [images] if is_one_image(images) else images)
         entries = read_ahead(several, self.transform.pixels, ahead=2 * batch_size)
         return self._stream(entries, top, batch_size, stop=on_error == "stop")
 
@@ -236,7 +206,7 @@ class Classifier:
     def _answers(self, batch: Sequence[Ready]) -> Iterator[tuple[np.ndarray, float | None]]:
         """Probabilities (K,) and novelty of each image.
 
-        Images of one size go together, as some processors keep the aspect ratio.
+        Only images of one size share a forward pass, as some processors keep the aspect ratio.
         """
         for _, group in groupby(batch, lambda entry: entry.pixels.shape):
             pixels = torch.stack([entry.pixels for entry in group]).to(self.model.device)  # (B, C, H, W)
@@ -258,43 +228,18 @@ class Classifier:
         return logits, self.novelty.scores(features).tolist()
 
     def _prediction(self, file: str, probabilities: np.ndarray, novelty: float | None, *, top: int) -> Prediction:
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        best = {self.classes[k]: float(probabilities[k]) for k in order}
+        order = np.argsort(-probabilities, kind="stable")
+        best = {self.classes[k]: float(probabilities[k]) for k in order[:top]}
         probability = float(probabilities[order[0]])
         if self.thresholds is not None:
-            labels = self._labels(probabilities)
+            reached = order[(probabilities >= self.thresholds)[order]]
+            labels = {self.classes[k]: float(probabilities[k]) for k in reached}
             return Prediction(file, ", ".join(labels), probability, best, novelty, labels)
         label = self.classes[order[0]] if probability >= self.threshold else UNSURE
         return Prediction(file, label, probability, best, novelty)
 
-    def _labels(self, probabilities: np.ndarray) -> dict[str, float]:
-        """The classes (K,) that reach their thresholds, best first."""
-        assert self.thresholds is not None
-        order = np.argsort(-probabilities, kind="stable")
-        given = (probabilities >= self.thresholds)[order]
-        return {self.classes[k]: float(probabilities[k]) for k in order[given]}
-
-
-def model_source(source: str | os.PathLike[str]) -> str:
-    """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
-
-    Raises:
-        ModelError: If the run has no model yet.
-    """
-    folder = Path(source)
-    if not _is_run(folder):
-        return str(source)
-    result = run_result(folder)
-    if result is None:
-        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
-    return str(result)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()  # a pushed model has both
-
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels, those that occur twice with their number: ImageNet has two classes `crane`, a bird and a machine."""
+    """The labels; repeated ones get their number: ImageNet has two classes `crane`, a bird and a machine."""
     counts = Counter(labels)
     return tuple(f"{label} ({k})" if counts[label] > 1 else label for k, label in enumerate(labels))

@@ -1,40 +1,76 @@
-"""Words of a command line -> images: files, folders, globs, URLs, and a list on standard input; opens none of them."""
+"""Words of a command line -> image files and URLs, found before any of them is opened."""
 
 import glob
 import os
+import re
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
-from hfft.data.sources.folders import UNREAD, endings, image_files, visible_files
+import httpx2
+
+from hfft._version import __version__
+from hfft.data.sources.folders import UNREAD, image_files, is_image, visible_files
 from hfft.errors import DataError
-from hfft.inference.urls import SCHEMES, RemoteImage
 
 STDIN = "-"
+MAX_BYTES = 64 * 2**20  # of one remote image, as it is stored
 _GLOB = frozenset("*?[")
+_SCHEMES = ("http", "https")
+_SILENCE = 10.0  # seconds to connect, and between two pieces of a response
+_TIMEOUT = 60.0  # seconds for one image
+_REDIRECTS = 5
+_CREDENTIALS = re.compile(r"^(\w+://)[^/?#]*@")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What the words stand for.
+class RemoteImage:
+    """An image behind an http or https URL, downloaded when it is read."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        """The URL without user name and password."""
+        return _CREDENTIALS.sub(r"\1", self.url)
+
+    def fetch(self) -> bytes:
+        """Download the encoded image.
+
+        Raises:
+            DataError: If that fails, takes more than 60 seconds, or gives more than 64 MiB; the message is the reason
+                without the URL.
+        """
+        try:
+            with _client().stream("GET", self.url) as response:
+                _check_headers(response)
+                return _content(response)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise DataError(f"can't be fetched: {str(error) or type(error).__name__}") from error
+
+
+@dataclass(frozen=True)
+class InputImages:
+    """The images that the words name.
 
     Attributes:
-        images: In the order of the words, each once, at its first place; to be gone through once.
-        count: How many they are; None where a list is still to be read.
+        images: In the order of the words, without repetitions; can be iterated once.
+        count: None where a list on standard input is still to be read.
     """
 
     images: Iterable[Path | RemoteImage]
     count: int | None
 
 
-def find_images(words: Sequence[str], *, allow_url: bool = False, listed: Iterable[str] = ()) -> Found:
-    """Look up every word, before any image is read.
+def find_input_images(words: Sequence[str], *, allow_url: bool = False, listed: Iterable[str] = ()) -> InputImages:
+    """Look up every word.
 
-    A folder stands for all files at any depth below it that are called like images, and a glob (`**` for any depth)
-    for those that it matches, both sorted. `-` stands for a list of one file or URL per line, taken literally, which
-    is read as the images are needed.
+    A folder gives the image files at any depth below it, and a glob (`**` for any depth) the image files that it
+    matches, both sorted. `-` gives a list with one file or URL per line, taken literally and read lazily.
 
     Args:
         words: Files, folders, globs, URLs, or `-`.
@@ -42,77 +78,105 @@ def find_images(words: Sequence[str], *, allow_url: bool = False, listed: Iterab
         listed: Lines of the list.
 
     Raises:
-        DataError: If a word stands for no image, or for a URL that may not be fetched; while the images are gone
-            through, if a line of the list does.
+        DataError: If a word gives no image, or a URL that may not be fetched; for a line of the list, while the images
+            are iterated.
     """
     groups = [
-        _of_list(listed, allow_url=allow_url) if word == STDIN else _of_word(word, allow_url=allow_url)
+        _listed_images(listed, allow_url=allow_url) if word == STDIN else _images_of(word, allow_url=allow_url)
         for word in words
     ]
-    images = _once(chain.from_iterable(groups))
+    images = _without_repetitions(chain.from_iterable(groups))
     if STDIN in words:
-        return Found(images, None)
+        return InputImages(images, None)
     known = list(images)
-    return Found(known, len(known))
+    return InputImages(known, len(known))
 
 
-def _of_word(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
+def _images_of(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
     if "://" in word:
-        return [_remote(word, allow_url=allow_url)]
+        return [_remote_image(word, allow_url=allow_url)]
     if os.path.isdir(word):
         files = image_files(Path(word))
         if not files:
-            raise DataError(f"{word}: the folder holds no images{_unread(Path(word))}")
+            raise DataError(f"{word}: the folder holds no images{_unread_formats(Path(word))}")
         return files
     if os.path.exists(word):
         return [Path(word)]
     if _GLOB.isdisjoint(word):
         raise DataError(f"{word}: no such file or folder")
-    files = sorted(path for path in map(Path, glob.iglob(word, recursive=True)) if _is_image(path))
+    files = sorted(path for path in map(Path, glob.iglob(word, recursive=True)) if is_image(path) and path.is_file())
     if not files:
         raise DataError(f"{word}: no image file is called like that")
     return files
 
 
-def _unread(folder: Path) -> str:
-    """Which other images a folder holds, as far as their names tell."""
+def _unread_formats(folder: Path) -> str:
     found = Counter(path.suffix.lower() for path in visible_files(folder) if path.suffix.lower() in UNREAD)
     if not found:
         return ""
-    way_out = "; HEIC is read with pip install pillow-heif" if not found.keys().isdisjoint((".heic", ".heif")) else ""
-    return f" that are read ({', '.join(f'{ending} {count}' for ending, count in sorted(found.items()))}){way_out}"
+    counts = ", ".join(f"{ending} {count}" for ending, count in sorted(found.items()))
+    hint = "; HEIC is read with pip install pillow-heif" if found.keys() & {".heic", ".heif"} else ""
+    return f" that are read ({counts}){hint}"
 
 
-def _of_list(lines: Iterable[str], *, allow_url: bool) -> Iterator[Path | RemoteImage]:
+def _listed_images(lines: Iterable[str], *, allow_url: bool) -> Iterator[Path | RemoteImage]:
     is_empty = True
     try:
         for word in (line.rstrip("\r\n") for line in lines):
             if word:
                 is_empty = False
-                yield _remote(word, allow_url=allow_url) if "://" in word else Path(word)
+                yield _remote_image(word, allow_url=allow_url) if "://" in word else Path(word)
     except UnicodeDecodeError as error:
         raise DataError(f"standard input: the list is not text: {error.reason}") from error
     if is_empty:
         raise DataError("standard input: the list is empty; allowed: a file or URL per line")
 
 
-def _remote(word: str, *, allow_url: bool) -> RemoteImage:
+def _remote_image(word: str, *, allow_url: bool) -> RemoteImage:
     image, scheme = RemoteImage(word), word.partition("://")[0].lower()
-    if scheme not in SCHEMES:
-        raise DataError(f"{image.name}: found a URL that begins with {scheme}; allowed: {', '.join(SCHEMES)}")
+    if scheme not in _SCHEMES:
+        raise DataError(f"{image.name}: found a URL that begins with {scheme}; allowed: {', '.join(_SCHEMES)}")
     if not allow_url:
         raise DataError(f"{image.name}: a URL is fetched with --allow-url only")
     return image
 
 
-def _is_image(path: Path) -> bool:
-    return path.suffix.lower() in endings() and path.is_file()
-
-
-def _once(images: Iterable[Path | RemoteImage]) -> Iterator[Path | RemoteImage]:
+def _without_repetitions(images: Iterable[Path | RemoteImage]) -> Iterator[Path | RemoteImage]:
     seen: set[str] = set()
     for image in images:
-        place = image.url if isinstance(image, RemoteImage) else os.path.abspath(image)
-        if place not in seen:
-            seen.add(place)
+        key = image.url if isinstance(image, RemoteImage) else os.path.abspath(image)
+        if key not in seen:
+            seen.add(key)
             yield image
+
+
+@cache
+def _client() -> httpx2.Client:
+    """One for all threads, so that connections are kept."""
+    headers = {"user-agent": f"hfft/{__version__}"}
+    return httpx2.Client(follow_redirects=True, max_redirects=_REDIRECTS, timeout=_SILENCE, headers=headers)
+
+
+def _check_headers(response: httpx2.Response) -> None:
+    if not response.is_success:
+        raise DataError(f"can't be fetched: the server answered {response.status_code} {response.reason_phrase}")
+    if response.headers.get("content-type", "").startswith("text/html"):
+        raise DataError("is a web page (text/html) and no image")
+    length = response.headers.get("content-length", "")
+    if length.isdecimal():
+        _check_length(int(length))
+
+
+def _content(response: httpx2.Response) -> bytes:
+    content, start = bytearray(), time.monotonic()
+    for part in response.iter_bytes():
+        content += part
+        _check_length(len(content))
+        if time.monotonic() - start > _TIMEOUT:
+            raise DataError(f"can't be fetched: not complete after {_TIMEOUT:g} s")
+    return bytes(content)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_BYTES:
+        raise DataError(f"is larger than {MAX_BYTES // 2**20} MiB, the most that is fetched")

@@ -1,8 +1,8 @@
 """Labels of images, from model.onnx: python predict.py IMAGE ...
 
-`hfft export` writes this file beside onnx/model.onnx, whose metadata hold labels and preprocessing. It needs numpy,
-Pillow and onnxruntime, and nothing else. Where simplejpeg is installed, a JPEG of which a part is lost is refused
-instead of filled with gray; where pillow-heif is, HEIC is read.
+`hfft export` writes this file next to onnx/model.onnx, whose metadata hold labels and preprocessing. It needs numpy,
+Pillow and onnxruntime, and nothing else. With simplejpeg, a JPEG that lacks a part is refused instead of filled with
+gray; with pillow-heif, HEIC is read.
 """
 
 import json
@@ -27,11 +27,11 @@ class Model:
         """Open onnx/model.onnx in a folder."""
         file = Path(folder) / "onnx" / "model.onnx"
         self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        facts = self.session.get_modelmeta().custom_metadata_map
-        self.labels: list[str] = json.loads(facts["labels"])
-        self.how: dict[str, Any] = json.loads(facts["preprocessing"])
-        # Of a model that gives an image any number of labels: the probability from which each is given.
-        self.thresholds: dict[str, float] | None = json.loads(facts.get("thresholds", "null"))
+        metadata = self.session.get_modelmeta().custom_metadata_map
+        self.labels: list[str] = json.loads(metadata["labels"])
+        self.steps: dict[str, Any] = json.loads(metadata["preprocessing"])
+        # Of a multi-label model: the probability from which each label is given.
+        self.thresholds: dict[str, float] | None = json.loads(metadata.get("thresholds", "null"))
 
     def __call__(self, *files: str | Path) -> list[dict[str, float]]:
         """Label to probability for each image, the most probable first.
@@ -48,7 +48,7 @@ class Model:
             ValueError: If it can't be read; the message begins with its name.
         """
         try:
-            pixels = prepare(open_picture(file, self.how.get("background")), self.how)  # (3, H, W)
+            pixels = preprocess(open_picture(file, self.steps.get("background")), self.steps)  # (3, H, W)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from error
         logits = np.asarray(self.session.run(["logits"], {"pixel_values": pixels[np.newaxis]})[0])[0]  # (K,)
@@ -60,18 +60,18 @@ class Model:
         return {self.labels[k]: float(shares[k]) for k in np.argsort(-shares, kind="stable")}
 
     def answer(self, shares: Mapping[str, float]) -> dict[str, float]:
-        """Of probabilities the most probable label; all that reach their thresholds where there may be several."""
+        """The most probable label, or of a multi-label model all that reach their thresholds."""
         if self.thresholds is not None:
             return {label: share for label, share in shares.items() if share >= self.thresholds[label]}
         return dict(list(shares.items())[:1])
 
 
-def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
+def preprocess(image: Image.Image, steps: Mapping[str, Any]) -> np.ndarray:
     """Resize, crop the middle and scale.
 
     Args:
         image: RGB.
-        how: Content of `preprocessing` in the metadata: `resize`, [height, width] or the length of the shorter edge,
+        steps: Content of `preprocessing` in the metadata: `resize`, [height, width] or the length of the shorter edge,
             and `resample`, a filter of Pillow; `crop`, [height, width], and `crop_rounding`, of half a pixel:
             `even` or `down`; `channels`, which color each channel shows; `mean` and `std` of pixels from 0 to 1.
 
@@ -79,22 +79,22 @@ def prepare(image: Image.Image, how: Mapping[str, Any]) -> np.ndarray:
         (3, H, W) float32.
     """
     width, height = image.size
-    if isinstance(how["resize"], int):
-        short, long = how["resize"], int(how["resize"] * max(image.size) / min(image.size))
+    if isinstance(steps["resize"], int):
+        short, long = steps["resize"], int(steps["resize"] * max(image.size) / min(image.size))
         width, height = (short, long) if width <= height else (long, short)
     else:
-        height, width = how["resize"]
+        height, width = steps["resize"]
     if (width, height) != image.size:
-        image = image.resize((width, height), Image.Resampling[how["resample"].upper()])
-    crop_height, crop_width = how["crop"]
-    rounded = round if how["crop_rounding"] == "even" else int
+        image = image.resize((width, height), Image.Resampling[steps["resample"].upper()])
+    crop_height, crop_width = steps["crop"]
+    rounded = round if steps["crop_rounding"] == "even" else int
     top, left = rounded((height - crop_height) / 2), rounded((width - crop_width) / 2)
-    pixels = np.asarray(image)[top : top + crop_height, left : left + crop_width, how["channels"]]  # (H, W, 3)
-    scaled = (pixels / np.float32(255) - np.float32(how["mean"])) / np.float32(how["std"])
+    pixels = np.asarray(image)[top : top + crop_height, left : left + crop_width, steps["channels"]]  # (H, W, 3)
+    scaled = (pixels / np.float32(255) - np.float32(steps["mean"])) / np.float32(steps["std"])
     return np.ascontiguousarray(scaled.transpose(2, 0, 1), dtype=np.float32)  # (3, H, W)
 
 
-def main(files: Sequence[str]) -> int:
+def print_labels(files: Sequence[str]) -> int:
     """Print a line for each label of each image; images that can't be read are named on standard error.
 
     Returns:
@@ -126,4 +126,4 @@ def main(files: Sequence[str]) -> int:
 if __name__ == "__main__":
     if hasattr(signal, "SIGPIPE"):  # not on Windows
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends where nobody reads on, as in `predict.py ... | head`
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(print_labels(sys.argv[1:]))

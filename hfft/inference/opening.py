@@ -1,5 +1,6 @@
-"""A folder or a Hub id -> a model on its device, and its image processor."""
+"""A run folder, a model or adapter folder, or a Hub id -> a model on its device, and its image processor."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError, first_line
 from hfft.model.checkpoint import reopen
+from hfft.model.locating import run_result
 from hfft.system.hub_lookup import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
@@ -21,11 +23,36 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Opening(TypedDict, total=False):
-    """What `open_model` takes beside a source."""
+    """Options of `open_model`."""
 
     revision: str | None
     trust_remote_code: bool
     subfolder: str | None
+
+
+def model_source(source: str | os.PathLike[str]) -> str:
+    """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
+
+    Raises:
+        ModelError: If the run has no model yet.
+    """
+    folder = Path(source)
+    is_run = (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()  # a pushed model has both
+    if not is_run:
+        return str(source)
+    result = run_result(folder)
+    if result is None:
+        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
+    return str(result)
+
+
+def source_name(source: str) -> str:
+    """What a run, a model folder or a repository on the Hub is called."""
+    if not Path(source).is_dir():
+        return source.rpartition("/")[2]
+    folder = Path(source).resolve()
+    is_result = folder.name in ("model", "adapter") and (folder.parent / "recipe.yaml").is_file()
+    return folder.parent.name if is_result else folder.name
 
 
 def open_model(
@@ -34,10 +61,10 @@ def open_model(
     """Load a model or an adapter that was saved with its labels and its processor.
 
     Args:
-        source: Folder or Hub id, of a model or of an adapter, which is merged into what it sits on.
+        source: Folder or Hub id of a model, or of an adapter, which is merged into its base model.
         revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Runs the Python code that the model brings, where it brings some.
-        subfolder: Where in the folder or the repository it is, such as `adapter`; at its top when None.
+        trust_remote_code: Whether Python code that the model brings may run.
+        subfolder: Where in the folder or the repository the model is, such as `adapter`; at its top when None.
 
     Returns:
         The model on the CPU, in evaluation mode, float32, and the processor.
@@ -50,7 +77,7 @@ def open_model(
         raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
     files = [*_FILES, *_CODE] if trust_remote_code else _FILES
     top = Path(source) if is_folder else _download(source, revision, files, subfolder)
-    folder = _inside(top, source, subfolder)
+    folder = _subfolder(top, source, subfolder)
     try:
         return _open_folder(folder, trust_remote_code=trust_remote_code)
     except ModelError as error:
@@ -58,44 +85,37 @@ def open_model(
 
 
 def local_folder(source: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder of a model that `open_model` opens: itself, or where the Hub's files are.
+    """The folder that `open_model` opens, in the Hub's cache for a Hub id.
 
     Raises:
         ModelError: If there is no such model.
     """
-    top = Path(source) if Path(source).is_dir() else _download(source, revision, subfolder=subfolder)
-    return _inside(top, source, subfolder)
+    top = Path(source) if Path(source).is_dir() else _download(source, revision, _FILES, subfolder)
+    return _subfolder(top, source, subfolder)
 
 
-def _inside(top: Path, source: str, subfolder: str | None) -> Path:
-    folder = top / (subfolder or ".")
-    if not folder.is_dir():
-        raise ModelError(f"{source} has no folder {subfolder} with a model; leave the subfolder out, or name another")
-    return folder
-
-
-def holds_adapter(source: str, *, revision: str | None = None) -> bool:
-    """Whether a folder or Hub id holds an adapter, and no plain model.
-
-    Raises:
-        ModelError: If there is no such repository.
-    """
-    return (local_folder(source, revision=revision) / ADAPTER_CONFIG_NAME).is_file()
-
-
-def place(model: PreTrainedModel, device: torch.device | str | int | None, dtype: torch.dtype | str | None) -> None:
-    """Move a model.
+def move_model(
+    model: PreTrainedModel, device: torch.device | str | int | None, dtype: torch.dtype | str | None
+) -> None:
+    """Move a model to a device and a dtype.
 
     Args:
-        model: Is moved.
+        model: Is changed.
         device: The accelerator, if there is one, when None.
         dtype: Of the weights and the computation, such as `bfloat16`; float32 when None.
 
     Raises:
-        ModelError: If there is no such device or type.
+        ModelError: If there is no such device or dtype.
     """
     model.to(_device(device))  # pyright: ignore[reportArgumentType]
     model.to(_dtype(dtype))  # pyright: ignore[reportArgumentType]
+
+
+def _subfolder(top: Path, source: str, subfolder: str | None) -> Path:
+    folder = top / (subfolder or ".")
+    if not folder.is_dir():
+        raise ModelError(f"{source} has no folder {subfolder} with a model; leave the subfolder out, or name another")
+    return folder
 
 
 def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
@@ -111,20 +131,17 @@ def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedMo
         raise ModelError(f"{folder}: the adapter can't be loaded: {first_line(error)}") from error
 
 
-def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES, subfolder: str | None = None) -> Path:
-    """The repository's files that make a model, in the cache of huggingface_hub."""
+def _download(repo_id: str, revision: str | None, files: Sequence[str], subfolder: str | None) -> Path:
+    """Download the model files of a repository to the cache of huggingface_hub."""
     inside = "" if subfolder is None else f"{subfolder.strip('/')}/"
     problem = hub_problem(repo_id, "model", revision)
     if problem is None:
+        patterns = [inside + pattern for pattern in files]
         try:
-            return Path(
-                snapshot_download(
-                    repo_id,
-                    revision=revision,
-                    allow_patterns=[inside + pattern for pattern in files],
-                    ignore_patterns=f"{inside}*/*",
-                )
+            found = snapshot_download(
+                repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=f"{inside}*/*"
             )
+            return Path(found)
         except HFValidationError:
             problem = "it is no Hub id either (name, or owner/name)"
         except LocalEntryNotFoundError:
@@ -136,14 +153,15 @@ def _download(repo_id: str, revision: str | None, files: Sequence[str] = _FILES,
 
 
 def _device(asked: torch.device | str | int | None) -> torch.device:
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if asked is None:
-        return _accelerator() or torch.device("cpu")
+        return accelerator or torch.device("cpu")
     try:
         device = torch.device(asked)
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        there = "cpu" if (found := _accelerator()) is None else f"cpu, {found.type}"
-        raise ModelError(f"device: {asked} can't be used: {first_line(error)}; here is: {there}") from error
+        available = "cpu" if accelerator is None else f"cpu, {accelerator.type}"
+        raise ModelError(f"device: {asked} can't be used: {first_line(error)}; here is: {available}") from error
     return device
 
 
@@ -153,7 +171,3 @@ def _dtype(asked: torch.dtype | str | None) -> torch.dtype:
         allowed = ", ".join(str(one).removeprefix("torch.") for one in _DTYPES)
         raise ModelError(f"dtype: found {asked}; allowed: {allowed}")
     return dtype
-
-
-def _accelerator() -> torch.device | None:
-    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

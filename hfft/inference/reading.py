@@ -1,4 +1,4 @@
-"""Images in any form -> pixels as the evaluation has them, decoded by threads a little ahead of who takes them."""
+"""Images in any form -> pixels as the evaluation has them, decoded in threads a little ahead of the model."""
 
 import os
 from collections import deque
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.images.decoding import Decoded, check_size, decode_bytes, decode_open, read_file
+from hfft.data.images.decoding import Decoded, data_errors, decode_bytes, decode_open, read_file
+from hfft.data.images.formats import check_size
 from hfft.errors import DataError, first_line
-from hfft.inference.urls import RemoteImage
+from hfft.inference.images import RemoteImage
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import printable_path
 
@@ -50,27 +51,27 @@ class Skipped:
     reason: str
 
 
-def is_image(value: object) -> bool:
+def is_one_image(value: object) -> bool:
     """Whether a value is one image, and not several."""
-    single = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, RemoteImage)
-    return isinstance(value, single)
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray, torch.Tensor, RemoteImage)
+    return isinstance(value, kinds)
 
 
 def read_ahead(
-    images: Iterable[ImageLike], prepare: Callable[[Decoded], torch.Tensor], *, ahead: int
+    images: Iterable[ImageLike], transform: Callable[[Decoded], torch.Tensor], *, ahead: int
 ) -> Iterator[Ready | Skipped]:
-    """Decode and prepare images in threads, and hand them over in their order.
+    """Decode and transform images in threads, in their order.
 
     Args:
-        images: Taken one at a time, never more than `ahead` + 1 of them before the first is handed over.
-        prepare: Decoded image -> (C, H, W).
-        ahead: Images that are being prepared, or wait, while the last one is used.
+        images: Taken one at a time, at most `ahead` + 1 of them before the first result is yielded.
+        transform: Decoded image -> (C, H, W).
+        ahead: Results that are being computed or wait while the last one is used.
     """
     pool = ThreadPoolExecutor(max(cpus_per_process(), 2), "hfft-images")
     waiting: deque[Future[Ready | Skipped]] = deque()
     try:
         for number, image in enumerate(images):
-            waiting.append(_begin(pool, image, number, prepare))
+            waiting.append(pool.submit(_read, _name(image, number), _decoder(image), transform))
             if len(waiting) > ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -79,25 +80,13 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _begin(
-    pool: ThreadPoolExecutor, image: ImageLike, number: int, prepare: Callable[[Decoded], torch.Tensor]
-) -> "Future[Ready | Skipped]":
-    file = _name(image, number)
+def _read(file: str, decode: Callable[[], Decoded], transform: Callable[[Decoded], torch.Tensor]) -> Ready | Skipped:
     try:
-        return pool.submit(_finish, file, _take(image), prepare)
-    except DataError as error:
-        failed: Future[Ready | Skipped] = Future()
-        failed.set_result(Skipped(file, str(error)))
-        return failed
-
-
-def _finish(file: str, content: Callable[[], Decoded], prepare: Callable[[Decoded], torch.Tensor]) -> Ready | Skipped:
-    try:
-        decoded = content()
+        decoded = decode()
     except DataError as error:
         return Skipped(file, str(error))
     try:
-        return Ready(file, prepare(decoded))
+        return Ready(file, transform(decoded))
     except (ValueError, RuntimeError) as error:
         return Skipped(file, f"the image processor can't take it: {first_line(error)}")
 
@@ -105,30 +94,22 @@ def _finish(file: str, content: Callable[[], Decoded], prepare: Callable[[Decode
 def _name(image: ImageLike, number: int) -> str:
     if isinstance(image, RemoteImage):
         return image.name
-    if isinstance(image, str | os.PathLike):
-        return printable_path(image)
-    return str(number)
+    return printable_path(image) if isinstance(image, str | os.PathLike) else str(number)
 
 
-def _take(image: ImageLike) -> Callable[[], Decoded]:
-    """How to decode an image later; what its owner may close or change meanwhile is decoded or copied now."""
+def _decoder(image: ImageLike) -> Callable[[], Decoded]:
+    """Decodes an image in a thread; an image that its owner may close or change meanwhile is decoded or copied now."""
     if isinstance(image, str | os.PathLike):
         return partial(_decode_file, Path(image))
     if isinstance(image, RemoteImage):
         return lambda: decode_bytes(image.fetch())
     if isinstance(image, bytes | bytearray | memoryview):
         return partial(decode_bytes, bytes(image))
-    if isinstance(image, Image.Image):
-        upright = decode_open(image)
-        own = upright.copy() if upright is image else upright
-        return lambda: own
-    if isinstance(image, np.ndarray | torch.Tensor):
-        pixels = decode_array(image)
-        return lambda: pixels
-    raise DataError(
-        f"found {type(image).__name__}; allowed: a path, encoded bytes, a Pillow image, or a numpy array or torch "
-        "tensor (H, W, C)"
-    )
+    try:
+        decoded = _decode_now(image)
+    except DataError as error:
+        return partial(_raise, error)
+    return lambda: decoded
 
 
 def _decode_file(path: Path) -> Decoded:
@@ -137,15 +118,30 @@ def _decode_file(path: Path) -> Decoded:
     return decode_bytes(read_file(path))
 
 
-def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
-    """An upright 8-bit image, a copy, from an array of pixels: (1 or 3, H, W) uint8, or mode RGBA if transparent.
+def _decode_now(image: Image.Image | np.ndarray | torch.Tensor) -> Decoded:
+    if isinstance(image, Image.Image):
+        upright = decode_open(image)
+        return upright.copy() if upright is image else upright
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return decode_array(image)
+    raise DataError(
+        f"found {type(image).__name__}; allowed: a path, encoded bytes, a Pillow image, or a numpy array or torch "
+        "tensor (H, W, C)"
+    )
 
-    The array is (H, W), or (H, W, C) with gray, red-green-blue, or these with transparency. uint8 is taken as it is,
-    uint16 is divided by 257 as in 16-bit files, and floating point goes from 0 to 1. All else could mean several
-    things and is refused: channels first, other integers, floating point beyond 0 to 1.
+
+def _raise(error: DataError) -> Decoded:
+    raise error
+
+
+def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
+    """An upright 8-bit image, a copy: (1 or 3, H, W) uint8, or a Pillow image in mode RGBA if a pixel is transparent.
+
+    All arrays that could mean several things are refused: channels first, other integers, floats beyond 0 to 1.
 
     Args:
-        image: The pixels.
+        image: (H, W), or (H, W, C) with 1, 3 or 4 channels. uint8 is taken as it is, uint16 is divided by 257 as in
+            16-bit files, floating point goes from 0 to 1.
 
     Raises:
         DataError: If shape, type or values are others.
@@ -161,12 +157,12 @@ def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
         raise DataError(f"found an array of shape {image.shape}; allowed: (H, W), or (H, W, C) with C 1, 3 or 4{hint}")
     if image.size == 0:
         raise DataError(f"found an array of shape {image.shape}, which holds no pixels")
-    check_size(image.shape[1], image.shape[0])
+    with data_errors():
+        check_size(image.shape[1], image.shape[0])
     pixels = _eight_bits(image)  # (H, W, C)
     if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
         return Image.fromarray(pixels)
-    pixels = pixels[..., :3]
-    return torch.from_numpy(pixels).permute(2, 0, 1)  # (1 or 3, H, W)
+    return torch.from_numpy(pixels[..., :3]).permute(2, 0, 1)  # (1 or 3, H, W)
 
 
 def _eight_bits(values: np.ndarray) -> np.ndarray:

@@ -4,11 +4,14 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, cast
 
+from peft import PeftModel
 from torch import nn
+from transformers import PreTrainedModel
 
 from hfft.errors import ModelError
+from hfft.model.chain import Place, find_places
 
 PEFT_PREFIX = "base_model.model."
 """What peft.PeftModel puts in front of the names of the model in it."""
@@ -54,63 +57,8 @@ class Anatomy:
         )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where a family keeps its parts; `#` stands for a number, the first of two being the stage.
-
-    Attributes:
-        blocks: Path of a block.
-        heads: Paths of the classifiers.
-        entry: Path of what runs before a stage's first block where it isn't registered just before that block;
-            stage 0's belongs to the stem.
-    """
-
-    blocks: str
-    heads: tuple[str, ...] = ("classifier",)
-    entry: str | None = None
-
-
-# Read in transformers 5.20 to 5.24; tests/unit/model/test_anatomy.py runs each and compares the order with a trace.
-_LAYOUTS = {
-    "beit": _Layout("beit.layers.#"),
-    "bit": _Layout("bit.encoder.stages.#.layers.#"),
-    "clip": _Layout("vision_model.encoder.layers.#"),
-    "convnext": _Layout("convnext.encoder.stages.#.layers.#", entry="convnext.encoder.stages.#.downsampling_layer"),
-    "convnextv2": _Layout(
-        "convnextv2.encoder.stages.#.layers.#", entry="convnextv2.encoder.stages.#.downsampling_layer"
-    ),
-    "cvt": _Layout("cvt.encoder.stages.#.layers.#"),
-    "data2vec-vision": _Layout("data2vec_vision.encoder.layer.#"),
-    "deit": _Layout("deit.layers.#", ("classifier", "cls_classifier", "distillation_classifier")),
-    "dinov2": _Layout("dinov2.encoder.layer.#"),
-    "dinov2_with_registers": _Layout("dinov2_with_registers.encoder.layer.#"),
-    "donut-swin": _Layout("donut.encoder.layers.#.blocks.#"),
-    "efficientnet": _Layout("efficientnet.encoder.blocks.#"),
-    "focalnet": _Layout("focalnet.encoder.stages.#.layers.#"),
-    "hgnet_v2": _Layout("encoder.stages.#.blocks.#", ("fc",)),
-    "hiera": _Layout("hiera.encoder.stages.#.layers.#"),
-    "ijepa": _Layout("ijepa.layers.#"),
-    "levit": _Layout("levit.encoder.stages.#.layers.#", ("classifier.linear", "classifier_distill.linear")),
-    "metaclip_2": _Layout("vision_model.encoder.layers.#"),
-    "mobilenet_v1": _Layout("mobilenet_v1.layer.#"),
-    "mobilenet_v2": _Layout("mobilenet_v2.layer.#"),
-    "mobilevit": _Layout("mobilevit.encoder.layer.#"),
-    "mobilevitv2": _Layout("mobilevitv2.encoder.layer.#"),
-    "perceiver": _Layout("perceiver.encoder.self_attends.#", ("perceiver.decoder.decoder.final_layer",)),
-    "poolformer": _Layout("poolformer.encoder.block.#.#", entry="poolformer.encoder.patch_embeddings.#"),
-    "pvt": _Layout("pvt.encoder.block.#.#", entry="pvt.encoder.patch_embeddings.#"),
-    "pvt_v2": _Layout("pvt_v2.encoder.layers.#.blocks.#"),
-    "regnet": _Layout("regnet.encoder.stages.#.layers.#"),
-    "resnet": _Layout("resnet.encoder.stages.#.layers.#"),
-    "segformer": _Layout("segformer.stages.#.blocks.#"),
-    "siglip": _Layout("vision_model.encoder.layers.#"),
-    "swiftformer": _Layout("swiftformer.encoder.network.#.blocks.#", ("head", "dist_head")),
-    "swin": _Layout("swin.encoder.layers.#.blocks.#"),
-    "swinv2": _Layout("swinv2.encoder.layers.#.blocks.#"),
-    "textnet": _Layout("textnet.encoder.stages.#.stage.#", ("fc",)),
-    "vit": _Layout("vit.layers.#"),
-    "vit_msn": _Layout("vit.layers.#"),
-}
+# The oddities: families whose blocks run several times, as paths with `#` for a number, and their heads.
+_OVERRIDES = {"perceiver": ("perceiver.encoder.self_attends.#", ("perceiver.decoder.decoder.final_layer",))}
 # What AutoModelForImageClassification maps too, and why it can't be fine-tuned as images -> logits.
 REFUSED: Mapping[str, str] = {
     "dinat": "its attention needs the package natten, which hfft isn't tested with",
@@ -125,42 +73,45 @@ REFUSED: Mapping[str, str] = {
 def dissect(model: nn.Module) -> Anatomy:
     """Find the parts of a classifier; works on the meta device and on a model with PEFT adapters too.
 
-    A tensor outside of all blocks and the head belongs to the block registered next (a stage's downsampling), to the
-    stem when it comes before every block, and to the norm when it comes after the last.
+    The blocks are the longest chain of numbered modules that run one after the other; the head is what depends on the
+    number of classes. Any other tensor belongs to the block that runs next (a stage's downsampling), to the stem when
+    it runs before every block, and to the norm when it runs after the last. Timm models say themselves where their
+    blocks are; there, and in `_OVERRIDES`, the order of registration stands for that of the forward pass.
 
     Args:
         model: What AutoModelForImageClassification returned, or a PeftModel around it.
 
     Raises:
-        ModelError: If the family can't be fine-tuned or is unknown, or its parts are not where they should be.
+        ModelError: If the family can't be fine-tuned, or no chain of blocks or no head was found.
     """
-    config: Any = model.config
-    family = str(config.model_type)
-    rules = _timm_rules(model) if family == "timm_wrapper" else _family_rules(family)
+    rules = _rules(model)
     blocks: dict[tuple[int, ...], list[str]] = {}
-    stem: list[str] = []
-    head: list[str] = []
+    others: dict[str, list[str]] = {"stem": [], "norm": [], "head": []}
     floating: list[str] = []
     for name in tensor_names(model):
         place = rules.place(name.removeprefix(PEFT_PREFIX))
         if place is None:
             floating.append(name)
         elif isinstance(place, str):
-            (head if place == "head" else stem).append(name)
+            others[place].append(name)
         else:
-            (blocks.setdefault(place, []) if blocks else stem).extend(floating)
+            (blocks.setdefault(place, []) if blocks else others["stem"]).extend(floating)
             floating = []
             blocks.setdefault(place, []).append(name)
-    if not blocks or not head:
+    if not blocks or not others["head"]:
+        config: Any = model.config
         raise ModelError(
-            f"{family}: found {len(blocks)} blocks and {len(head)} tensors in the head; {rules.describe()}"
+            f"{config.model_type}: found {len(blocks)} blocks and {len(others['head'])} tensors in the head; "
+            f"{rules.describe()}"
         )
+    others["norm"] += floating
     stages = sorted({place[0] for place in blocks})  # from 0 on; SwiftFormer counts its downsampling in between
     ordered = [
         Part(f"block {number}", stages.index(place[0]) if len(place) > 1 else None, tuple(blocks[place]))
         for number, place in enumerate(sorted(blocks))
     ]
-    return Anatomy((Part("stem", None, tuple(stem)), *ordered, _part("norm", floating), _part("head", head)))
+    stem, norm, head = (Part(name, None, tuple(tensors)) for name, tensors in others.items())
+    return Anatomy((stem, *ordered, norm, head))
 
 
 def head_modules(anatomy: Anatomy) -> list[str]:
@@ -168,7 +119,7 @@ def head_modules(anatomy: Anatomy) -> list[str]:
     return list(dict.fromkeys(name.rpartition(".")[0] for name in anatomy.part("head").tensors))
 
 
-def block_modules(model: nn.Module) -> list[str]:
+def block_paths(model: nn.Module) -> list[str]:
     """Full names of the modules that the blocks are, in the order of registration.
 
     What else belongs to a block, such as the downsampling in front of it, is left out, and for timm models what their
@@ -177,16 +128,9 @@ def block_modules(model: nn.Module) -> list[str]:
     Args:
         model: What AutoModelForImageClassification returned, or a PeftModel around it.
     """
-    config: Any = model.config
-    family = str(config.model_type)
-    rules = _timm_rules(model) if family == "timm_wrapper" else _family_rules(family)
+    rules = _rules(model)
     names = dict.fromkeys(rules.block(name.removeprefix(PEFT_PREFIX)) for name in tensor_names(model))
     return [name for name, _ in model.named_modules() if name.removeprefix(PEFT_PREFIX) in names]
-
-
-def families() -> tuple[str, ...]:
-    """Model types whose anatomy is known; `timm_wrapper` stands for every timm model with a group matcher."""
-    return (*_LAYOUTS, "timm_wrapper")
 
 
 def tensor_names(model: nn.Module) -> Iterator[str]:
@@ -199,26 +143,36 @@ def tensor_names(model: nn.Module) -> Iterator[str]:
                 yield f"{prefix}.{name}" if prefix else name
 
 
+class _Rules(Protocol):
+    """Where the tensors of a network belong, by name without PEFT's prefix."""
+
+    def place(self, name: str) -> Place | None:
+        """`stem`, `norm`, `head`, the numbers of a block, or None: with what is registered next."""
+        ...
+
+    def block(self, name: str) -> str | None:
+        """The path of the block that a tensor is in."""
+        ...
+
+    def describe(self) -> str: ...
+
+
 @dataclass(frozen=True)
-class _Rules:
+class _Patterns:
     """Ordered patterns: a name belongs to the place of the first that matches; groups number the block."""
 
     patterns: tuple[tuple[re.Pattern[str], str, tuple[int, ...]], ...]
 
-    def place(self, name: str) -> str | tuple[int, ...] | None:
+    def place(self, name: str) -> Place | None:
         for pattern, kind, suffix in self.patterns:
             match = pattern.match(name)
             if match and kind == "block":
                 return (*(int(number) for number in match.groups() if number is not None), *suffix)
-            if match and kind == "entry":
-                stage = int(match.group(1))
-                return (stage, 0) if stage > 0 else "stem"
             if match:
                 return kind
         return None
 
     def block(self, name: str) -> str | None:
-        """The beginning of a tensor's name that says in which block it is."""
         for pattern, kind, _ in self.patterns:
             match = pattern.match(name)
             if match:
@@ -229,30 +183,52 @@ class _Rules:
         return "looked for " + ", ".join(f"{kind} at {pattern.pattern}" for pattern, kind, _ in self.patterns)
 
 
-def _part(name: str, tensors: list[str]) -> Part:
-    return Part(name, None, tuple(tensors))
+@dataclass(frozen=True)
+class _Places:
+    """Where each module outside of the blocks belongs, and the blocks."""
+
+    places: Mapping[str, Place]
+    blocks: frozenset[str]
+
+    def place(self, name: str) -> Place:
+        return self.places[self._owner(name)]
+
+    def block(self, name: str) -> str | None:
+        owner = self._owner(name)
+        return owner if owner in self.blocks else None
+
+    def _owner(self, name: str) -> str:
+        """The innermost module around a tensor that has a place."""
+        while name not in self.places:
+            name = name.rpartition(".")[0]
+        return name
+
+    def describe(self) -> str:
+        return "the head is what depends on the number of classes"
 
 
-def _family_rules(family: str) -> _Rules:
+def _rules(model: nn.Module) -> _Rules:
+    config: Any = model.config
+    family = str(config.model_type)
     if family in REFUSED:
         raise ModelError(f"the architecture {family!r} can't be fine-tuned: {REFUSED[family]}")
-    if family not in _LAYOUTS:
-        raise ModelError(f"the architecture {family!r} is not supported yet; supported: {', '.join(families())}")
-    layout = _LAYOUTS[family]
-    rules = [
-        *((_path_pattern(head), "head", ()) for head in layout.heads),
-        (_path_pattern(layout.blocks), "block", ()),
-    ]
-    if layout.entry is not None:
-        rules.append((_path_pattern(layout.entry), "entry", ()))
-    return _Rules(tuple(rules))
+    if family == "timm_wrapper":
+        return _timm_rules(model)
+    if family in _OVERRIDES:
+        blocks, heads = _OVERRIDES[family]
+        return _Patterns(
+            (*((_path_pattern(head), "head", ()) for head in heads), (_path_pattern(blocks), "block", ()))
+        )
+    network = model.get_base_model() if isinstance(model, PeftModel) else model
+    places, paths = find_places(cast(PreTrainedModel, network))
+    return _Places(places, frozenset(paths))
 
 
 def _path_pattern(path: str) -> re.Pattern[str]:
     return re.compile(re.escape(path).replace(r"\#", r"(\d+)") + r"\.")
 
 
-def _timm_rules(model: nn.Module) -> _Rules:
+def _timm_rules(model: nn.Module) -> _Patterns:
     """Timm's own classifier and group matcher, which every timm model brings for layer-wise learning rates."""
     network = next(module for name, module in model.named_modules() if name.endswith("timm_model"))
     where = f"timm's {model.config.architecture}"  # pyright: ignore[reportAttributeAccessIssue]
@@ -275,7 +251,7 @@ def _timm_rules(model: nn.Module) -> _Rules:
             for pattern, suffix in _entries(matcher.get(key))
             if suffix != (99999,)  # timm's mark for "with the group before": what follows the last block
         ]
-    return _Rules(tuple(rules))
+    return _Patterns(tuple(rules))
 
 
 def _entries(spec: str | list | tuple | None) -> list[tuple[str, tuple[int, ...] | None]]:

@@ -18,8 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfft.data.audit.filtering import Checked
 from hfft.data.audit.findings import described
-from hfft.data.images.content import read_content
-from hfft.data.images.decoding import decode
+from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import labels_of, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.targets import targets_of

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfft.errors import TrainingError
-from hfft.model.anatomy import block_modules
+from hfft.model.anatomy import block_paths
 from hfft.replay.split_point import SplitPoint
 from hfft.training.trainer import PhaseTrainer, restore
 
@@ -218,7 +218,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _block_classes(network: Any) -> list[str]:
     """Names of the classes of the blocks; torch's own stand for many other things too."""
-    kinds = {type(network.get_submodule(name)) for name in block_modules(network)}
+    kinds = {type(network.get_submodule(name)) for name in block_paths(network)}
     return sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("torch."))
 
 

@@ -237,7 +237,7 @@ def test_a_space_says_what_the_hub_needs_to_know(space):
 
 @pytest.mark.parametrize("family", ["vit", "timm_wrapper"])
 def test_a_space_lays_transparent_pixels_over_the_background_of_training(family, home):
-    from hfft.inference.page import make_labeler
+    from hfft.inference.demo_page import make_labeler
 
     tiny.save(home / "net", family, 3)
     model, processor = reopen("net")
@@ -354,7 +354,7 @@ def test_without_gradio_the_command_that_installs_it_is_told(more, home, monkeyp
 
 
 def test_a_class_name_that_occurs_twice_is_told_apart(home):
-    from hfft.inference.page import make_labeler
+    from hfft.inference.demo_page import make_labeler
 
     model = tiny.build("vit", 3, id2label={0: "crane", 1: "bee", 2: "crane"}, label2id={"bee": 1})
     processor = tiny.processor()
@@ -365,7 +365,7 @@ def test_a_class_name_that_occurs_twice_is_told_apart(home):
 def test_the_picture_has_its_colors_where_the_network_takes_blue_first(home):
     from transformers import MobileViTImageProcessor
 
-    from hfft.inference.page import make_labeler
+    from hfft.inference.demo_page import make_labeler
 
     processor = MobileViTImageProcessor(size={"shortest_edge": 36}, crop_size={"height": 32, "width": 32})
     Image.new("RGB", (50, 60), (250, 120, 10)).save("orange.png")

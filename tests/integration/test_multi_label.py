@@ -23,7 +23,7 @@ from sklearn import metrics as sk
 import hfft
 from hfft.cli import main
 from hfft.errors import HfftError
-from hfft.inference.page import make_labeler
+from hfft.inference.demo_page import make_labeler
 from hfft.metrics.thresholds import choose_thresholds
 
 NAMES = ("blue", "green", "red")

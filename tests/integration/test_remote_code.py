@@ -7,9 +7,11 @@ import hub_server
 import numpy as np
 import pushable
 import pytest
+import strange_net
 import tiny
 import torch
-from transformers import AutoModelForImageClassification
+from safetensors.torch import load_file
+from transformers import AutoModelForImageClassification, ViTImageProcessor
 
 import hfft
 from hfft.__main__ import main
@@ -39,6 +41,18 @@ def save_loud(folder, reference="modeling_loud.LoudViT"):
     (folder / "modeling_loud.py").write_text(LOUD)
     config = json.loads((folder / "config.json").read_text())
     config |= {"auto_map": {"AutoModelForImageClassification": reference}, "architectures": ["LoudViT"]}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def save_strange(folder):
+    """A checkpoint of an architecture that transformers doesn't know."""
+    torch.manual_seed(0)
+    strange_net.StrangeNet(strange_net.StrangeConfig(num_labels=10)).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    shutil.copy(strange_net.__file__, folder / "strange_net.py")
+    config = json.loads((folder / "config.json").read_text())
+    names = {"AutoConfig": "StrangeConfig", "AutoModelForImageClassification": "StrangeNet"}
+    config["auto_map"] = {auto: f"strange_net.{name}" for auto, name in names.items()}
     (folder / "config.json").write_text(json.dumps(config))
 
 
@@ -73,6 +87,27 @@ def test_a_run_is_scored_and_opened_with_the_code_that_it_was_trained_with(loud)
     told = json.loads((loud / "metrics.json").read_text())["test"]["log_loss"]["value"]
     assert scores.metrics["log_loss"]["value"] == pytest.approx(told, abs=1e-6)
     assert 'model="this/folder", trust_remote_code=True' in (loud / "model" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("replay", ["off", "force"])
+def test_an_architecture_of_its_own_is_trained_in_phases_and_opened(replay, tmp_path):
+    pushable.make_photos(tmp_path / "photos")
+    save_strange(tmp_path / "strange")
+    phases = [
+        {"name": "head", "unfreeze": "head", "learning_rate": 1e-2},
+        {"name": "last", "unfreeze": {"blocks": 1}, "learning_rate": 1e-3},
+    ]
+    model = {"checkpoint": str(tmp_path / "strange"), "trust_remote_code": True}
+    recipe = pushable.recipe(tmp_path, model=model, phases=phases, replay={"mode": replay})
+    run = hfft.finetune(hfft.load_recipe(recipe))
+    before = load_file(tmp_path / "strange" / "model.safetensors")
+    after = load_file(run.folder / "model" / "model.safetensors")
+    changed = {name for name in after if name not in before or not torch.equal(before[name], after[name])}
+    assert {name.rpartition(".")[0] for name in changed} == {
+        *("answer", "last_norm", "levels.1.steps.1.spread", "levels.1.steps.1.norm"),
+    }
+    scores = hfft.evaluate(run.folder, trust_remote_code=True)
+    assert scores.metrics["log_loss"]["value"] == pytest.approx(run.metrics["test"]["log_loss"]["value"], abs=1e-6)
 
 
 def test_a_model_with_code_is_not_opened_without_it_and_without_trust(loud, capsys):
@@ -137,7 +172,6 @@ def test_a_run_folder_runs_its_code_for_nobody_who_does_not_say_so(words, loud, 
     """Its own recipe trusts the code; whoever made the folder wrote that."""
     monkeypatch.setattr("hfft.hub.pushing.reach", None)  # nothing is asked of the Hub before
     monkeypatch.setattr("hfft.inference.demo.require", lambda *_: None)
-    monkeypatch.setattr("hfft.inference.space.require", lambda *_: None)
     ran = []
     monkeypatch.setattr("transformers.dynamic_module_utils.get_class_in_module", lambda *_, **__: ran.append(1))
     places = {"run": loud, "photos": loud.parent.parent / "photos" / "test", "out": tmp_path / "out"}

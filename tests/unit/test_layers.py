@@ -38,7 +38,6 @@ UPWARD = {
     ("runs.facts", "training.plan"),
     ("runs.record", "data.audit.filtering"),
     ("runs.record", "data.audit.findings"),
-    ("runs.record", "data.images.content"),
     ("runs.record", "data.images.decoding"),
     ("runs.record", "data.sources.labels"),
     ("runs.record", "data.sources.reading"),

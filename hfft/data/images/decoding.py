@@ -1,10 +1,12 @@
-"""Encoded images -> pixels for training, evaluation, audit and prediction, by the rule of `pictures`; JPEGs faster."""
+"""A file, a row or an open image -> pixels for training, evaluation, audit and prediction, by the rule of `modes`."""
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -12,15 +14,110 @@ import simplejpeg
 import torch
 from PIL import Image
 
-from hfft.data.images import content, modes
-from hfft.data.images.modes import SMALL, open_header, orientation_of, pillow_errors, read_picture, refuse_lost
+from hfft.data.images.formats import SMALL, open_header, pillow_errors, refuse_lost
+from hfft.data.images.modes import on_background, orientation_of, read_picture
 from hfft.errors import DataError
+from hfft.system.text import path_text, printable, printable_path
 
-# Changed with the pixels that any file gives: recordings and cached audits of another number are not used.
+# Changed with the pixels that any file gives: activation caches and audits of another number are not used.
 RULE = 3
 
 # Upright, 8 bits: a Pillow image in mode L, RGB or RGBA, or (1 or 3, H, W) uint8.
 Decoded = Image.Image | torch.Tensor
+
+_PART = re.compile(rb"(.*)\?(\d+)\+(\d+)", re.DOTALL)
+# Bytes of names that are no UTF-8, which Python keeps as halves of a pair and Arrow refuses, as private characters.
+_STORED = {0xDC80 + byte: 0x10FF80 + byte for byte in range(128)}
+_OPENED = {stored: byte for byte, stored in _STORED.items()}
+
+
+def stored_path(text: str) -> str:
+    """A path, as `path_text` has it, as text that a table takes and `read_content` opens."""
+    return text.translate(_STORED)
+
+
+def opened_path(stored: str) -> bytes:
+    """The path as the system has it, which holds private characters itself if there is such a file."""
+    plain, opened = stored.encode(), stored.translate(_OPENED).encode("utf-8", "surrogateescape")
+    return plain if plain == opened or os.path.lexists(plain) else opened
+
+
+def shown_path(stored: str) -> str:
+    """A stored path as any console takes it."""
+    return printable(stored.translate(_OPENED))
+
+
+def part_of(file: str | os.PathLike[str], offset: int, size: int) -> str:
+    """The name of a part of a file, which `read_content` reads."""
+    return f"{stored_path(path_text(file))}?{offset}+{size}"
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """What `formats`, `modes` and the decoders raise, as a DataError of one line."""
+    try:
+        with pillow_errors():
+            yield
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+@contextmanager
+def _file_errors() -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError("no such file") from error
+    except (OSError, ValueError) as error:  # a name that holds a zero byte is a ValueError
+        raise DataError(f"can't be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@_file_errors()
+def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
+    """The content of a regular file; one of another kind, such as a named pipe, could keep its reader waiting.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    if not S_ISREG(os.stat(path).st_mode):
+        raise OSError("is no regular file")
+    with open(path, "rb") as stream:
+        return stream.read()
+
+
+@_file_errors()
+def read_content(image: dict[str, Any]) -> bytes:
+    """Encoded bytes of an image.
+
+    Args:
+        image: `bytes`, or where they are None, the `path` of a file or, from `part_of`, of a part of one.
+
+    Raises:
+        DataError: If the file can't be read.
+    """
+    if image["bytes"] is not None:
+        return image["bytes"]
+    path = opened_path(image["path"])
+    part = _PART.fullmatch(path)
+    if part is None or os.path.lexists(path):
+        return read_file(path)
+    with open(part[1], "rb") as stream:
+        stream.seek(int(part[2]))
+        content = stream.read(int(part[3]))
+    if len(content) < int(part[3]):
+        raise OSError(f"{printable_path(part[1])} ends in the middle of the image")
+    return content
+
+
+def read_row(row: dict[str, Any]) -> bytes:
+    """The encoded image of a row.
+
+    Raises:
+        DataError: If it has none, or its file can't be read.
+    """
+    if row["image"] is None:
+        raise DataError("the row holds no image")
+    return read_content(row["image"])
 
 
 def decode(
@@ -45,14 +142,14 @@ def decode(
     return opaque.convert("RGB")
 
 
+@data_errors()
 def decode_open(image: Image.Image) -> Image.Image:
     """The same for an image that is open already: mode L, RGB, or RGBA where a pixel is transparent.
 
     Raises:
         DataError: If it can't be decoded.
     """
-    with _data_errors():
-        return read_picture(image)
+    return read_picture(image)
 
 
 def decode_row(row: dict[str, Any]) -> Decoded:
@@ -67,82 +164,34 @@ def decode_row(row: dict[str, Any]) -> Decoded:
         raise DataError(f"{row['file']}: {error}") from error
 
 
-def read_row(row: dict[str, Any]) -> bytes:
-    """The encoded image of a row.
-
-    Raises:
-        DataError: If it has none, or its file can't be read.
-    """
-    if row["image"] is None:
-        raise DataError("the row holds no image")
-    with _reading():
-        return content.read_content(row["image"])
-
-
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """The content of a regular file.
-
-    Raises:
-        DataError: If it can't be read.
-    """
-    with _reading():
-        return content.read_file(path)
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError("no such file") from error
-    except (OSError, ValueError) as error:  # a name that holds a zero byte is a ValueError
-        raise DataError(f"can't be read: {getattr(error, 'strerror', None) or error}") from error
-
-
-@contextmanager
-def _data_errors() -> Iterator[None]:
-    try:
-        with pillow_errors():
-            yield
-    except ValueError as error:
-        raise DataError(str(error)) from error
-
-
+@data_errors()
 def open_image(encoded: bytes) -> Image.Image:
     """An image whose header is read and whose pixels are not.
 
     Raises:
         DataError: If it is none, or too large; the message holds the reason, the caller knows the name.
     """
-    with _data_errors():
-        return open_header(encoded)
+    return open_header(encoded)
 
 
-def check_size(width: int, height: int) -> None:
-    """Refuse images that would fill the memory.
-
-    Raises:
-        DataError: If there are too many pixels, or one side is too much longer than the other.
-    """
-    with _data_errors():
-        modes.check_size(width, height)
-
-
+@data_errors()
 def decode_bytes(encoded: bytes) -> Decoded:
     """Decode with simplejpeg, nearly twice as fast, what it decodes as Pillow does; all else with Pillow.
 
     Raises:
         DataError: If it can't be decoded; the message holds the reason, the caller knows the name.
     """
-    image = open_image(encoded)
-    with _data_errors():
-        if image.format in ("JPEG", "MPO"):
-            pixels = _decode_jpeg_strictly(encoded, image.mode)
-            if pixels is not None:
-                return _turned(pixels, orientation_of(image))
-        return read_picture(image, encoded)
+    image = open_header(encoded)
+    colors = {"L": "GRAY", "RGB": "RGB"}.get(image.mode)
+    if image.format in ("JPEG", "MPO") and colors is not None and _simplejpeg_equals_pillow():
+        try:
+            return _turned(_decode_jpeg(encoded, colors), orientation_of(image))
+        except ValueError as error:  # without lost pixels, it is something that only Pillow decodes
+            refuse_lost(error)
+    return read_picture(image, encoded)
 
 
+@data_errors()
 def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
     """What the audit needs of an image: its header, its picture (a JPEG's at reduced size), and a remark.
 
@@ -154,34 +203,15 @@ def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
     Raises:
         DataError: If it can't be decoded.
     """
-    image = open_image(encoded)
+    image, remark = open_header(encoded), None
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _simplejpeg_equals_pillow():
         try:
             pixels = simplejpeg.decode_jpeg(encoded, "GRAY", min_height=SMALL, min_width=SMALL)  # (H, W, 1)
+            return image, _turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image)), None
         except ValueError as error:
-            with _data_errors():
-                refuse_lost(error)
+            refuse_lost(error)
             remark = str(error) if str(error).startswith("Corrupt") else None  # others say what simplejpeg can't do
-            return image, decode_bytes(encoded), remark
-        return image, _turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image)), None
-    return image, decode_bytes(encoded), None
-
-
-def on_background(image: Decoded, background: tuple[int, int, int] | None) -> Decoded:
-    """An image without transparency, as `modes.on_background`; a tensor has none."""
-    return modes.on_background(image, background) if isinstance(image, Image.Image) else image
-
-
-def _decode_jpeg_strictly(encoded: bytes, mode: str) -> torch.Tensor | None:
-    """(1 or 3, H, W), or None where Pillow has to; raises where the decoder had to make up pixels."""
-    colors = {"L": "GRAY", "RGB": "RGB"}.get(mode)
-    if colors is None or not _simplejpeg_equals_pillow():
-        return None
-    try:
-        return _decode_jpeg(encoded, colors)
-    except ValueError as error:
-        refuse_lost(error)
-    return None
+    return image, decode_bytes(encoded), remark
 
 
 def _decode_jpeg(encoded: bytes, colors: str) -> torch.Tensor:

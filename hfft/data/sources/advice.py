@@ -8,7 +8,7 @@ from pathlib import Path, PurePath
 
 from datasets import Dataset
 
-from hfft.data.images.content import opened_path
+from hfft.data.images.decoding import opened_path
 from hfft.data.sources.folders import endings
 from hfft.errors import DataError, nearest
 from hfft.system.paths import expanded

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hfft.data.images.modes import formats
+from hfft.data.images.formats import formats
 from hfft.errors import DataError
 from hfft.system.messages import warn
 

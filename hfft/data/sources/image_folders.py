@@ -6,7 +6,7 @@ from pathlib import Path
 
 from datasets import Dataset, Value
 
-from hfft.data.images.content import stored_path
+from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for
 from hfft.data.sources.folders import (
     holds_images,

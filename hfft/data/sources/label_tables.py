@@ -14,7 +14,7 @@ from pathlib import Path
 
 from datasets import Dataset, Value, concatenate_datasets
 
-from hfft.data.images.content import stored_path
+from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for, check_header, check_paths, not_found
 from hfft.data.sources.folders import endings, image_files, is_image, split_in, splits_of, visible_files, words_of
 from hfft.data.sources.layout import ALLOWED, CLASS_FOLDER

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
-from hfft.data.images.content import shown_path, stored_path
+from hfft.data.images.decoding import shown_path, stored_path
 from hfft.data.sources.folders import split_in
 from hfft.data.sources.label_columns import is_label_name, plain_name
 from hfft.data.sources.label_sets import declared_names, holds_sets, read_sets

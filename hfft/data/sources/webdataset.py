@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets import Dataset
 
-from hfft.data.images.content import part_of
+from hfft.data.images.decoding import part_of
 from hfft.data.sources.folders import endings, visible_files
 from hfft.data.sources.layout import CLASS_FOLDER, divide
 from hfft.data.sources.text_tables import dataset_of

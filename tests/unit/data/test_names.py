@@ -8,8 +8,7 @@ from pictures import make_photos
 from shards import write_tar
 
 from hfft.commands.check_data import inspect
-from hfft.data.images.content import part_of, read_content, stored_path
-from hfft.data.images.decoding import decode_row
+from hfft.data.images.decoding import decode_row, part_of, read_content, stored_path
 from hfft.data.sources.reading import load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec

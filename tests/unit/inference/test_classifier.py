@@ -9,7 +9,8 @@ import toy
 from transformers import AutoModelForImageClassification, BitImageProcessor
 
 from hfft.errors import DataError, ModelError
-from hfft.inference.classifier import Classifier, Prediction, model_source
+from hfft.inference.classifier import Classifier, Prediction
+from hfft.inference.opening import model_source
 from hfft.inference.reading import Skipped
 from hfft.model.checkpoint import load_checkpoint, save_model
 from hfft.recipe.spec import ModelSpec

@@ -5,8 +5,8 @@ import transformers
 from PIL import Image
 
 from hfft.data.images.transforms import evaluation_transform
-from hfft.inference.onnx_predict import open_picture, prepare
-from hfft.inference.preprocessing import describe_preprocessing
+from hfft.inference.onnx_predict import open_picture, preprocess
+from hfft.inference.preprocessing import preprocessing_steps
 
 SQUARE = {"height": 24, "width": 24}
 PROCESSORS = {
@@ -41,13 +41,13 @@ def smooth(height, width):
 def test_the_description_makes_the_pixels_that_the_evaluation_has(name):
     processor = PROCESSORS[name]()
     transform = evaluation_transform(processor)
-    how = describe_preprocessing(processor, transform)
-    assert how is not None
+    steps = preprocessing_steps(processor, transform)
+    assert steps is not None
     for height, width in ((57, 83), (84, 49), (24, 24), (19, 22)):
         image = smooth(height, width)
         expected = transform(image)
         level = float(expected.max() - expected.min()) / 255
-        assert np.abs(prepare(image, how) - expected.numpy()).max() <= 2.5 * level
+        assert np.abs(preprocess(image, steps) - expected.numpy()).max() <= 2.5 * level
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_the_description_makes_the_pixels_that_the_evaluation_has(name):
     ],
 )
 def test_what_can_not_be_described_is_not(processor):
-    assert describe_preprocessing(processor, evaluation_transform(processor)) is None
+    assert preprocessing_steps(processor, evaluation_transform(processor)) is None
 
 
 def test_a_picture_is_upright_and_has_eight_bits(tmp_path):

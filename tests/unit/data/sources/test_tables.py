@@ -9,8 +9,7 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 from shards import write_tar
 
-from hfft.data.images.content import read_content
-from hfft.data.images.decoding import decode_row
+from hfft.data.images.decoding import decode_row, read_content
 from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
@@ -498,7 +497,7 @@ def test_a_shard_that_was_cut_short_after_it_was_read(tmp_path):
     row = load(tmp_path / "t.tar").splits["train"][1]
     content = (tmp_path / "t.tar").read_bytes()
     (tmp_path / "t.tar").write_bytes(content[:3000])
-    with pytest.raises(OSError, match="ends in the middle of the image"):
+    with pytest.raises(DataError, match="ends in the middle of the image"):
         read_content(row["image"])
 
 

@@ -1,9 +1,10 @@
-"""Networks of many families as ONNX, run by onnxruntime."""
+"""Networks of many families as ONNX, run by onnxruntime and compared with torch."""
 
 import json
 import os
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import onnxruntime
 import pytest
@@ -12,10 +13,10 @@ import torch
 from torch import nn
 
 from hfft.errors import ModelError
-from hfft.inference import graph
-from hfft.inference.graph import write_graph
-from hfft.inference.parity import ParityError, compare
+from hfft.inference import onnx_graph
+from hfft.inference.onnx_graph import ParityError, compare_outputs, write_graph
 
+LOGITS = torch.tensor([[0.5, -0.2, 0.1], [-3.0, 2.0, 1.0]])
 SHAPE = (3, tiny.SIDE, tiny.SIDE)
 FAMILIES = ("vit", "convnext", "resnet", "swin", "dinov2", "mobilenet_v2", "efficientnet", "timm_wrapper")
 
@@ -37,7 +38,7 @@ def noise(count):
 
 def check(model, file):
     session = onnxruntime.InferenceSession(file)
-    return compare(
+    return compare_outputs(
         lambda pixels: session.run(["logits"], {"pixel_values": pixels})[0],
         lambda pixels: model(pixel_values=pixels).logits,
         noise(24),
@@ -79,7 +80,7 @@ def test_weights_in_several_layouts_of_memory(tmp_path):
 
 
 def test_large_weights_lie_beside_the_file_and_move_with_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(graph, "_ONE_FILE", 1000)
+    monkeypatch.setattr(onnx_graph, "_MAX_BYTES", 1000)
     model = tiny.build("vit", 3)
     (tmp_path / "aside").mkdir()
     write_graph(model, SHAPE, tmp_path / "aside/model.onnx", {})
@@ -103,3 +104,82 @@ def test_a_batch_that_the_exporter_takes_for_a_constant_is_found(tmp_path):
     network.compute = lambda pixels: pixels.mean((2, 3))
     with pytest.raises(ParityError, match="a batch of 1 images"):
         check(network, tmp_path / "model.onnx")
+
+
+def reference(pixels):
+    """Two kinds of images, told by their only pixel."""
+    return LOGITS[pixels.flatten().long()]
+
+
+def two_kinds(count=9):
+    return ((f"image {k}", torch.full((1, 1, 1), float(k % 2))) for k in range(count))
+
+
+def answers(change=0.0, at=slice(None)):
+    def answer(pixels):
+        logits = reference(torch.from_numpy(pixels)).numpy().copy()
+        logits[at] += change
+        return logits
+
+    return answer
+
+
+def test_equal_programs_agree_on_batches_of_every_size():
+    sizes = []
+
+    def counted(pixels):
+        sizes.append(len(pixels))
+        return answers()(pixels)
+
+    found = compare_outputs(counted, reference, two_kinds(30), "noise")
+    assert sizes == [1, 2, 5, 16, 1, 2, 3]
+    assert (found.images, found.same_top1, found.largest_difference, found.what) == (30, 30, 0.0, "noise")
+    assert found.batch_sizes == (1, 2, 3, 5, 16)
+
+
+def test_a_small_difference_is_told():
+    found = compare_outputs(answers(np.float32(5e-5), np.s_[:, 1]), reference, two_kinds(), "noise")
+    assert found.largest_difference == pytest.approx(5e-5, rel=0.01)
+
+
+@pytest.mark.parametrize("change", [2e-4, 10.0, np.nan, -np.inf])
+@pytest.mark.parametrize("at", [np.s_[-1:, 2], np.s_[:, 0]])
+def test_a_large_difference_is_an_error_that_names_the_image(change, at):
+    with pytest.raises(ParityError, match=r"image \d, in a batch of \d, has logits that differ"):
+        compare_outputs(answers(change, at), reference, two_kinds(), "noise")
+
+
+def test_large_logits_may_differ_as_much_as_their_size_lets_them():
+    large = 1000 * LOGITS
+    compare_outputs(
+        lambda pixels: large[pixels.flatten().astype(int)].numpy() + np.float32(0.04),
+        lambda pixels: large[pixels.flatten().long()],
+        two_kinds(),
+        "noise",
+    )
+
+
+def test_a_tie_may_fall_either_way_and_is_counted():
+    tied = torch.tensor([[1.0, 1.0 - 2e-5]])
+    found = compare_outputs(
+        lambda pixels: np.repeat([[1.0 - 2e-5, 1.0]], len(pixels), 0).astype(np.float32),
+        lambda pixels: tied.expand(len(pixels), 2),
+        two_kinds(8),
+        "noise",
+    )
+    assert (found.images, found.same_top1) == (8, 0)
+
+
+def test_a_program_for_one_number_of_images_is_an_error():
+    def fixed(pixels):
+        if len(pixels) != 2:
+            raise RuntimeError("INVALID_ARGUMENT: Got invalid dimensions\nfor input")
+        return answers()(pixels)
+
+    with pytest.raises(ParityError, match="can't run a batch of 1 images: INVALID_ARGUMENT: Got invalid dimensions"):
+        compare_outputs(fixed, reference, two_kinds(), "noise")
+
+
+def test_another_number_of_classes_is_an_error():
+    with pytest.raises(ParityError, match=r"with \(1, 2\) numbers, torch with \(1, 3\)"):
+        compare_outputs(lambda pixels: answers()(pixels)[:, :2], reference, two_kinds(), "noise")

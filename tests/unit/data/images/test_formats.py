@@ -1,4 +1,4 @@
-"""TIFFs that Pillow opens: each gives the pixels that it shows, or is refused."""
+"""TIFFs that Pillow opens give the pixels that they show, or are refused; other content is called by its name."""
 
 import io
 
@@ -7,6 +7,7 @@ import pytest
 import tifffile
 
 from hfft.data.audit.examining import examine_content
+from hfft.data.images import formats
 from hfft.data.images.decoding import decode, decode_bytes, decode_small
 from hfft.data.images.modes import open_picture
 from hfft.errors import DataError
@@ -116,3 +117,38 @@ def test_the_preview_of_a_raw_file_is_not_taken_for_it():
     with pytest.raises(DataError, match="preview"):
         decode(stream.getvalue())
     assert np.array_equal(np.asarray(decode(tiff(RGB, photometric="rgb", subfiletype=1))), RGB)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (bytes(128) + b"DICM" + bytes(100), "is a DICOM file"),
+        (b"\0\0\0\x1cftypheic" + bytes(100), "pip install pillow-heif"),
+        (b"\0\0\0\x1cftypmif1" + bytes(100), "pip install pillow-heif"),
+        (b"\0\0\0\x18ftypcrx " + bytes(100), "raw file"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(100), "is JPEG XL"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"\xef\xbb\xbf<!doctype HTML PUBLIC><html>", "is a web page"),
+        (b'{"error": "not found"}', "is JSON"),
+        (b"PK\3\4" + bytes(100), "unpack it"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is PostScript"),
+        (b"\xff\xd8\xff\xc0\x00\x11\x0c" + bytes(100), "is a JPEG with a damaged header"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "is a PNG with a damaged header"),
+        (b"\0\0\0\x18ftypmp42" + bytes(100), "is a video"),
+        (b"<?xml version='1.0'?><svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 1\n", "git lfs pull"),
+        (b"\x93NUMPY\x01\0" + bytes(100), "array of numpy"),
+        (b"II*\0" + bytes(100), "not an image in any format that hfft reads"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # of Pillow, about the damage
+def test_content_that_is_not_read_is_called_by_its_name(content, told, monkeypatch):
+    monkeypatch.setattr(formats, "formats", lambda: ("JPEG", "PNG", "TIFF"))  # as without pillow-heif
+    with pytest.raises(DataError, match=told):
+        decode(content)
+
+
+def test_a_damaged_heic_needs_no_package():
+    with pytest.raises(DataError) as caught:
+        decode(b"\0\0\0\x1cftypheic" + bytes(100))
+    assert "pip install" not in str(caught.value)

@@ -10,19 +10,19 @@ import pytest
 
 from hfft.errors import DataError
 from hfft.inference.classifier import Prediction
-from hfft.inference.reading import Skipped
-from hfft.inference.writing import (
-    Kept,
+from hfft.inference.outputs import WritingError
+from hfft.inference.predictions import (
+    Columns,
     SkippedError,
-    WritingError,
-    check_table_file,
+    WithoutSkipped,
     choose_format,
     save_predictions,
-    save_table,
     write_lines,
 )
+from hfft.inference.reading import Skipped
 
 CLASSES = ("ant", 'b"e,e\n', "çat")
+COLUMNS = Columns(CLASSES)
 SHARES = np.random.default_rng(0).dirichlet([1, 1, 1], 3000).astype(np.float32)
 
 
@@ -36,14 +36,14 @@ PREDICTIONS = [prediction(number) for number in range(len(SHARES))]
 
 
 def test_json_lines_have_the_fields_of_a_prediction(tmp_path):
-    save_predictions(PREDICTIONS, tmp_path / "p.jsonl", "jsonl", CLASSES)
+    save_predictions(PREDICTIONS, tmp_path / "p.jsonl", "jsonl", COLUMNS)
     lines = (tmp_path / "p.jsonl").read_text("utf-8").splitlines()
     assert [Prediction(**json.loads(line)) for line in lines] == PREDICTIONS
     assert list(json.loads(lines[0])["top"]) == list(PREDICTIONS[0].top)  # best first
 
 
 def test_csv_has_a_column_per_class_and_every_digit(tmp_path):
-    save_predictions(PREDICTIONS, tmp_path / "p.csv", "csv", CLASSES)
+    save_predictions(PREDICTIONS, tmp_path / "p.csv", "csv", COLUMNS)
     with (tmp_path / "p.csv").open(encoding="utf-8", newline="") as stream:
         header, *rows = csv.reader(stream)
     assert header == ["file", "prediction", "probability", *(f"probability {name}" for name in CLASSES)]
@@ -53,7 +53,7 @@ def test_csv_has_a_column_per_class_and_every_digit(tmp_path):
 
 
 def test_parquet_has_the_types_of_a_run(tmp_path):
-    save_predictions(iter(PREDICTIONS), tmp_path / "p.parquet", "parquet", CLASSES)
+    save_predictions(iter(PREDICTIONS), tmp_path / "p.parquet", "parquet", COLUMNS)
     table = pyarrow.parquet.read_table(tmp_path / "p.parquet")
     assert table.column_names == ["file", "prediction", "probability", *(f"probability {name}" for name in CLASSES)]
     assert [str(kind) for kind in table.schema.types] == ["string"] * 2 + ["float"] * 4
@@ -65,7 +65,7 @@ def test_parquet_has_the_types_of_a_run(tmp_path):
 
 @pytest.mark.parametrize("form", ["csv", "parquet", "jsonl"])
 def test_no_predictions_give_a_file_without_rows(form, tmp_path):
-    save_predictions([], tmp_path / "p", form, CLASSES)
+    save_predictions([], tmp_path / "p", form, COLUMNS)
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "jsonl": lambda path: path.read_text().splitlines()}
     assert len(read[form](tmp_path / "p")) == 0
 
@@ -78,23 +78,15 @@ def test_a_file_is_whole_or_absent(form, tmp_path):
 
     (tmp_path / "p").write_text("before")
     with pytest.raises(DataError, match="broken"):
-        save_predictions(breaking(), tmp_path / "p", form, CLASSES)
+        save_predictions(breaking(), tmp_path / "p", form, COLUMNS)
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("p", "before")]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda file: save_predictions(PREDICTIONS, file, "csv", CLASSES),
-        lambda file: save_table(pd.DataFrame({"a": range(100_000)}), file),
-    ],
-    ids=["predictions", "table"],
-)
-def test_a_disk_that_is_full(write, tmp_path):
+def test_a_disk_that_is_full(tmp_path):
     (tmp_path / ".p.partial").symlink_to("/dev/full")
     with pytest.raises(WritingError, match=r"p: can't be written: .*No space left on device") as caught:
-        write(tmp_path / "p")
+        save_predictions(PREDICTIONS, tmp_path / "p", "csv", COLUMNS)
     assert caught.value.exit_code == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -109,7 +101,7 @@ def test_lines_appear_as_they_come(form):
             seen.append(len(list(csv.reader(io.StringIO(stream.getvalue())))))
             yield one
 
-    write_lines(watched(), stream, form, CLASSES[:1])
+    write_lines(watched(), stream, form, Columns(CLASSES[:1]))
     header = 1 if form == "csv" else 0
     assert seen == [header, header + 1, header + 2]
 
@@ -144,21 +136,13 @@ def test_output_that_cannot_be(asked, file, reason, tmp_path):
         choose_format(asked, None if file is None else tmp_path / file)
 
 
-def test_a_table_file_is_parquet(tmp_path):
-    check_table_file(tmp_path / "p.parquet")
-    with pytest.raises(DataError, match=r"p.csv: allowed: a name that ends in .parquet"):
-        check_table_file(tmp_path / "p.csv")
-    with pytest.raises(DataError, match="there is no folder"):
-        check_table_file(tmp_path / "none" / "p.parquet")
-
-
 def test_what_was_skipped_is_listed_at_the_end():
-    kept = Kept([PREDICTIONS[0], Skipped("a.png", "no such file"), PREDICTIONS[1], Skipped("b.png", "cut")])
+    kept = WithoutSkipped([PREDICTIONS[0], Skipped("a.png", "no such file"), PREDICTIONS[1], Skipped("b.png", "cut")])
     assert list(kept) == PREDICTIONS[:2]
     with pytest.raises(SkippedError) as caught:
         kept.raise_for_skipped()
     assert str(caught.value) == ("skipped 2 of 4 images, which can't be read:\n  a.png: no such file\n  b.png: cut")
     assert caught.value.exit_code == 1
-    whole = Kept(PREDICTIONS[:2])
+    whole = WithoutSkipped(PREDICTIONS[:2])
     assert list(whole) == PREDICTIONS[:2]
     whole.raise_for_skipped()

@@ -1,0 +1,219 @@
+"""A network -> an ONNX file for batches of any size, and its comparison with torch on the same pixels.
+
+The exporter is torch's own, on top of torch.export: optimum-onnx 0.1.0, the newest, needs transformers below 4.58.
+"""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hfft.errors import ModelError, first_line
+
+TOLERANCE = 1e-4  # of logits up to 1; of larger ones, relative to the largest of the image
+_INPUT, _OUTPUT = "pixel_values", "logits"  # as optimum calls them too
+_OPSET = 20
+_MAX_BYTES = 1_900_000_000  # of weights in one file; protobuf takes 2 GiB
+_BATCH_SIZES = (1, 2, 5, 16)
+_TOP_1, _LABELS = "class on top", "labels"
+
+
+class ParityError(ModelError):
+    """An exported model that computes something else than the one that it was exported from."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """How far two programs agree.
+
+    Attributes:
+        images: How many were compared.
+        what: What they were.
+        largest_difference: Of two logits.
+        tolerance: Allowed difference, times the largest logit of an image where that is larger than 1.
+        same_top1: Images with the same most probable class, or of a multi-label model with the same labels. Where they
+            differ, the logits of both are equal within the tolerance.
+        batch_sizes: Images per batch.
+        answer: What `same_top1` counts, in words.
+    """
+
+    images: int
+    what: str
+    largest_difference: float
+    tolerance: float
+    same_top1: int
+    batch_sizes: tuple[int, ...]
+    answer: str = _TOP_1
+
+    @property
+    def in_words(self) -> str:
+        """Three lines for the screen."""
+        sizes = ", ".join(map(str, self.batch_sizes))
+        lines = (
+            f"compared with torch on {self.images:,} {self.what}, in batches of {sizes}:",
+            f"  logits differ by at most {self.largest_difference:.2g} ({self.tolerance:g} is allowed)",
+            f"  the same {self.answer} for {self.same_top1:,} of {self.images:,}",
+        )
+        return "\n".join(lines)
+
+
+class _Logits(nn.Module):
+    """Pixels to logits alone."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.model(pixel_values=pixel_values).logits
+
+
+def write_graph(model: nn.Module, shape: tuple[int, ...], file: Path, metadata: Mapping[str, str]) -> None:
+    """Export a classifier: `pixel_values` (batch, C, H, W) float32 -> `logits` (batch, K) float32.
+
+    The file holds no source lines and no paths of this machine. Weights of more than 1.9 GB are written to a second
+    file, with `.data` behind the name of the first.
+
+    Args:
+        model: In evaluation mode and float32, on the CPU.
+        shape: (C, H, W) of an image.
+        file: Where to write.
+        metadata: Names and texts to store in the file.
+
+    Raises:
+        ModelError: If the exporter can't do it.
+    """
+    size = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    pixels = torch.zeros(2, *shape)  # a batch of one would be taken for a constant
+    try:
+        # With gradients, torch.export decides otherwise about views and fails on Swin (torch 2.14).
+        with torch.no_grad(), _silent():
+            program: Any = torch.onnx.export(
+                _Logits(model).eval(),
+                (pixels,),
+                input_names=[_INPUT],
+                output_names=[_OUTPUT],
+                opset_version=_OPSET,
+                dynamo=True,
+                dynamic_shapes={_INPUT: {0: torch.export.Dim("batch")}},
+                verbose=False,
+            )
+    except Exception as error:  # of many kinds
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        root = error
+        while isinstance(root.__cause__, Exception):
+            root = root.__cause__
+        raise ModelError(f"torch.onnx can't export this {kind} network: {first_line(root)}") from error
+    for node in program.model.graph.all_nodes():  # source lines, with the paths of this machine
+        for entry in (node, *node.outputs):
+            entry.metadata_props.clear()
+    program.model.metadata_props.update(metadata)
+    with _silent():
+        program.save(file, external_data=size > _MAX_BYTES)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Drop what the exporter prints, logs and warns of; the comparison finds what matters."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def open_graph(file: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """An exported classifier in onnxruntime on the CPU: (B, C, H, W) float32 -> (B, K) float32.
+
+    Raises:
+        ParityError: If onnxruntime can't open it.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # torch needs the cores in turn
+    try:
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has no base class of its own
+        raise ParityError(f"onnxruntime can't open what was exported: {error}; nothing written") from error
+    return lambda pixels: np.asarray(session.run([_OUTPUT], {_INPUT: pixels})[0])
+
+
+def compare_outputs(
+    exported: Callable[[np.ndarray], np.ndarray],
+    reference: Callable[[Tensor], Tensor],
+    images: Iterable[tuple[str, Tensor]],
+    what: str,
+    thresholds: np.ndarray | None = None,
+) -> ParityResult:
+    """Run both on the same batches of 1, 2, 5 and 16 images, in turn.
+
+    Args:
+        exported: (B, C, H, W) float32 -> (B, K).
+        reference: The same in torch.
+        images: Names and pixels, (C, H, W) float32; at least one.
+        what: What they are, for the result.
+        thresholds: Of a multi-label model, the logit from which each label is given, (K,).
+
+    Raises:
+        ParityError: If `exported` can't take a batch, or a logit differs by more than the tolerance or is no number.
+    """
+    count = same = 0
+    largest, sizes = 0.0, set()
+    remaining, batch_sizes = iter(images), cycle(_BATCH_SIZES)
+    while batch := list(islice(remaining, next(batch_sizes))):
+        pixels = torch.stack([one for _, one in batch])  # (B, C, H, W)
+        with torch.inference_mode():
+            expected = reference(pixels).numpy()  # (B, K)
+        found = _run(exported, pixels.numpy(), expected.shape)
+        differences = np.abs(found - expected).max(axis=1)  # (B,)
+        allowed = TOLERANCE * np.maximum(1, np.abs(expected).max(axis=1))
+        for (name, _), difference, limit in zip(batch, differences, allowed, strict=True):
+            if not difference <= limit:  # NaN too
+                raise ParityError(
+                    f"model.onnx doesn't compute what torch computes: {name}, in a batch of {len(batch)}, has logits "
+                    f"that differ by up to {difference:.3g}; allowed: {limit:.3g}. Nothing was written"
+                )
+        largest = max(largest, float(differences.max()))
+        same += _same_answers(found, expected, thresholds)
+        count += len(batch)
+        sizes.add(len(batch))
+    answer = _TOP_1 if thresholds is None else _LABELS
+    return ParityResult(count, what, largest, TOLERANCE, same, tuple(sorted(sizes)), answer)
+
+
+def _same_answers(found: np.ndarray, expected: np.ndarray, thresholds: np.ndarray | None) -> int:
+    if thresholds is None:
+        return int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+    return int(((found >= thresholds) == (expected >= thresholds)).all(axis=1).sum())
+
+
+def _run(exported: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        found = exported(pixels)
+    except Exception as error:  # onnxruntime has no base class of its own
+        raise ParityError(
+            f"model.onnx can't run a batch of {len(pixels)} images: {first_line(error)}; nothing written"
+        ) from error
+    if found.shape != shape:
+        raise ParityError(f"model.onnx answers {len(pixels)} images with {found.shape} numbers, torch with {shape}")
+    return found
