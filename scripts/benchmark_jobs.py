@@ -282,10 +282,8 @@ def _forward(model: Any, stop: Step, pixels: Sequence[torch.Tensor]) -> tuple[to
 
     prefix = prefix_to(model.requires_grad_(False), stop, pixels[0])
     engines = {
-        dtype: choose_engine(
-            prefix, pixels[0], asked="auto", bfloat16=dtype == "bfloat16", images=MANY, memory=None, key=""
-        )
-        for dtype in ("float32", "bfloat16")
+        dtype: choose_engine(prefix, pixels[0], asked="auto", autocast=autocast, images=MANY)
+        for dtype, autocast in (("float32", None), ("bfloat16", torch.bfloat16))
     }
     dtype, best = max(engines.items(), key=lambda found: found[1].images_per_second or 0)
     size = len(pixels[0])

@@ -19,9 +19,10 @@ from hfft.metrics.compute_metrics import validating
 from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.replay.cache import Origin
-from hfft.replay.replay import Replay
+from hfft.replay.replay import Replay, RunPhases
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.phases import run_phase
+from hfft.training.plan import duration, prepare_phase
 
 CLASSES = ("red", "blue")
 
@@ -106,4 +107,4 @@ def replay_of(
 ) -> Replay:
     """Replay of the images of `phase_data`."""
     origin = Origin({"train": "toy", "validation": "toy, too"}, "tiny", augment or AugmentSpec(), 0, {})
-    return Replay(spec, folder, phases, origin)
+    return Replay(spec, folder, origin, RunPhases(phases, prepare_phase, duration))

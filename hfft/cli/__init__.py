@@ -7,10 +7,8 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from hfft._version import __version__
-from hfft.cli import sharing, training, using
-from hfft.cli.arguments import VerbParser
-from hfft.cli.printing import open_console, say
+from hfft.cli.parser import build_parser
+from hfft.cli.printing import open_console, print_error
 from hfft.errors import HfftError
 from hfft.system.signals import end_process, last_words, prompt_interruption, stop_signal
 from hfft.system.text import printable
@@ -29,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, 1 for a failed run or harmful data, 2 for a bad request, 130 after Ctrl-C, 143 after SIGTERM.
     """
     open_console()
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     _show_log()
     with last_words():
         code = _run(arguments)
@@ -39,13 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    """Run the verb, and tell of its failure."""
     try:
         with prompt_interruption():
             code = arguments.run(arguments)
     except HfftError as error:
         _close_bars()
-        say(f"error: {error}")
+        print_error(f"error: {error}")
         return error.exit_code
     except KeyboardInterrupt:
         _close_bars()
@@ -53,8 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
         # A launcher ends its other processes with SIGTERM when one has died, often before they notice by themselves.
         by_launcher = number == signal.SIGTERM and "RANK" in os.environ
         cause = "interrupted, or another process of this launch has ended" if by_launcher else "interrupted"
-        again = "the same command finishes the push" if arguments.verb == "push" else _CONTINUES
-        say(f"{cause}; {again}")
+        print_error(f"{cause}; {'the same command finishes the push' if arguments.verb == 'push' else _CONTINUES}")
         return _BY_SIGNAL + number
     if "RANK" in os.environ:
         from hfft.system.distributed import leave
@@ -94,12 +90,3 @@ def _show_log() -> None:
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hfft", description="Fine-tune image classifiers, in phases.")
-    parser.add_argument("--version", action="version", version=f"hfft {__version__}")
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=VerbParser)
-    for module in (training, using, sharing):
-        module.add_verbs(verbs)
-    return parser

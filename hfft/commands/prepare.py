@@ -18,10 +18,12 @@ from hfft.evaluators.protocol import Job
 from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.replay.replay import open_replay, replay_folder
+from hfft.replay.cache import Origin
+from hfft.replay.replay import Replay, RunPhases, image_origin, replay_folder
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json
 from hfft.training.phase_data import PhaseData, PhaseRun
+from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision
 
 
@@ -68,9 +70,16 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str, 
         processor=found.processor,
         phases=_phase_runs(phases, folder, recipe.seed),
         data=_phase_data(images, found.processor, recipe),
-        replay=open_replay(recipe, phases, found.processor, checked.fingerprints),
+        replay=_replay(recipe, phases, image_origin(recipe, found.processor, checked.fingerprints)),
         load=partial(load_network, recipe, images) if is_loaded else None,
     )
+
+
+def _replay(recipe: Recipe, phases: Sequence[PhaseSpec], origin: Origin) -> Replay | None:
+    """What feeds the phases from recordings; None where replay is off."""
+    if recipe.replay.mode == "off":
+        return None
+    return Replay(recipe.replay, replay_folder(recipe), origin, RunPhases(phases, prepare_phase, duration))
 
 
 def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[PhaseRun]:

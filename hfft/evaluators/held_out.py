@@ -15,7 +15,7 @@ from hfft.data.sources.labels import is_multi_label, labels_of
 from hfft.metrics.metrics import softmax
 from hfft.metrics.multilabel import sigmoid
 from hfft.metrics.scores import Scores, measured
-from hfft.metrics.scoring import Logits, compute, divided
+from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds
 
 Then = Callable[..., Sequence[torch.Tensor]]
@@ -30,21 +30,29 @@ class ForwardPass:
         transform: The evaluation transform.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        engine: As for `score`.
+        choose_run: As for `compute`.
     """
 
     transform: Transform
     batch_size: int
     workers: int
-    engine: str
+    choose_run: Callable[[nn.Module, torch.Tensor], Run] | None = None
 
     def over(
         self, splits: Mapping[str, Dataset], network: nn.Module, then: Then | None = None
     ) -> list[dict[str, np.ndarray]]:
         """For each tensor of `compute` its values (N, ...) by split."""
         examples = Examples(concatenate_datasets(list(splits.values())), self.transform.pixels)
-        options: dict[str, Any] = {"batch_size": self.batch_size, "workers": self.workers, "engine": self.engine}
-        return [divided(a, splits) for a in compute(network, examples, self.transform.floats, then=then, **options)]
+        found = compute(
+            network,
+            examples,
+            self.transform.floats,
+            batch_size=self.batch_size,
+            workers=self.workers,
+            choose_run=self.choose_run,
+            then=then,
+        )
+        return [divided(array, splits) for array in found]
 
     def first_pixels(self, rows: Dataset, device: torch.device) -> torch.Tensor:
         """The first image, (1, C, H, W)."""

@@ -22,7 +22,6 @@ from hfft.evaluators.features import as_before
 from hfft.evaluators.held_out import ForwardPass
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, Job
-from hfft.replay.engine import EAGER
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.system.machine import cpus_per_process
@@ -126,7 +125,6 @@ def _features(network: Any, phase: PhaseRun, job: Job) -> torch.Tensor | str:
         evaluation_transform(job.processor),
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        engine=EAGER,
     )
     network.to(PartialState().device)
     reference = Reference(network, forward.first_pixels(rows, network.device))

@@ -4,7 +4,6 @@ A result and the pretrained network have the layers in common that no phase trai
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hfft.evaluators.protocol import Job
+from hfft.metrics.scoring import Logits
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import TrainingActivations
-from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels, split_point_at
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.training.plan import prepare_phase
 from hfft.training.settings import training_arguments
 
@@ -24,17 +24,19 @@ _ROWS = 64  # of an activation data set that are computed at once
 _Then = Callable[..., Sequence[torch.Tensor]]
 
 
-class _Tapped(nn.Module):
-    """A classifier that returns its logits, and the tensors that enter a split point, if one is given."""
+class LogitsAndEntering(nn.Module):
+    """A classifier with a flat tuple as output: logits (B, K), and the tensors that enter a split point, (B, ...)."""
 
-    def __init__(self, model: nn.Module, split_point: SplitPoint | None) -> None:
+    def __init__(self, model: nn.Module, split_point: SplitPoint) -> None:
+        """Wrap the classifier."""
         super().__init__()
         self.model = model
         self._split_point = split_point
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Both, of pixels (B, C, H, W)."""
         found: list[tuple[torch.Tensor, ...]] = []
-        with nullcontext() if self._split_point is None else self._split_point.reached(found.append):
+        with self._split_point.reached(found.append):
             logits = self.model(pixel_values=pixels).logits  # (B, K)
         return (logits, *(tensor for tensors in found for tensor in tensors))
 
@@ -79,13 +81,13 @@ class Reference:
         def then(logits: torch.Tensor, *entering: torch.Tensor) -> Sequence[torch.Tensor]:
             return (logits, *self._continue(start, entering))
 
-        return _Tapped(result, split_point), then
+        return LogitsAndEntering(result, split_point), then
 
     def alone(self) -> tuple[nn.Module, _Then]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
         if self.head is None:
-            return _Tapped(self.model, None), lambda logits: (logits,)
-        return _Tapped(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
+            return Logits(self.model), lambda logits: (logits,)
+        return LogitsAndEntering(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
 
     def training_activations(self, job: Job) -> TrainingActivations | None:
         """What the first phase recorded of the training images, if anything."""
@@ -99,7 +101,7 @@ class Reference:
         if split_point is None:
             return None
         arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
-        return job.replay.recorded(self.model, split_point, data, arguments, phase.folder)
+        return job.replay.recorded(data.frozen_pass(self.model, arguments, "baselines"), split_point, phase.folder)
 
     def features(self, recorded: TrainingActivations, places: Sequence[int]) -> torch.Tensor:
         """Features (M, D) of some of the recorded images."""
@@ -116,9 +118,7 @@ class Reference:
         assert self.head is not None
         found: list[tuple[torch.Tensor, ...]] = []
         with start.bypassed(), self.head.reached(found.append):
-            start.feed(entering)
-            shape = (len(entering[0]), *start.image_shape)
-            logits = self.model(pixel_values=placeholder_pixels(shape, entering[0].device)).logits  # (B, K)
+            logits = self.model(pixel_values=start.feed(entering)).logits  # (B, K)
         return logits, vectors(entering if start.path == self.head.path else found[0])
 
     def _vectors(self, start: SplitPoint, entering: tuple[torch.Tensor, ...]) -> torch.Tensor:

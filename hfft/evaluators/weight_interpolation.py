@@ -24,7 +24,7 @@ from hfft.metrics.multilabel import SetOutcomes
 from hfft.model.checkpoint import saved_weights
 from hfft.model.restoring import left_as_it_was
 from hfft.recipe.dependencies import is_greater_better
-from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.system.distributed import meet
 from hfft.training.phases import finished_phase
 from hfft.training.settings import EVAL_BATCH
@@ -225,10 +225,8 @@ def _try_all(
 def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Tensor, ...]) -> np.ndarray:
     if split_point is None:
         return network(pixel_values=entering[0]).logits.float().cpu().numpy()  # (B, K)
-    pixels = placeholder_pixels((len(entering[0]), *split_point.image_shape), entering[0].device)
     with split_point.bypassed():
-        split_point.feed(entering)
-        return network(pixel_values=pixels).logits.float().cpu().numpy()
+        return network(pixel_values=split_point.feed(entering)).logits.float().cpu().numpy()
 
 
 def _split_point(network: Any, interpolator: _Interpolator, pixels: torch.Tensor) -> SplitPoint | None:

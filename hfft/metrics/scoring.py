@@ -1,14 +1,13 @@
 """A model and splits -> predictions, metrics with intervals, and a table by class."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.logging import get_logger
 from datasets import Dataset, concatenate_datasets
 from torch import nn
 from torch.utils.data import DataLoader
@@ -16,16 +15,16 @@ from torch.utils.data import DataLoader
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label
-from hfft.errors import DataError, ModelError
+from hfft.errors import DataError
 from hfft.metrics.metrics import softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.thresholds import kept_thresholds
-from hfft.replay.engine import EAGER, Engine, choose_engine
-from hfft.replay.split_point import SplitPoint
 from hfft.system.progress import SOON, bar
 
-_LOG = get_logger(__name__)
-_MANY = 16  # batches; fewer don't repay the preparation of an engine
+_MANY = 16  # batches; fewer don't repay the preparation of something faster
+
+Run = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+"""Pixels (B, C, H, W) -> tensors (B, ...)."""
 
 
 def score(
@@ -36,7 +35,6 @@ def score(
     classes: Sequence[str],
     batch_size: int = 32,
     workers: int = 0,
-    engine: str = EAGER,
 ) -> dict[str, Scores]:
     """Predict every image once, whatever the number of processes, and measure each split.
 
@@ -47,8 +45,6 @@ def score(
         classes: Class names.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        engine: What predicts, by name as in model/engine.py; eager torch where it can't, doesn't agree with torch, or
-            has too few images to repay its preparation.
 
     Returns:
         By split name, the same on every process.
@@ -59,7 +55,7 @@ def score(
     if not splits:
         return {}
     examples = Examples(concatenate_datasets(list(splits.values())), transform.pixels)
-    logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers, engine=engine)
+    logits = predict(model, examples, transform.floats, batch_size=batch_size, workers=workers)
     by_themselves = is_multi_label(examples.rows)
     thresholds = kept_thresholds(model.config, len(classes)) if by_themselves else None
     values = divided(logits if by_themselves else softmax(logits), splits)
@@ -79,7 +75,6 @@ def predict(
     *,
     batch_size: int,
     workers: int = 0,
-    engine: str = EAGER,
 ) -> np.ndarray:
     """Logits (N, K) of all examples, in their order, gathered from all processes.
 
@@ -89,10 +84,8 @@ def predict(
         floats: Pixels of a batch to what the model takes.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        engine: As for `score`.
     """
-    options: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "engine": engine}
-    return compute(Logits(model), examples, floats, **options)[0]
+    return compute(Logits(model), examples, floats, batch_size=batch_size, workers=workers)[0]
 
 
 def compute(
@@ -102,7 +95,7 @@ def compute(
     *,
     batch_size: int,
     workers: int = 0,
-    engine: str = EAGER,
+    choose_run: Callable[[nn.Module, torch.Tensor], Run] | None = None,
     then: Callable[..., Sequence[torch.Tensor]] | None = None,
 ) -> list[np.ndarray]:
     """What a network makes of all examples, in their order, gathered from all processes.
@@ -113,26 +106,24 @@ def compute(
         floats: Pixels of a batch to what the network takes.
         batch_size: Images per forward pass and process.
         workers: Processes that read images.
-        engine: As for `score`.
+        choose_run: The network and its first batch -> what computes the same, faster; not asked where there are too
+            few images to repay its preparation.
         then: Makes the tensors that are returned from the network's, in eager torch.
 
     Returns:
         For each tensor an array, (N, ...) float32.
     """
-    if len(examples) < _MANY * batch_size:
-        engine = EAGER
     accelerator = Accelerator()
     loader = accelerator.prepare_data_loader(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
     network = network.to(accelerator.device).eval()
-    program: Engine | None = None
+    run: Run = network
     batches: list[list[torch.Tensor]] = []
     with torch.no_grad(), _broken_images_named():
         for pixels in bar("scoring", len(loader), loader, unit="batches", delay=SOON):
             batch = floats(pixels)
-            lacking = 0 if engine == EAGER else batch_size - len(batch)  # other engines take one size only
-            filled = torch.cat([batch, batch[-1:].expand(lacking, *batch.shape[1:])])
-            program = program or _program(network, filled, engine)
-            found: Sequence[torch.Tensor] = [tensor[: len(batch)] for tensor in program.run(filled)]
+            if choose_run is not None and not batches and len(examples) >= _MANY * batch_size:
+                run = choose_run(network, batch)
+            found: Sequence[torch.Tensor] = run(batch)
             found = found if then is None else then(*found)
             gathered: Any = accelerator.gather_for_metrics([tensor.float().contiguous() for tensor in found])
             batches.append([tensor.cpu() for tensor in gathered])  # each (B, ...)
@@ -150,30 +141,16 @@ def _broken_images_named() -> Iterator[None]:
 
 
 class Logits(nn.Module):
-    """A classifier with a flat tuple as output: logits, and what enters a split point, if one is given."""
+    """A classifier with a flat tuple as output: its logits (B, K)."""
 
-    def __init__(self, model: nn.Module, split_point: SplitPoint | None = None) -> None:
+    def __init__(self, model: nn.Module) -> None:
         """Wrap the classifier."""
         super().__init__()
         self.model = model
-        self._split_point = split_point
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Logits (B, K), and the tensors that enter the split point, (B, ...)."""
-        found: list[tuple[torch.Tensor, ...]] = []
-        with nullcontext() if self._split_point is None else self._split_point.reached(found.append):
-            logits = self.model(pixel_values=pixels).logits  # (B, K)
-        return (logits, *(tensor for tensors in found for tensor in tensors))
-
-
-def _program(network: nn.Module, pixels: torch.Tensor, engine: str) -> Engine:
-    """The engine that was asked for, or eager torch."""
-    options: dict[str, Any] = {"bfloat16": False, "images": len(pixels), "memory": None, "key": ""}
-    try:
-        return choose_engine(network, pixels, asked=engine, **options)
-    except ModelError as reason:
-        _LOG.info(f"scoring: {EAGER}, as {reason}")
-        return choose_engine(network, pixels, asked=EAGER, **options)
+        """Logits of pixels (B, C, H, W)."""
+        return (self.model(pixel_values=pixels).logits,)
 
 
 def _batch(examples: Sequence[dict[str, Any]]) -> torch.Tensor:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, cast
 
-from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -219,6 +218,8 @@ def _rules(model: nn.Module) -> _Rules:
         return _Patterns(
             (*((_path_pattern(head), "head", ()) for head in heads), (_path_pattern(blocks), "block", ()))
         )
+    from peft import PeftModel  # which networks of known families don't need
+
     network = model.get_base_model() if isinstance(model, PeftModel) else model
     places, paths = find_places(cast(PreTrainedModel, network))
     return _Places(places, frozenset(paths))

@@ -1,26 +1,22 @@
-"""A phase's images as recorded activations, and the batches that a network takes that starts from them."""
+"""A phase's images as recorded activations, and the batches of a network that starts from them."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
 from hfft.data.images.batches import FILLER, ignored_like, stack_labels, without_fillers
-from hfft.replay.recordings import Recording
-from hfft.replay.split_point import SplitPoint, placeholder_pixels
+from hfft.replay.split_point import SplitPoint
+from hfft.replay.store import Recording
 
 
 class ActivationDataset(Dataset[dict[str, Any]]):
     """The activations of a split in the place of its images; epochs take turns with the views."""
 
     def __init__(self, views: Sequence[Recording], labels: Sequence[Any]) -> None:
-        """Wrap the recordings.
-
-        Args:
-            views: One recording per view, with one row per image.
-            labels: Of the images: class indices, or rows of shares.
-        """
+        """Wrap recordings with one row per image, one for each view; labels are class indices or rows of shares."""
         self.epoch = 0
         self.labels = labels
         self.views = views
@@ -40,28 +36,13 @@ class ActivationDataset(Dataset[dict[str, Any]]):
         return {"activations": self.views[self.epoch % len(self.views)][index], "label": self.labels[index]}
 
 
+@dataclass(frozen=True)
 class ReplayedData:
     """A phase's data as activations, and the split point at which its network takes them."""
 
-    def __init__(
-        self,
-        split_point: SplitPoint,
-        train: ActivationDataset,
-        validation: ActivationDataset | None,
-        shape: Sequence[int],
-    ) -> None:
-        """Put them together.
-
-        Args:
-            split_point: Where the network starts.
-            train: Training images.
-            validation: Validation images, if there are any.
-            shape: Of an image as the network takes it, (C, H, W).
-        """
-        self.split_point = split_point
-        self.train = train
-        self.validation = validation
-        self._shape = tuple(shape)
+    split_point: SplitPoint
+    train: ActivationDataset
+    validation: ActivationDataset | None
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Stack examples: `activations`, tensors (B, ...); `labels` (B,) or (B, K); and no pixels, (B, 0).
@@ -78,8 +59,6 @@ class ReplayedData:
 
     def feed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Hand a batch's activations to the split point; returns what the network is called with."""
-        inputs = dict(inputs)
-        activations = inputs.pop("activations")
-        self.split_point.feed(activations)
-        shape = (len(activations[0]), *self._shape)
-        return {**inputs, "pixel_values": placeholder_pixels(shape, activations[0].device)}
+        activations = inputs["activations"]
+        others = {name: value for name, value in inputs.items() if name != "activations"}
+        return {**others, "pixel_values": self.split_point.feed(activations)}

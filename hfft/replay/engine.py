@@ -1,167 +1,274 @@
-"""Which software runs the frozen pass fastest on this machine: measured once, checked against torch, remembered.
+"""What runs the frozen part of a network over all images once: eager torch, or onnxruntime on the CPU.
 
-The frozen part of a network runs once over all images before a phase trains the rest. Convolutions with BatchNorm
-behind them, above all, run several times faster once the statistics are folded into the weights.
+onnxruntime is verified against torch on real images each time. Which of them is faster on this machine is measured
+once and remembered: convolutions with BatchNorm behind them, above all, run several times faster once the statistics
+are folded into the weights.
 """
 
+import importlib
+import os
+import sys
+import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
 from hfft.errors import ModelError
-from hfft.replay.programs import BUILDERS, Job, Refused, Run, eager, layout_of
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware
 
-_LOG = get_logger(__name__)
+Run = Callable[..., tuple[Tensor, ...]]
 
-_Rates = Mapping[str, Mapping[str, float]]  # by engine: images_per_second, and setup in seconds
-
-EAGER = "torch"
-"""Name of the engine that is torch as it trains."""
-_ROUNDS = 3  # timed batches of each candidate; the fastest counts, as other work on the machine only slows down
-_GLANCE = 4  # images that tell about how long the pass will take
-_BEHIND = 1.5  # times the fastest candidate's seconds: one that is slower is timed no further
+EAGER, ONNXRUNTIME = "torch", "onnxruntime"
+"""Names of the engines."""
+_CHUNK = 4  # images at once on one core: what EfficientNet's layers make of them still fits into its cache
+_ROUNDS = 3  # timed batches of each engine; the fastest counts, as other work on the machine only slows down
+_SAMPLE = 4  # images that show about how long the pass will take
+_BEHIND = 1.5  # times the faster engine's seconds: the other one is timed no further
 _SHORT_BATCHES, _SHORT_SECONDS = 20, 8.0  # a measurement takes about a third of this: a shorter pass can't repay it
 _ROUNDING = 1e-4  # of an output's largest value; other orders of float32 sums were seen to differ by up to 1e-5
 _SPREAD = 3.0  # times bfloat16's own distance from float32; two bfloat16 programs differ by about one such distance
 
+_LOG = get_logger(__name__)
+
+
+class _Refused(Exception):
+    """Why onnxruntime can't be used."""
+
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run the frozen pass.
+    """A way to run the frozen part.
 
     Attributes:
-        name: "torch" (eager), "torch traced" (frozen TorchScript, BatchNorm folded) or "onnxruntime".
-        run: Pixels (B, C, H, W) float32 -> the prefix's outputs, without gradient. B, C, H and W are those that the
+        name: EAGER or ONNXRUNTIME.
+        run: Pixels (B, C, H, W) float32 -> the network's outputs, without gradient. B, C, H and W are those that the
             engine was chosen with.
         images_per_second: As measured; None where nothing was measured.
-        difference: Largest difference of an output from eager torch in the same precision, on the images of the
-            choice, as a fraction of that output's largest value in float32.
     """
 
     name: str
     run: Run
-    images_per_second: float | None
-    difference: float
+    images_per_second: float | None = None
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """An engine that passed the check.
+class _Speed:
+    """Images per second of both engines, and the seconds until onnxruntime is ready."""
 
-    Attributes:
-        run: The engine.
-        difference: As of the engine.
-        setup: Seconds until it ran at full speed.
-        batch: Seconds of one batch.
-    """
-
-    run: Run
-    difference: float
+    torch: float
+    onnxruntime: float
     setup: float
-    batch: float
+
+    def favours_onnxruntime(self, images: int) -> bool:
+        return self.setup + images / self.onnxruntime < images / self.torch
 
 
 def choose_engine(
-    prefix: nn.Module, pixels: Tensor, *, asked: str, bfloat16: bool, images: int, memory: Path | None, key: str
+    network: nn.Module,
+    pixels: Tensor,
+    *,
+    asked: str,
+    autocast: torch.dtype | None,
+    images: int,
+    memory: tuple[Path, str] | None = None,
 ) -> Engine:
-    """The engine that finishes the frozen pass first, its preparation included.
+    """The engine that finishes a pass first, its preparation included.
 
-    Every candidate must agree with eager torch on the given images, each time: in float32 up to rounding; in bfloat16
-    it may be no further from float32 than a few times what eager bfloat16 is. On an accelerator the candidates are
-    eager and traced torch, as onnxruntime would run on the CPU.
+    onnxruntime must agree with eager torch on the given images: in float32 up to rounding; in bfloat16 it may be no
+    further from float32 than a few times what eager bfloat16 is.
 
     Args:
-        prefix: In evaluation mode and frozen; pixels -> flat tuple of tensors with B rows each.
-        pixels: Real images (B, C, H, W) float32, a full batch, on the prefix's device.
-        asked: "torch": eager, the only one whose float32 outputs are bit-equal to the plain run's; nothing is
-            measured. "onnxruntime" or "torch traced": that or an error. "auto": the fastest of all.
-        bfloat16: Whether torch runs under bfloat16 autocast.
+        network: In evaluation mode; pixels -> flat tuple of tensors with B rows each.
+        pixels: Real images (B, C, H, W) float32, a full batch, on the network's device.
+        asked: EAGER, the only one whose float32 outputs are bit-equal to those of training; ONNXRUNTIME or an error;
+            or "auto", the faster one.
+        autocast: The type that torch computes in; None is float32. In float16 it is always torch.
         images: How many the pass will run over. Where eager torch needs some seconds only, nothing is measured.
-        memory: JSON file of earlier measurements; None to forget.
-        key: What the prefix is, for `memory`: equal for equal architecture and split point. Machine, versions,
-            precision and the shape of the batch are added here.
+        memory: JSON file of earlier measurements, and what the network is in words: equal for equal architecture.
+            None to forget.
 
     Raises:
-        ModelError: If the one that was asked for is missing, can't run this prefix, or computes something else.
+        ModelError: If onnxruntime was asked for and is missing, can't run this network, or computes something else.
     """
-    plain = Engine(EAGER, eager(prefix, bfloat16), None, 0.0)
-    if asked == EAGER:
+    plain = Engine(EAGER, eager(network, autocast))
+    if asked == EAGER or autocast is torch.float16:
         return plain
-    place = f"{key}, {_circumstances(Job(prefix, pixels, bfloat16, (), ()))}"
-    known = _recall(memory, place) if asked not in BUILDERS else None
-    if asked not in BUILDERS and not known and _is_short(plain.run, pixels, images):
-        _LOG.info("frozen pass: torch; %d images are too few to look for something faster", images)
-        return plain
-    outputs, seconds = _timed(plain.run, pixels)
-    exact = eager(prefix, False)(pixels) if bfloat16 else outputs
-    job = Job(prefix, pixels, bfloat16, outputs, exact)
-    if asked in BUILDERS:
-        return _insist(asked, job)
-    if known and (engine := _reuse(known, plain, job, images)):
-        return engine
-    candidates, refused = _prepare(job)
-    candidates = {EAGER: _Candidate(plain.run, 0.0, 0.0, seconds), **candidates}
-    known = _measure(candidates, pixels)
-    name = _first_to_finish(known, images)
-    _LOG.info("frozen pass: %s; images/s: %s", name, _describe(known, refused))
-    _remember(memory, place, known)
-    return Engine(name, candidates[name].run, known[name]["images_per_second"], candidates[name].difference)
-
-
-def _prepare(job: Job) -> tuple[dict[str, _Candidate], dict[str, str]]:
-    """The candidates that agree with eager torch, and for the others the reason, by name."""
-    candidates, refused = {}, {}
-    for name in BUILDERS:
-        try:
-            candidates[name] = _build(name, job)
-        except Refused as reason:
-            refused[name] = str(reason)
-    return candidates, refused
-
-
-def _build(name: str, job: Job) -> _Candidate:
-    """Build a candidate and check it; Refused if it can't be built or run, or computes something else."""
-    start = time.perf_counter()
     try:
-        bare = BUILDERS[name](job)
-        dtypes = [output.dtype for output in job.outputs]
+        _check_available(pixels.device)
+        if asked == ONNXRUNTIME:
+            return Engine(ONNXRUNTIME, _verified_onnxruntime(network, pixels, autocast))
+        return _faster(plain, network, pixels, autocast=autocast, images=images, memory=memory)
+    except _Refused as reason:
+        if asked == ONNXRUNTIME:
+            raise ModelError(
+                f"replay.engine: onnxruntime can't be used: {reason}; auto uses it where it can"
+            ) from None
+        _LOG.info(f"frozen pass: torch; onnxruntime refused: {reason}")
+        return plain
+
+
+def scoring_engine(name: str) -> Callable[[nn.Module, Tensor], Run] | None:
+    """What chooses how a network predicts: onnxruntime where it can and agrees with torch; None for torch itself."""
+    if name != ONNXRUNTIME:
+        return None
+
+    def choose(network: nn.Module, pixels: Tensor) -> Run:
+        try:
+            engine = choose_engine(network, pixels, asked=name, autocast=None, images=len(pixels))
+        except ModelError as reason:
+            _LOG.info(f"scoring: torch, as {reason}")
+            return eager(network, None)
+
+        def run(batch: Tensor) -> tuple[Tensor, ...]:  # of the size of the first one, or smaller
+            filled = torch.cat([batch, batch[-1:].expand(len(pixels) - len(batch), *batch.shape[1:])])
+            return tuple(output[: len(batch)] for output in engine.run(filled))
+
+        return run
+
+    return choose
+
+
+def eager(network: nn.Module, autocast: torch.dtype | None) -> Run:
+    """A network as it is, in the memory format of its weights and the type that it computes in."""
+    layout = _memory_format(network)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        inputs = tuple(tensor.contiguous(memory_format=layout) if tensor.ndim == 4 else tensor for tensor in inputs)
+        with torch.no_grad(), torch.autocast(inputs[0].device.type, autocast, enabled=autocast is not None):
+            return network(*inputs)
+
+    return run
+
+
+def _faster(
+    plain: Engine,
+    network: nn.Module,
+    pixels: Tensor,
+    *,
+    autocast: torch.dtype | None,
+    images: int,
+    memory: tuple[Path, str] | None,
+) -> Engine:
+    place = _circumstances(network, pixels, autocast, "" if memory is None else memory[1])
+    speed = None if memory is None else _recall(memory[0], place)
+    if speed is None and _is_short(plain.run, pixels, images):
+        _LOG.info(f"frozen pass: torch; {images} images are too few to try onnxruntime")
+        return plain
+    if speed is not None and not speed.favours_onnxruntime(images):
+        return Engine(EAGER, plain.run, speed.torch)
+    begun = time.perf_counter()
+    run = _verified_onnxruntime(network, pixels, autocast)
+    if speed is None:
+        speed = _measure(plain.run, run, pixels, time.perf_counter() - begun)
+        _LOG.info(
+            f"frozen pass: torch {speed.torch:.0f} images/s, onnxruntime {speed.onnxruntime:.0f} images/s (ready in "
+            f"{speed.setup:.1f} s)"
+        )
+        _remember(memory, place, speed)
+    if speed.favours_onnxruntime(images):
+        return Engine(ONNXRUNTIME, run, speed.onnxruntime)
+    return Engine(EAGER, plain.run, speed.torch)
+
+
+def _check_available(device: torch.device) -> None:
+    if device.type != "cpu":
+        raise _Refused(f"it runs on the CPU and the model is on {device.type}")
+    try:
+        importlib.import_module("onnxruntime")
+        importlib.import_module("onnx")  # the exporter needs it, and names no package when it is missing
+    except ImportError:
+        raise _Refused('it is not installed: pip install "hfft[fast]"') from None
+
+
+def _verified_onnxruntime(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> Run:
+    """The network in onnxruntime, with the types of eager torch's outputs; _Refused if it computes something else."""
+    expected = eager(network, autocast)(pixels)
+    exact = eager(network, None)(pixels) if autocast is not None else expected
+    try:
+        program = _onnxruntime(network, pixels)
 
         def run(pixels: Tensor) -> tuple[Tensor, ...]:
-            with torch.no_grad():
-                outputs = bare(pixels)
-            return tuple(output.to(dtype) for output, dtype in zip(outputs, dtypes, strict=True))
+            return tuple(output.to(plain.dtype) for output, plain in zip(program(pixels), expected, strict=True))
 
-        run(job.pixels)
-        outputs, seconds = _timed(run, job.pixels)  # TorchScript optimizes itself in its second run
-    except Refused:
-        raise
-    except Exception as error:  # compilers and exporters raise whatever they stumble over
-        raise Refused(_reason(error)) from error
-    setup = time.perf_counter() - start
-    return _Candidate(run, _check(outputs, job), setup, seconds)
-
-
-def _check(outputs: tuple[Tensor, ...], job: Job) -> float:
-    """The largest relative difference from eager torch in the run's precision; Refused if it is too large."""
-    largest = 0.0
-    for number, (output, plain, exact) in enumerate(zip(outputs, job.outputs, job.exact, strict=True)):
+        outputs = run(pixels)
+    except Exception as error:  # exporters raise whatever they stumble over
+        first = (str(error).strip().splitlines() or ["no reason given"])[0]
+        raise _Refused(f"{type(error).__name__}: {first}") from error
+    for number, (output, plain, true) in enumerate(zip(outputs, expected, exact, strict=True)):
         if output.shape != plain.shape:
-            raise Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(plain.shape)}")
-        size, distance = _distance(exact, torch.zeros_like(exact)), _distance(output, exact)
-        limit = max(_SPREAD * _distance(plain, exact), _ROUNDING * size)
+            raise _Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(plain.shape)}")
+        distance = _distance(output, true)
+        limit = max(_SPREAD * _distance(plain, true), _ROUNDING * float(true.float().abs().max()))
         if not distance <= limit:  # so that NaN is refused too
-            raise Refused(f"output {number} differs from torch by up to {distance:.2g}; {limit:.2g} is allowed")
-        largest = max(largest, _distance(output, plain) / (size or 1.0))
-    return largest
+            raise _Refused(f"output {number} differs from torch by up to {distance:.2g}; {limit:.2g} is allowed")
+    return run
+
+
+def _onnxruntime(network: nn.Module, pixels: Tensor) -> Run:
+    """Float32 on the CPU with as many threads as torch has, each with a few images of its own.
+
+    They needn't wait for each other after every layer, nor for one whose core a data loader worker has taken.
+    The exporter is the one on top of torch.jit.trace: the one on top of torch.export needs 3 to 5 times as long, and
+    trips over a forward pass that ends in an exception (torch 2.14). It sees gray images: what it wrongly takes from
+    them for a constant then shows in the check on real ones.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    chunk = max(size for size in range(1, _CHUNK + 1) if len(pixels) % size == 0)
+    chunks, threads = len(pixels) // chunk, torch.get_num_threads()
+    options.intra_op_num_threads = max(threads // chunks, 1)
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # data loader workers want the cores
+    options.log_severity_level = 3  # errors; a warning about the graph is of no use to a user
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad(), _silent_export():
+        file = str(Path(folder) / "network.onnx")
+        gray = torch.zeros_like(pixels[:chunk], memory_format=torch.contiguous_format)
+        torch.onnx.export(network, (gray,), file, input_names=["pixels"], dynamo=False)
+        session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    pool = ThreadPoolExecutor(min(threads, chunks))
+
+    def run(pixels: Tensor) -> tuple[Tensor, ...]:
+        parts = pixels.contiguous().split(chunk)
+        done = pool.map(lambda part: session.run(None, {"pixels": part.numpy()}), parts)
+        return tuple(torch.from_numpy(np.concatenate(leaf)) for leaf in zip(*done, strict=True))
+
+    return run
+
+
+@contextmanager
+def _silent_export() -> Iterator[None]:
+    """Hide known warnings of the exporter, and all of stderr: a failing export prints the whole network (torch 2.14).
+
+    The warnings: TorchScript is deprecated, and a trace keeps the batch's shape as a constant.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", FutureWarning)
+        warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, r"torch\.onnx")
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
+        # The trace reads every attribute of a model, deprecated ones too.
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
+        torch._C._jit_set_onnx_log_output_stream("stderr")  # which no buffer delays until after this
+        sys.stderr.flush()
+        kept = os.dup(2)
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
@@ -169,111 +276,63 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).abs().max())
 
 
-def _insist(name: str, job: Job) -> Engine:
-    """An engine by name, not timed; ModelError if it is refused."""
-    try:
-        candidate = _build(name, job)
-    except Refused as reason:
-        raise ModelError(f"replay.engine: {name} can't be used: {reason}; auto takes one that can") from reason
-    return Engine(name, candidate.run, None, candidate.difference)
-
-
-def _measure(candidates: Mapping[str, _Candidate], pixels: Tensor) -> _Rates:
-    """Rate and preparation time by name: batches in turn, so that a busy moment of the machine hits all alike."""
-    best = {name: candidate.batch for name, candidate in candidates.items()}
+def _measure(plain: Run, other: Run, pixels: Tensor, setup: float) -> _Speed:
+    """Batches in turn, so that a busy moment of the machine hits both engines alike."""
+    best = [_seconds(plain, pixels), _seconds(other, pixels)]
     for _ in range(_ROUNDS - 1):
-        slow = _BEHIND * min(best.values())
-        for name, candidate in candidates.items():
-            if best[name] <= slow:
-                best[name] = min(best[name], _timed(candidate.run, pixels)[1])
-    return {
-        name: {"images_per_second": len(pixels) / best[name], "setup": candidate.setup}
-        for name, candidate in candidates.items()
-    }
+        slow = _BEHIND * min(best)
+        for number, run in enumerate((plain, other)):
+            if best[number] <= slow:
+                best[number] = min(best[number], _seconds(run, pixels))
+    return _Speed(len(pixels) / best[0], len(pixels) / best[1], setup)
 
 
 def _is_short(run: Run, pixels: Tensor, images: int) -> bool:
-    glance = pixels[:_GLANCE]
-    if pixels.device.type != "cpu":
-        run(glance)  # the first one loads kernels, which takes seconds
-    image = _timed(run, glance)[1] / len(glance)
-    return image * images < _SHORT_BATCHES * image * len(pixels) + _SHORT_SECONDS
+    sample = pixels[:_SAMPLE]
+    per_image = _seconds(run, sample) / len(sample)
+    return per_image * images < _SHORT_BATCHES * per_image * len(pixels) + _SHORT_SECONDS
 
 
-def _timed(run: Run, pixels: Tensor) -> tuple[tuple[Tensor, ...], float]:
-    """What comes out, and the seconds it took."""
-    is_ahead = pixels.device.type != "cpu"  # an accelerator works on while the program goes on
-    if is_ahead:
-        torch.accelerator.synchronize()
-    start = time.perf_counter()
-    outputs = run(pixels)
-    if is_ahead:
-        torch.accelerator.synchronize()
-    return outputs, time.perf_counter() - start
+def _seconds(run: Run, pixels: Tensor) -> float:
+    begun = time.perf_counter()
+    run(pixels)
+    return time.perf_counter() - begun
 
 
-def _first_to_finish(known: _Rates, images: int) -> str:
-    return min(known, key=lambda name: known[name]["setup"] + images / known[name]["images_per_second"])
-
-
-def _describe(known: _Rates, refused: Mapping[str, str]) -> str:
-    rates = [f"{name} {it['images_per_second']:.0f} (ready in {it['setup']:.1f} s)" for name, it in known.items()]
-    return ", ".join([*rates, *(f"{name} refused: {reason}" for name, reason in refused.items())])
-
-
-def _reuse(known: _Rates, plain: Engine, job: Job, images: int) -> Engine | None:
-    """The engine that an earlier measurement favours; None if it fails now."""
-    name = _first_to_finish(known, images)
-    if name == EAGER:
-        return replace(plain, images_per_second=known[EAGER]["images_per_second"])
-    try:
-        candidate = _build(name, job)
-    except Refused as reason:
-        _LOG.info("frozen pass: %s, remembered as the fastest, is refused now and all are measured: %s", name, reason)
-        return None
-    return Engine(name, candidate.run, known[name]["images_per_second"], candidate.difference)
-
-
-def _recall(memory: Path | None, place: str) -> _Rates | None:
-    """What was measured before, if it can be read."""
+def _recall(memory: Path, place: str) -> _Speed | None:
     known: Any = recall(memory).get(place)
     try:
-        sensible = all(rate["images_per_second"] > 0 and rate["setup"] >= 0 for rate in known.values())
-    except (AttributeError, KeyError, TypeError):
+        speed = _Speed(float(known["torch"]), float(known["onnxruntime"]), float(known["setup"]))
+    except (KeyError, TypeError, ValueError):
         return None
-    return known if sensible and EAGER in known and set(known) <= {EAGER, *BUILDERS} else None
+    return speed if speed.torch > 0 and speed.onnxruntime > 0 else None
 
 
-def _remember(memory: Path | None, place: str, known: _Rates) -> None:
-    if not memory:
+def _remember(memory: tuple[Path, str] | None, place: str, speed: _Speed) -> None:
+    if memory is None:
         return
     try:
-        remember(memory, place, known)
-    except OSError as error:  # no reason to stop a run: the next one measures again
-        _LOG.info("frozen pass: the measurement can't be kept: %s", error)
+        remember(memory[0], place, vars(speed))
+    except OSError as error:  # the next run measures again
+        _LOG.info(f"frozen pass: the measurement can't be kept: {error}")
 
 
-def _circumstances(job: Job) -> str:
-    """All that a measurement depends on beside the network."""
+def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None, key: str) -> str:
+    """All that a measurement depends on."""
     parts = [
-        f"batch {'x'.join(map(str, job.pixels.shape))}",
-        "bfloat16" if job.bfloat16 else "float32",
-        str(layout_of(job.prefix)).removeprefix("torch."),
-        hardware(job.pixels.device),
+        key,
+        f"batch {'x'.join(map(str, pixels.shape))}",
+        str(autocast or torch.float32).removeprefix("torch."),
+        str(_memory_format(network)).removeprefix("torch."),
+        hardware(pixels.device),
         f"{torch.get_num_threads()} threads",
-        *(f"{package} {_version(package)}" for package in ("torch", "onnxruntime", "onnx")),
+        *(f"{name} {importlib.import_module(name).__version__}" for name in ("torch", "onnxruntime", "onnx")),
     ]
     return ", ".join(parts)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
-
-
-def _reason(error: Exception) -> str:
-    """The error in one line; an interpreter's error has its cause in the last one."""
-    lines = str(error).strip().splitlines() or ["no reason given"]
-    return f"{type(error).__name__}: {lines[-1 if 'TorchScript interpreter' in lines[0] else 0]}"
+def _memory_format(network: nn.Module) -> torch.memory_format:
+    """Channels last where the convolutions' weights are; a 1x1 convolution fits both and doesn't tell."""
+    weights = [weight for weight in network.parameters() if weight.dim() == 4]
+    last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
+    return torch.channels_last if last else torch.contiguous_format

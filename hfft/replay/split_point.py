@@ -119,9 +119,15 @@ class SplitPoint:
         finally:
             handle.remove()
 
-    def feed(self, activations: Sequence[torch.Tensor]) -> None:
-        """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...)."""
+    def feed(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...).
+
+        Returns:
+            What to call the network with, (B, C, H, W) without memory: of these pixels only the number counts.
+        """
         self._fed = tuple(activations)
+        shape = (len(self._fed[0]), *self.image_shape)
+        return torch.zeros((), device=self._fed[0].device).expand(shape)
 
     @contextmanager
     def bypassed(self) -> Iterator[None]:
@@ -219,8 +225,7 @@ class Prefix(nn.Module):
         with ExitStack() as undo:
             if self._start is not None:
                 undo.enter_context(self._start.bypassed())
-                self._start.feed(inputs)
-                pixels = placeholder_pixels((len(pixels), *self._start.image_shape), pixels.device)
+                pixels = self._start.feed(inputs)
             for split_point in self._split_points:
                 undo.enter_context(split_point.reached(partial(note, split_point)))
             with suppress(_Reached):
@@ -341,8 +346,7 @@ def _is_clean(model: Any, split_point: SplitPoint, pixels: torch.Tensor, batchno
         drawn = random_states(device)
         seed_random(device, 0)
         with split_point.bypassed():
-            split_point.feed(activations)
-            replayed = model(pixel_values=placeholder_pixels(pixels.shape, device)).logits  # (2, K)
+            replayed = model(pixel_values=split_point.feed(activations)).logits  # (2, K)
             if not all(
                 map(torch.equal, drawn, random_states(device))
             ):  # dropout or drop path in front of the split point
@@ -352,8 +356,3 @@ def _is_clean(model: Any, split_point: SplitPoint, pixels: torch.Tensor, batchno
     if any(gradient is None or not gradient.isfinite().all() for gradient in gradients):
         return False
     return float((whole - replayed.detach()).abs().max()) <= _TOLERANCE * float(whole.abs().max())
-
-
-def placeholder_pixels(shape: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Pixels of a shape without memory, for a network that starts at a split point."""
-    return torch.zeros((), device=device).expand(tuple(shape))

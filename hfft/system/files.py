@@ -43,11 +43,11 @@ def write_file(path: Path, write: Callable[[Path], Any]) -> None:
     aside = path.with_name(f".{path.name}.partial")
     try:
         write(aside)
+        _flush(aside)
+        os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    _flush(aside)
-    os.replace(aside, path)
     _flush(path.parent)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import TrainingArguments
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
+from hfft.replay.extraction import FrozenPass
 from hfft.training.losses import ImageLoss
 
 
@@ -42,6 +44,20 @@ class PhaseData:
     loss: Callable[[float], ImageLoss] = ImageLoss
     chances: torch.Tensor | None = None
     is_multi_label: bool = False
+
+    def frozen_pass(self, network: Any, arguments: TrainingArguments, title: str) -> FrozenPass:
+        """What replay computes activations with: a network as a phase trains it, and the phase's images."""
+        validation = {} if self.validation is None else {"validation": self.validation}
+        return FrozenPass(
+            network=network.to(arguments.device),
+            splits={"train": self.train, **validation},
+            floats=self.floats,
+            device=arguments.device,
+            autocast=torch.bfloat16 if arguments.bf16 else torch.float16 if arguments.fp16 else None,
+            batch_size=arguments.per_device_train_batch_size,
+            workers=arguments.dataloader_num_workers,
+            title=title,
+        )
 
     @property
     def headline(self) -> str:

@@ -174,7 +174,9 @@ def _finish(
     shards = Shards(model) if is_fsdp_asked() else None
     model = model if shards is None else shards.network
     with failures_explained(title, arguments):
-        replayed = None if replay is None else replay.open(model, data, arguments, phase)
+        replayed = None
+        if replay is not None:
+            replayed = replay.open(data.frozen_pass(model, arguments, title), phase.number, folder)
         spec = with_rate(model, data, replayed, arguments, phase)
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)

@@ -14,7 +14,7 @@ from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, placeholder_pixels
+from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware, has_native_bfloat16
 from hfft.training.plan import prepare_phase
@@ -109,8 +109,7 @@ def _step(
         logits = network(pixel_values=pixels).logits
     else:
         with split_point.bypassed():
-            split_point.feed(activations)
-            logits = network(pixel_values=placeholder_pixels(pixels.shape, pixels.device)).logits
+            logits = network(pixel_values=split_point.feed(activations)).logits
     logits.float().logsumexp(1).sum().backward()
 
 

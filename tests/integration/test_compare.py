@@ -179,7 +179,7 @@ def test_a_page_is_written_beside_the_table_or_the_json(workplace, capsys):
 
 @pytest.mark.parametrize(
     ("file", "words"),
-    [("page.pdf", "ends in .html"), ("nowhere/page.html", "no folder nowhere"), ("a.html", "a folder")],
+    [("page.pdf", "ends in .html"), ("nowhere/page.html", "there is no folder "), ("a.html", "a folder")],
 )
 def test_a_page_that_has_no_place_is_refused_before_any_work(file, words, workplace, capsys):
     Path("a.html").mkdir()

@@ -146,7 +146,7 @@ def test_what_changed_weights_compute_comes_from_the_nearest_recording(tmp_path,
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
-def test_a_file_cut_short_is_computed_again(tmp_path, monkeypatch, caplog):
+def test_a_recording_with_a_file_cut_short_is_made_anew(tmp_path, monkeypatch, caplog):
     computed = counted(monkeypatch)
     first = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     files = (tmp_path / "run/recordings").rglob("*.safetensors")
@@ -155,10 +155,10 @@ def test_a_file_cut_short_is_computed_again(tmp_path, monkeypatch, caplog):
     for number in range(2):
         (tmp_path / "run" / str(number)).rename(tmp_path / f"before {number}")
     again = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
-    assert sum(computed) == 48 + 32  # the training images, at one of two boundaries
+    assert sum(computed) == 48 + 32  # the training images, at one of two split points
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert "damaged (" in caplog.text
-    assert "computed again" in caplog.text
+    assert "recorded anew" in caplog.text
 
 
 def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
@@ -167,7 +167,7 @@ def test_a_full_disk_ends_in_the_plain_run(tmp_path, monkeypatch, caplog):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hfft.replay.store.publish", full)
+    monkeypatch.setattr("hfft.replay.store.write_file", full)
     replayed = train("vit", tmp_path / "run", replay=EXACT, phases=TWO)
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
     assert "recording its activations failed: [Errno 28] No space left on device" in caplog.text
@@ -211,8 +211,7 @@ def test_activations_that_are_kept_in_half_train_in_float32(tmp_path, dtype):
 
 def test_mixup_is_not_replayed(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    data = toy.phase_data(train=16, augment=AugmentSpec(mixup=0.4))
-    toy.run(tiny.build("vit"), tmp_path / "0", data=data, replay=EXACT)
+    train("vit", tmp_path, replay=EXACT, phases=TWO[:1], augment=AugmentSpec(mixup=0.4))
     assert "mixup mixes the pixels of several images" in caplog.text
 
 

@@ -8,7 +8,15 @@ import sys
 import pytest
 
 from hfft.cli import main
-from hfft.cli.printing import ConsoleError, interval, open_console, print_metrics, print_table, say, show
+from hfft.cli.printing import (
+    ConsoleError,
+    format_interval,
+    open_console,
+    print_error,
+    print_line,
+    print_metrics,
+    print_table,
+)
 
 LINE = "Straße 猫 caf\udce9 \x1b[31m"
 NAMES = ("Straße", "ant\\x1b[31m", "b\\x0ac", "caf\\xe9", "猫")
@@ -42,8 +50,8 @@ def test_a_console_of_any_encoding(encoding, monkeypatch):
     shown = (
         LINE.replace("\udce9", "\\xe9").replace("\x1b", "\\x1b").encode(encoding, "backslashreplace").decode(encoding)
     )
-    assert written(monkeypatch, encoding, lambda: show(LINE)) == f"{shown}\n"
-    assert written(monkeypatch, encoding, lambda: say(LINE), "stderr") == f"{shown}\n"
+    assert written(monkeypatch, encoding, lambda: print_line(LINE)) == f"{shown}\n"
+    assert written(monkeypatch, encoding, lambda: print_error(LINE), "stderr") == f"{shown}\n"
     assert shown in written(monkeypatch, encoding, lambda: print_table([LINE], [[LINE]]))
 
 
@@ -83,7 +91,7 @@ def test_a_reader_that_leaves(monkeypatch):
     reader, writer = os.pipe()
     os.close(reader)
     monkeypatch.setattr(sys, "stdout", os.fdopen(writer, "w", encoding="utf-8"))
-    show("a")
+    print_line("a")
     print_table(["b"], [["c"]])
     sys.stdout.close()  # what Python does at its end
 
@@ -92,7 +100,7 @@ def test_a_reader_that_leaves(monkeypatch):
 def test_a_stream_that_is_full(monkeypatch):
     monkeypatch.setattr(sys, "stdout", os.fdopen(os.open("/dev/full", os.O_WRONLY), "w", encoding="utf-8"))
     with pytest.raises(ConsoleError, match="can't be written"):
-        show("a")
+        print_line("a")
     sys.stdout.close()
 
 
@@ -114,4 +122,4 @@ def test_too_few_images_are_said_in_the_place_of_an_interval(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["test", "accuracy", "0.5000", "0.2500", "to", "0.7500"]
     assert lines[2].split() == ["test", "log", "loss", "0.5000", "too", "few", "images"]
-    assert interval(unknown, "+") == "+0.5000 (too few images)"
+    assert format_interval(unknown, "+") == "+0.5000 (too few images)"

@@ -115,7 +115,7 @@ def test_the_shares_of_a_folder_of_shards_are_printed(recipe, tmp_path, monkeypa
         write_tar(tmp_path / "shards" / f"train-{number}.tar", members)
     assert main(["plan", "recipe.yaml", "--processes", "3", "training.per_device_train_batch_size=3"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert "shards: 3; images are divided, not shards: each process reads its images from all of them" in lines
+    assert "shards: 3; each process reads its images from all of them" in lines
     assert "6 steps of 9 images (3 at once on each of 3 processes), 3 epochs" in lines
     assert "each process sees 3 to 6 of 13 images per epoch" in lines
     assert main(["plan", "recipe.yaml"]) == 0

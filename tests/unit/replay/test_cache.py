@@ -9,7 +9,7 @@ import toy
 from transformers import TrainingArguments
 
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
-from hfft.replay.cache import ActivationCache, Job, Origin, Place
+from hfft.replay.cache import ActivationCache, Origin, View
 from hfft.replay.split_point import split_point_at
 
 ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
@@ -20,9 +20,9 @@ DATA = toy.phase_data()
 def name(tmp_path, origin=ORIGIN, *, engine="torch", path="classifier", view=0, model=None, **arguments):
     model = model or tiny.build("vit")
     options = {"output_dir": str(tmp_path), "use_cpu": True, "per_device_train_batch_size": 8, **arguments}
-    job = Job(model, DATA, TrainingArguments(**options), "test")
+    frozen = DATA.frozen_pass(model, TrainingArguments(**options), "test")
     cache = ActivationCache(ReplaySpec(engine=engine), tmp_path, origin)
-    return cache.key(job, split_point_at(model, path, ONE), Place("train", view), "torch")
+    return cache.key(frozen, split_point_at(model, path, ONE), View("train", view), "torch")
 
 
 def other_weights():

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from hfft.cli import _parser
+from hfft.cli.parser import build_parser
 from hfft.errors import RecipeError
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.system.paths import expanded, folder_at, is_same_place
@@ -71,7 +71,7 @@ def test_a_user_that_is_not_there_is_refused_and_a_folder_of_that_name_is_not(tm
 
 def places(command):
     """All that a command line was understood as, but for the verb and its function."""
-    found = vars(_parser().parse_args(command))
+    found = vars(build_parser().parse_args(command))
     values = [value if isinstance(value, list) else [value] for name, value in found.items() if name != "run"]
     return {os.fspath(value) for row in values for value in row if isinstance(value, str | os.PathLike)}
 
@@ -103,5 +103,8 @@ def test_every_path_of_a_command_line_may_begin_with_it(command):
 
 def test_words_after_options_are_read_as_those_before():
     with pytest.raises((argparse.ArgumentTypeError, SystemExit)):
-        _parser().parse_args(["train", "r.yaml", "--nope"])
-    assert [str(word) for word in _parser().parse_args(["compare", "a", "--json", "~/b"]).runs] == ["a", f"{HOME}/b"]
+        build_parser().parse_args(["train", "r.yaml", "--nope"])
+    assert [str(word) for word in build_parser().parse_args(["compare", "a", "--json", "~/b"]).runs] == [
+        "a",
+        f"{HOME}/b",
+    ]

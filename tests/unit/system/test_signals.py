@@ -37,12 +37,12 @@ LAST_WORDS = """
 import os, signal, sys
 from hfft import cli
 
-say = cli.say
+say = cli.print_error
 def interrupted(line):
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(os.getpid(), number)
     say(line)
-cli.say = interrupted
+cli.print_error = interrupted
 sys.exit(cli.main(["report", "nowhere"]))
 """
 

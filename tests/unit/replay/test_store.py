@@ -12,10 +12,12 @@ from collections import namedtuple
 
 import pytest
 import torch
+from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from hfft.replay.recordings import Leaf, Recorder, find_recording, locked, make_room
+from hfft.replay import store
+from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked, make_room
 from hfft.system.files import read_json, write_json
 
 LEAVES = (Leaf(torch.float32, (2, 3)), Leaf(torch.bfloat16, (5,)))
@@ -26,19 +28,27 @@ FILL = """
 import sys
 from pathlib import Path
 import torch
-from hfft.replay.recordings import Leaf, Recorder, find_recording, locked
+from accelerate import PartialState
+from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked
 folder, written = Path(sys.argv[1]), 0
+PartialState()
 with locked(folder, "k"):
-    recording = find_recording(folder, "k")
+    recording = find_recording(folder, "k", 2500)
     if recording is None:
-        recorder = Recorder(folder, "k", rows=2500, leaves=[Leaf(torch.int64, ())], about={}, batch=4)
-        for span in recorder.missing():
-            recorder.write(span, [torch.tensor(span)])
+        files = RecordingFiles.plan(folder, "k", rows=2500, leaves=[Leaf(torch.int64, ())], batch=4)
+        for span in files.missing(files.spans):
+            files.write(span, [torch.tensor(span)])
             written += 1
             print("wrote", flush=True)
-        recording = recorder.finish()
+        recording = files.finish({})
 print(written, int(recording.rows(range(2500))[0].sum()))
 """
+
+
+@pytest.fixture(autouse=True)
+def _launched(monkeypatch):
+    PartialState()
+    monkeypatch.setattr(store, "_verified", set())
 
 
 @pytest.fixture
@@ -54,28 +64,32 @@ def content(rows=ROWS):
     return numbers.reshape(rows, 2, 3), torch.randn(rows, 5, generator=torch.manual_seed(rows)).bfloat16()
 
 
-def recorder(folder, key="k", rows=ROWS, leaves=LEAVES, batch=4, **about):
-    return Recorder(folder, key, rows=rows, leaves=leaves, about=about, batch=batch)
+def plan(folder, key="k", rows=ROWS, leaves=LEAVES, batch=4):
+    return RecordingFiles.plan(folder, key, rows=rows, leaves=leaves, batch=batch)
 
 
-def fill(writer, spans=None, tensors=None):
-    for span in writer.missing() if spans is None else spans:
-        writer.write(span, [tensor[span.start : span.stop] for tensor in tensors or content(len_of(writer))])
-    return writer
-
-
-def len_of(writer):
-    return writer.spans[-1].stop
+def fill(files, spans=None, tensors=None):
+    for span in files.missing(files.spans) if spans is None else spans:
+        files.write(span, [tensor[span.start : span.stop] for tensor in tensors or content(files.rows)])
+    return files
 
 
 def record(folder, key="k", rows=ROWS, **about):
-    return fill(recorder(folder, key, rows, **about)).finish()
+    return fill(plan(folder, key, rows)).finish(about)
 
 
-def find(folder, key="k"):
-    recording = find_recording(folder, key)
+def find(folder, key="k", rows=ROWS):
+    """As another process finds it."""
+    store._verified.clear()
+    recording = find_recording(folder, key, rows)
     assert recording is not None
     return recording
+
+
+def is_gone(folder, key="k", rows=ROWS):
+    """Whether a damaged recording is found by no other process, and removed as a whole."""
+    store._verified.clear()
+    return find_recording(folder, key, rows) is None and not (folder / f"{key}.recording").exists()
 
 
 def is_exact(recording, rows=ROWS):
@@ -127,17 +141,16 @@ def test_rows_come_back_bit_equal(tmp_path):
     picked = [2499, 0, 1024, 0]
     assert [tuple(tensor.shape) for tensor in recording.rows(picked)] == [(4, 2, 3), (4, 5)]
     assert torch.equal(recording.rows(picked)[1], second[picked])
-    assert recording.bytes == 2500 * 34
     with pytest.raises(IndexError):
         recording[2500]
     assert sum(1 for _ in recording) == 2500
 
 
 def test_a_found_recording_is_the_one_that_was_written(tmp_path):
-    assert find_recording(tmp_path, "k") is None
+    assert find_recording(tmp_path, "k", ROWS) is None
     record(tmp_path)
     assert is_exact(find(tmp_path))
-    assert find_recording(tmp_path, "other") is None
+    assert find_recording(tmp_path, "other", ROWS) is None
 
 
 @pytest.mark.parametrize(
@@ -146,10 +159,10 @@ def test_a_found_recording_is_the_one_that_was_written(tmp_path):
 def test_every_bit_of_every_dtype(tmp_path, dtype):
     bits = torch.randint(0, 2 if dtype is torch.bool else 256, (40, 3, 8), dtype=torch.uint8)  # NaNs among them
     values = bits.view(dtype)
-    writer = recorder(tmp_path, rows=40, leaves=[Leaf(dtype, values.shape[1:]), Leaf(torch.uint8, (3,))])
+    files = plan(tmp_path, rows=40, leaves=[Leaf(dtype, values.shape[1:]), Leaf(torch.uint8, (3,))])
     odd = torch.arange(120, dtype=torch.uint8).reshape(40, 3)
-    fill(writer, tensors=(values, odd)).finish()
-    found = find(tmp_path).rows(range(40))
+    fill(files, tensors=(values, odd)).finish({})
+    found = find(tmp_path, rows=40).rows(range(40))
     assert found[0].dtype == dtype
     assert torch.equal(found[0].view(torch.uint8), bits)
     assert torch.equal(found[1], odd)
@@ -159,9 +172,9 @@ def test_leaves_may_be_parts_of_one_tensor(tmp_path):
     whole = torch.arange(24.0).reshape(4, 6)
     views = (whole[:, :3], whole[:, 3:], whole[:1].expand(4, 6), whole)
     leaves = [Leaf(torch.float32, tuple(view.shape[1:])) for view in views]
-    writer = recorder(tmp_path, rows=4, leaves=leaves)
-    writer.write(range(4), [view.requires_grad_() for view in views])
-    assert all(map(torch.equal, writer.finish().rows(range(4)), views))
+    files = plan(tmp_path, rows=4, leaves=leaves)
+    files.write(range(4), [view.requires_grad_() for view in views])
+    assert all(map(torch.equal, files.finish({}).rows(range(4)), views))
 
 
 def test_rows_are_mapped_and_not_read(tmp_path):
@@ -169,17 +182,15 @@ def test_rows_are_mapped_and_not_read(tmp_path):
 import sys
 from pathlib import Path
 import torch
-from hfft.replay import recordings
-folder = Path(sys.argv[1])
-leaf = recordings.Leaf(torch.float32, (2**15,))
-writer = recordings.Recorder(folder, "k", rows=1024, leaves=[leaf], about={}, batch=1)
-for span in writer.spans:
-    writer.write(span, [torch.ones(len(span), 2**15)])
+from hfft.replay.store import Leaf, RecordingFiles
+files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=1024, leaves=[Leaf(torch.float32, (2**15,))], batch=1)
+for span in files.spans:
+    files.write(span, [torch.ones(len(span), 2**15)])
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = resident()
-recording = writer.finish()
-print(recording.bytes, resident() - before)
+recording = files.finish({})
+print(1024 * 2**17, resident() - before)
 assert recording[700][0].sum() == 2**15
 print(resident() - before)
 """
@@ -224,9 +235,9 @@ def test_a_pickled_recording_is_its_path(tmp_path):
     ],
 )
 def test_a_file_holds_whole_batches(tmp_path, row_bytes, batch, expected):
-    writer = recorder(tmp_path, rows=5 * expected + 1, leaves=[Leaf(torch.uint8, (row_bytes,))], batch=batch)
-    assert [len(span) for span in writer.spans] == [expected] * 5 + [1]
-    assert [number for span in writer.spans for number in span] == list(range(5 * expected + 1))
+    files = plan(tmp_path, rows=5 * expected + 1, leaves=[Leaf(torch.uint8, (row_bytes,))], batch=batch)
+    assert [len(span) for span in files.spans] == [expected] * 5 + [1]
+    assert [number for span in files.spans for number in span] == list(range(5 * expected + 1))
 
 
 def test_a_file_is_plain_safetensors_that_says_whose_it_is(tmp_path):
@@ -248,16 +259,16 @@ def test_a_file_is_plain_safetensors_that_says_whose_it_is(tmp_path):
 
 
 def test_an_empty_recording_is_one(tmp_path):
-    assert recorder(tmp_path, rows=0).finish().bytes == 0
-    assert len(find(tmp_path)) == 0
+    assert len(plan(tmp_path, rows=0).finish({})) == 0
+    assert len(find(tmp_path, rows=0)) == 0
 
 
 def test_processes_share_the_spans(tmp_path):
-    writers = [recorder(tmp_path) for _ in range(2)]
-    for rank, writer in enumerate(writers):
-        fill(writer, writer.missing(writer.spans[rank::2]))
-        assert len(writer.missing()) == (1 if rank == 0 else 0)
-    assert is_exact(writers[0].finish())
+    processes = [plan(tmp_path) for _ in range(2)]
+    for rank, files in enumerate(processes):
+        fill(files, files.missing(files.spans[rank::2]))
+        assert len(files.missing(files.spans)) == (1 if rank == 0 else 0)
+    assert is_exact(processes[0].finish({}))
 
 
 @pytest.mark.parametrize(
@@ -273,17 +284,17 @@ def test_processes_share_the_spans(tmp_path):
 )
 def test_other_tensors_than_announced_are_refused(tmp_path, span, change):
     with pytest.raises(ValueError, match="expected"):
-        recorder(tmp_path).write(span, change(*content(1024)))
+        plan(tmp_path).write(span, change(*content(1024)))
     assert not (tmp_path / "k.recording").exists()
 
 
 def test_what_is_not_whole_cannot_be_finished(tmp_path):
-    writer = recorder(tmp_path)
-    fill(writer, writer.spans[:2])
+    files = plan(tmp_path)
+    fill(files, files.spans[:2])
     with pytest.raises(FileNotFoundError):
-        writer.finish()
-    assert find_recording(tmp_path, "k") is None
-    assert writer.missing() == [range(2048, 2500)]
+        files.finish({})
+    assert find_recording(tmp_path, "k", ROWS) is None
+    assert files.missing(files.spans) == [range(2048, 2500)]
 
 
 # Damage
@@ -358,40 +369,43 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize("harm", DAMAGE)
-def test_a_damaged_file_is_named_and_only_it_is_written_again(tmp_path, log, harm):
+def test_a_damaged_recording_is_named_removed_and_made_anew(tmp_path, log, harm):
     record(tmp_path)
     damaged = shards(tmp_path)[1]
     harm(damaged)
-    good = [path.stat().st_mtime_ns for path in shards(tmp_path) if path != damaged]
-    assert find_recording(tmp_path, "k") is None
-    assert log()[0].startswith(f"{damaged}: damaged (")
-    assert log()[0].endswith("); it is computed again")
-    assert log()[1:] == [f"{damaged.parent}: 1 of 3 files are missing or damaged; they are computed again"]
-    assert not damaged.exists()
-    assert find_recording(tmp_path, "k") is None  # unfinished, and says no more
-    assert len(log()) == 2
-    writer = recorder(tmp_path)
-    assert writer.missing() == [range(1024, 2048)]
-    assert is_exact(fill(writer).finish())
-    assert [path.stat().st_mtime_ns for path in shards(tmp_path) if path != damaged] == good
+    assert is_gone(tmp_path)
+    assert len(log()) == 1
+    assert log()[0].startswith(f"{damaged.parent}: damaged ({damaged.name}: ")
+    assert log()[0].endswith("); it is recorded anew")
+    assert is_exact(record(tmp_path))
     assert is_exact(find(tmp_path))
 
 
 @pytest.mark.parametrize("harm", DAMAGE)
-def test_a_recorder_that_goes_on_does_not_trust_what_it_finds(tmp_path, log, harm):
-    writer = recorder(tmp_path)
-    fill(writer, writer.spans[:2])
+def test_whoever_goes_on_does_not_trust_what_is_there(tmp_path, harm):
+    files = plan(tmp_path)
+    fill(files, files.spans[:2])
     harm(shards(tmp_path)[1])
-    assert recorder(tmp_path).missing() == [range(1024, 2048), range(2048, 2500)]
+    assert files.missing(files.spans) == [range(1024, 2048), range(2048, 2500)]
+
+
+def test_a_recording_without_one_of_its_files_is_removed(tmp_path, log):
+    record(tmp_path)
+    shards(tmp_path)[0].unlink()
+    assert is_gone(tmp_path)
     assert len(log()) == 1
 
 
-def test_a_file_that_is_gone_makes_the_recording_unfinished(tmp_path, log):
+def test_the_content_is_read_once_per_process(tmp_path, monkeypatch):
     record(tmp_path)
-    shards(tmp_path)[0].unlink()
-    assert find_recording(tmp_path, "k") is None
-    assert log() == [f"{tmp_path / 'k.recording'}: 1 of 3 files are missing or damaged; they are computed again"]
-    assert recorder(tmp_path).missing() == [range(1024)]
+    checked = []
+    verify = RecordingFiles.verify
+    monkeypatch.setattr(RecordingFiles, "verify", lambda files, span: checked.append(span) or verify(files, span))
+    assert find_recording(tmp_path, "k", ROWS) is not None  # written here
+    assert checked == []
+    find(tmp_path)
+    assert find_recording(tmp_path, "k", ROWS) is not None
+    assert len(checked) == 3
 
 
 @pytest.mark.parametrize("mask", [1, 4, 128])
@@ -402,23 +416,20 @@ def test_no_flipped_bit_of_a_header_goes_unnoticed(tmp_path, mask):
     for position in range(size):
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
         flip(shards(tmp_path / "bad")[0], position, mask)
-        assert find_recording(tmp_path / "bad", "k") is None, position
+        assert is_gone(tmp_path / "bad", rows=4), position
         shutil.rmtree(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("mask", [1, 4, 128])
-def test_a_flipped_bit_of_a_manifest_costs_the_manifest_at_most(tmp_path, mask):
-    record(tmp_path, rows=4, note="für Menschen")
-    manifest = tmp_path / "k.recording" / "manifest.json"
-    whole, found = manifest.read_bytes(), 0
-    for position in range(len(whole)):
-        flip(manifest, position, mask)
-        recording = find_recording(tmp_path, "k")
+def test_a_flipped_bit_of_a_manifest_costs_the_recording_at_most(tmp_path, mask):
+    record(tmp_path / "good", rows=4, note="für Menschen")
+    for position in range((tmp_path / "good/k.recording/manifest.json").stat().st_size):
+        shutil.copytree(tmp_path / "good", tmp_path / "bad")
+        flip(tmp_path / "bad/k.recording/manifest.json", position, mask)
+        store._verified.clear()
+        recording = find_recording(tmp_path / "bad", "k", 4)
         assert recording is None or is_exact(recording, 4), position
-        found += recording is not None
-        assert recorder(tmp_path, rows=4).missing() == []
-        manifest.write_bytes(whole)
-    assert found < len(whole) / 4  # white space
+        shutil.rmtree(tmp_path / "bad")
 
 
 @pytest.mark.parametrize(
@@ -428,37 +439,36 @@ def test_a_flipped_bit_of_a_manifest_costs_the_manifest_at_most(tmp_path, mask):
         {"format": None},
         {"key": "other"},
         {"rows": 1024},
+        {"file_rows": 512},
+        {"file_rows": 0},
         {"leaves": [{"dtype": "float32", "shape": [2, 3]}]},
     ],
 )
-def test_a_wrong_manifest_is_named_and_the_files_stay(tmp_path, log, change):
+def test_a_recording_with_a_wrong_manifest_is_removed(tmp_path, log, change):
     record(tmp_path)
     manifest = tmp_path / "k.recording" / "manifest.json"
     write_json(manifest, read_json(manifest) | change)
-    assert find_recording(tmp_path, "k") is None
-    assert len(log()) == 1
-    assert log()[0].startswith(f"{manifest}: damaged (")
-    writer = recorder(tmp_path)
-    assert writer.missing() == []
-    writer.finish()
-    assert is_exact(find(tmp_path))
+    assert is_gone(tmp_path)
+    assert log()[0].startswith(f"{manifest.parent}: damaged (")
+
+
+def test_a_recording_of_other_images_is_not_taken(tmp_path):
+    record(tmp_path)
+    assert find_recording(tmp_path, "k", ROWS - 1) is None
 
 
 @pytest.mark.parametrize("written", ["", "[]", "{}", '{"format": 1}', "null", "{"])
 def test_a_manifest_that_is_none(tmp_path, log, written):
     record(tmp_path)
     (tmp_path / "k.recording" / "manifest.json").write_text(written)
-    assert find_recording(tmp_path, "k") is None
+    assert is_gone(tmp_path)
     assert len(log()) == 1
 
 
-def test_the_folder_of_another_key_is_not_this_one(tmp_path, log):
+def test_the_folder_of_another_key_is_not_this_one(tmp_path):
     record(tmp_path, "a")
     os.replace(tmp_path / "a.recording", tmp_path / "b.recording")
-    assert find_recording(tmp_path, "b") is None
-    assert log() == [
-        f"{tmp_path}/b.recording/manifest.json: damaged (it belongs to a); the recording counts as unfinished"
-    ]
+    assert is_gone(tmp_path, "b")
 
 
 # Failures
@@ -470,7 +480,7 @@ import os, time
 calls, fsync = [], os.fsync
 def slow(handle):
     calls.append(handle)
-    if len(calls) == 3:
+    if len(calls) == 5:  # two for each file: its own and its folder's
         print("written, not yet in place", flush=True)
         time.sleep(600)
     fsync(handle)
@@ -484,7 +494,7 @@ os.fsync = slow
     left = names(tmp_path)
     assert len(left) == 3
     assert left[0].endswith(".partial")
-    assert find_recording(tmp_path, "k") is None
+    assert find_recording(tmp_path, "k", ROWS) is None
     output, error = start(FILL, tmp_path).communicate()
     assert output.splitlines() == ["wrote", f"1 {2500 * 2499 // 2}"], error
     assert names(tmp_path) == [
@@ -501,12 +511,12 @@ def test_a_file_that_outgrows_the_disk_leaves_nothing(tmp_path):
 import resource, sys
 from pathlib import Path
 import torch
-from hfft.replay.recordings import Leaf, Recorder
-writer = Recorder(Path(sys.argv[1]), "k", rows=2, leaves=[Leaf(torch.float32, (2**20,))], about={}, batch=1)
-(span,) = writer.spans
+from hfft.replay.store import Leaf, RecordingFiles
+files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=2, leaves=[Leaf(torch.float32, (2**20,))], batch=1)
+(span,) = files.spans
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
-    writer.write(span, [torch.zeros(2, 2**20)])
+    files.write(span, [torch.zeros(2, 2**20)])
 except OSError as error:
     print(error.errno)
 """
@@ -520,14 +530,14 @@ def test_a_disk_that_turns_out_to_be_full_leaves_nothing(tmp_path, monkeypatch, 
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    writer = recorder(tmp_path)
-    fill(writer, writer.spans[:1])
+    files = plan(tmp_path)
+    fill(files, files.spans[:1])
     with monkeypatch.context() as patched:
         patched.setattr(os, function, full)
         with pytest.raises(OSError, match="No space left"):
-            fill(writer, writer.spans[1:2])
+            fill(files, files.spans[1:2])
     assert names(tmp_path) == ["000000000.safetensors"]
-    assert is_exact(fill(writer).finish())
+    assert is_exact(fill(files).finish({}))
 
 
 # Two runs at once
@@ -540,26 +550,11 @@ def test_two_runs_at_once_write_once_and_read_the_same(tmp_path):
     assert last == [f"0 {2500 * 2499 // 2}", f"3 {2500 * 2499 // 2}"]
 
 
-def test_without_a_lock_two_runs_write_the_same_file(tmp_path, monkeypatch):
-    """The second writes the whole file while the first is about to put its own in place."""
-    first, second = recorder(tmp_path), recorder(tmp_path)
-    replace = os.replace
-    waiting = [lambda: fill(second, second.spans)]
-
-    def late(source, target):
-        if waiting:
-            waiting.pop()()
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", late)
-    assert is_exact(fill(first, first.spans).finish())
-
-
 def test_the_second_run_waits_says_so_once_and_goes_on_when_the_first_is_killed(tmp_path, log):
     code = """
 import sys, time
 from pathlib import Path
-from hfft.replay.recordings import locked
+from hfft.replay.store import locked
 with locked(Path(sys.argv[1]), "k"):
     print("locked", flush=True)
     time.sleep(600)
@@ -592,7 +587,7 @@ def cache(tmp_path):
     """Recordings a, b, c and d of about 20 kB, last used in the order b, d, a, c; d is unfinished."""
     for key in "abc":
         record(tmp_path, key, rows=600)
-    fill(recorder(tmp_path, "d", rows=600))
+    fill(plan(tmp_path, "d", rows=600))
     for age, key in enumerate("cadb"):
         path = tmp_path / f"{key}.recording"
         os.utime(path if key == "d" else path / "manifest.json", (1e9 - age, 1e9 - age))
@@ -623,7 +618,7 @@ def test_one_byte_too_many_costs_one_more(cache):
 
 
 def test_being_found_counts_as_use(cache):
-    assert find_recording(cache, "b") is not None
+    assert find_recording(cache, "b", 600) is not None
     assert make_room(cache, 0, size(cache, "abc"))
     assert left(cache) == "abc"
     assert make_room(cache, 0, size(cache, "bc"))
@@ -683,7 +678,7 @@ def test_room_on_the_disk_counts_too(cache, monkeypatch):
 
 
 def test_an_opened_recording_outlives_its_removal(cache):
-    recording = find(cache, "c")
+    recording = find(cache, "c", 600)
     assert make_room(cache, 0, 0)
     assert left(cache) == ""
     assert is_exact(recording, 600)

@@ -4,12 +4,13 @@ import itertools
 
 import pytest
 
-from hfft.cli import _parser, main
+from hfft.cli import main
+from hfft.cli.parser import build_parser
 
 
 @pytest.fixture(scope="module")
 def parsed():
-    return _parser().parse_args
+    return build_parser().parse_args
 
 
 def orders(words, options):
