@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from hfft.commands.cross_validate import Folds, cross_validate
     from hfft.commands.evaluate import evaluate
     from hfft.commands.finetune import finetune
+    from hfft.commands.run import Run
     from hfft.hub.pushing import push
     from hfft.inference.classifier import Classifier
     from hfft.recipe.loading import load_recipe
     from hfft.recipe.spec import Recipe
-    from hfft.runs.run import Run
 
 _HOMES = {
     "Classifier": "hfft.inference.classifier",
     "Folds": "hfft.commands.cross_validate",
     "Recipe": "hfft.recipe.spec",
-    "Run": "hfft.runs.run",
+    "Run": "hfft.commands.run",
     "cross_validate": "hfft.commands.cross_validate",
     "compare": "hfft.commands.compare",
     "evaluate": "hfft.commands.evaluate",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,17 +12,17 @@ import toy
 from datasets import Dataset
 from PIL import Image
 
-from hfft.data.audit.filtering import Checked
+from hfft.commands.finishing import write_results
+from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.metrics.bootstrap import with_intervals
 from hfft.metrics.per_class import class_scores
 from hfft.metrics.scoring import Scores
 from hfft.recipe.loading import load_recipe
-from hfft.runs.facts import result_name
-from hfft.runs.record import describe_origin, open_folder, write_results
-from hfft.training.phases import PhaseResult
-from hfft.training.plan import Group, Plan
+from hfft.runs.opening import describe_start, open_folder
+from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult, Plan
+from hfft.runs.record import result_name
 
 PICTURE = toy.png(Image.new("RGB", (8, 8)))
 
@@ -55,8 +54,9 @@ def make_run(
     rows = {split: _rows(labels, count, picture) for split, count in counts.items()}
     images = ImageData(rows, tuple(labels), carved=("test",))
     checked = Checked(images, dict.fromkeys(rows, "f"))
-    origin = origin or describe_origin(asked, model_given=False, data_given=False)
-    open_folder(folder, asked, checked, origin=origin, precision="float32", overwrite=False)
+    environment = describe_start(asked, precision="float32")
+    environment |= {} if origin is None else {"origin": origin}
+    open_folder(folder, asked, environment, describe_images(checked), overwrite=False)
     for number, phase in enumerate(asked.phases):
         _write_phase(folder / f"{number}-{phase.name}", phase.name, len(rows["train"]))
     result = folder / result_name(asked)
@@ -114,6 +114,7 @@ def _write_phase(folder: Path, name: str, images: int) -> None:
         {"eval_loss": 0.6, "eval_accuracy": 0.75, "eval_macro_f1": 0.7, "epoch": 1.0, "step": 10},
         {"eval_loss": 0.65, "eval_accuracy": 0.7, "eval_macro_f1": 0.6, "epoch": 2.0, "step": 20},
     ]
-    (folder / "plan.json").write_text(json.dumps(dataclasses.asdict(plan)))
-    (folder / "result.json").write_text(json.dumps(dataclasses.asdict(result)))
-    (folder / "history.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in history))
+    record = PhaseRecord(folder)
+    record.write_plan(plan)
+    record.write_result(result)
+    record.write_history(history)

@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parents[1]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch"]
 ALONE = [sys.executable]
+STREAMS = ("stdout", "stderr")
 RECIPE = """
 name: NAME
 model: {checkpoint: FAMILY}
@@ -79,6 +80,32 @@ def succeed(command: Sequence[Any], folder: Path, **options: Any) -> subprocess.
     done = run(command, folder, **options)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def run_jobs(
+    jobs: Mapping[str, Sequence[str]], folder: Path, *launching: Any, kind: str = ""
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Commands of hfft by name, one after the other in one launch of two processes; all end with exit code 0.
+
+    Args:
+        jobs: The words of each command line.
+        folder: Where they run; what they write is kept in its folder `jobs`.
+        launching: Arguments of `launch`.
+        kind: `fsdp` for FSDP 2 on CPUs.
+    """
+    place = folder / "jobs"
+    place.mkdir()
+    (place / "jobs.json").write_text(json.dumps(jobs))
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    succeed(
+        [*launch(*launching), "-m", "jobs", place / "jobs.json", *([kind] if kind else [])], folder, PYTHONPATH=path
+    )
+    outputs = {name: [f"{name}.{rank}.{stream}" for stream in STREAMS for rank in (0, 1)] for name in jobs}
+    texts = {name: [(place / file).read_text() for file in files] for name, files in outputs.items()}
+    return {
+        name: subprocess.CompletedProcess(list(jobs[name]), 0, "".join(text[:2]), "".join(text[2:]))
+        for name, text in texts.items()
+    }
 
 
 def write_recipe(folder: Path, family: str) -> None:

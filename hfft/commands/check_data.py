@@ -13,10 +13,9 @@ from hfft.data.audit.audit import Audit, Look, audit
 from hfft.data.audit.filtering import gray_of, joined
 from hfft.data.audit.findings import KINDS, Finding, Splits, find
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.folders import SPLIT_NAMES
-from hfft.data.sources.ignored_files import find_strays
+from hfft.data.sources.class_folders import find_ignored
 from hfft.data.sources.labels import class_names, count_keys
-from hfft.data.sources.layout import CLASS_FOLDER
+from hfft.data.sources.layout import CLASS_FOLDER, SPLIT_NAMES
 from hfft.data.sources.reading import choose_splits, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
@@ -138,11 +137,12 @@ def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspecti
     numbers = _numbers(splits)
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     found = find(Splits(done, numbers, labels, train), gray)
-    folder, strays = folder_at(spec.source), []
+    folder, ignored = folder_at(spec.source), []
     if folder is not None and _is_of_files(rows):
-        strays = find_strays(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
+        found_files = find_ignored(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
+        ignored = [Finding("left out", reason, (name,), 1) for name, reason in found_files]
     order = list(KINDS)
-    findings = sorted([*found, *strays], key=lambda finding: order.index(finding.kind))
+    findings = sorted([*found, *ignored], key=lambda finding: order.index(finding.kind))
     return Inspection(
         {name: _described(done, part, labels) for name, part in numbers.items()},
         tuple(findings),

@@ -13,8 +13,7 @@ from hfft.metrics.bootstrap import Interval
 from hfft.metrics.multilabel import SetOutcomes, set_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, holds_sets, logits_of
-from hfft.recipe.loading import read_recipe
-from hfft.system.files import read_json
+from hfft.runs.record import RunRecord
 from hfft.system.paths import expanded
 from hfft.system.text import listed
 
@@ -109,24 +108,21 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
 
 @dataclass(frozen=True)
 class _Finished:
-    folder: Path
+    record: RunRecord
     metrics: dict[str, Any]
     data: dict[str, Any]
     source: tuple[str, str | None, str | None]
 
     @classmethod
     def open(cls, folder: Path) -> "_Finished":
-        if not (folder / "recipe.yaml").is_file():
-            raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
-        if not (folder / "metrics.json").is_file():
-            raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
-        data = read_recipe(folder).data
-        return cls(
-            folder,
-            read_json(folder / "metrics.json"),
-            read_json(folder / "data.json"),
-            (data.source, data.config, data.revision),
-        )
+        record = RunRecord(folder)
+        record.check_finished()
+        data = record.recipe.data
+        return cls(record, record.metrics, record.data, (data.source, data.config, data.revision))
+
+    @property
+    def folder(self) -> Path:
+        return self.record.folder
 
     @property
     def splits(self) -> list[str]:
@@ -144,15 +140,14 @@ class _Finished:
         return self.data["splits"][split]["fingerprint"]
 
     def row(self, split: str) -> Row:
-        plans = sorted(self.folder.glob("*/plan.json"), key=lambda path: int(path.parent.name.partition("-")[0]))
         seconds = self.metrics["seconds"]
         return Row(
             run=str(self.folder),
             images=self.data["splits"][split]["images"],
             metrics=self.metrics[split],
             details=self.metrics.get("details", {}).get(split, {}),
-            phase=self.metrics.get("kept", {}).get("phase") or plans[-1].parent.name.partition("-")[2],
-            trainable=max(read_json(path)["trainable"] for path in plans),
+            phase=self.metrics.get("kept", {}).get("phase") or self.record.recipe.phases[-1].name,
+            trainable=max(phase.plan.trainable for phase in self.record.phases),
             seconds=round(seconds.get("total", sum(seconds.values())), 3),
             retention=self._retention(),
         )
@@ -172,12 +167,7 @@ class _Finished:
         }
 
     def predictions(self, split: str) -> pd.DataFrame:
-        path = self.folder / "predictions.parquet"
-        try:
-            table = pd.read_parquet(path)
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}: the predictions can't be read: {error}") from error
-        table = table.query("split == @split")
+        table = self.record.predictions.query("split == @split")
         if holds_sets(table):  # lists can't be merged on
             table = table.assign(label=[tuple(sorted(names)) for names in table["label"]])
         return table

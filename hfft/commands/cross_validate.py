@@ -13,6 +13,7 @@ from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from hfft.commands.finetune import finetune, join_for
+from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.bootstrap import Interval, with_intervals
 from hfft.metrics.multilabel import SetOutcomes, set_intervals
@@ -21,8 +22,8 @@ from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.replay.replay import replay_folder
-from hfft.runs.run import Run
-from hfft.system.files import write_file, write_json
+from hfft.runs.record import SUMMARY, RunRecord, write_predictions
+from hfft.system.files import write_json
 from hfft.system.locking import RunLock
 
 _LOG = get_logger(__name__)
@@ -71,7 +72,7 @@ def cross_validate(
     if recipe.folds is None:
         raise RecipeError("folds: this recipe asks for none; hfft.finetune runs it")
     folder = Path(recipe.output_dir) / recipe.name
-    if (folder / "recipe.yaml").exists():
+    if RunRecord(folder).is_run:
         raise RunError(f"{folder} holds a run without folds; choose another name or output_dir, or remove it")
     state, runs = join_for(recipe), []
     with RunLock(folder) as lock:
@@ -83,9 +84,9 @@ def cross_validate(
     table = pd.concat(tables).query("split == 'test'").reset_index(drop=True)
     metrics = {"test": _summary(table, runs)}
     if state.is_main_process:
-        write_file(folder / "predictions.parquet", lambda aside: table.to_parquet(aside, index=False))
+        write_predictions(folder, table)
         folds = [{"folder": run.folder.name, "test": run.metrics["test"]} for run in runs]
-        write_json(folder / "summary.json", {**metrics, "folds": folds})
+        write_json(folder / SUMMARY, {**metrics, "folds": folds})
     return Folds(folder, tuple(runs), metrics)
 
 

@@ -6,20 +6,17 @@ from typing import TYPE_CHECKING, Literal
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from hfft.data.audit.filtering import check_rows, fingerprint_of
+from hfft.data.audit.filtering import check_rows, describe_split, fingerprint_of
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.workers import worker_deaths_explained
-from hfft.data.sources.of_run import images_of_run
-from hfft.data.sources.reading import load_rows
+from hfft.data.sources.reading import images_of_run, load_rows
 from hfft.errors import DataError, RunError
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import Opening
 from hfft.metrics.scoring import Scores, score
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.runs.record import describe_split
+from hfft.runs.record import RunRecord
 from hfft.system.distributed import join
-from hfft.system.files import read_json
 from hfft.system.machine import cpus_per_process
 from hfft.system.paths import expanded
 from hfft.system.text import listed
@@ -61,7 +58,7 @@ def evaluate(
     """
     source = expanded(source)
     join()
-    if data is None and not (Path(source) / "recipe.yaml").is_file():
+    if data is None and not RunRecord(source).is_run:
         raise RunError(f"{source} is no run folder, which would have images of its own; give some with --data")
     classifier = Classifier.from_pretrained(source, **opening)
     check_processor(classifier.processor)
@@ -120,9 +117,10 @@ def own_rows(folder: Path, split: str) -> Dataset:
     if split not in images.splits:
         raise RunError(f"{folder}: no split {split!r}; found: {', '.join(images.splits)}")
     fingerprint = fingerprint_of(images.splits[split])
-    if describe_split(images, split, fingerprint) != read_json(folder / "data.json")["splits"][split]:
+    if describe_split(images, split, fingerprint) != RunRecord(folder).data["splits"][split]:
+        source = RunRecord(folder).recipe.data.source
         raise RunError(
-            f"{folder}: the {split} images of {read_recipe(folder).data.source} aren't those of the run any more, and "
+            f"{folder}: the {split} images of {source} aren't those of the run any more, and "
             "some may have been trained on; give labelled images with --data"
         )
     return images.splits[split]

@@ -15,7 +15,7 @@ from hfft._version import __version__
 from hfft.data.images.decoding import Decoded, decode_row, stored_path
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.of_run import images_of_run
+from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.inference.classifier import Classifier
 from hfft.inference.images import find_input_images
@@ -23,6 +23,7 @@ from hfft.inference.onnx_graph import ParityResult, compare_outputs, open_graph,
 from hfft.inference.opening import source_name
 from hfft.inference.outputs import check_output_folder, source_without_hfft, write_output_folder
 from hfft.model.checkpoint import quiet
+from hfft.runs.record import EXPORT, RunRecord
 from hfft.system.files import read_json, write_json, write_text
 from hfft.system.lazy_imports import require
 from hfft.system.markdown import escape
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 1000
 _GENERATED = 32
-_FOLDER = "onnx"  # in a run or model folder; in it again, where transformers.js looks for model.onnx
 _FILES = (
     "onnx/model.onnx",
     "onnx/model.onnx.data",
@@ -126,7 +126,7 @@ def export_onnx(
     if output is None:
         if not Path(source).is_dir():
             raise DataError(f"{source} is no folder here, in which to put the export; say where with --output FOLDER")
-        output = Path(source) / _FOLDER
+        output = Path(source) / EXPORT
     folder = check_output_folder(output, "--output", _FILES, overwrite=overwrite)
     sample = _sample(source, images, most)
     classifier = Classifier.from_pretrained(
@@ -152,7 +152,7 @@ def _sample(source: str, folder: Path | None, most: int) -> _Sample:
             f"images of {folder.name}",
             [{"file": printable_path(file), "image": content} for file, content in zip(files, contents, strict=True)],
         )
-    if not (Path(source) / "recipe.yaml").is_file():
+    if not RunRecord(source).is_run:
         count = min(_GENERATED, most)
         return _Sample("generated images", count, _generated(count))
     try:

@@ -12,10 +12,12 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.commands.finishing import update_finished
+from hfft.commands.finishing import update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
 from hfft.commands.prepare import checked_images, load_network, make_job, precision_of
 from hfft.commands.reopening import score_result
+from hfft.commands.run import Run
+from hfft.data.audit.filtering import describe_images
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluators.protocol import Evaluator, Job
@@ -25,8 +27,9 @@ from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
-from hfft.runs.record import describe_origin, is_done, open_folder, result_name, write_results
-from hfft.runs.run import Run
+from hfft.runs.opening import describe_start, is_done, open_folder
+from hfft.runs.phase_record import PhaseResult
+from hfft.runs.record import MODEL, result_name
 from hfft.system.distributed import join, on_main
 from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
@@ -35,7 +38,7 @@ from hfft.system.progress import bars
 from hfft.training.failures import failures_explained
 from hfft.training.model_selection import select_phase
 from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
-from hfft.training.phases import PhaseResult, run_phase
+from hfft.training.phases import run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 
 _LOG = get_logger(__name__)
@@ -113,10 +116,8 @@ def _finetune(
     precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
         lock.take()
-        origin = describe_origin(recipe, model_given=model is not None, data_given=data is not None)
-        open_folder(
-            folder, recipe, checked, origin=origin, precision=precision, model_given=given, overwrite=overwrite
-        )
+        environment = describe_start(recipe, precision=precision, model_given=given, data_given=data is not None)
+        open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite)
         keep_given(model, found.processor, recipe, folder)
     job = make_job(recipe, found, checked, precision, is_loaded=model is None)
     reporting = open_reporting(recipe, folder)
@@ -153,8 +154,8 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
         with measuring(evaluator):
             evaluator.before_saving(job, network)
     with _timed(seconds, "evaluation"), failures_explained("result"):
-        if result_name(recipe) == "model":
-            on_main(lambda: save_model(network, job.processor, folder / "model"))
+        if result_name(recipe) == MODEL:
+            on_main(lambda: save_model(network, job.processor, folder / MODEL))
         result = score_result(job, network, results, selection, evaluators)
     sections: dict[str, Any] = {"kept": dataclasses.asdict(selection)}
     for evaluator in evaluators:

@@ -1,24 +1,113 @@
-"""A run that had ended and is asked for again: images that moved are compared, card and page are made if need be."""
+"""The end of a run: its results are written down; a finished run that is asked for again gets what it lacks."""
 
+import dataclasses
+import shutil
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pandas as pd
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
 from hfft.commands.prepare import checked_images
-from hfft.data.audit.filtering import Checked
-from hfft.data.sources.reading import load_data
+from hfft.data.images.decoding import decode, read_content
+from hfft.data.sources.labels import label_array, spoken_label, strata_of
+from hfft.data.sources.reading import ImageData, load_data
 from hfft.errors import RunError
 from hfft.inference.opening import open_model
+from hfft.metrics.scores import Scores
+from hfft.metrics.selective import describe_confidence, store_confidence
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
-from hfft.runs.facts import PAGE, result_name
-from hfft.runs.record import card_changes, check_same_images, has_other_source, update_card
+from hfft.runs.facts import read_facts
+from hfft.runs.opening import card_changes, check_same_images, has_other_source
+from hfft.runs.record import (
+    EXAMPLES,
+    FIGURES,
+    PAGE,
+    RunRecord,
+    result_name,
+    write_metrics,
+    write_predictions,
+    write_recipe,
+)
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json
+from hfft.system.files import write_folder
 from hfft.training.failures import failures_explained
 
+_EXAMPLE_SIDE = 512  # pixels at most
+
 _LOG = get_logger(__name__)
+
+
+def write_results(
+    folder: Path,
+    recipe: Recipe,
+    images: ImageData,
+    scores: Mapping[str, Scores],
+    seconds: Mapping[str, float],
+    more: Mapping[str, Any],
+) -> None:
+    """Write predictions, card, the figures that are wanted and, as the mark of a finished run, metrics.json.
+
+    Args:
+        folder: The run folder.
+        recipe: The run's.
+        images: For the examples beside the model.
+        scores: By split.
+        seconds: By stage.
+        more: Further sections of metrics.json.
+    """
+    from hfft.report.card import write_report
+
+    result = folder / result_name(recipe)
+    if scores:
+        tables = [found.table(split) for split, found in scores.items()]
+        write_predictions(folder, pd.concat(tables, ignore_index=True))
+    confidence = describe_confidence(scores)
+    if confidence is not None:
+        store_confidence(result, confidence)
+        more = {**more, "confidence": confidence}
+    content = {
+        **{split: found.metrics for split, found in scores.items()},
+        "by_class": {split: found.by_class for split, found in scores.items()},
+        "confusion": {split: found.confusion for split, found in scores.items()},
+        "details": {split: found.details for split, found in scores.items()},
+        "calibration": {split: found.calibration for split, found in scores.items()},
+        "examples": _write_examples(result, images, recipe.widget or 0),
+        **more,
+        "seconds": {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()},
+    }
+    write_report(folder, metrics=content, draws=recipe.report)
+    write_metrics(folder, content)
+
+
+def _write_examples(result: Path, images: ImageData, count: int) -> list[dict[str, str]]:
+    """Put some held-out images beside the model, of each class in turn; small, and without what cameras note."""
+    rows = images.splits.get("test", images.splits.get("validation"))
+    if rows is None or count == 0:
+        shutil.rmtree(result / EXAMPLES, ignore_errors=True)
+        return []
+    labels = strata_of(label_array(rows))
+    by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
+    turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
+    chosen = [rows[row] for row in turns[:count]]
+
+    def write(aside: Path) -> None:
+        for number, row in enumerate(chosen):
+            image = decode(read_content(row["image"]))
+            image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
+            image.info = {}  # comments of the file
+            image.save(aside / f"{number}.jpg", quality=90)
+
+    write_folder(result / EXAMPLES, write)
+    return [
+        {"file": f"{EXAMPLES}/{number}.jpg", "label": spoken_label(row["label"], images.labels)}
+        for number, row in enumerate(chosen)
+    ]
 
 
 def update_finished(
@@ -35,47 +124,54 @@ def update_finished(
     Raises:
         RunError: If the recipe's images are others than the run's, or the run is that of another model object.
     """
+    record = RunRecord(folder)
     if given is not None:
-        _check_model(folder, recipe, given)
-    changed, checked = card_changes(folder, recipe), None
-    is_elsewhere = data is None and has_other_source(folder, recipe)
-    if "widget" in changed or is_elsewhere:
+        _check_model(record, recipe, given)
+    changed, images = card_changes(record, recipe), None
+    if "widget" in changed or (data is None and has_other_source(record, recipe)):
         checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
-        check_same_images(folder, checked)
+        check_same_images(record, checked.fingerprints)
+        images = checked.images
     lacks_page = recipe.report and not (folder / PAGE).is_file()
     meet()  # all have looked
     if changed:
-        on_main(lambda: _update_card(folder, recipe, checked if "widget" in changed else None))
-        told = ", ".join(f"{key} {getattr(recipe, key)}" for key in changed)
-        _LOG.info(f"{folder}: the card was written anew: {told}")
+        on_main(lambda: _update_card(record, recipe, images if "widget" in changed else None))
+        _LOG.info(f"{folder}: new card: {', '.join(f'{key} {getattr(recipe, key)}' for key in changed)}")
     if lacks_page:
-        on_main(lambda: _write_page(folder, recipe, checked))
+        on_main(lambda: _write_page(folder, recipe, images))
     _LOG.info(f"{folder} is finished; --overwrite runs it again")
 
 
-def _update_card(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+def _check_model(record: RunRecord, recipe: Recipe, given: dict[str, str]) -> None:
+    """A finished run began with the model object that is given now, or made it what it is now."""
+    began_with = record.environment.get("model_given", given)  # older runs don't say
+    if began_with is not None and began_with["weights"] == given["weights"]:
+        return
+    result, _ = open_model(str(record.model_dir), trust_remote_code=recipe.model.trust_remote_code)
+    if fingerprints(result)["weights"] != given["weights"]:
+        raise RunError(
+            f"{record.folder} is finished, and was made from another model than the one given now; overwrite=True "
+            "runs it again, another name keeps both"
+        )
+
+
+def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) -> None:
+    """Let a finished run's recipe and card say what another recipe for it says; the rest of the run stays."""
+    from hfft.report.card import write_card
+
     with failures_explained("card"):
-        update_card(folder, recipe, checked)
+        if images is not None:
+            examples = _write_examples(record.model_dir, images, recipe.widget or 0)
+            write_metrics(record.folder, {**record.metrics, "examples": examples})
+        facts = dataclasses.replace(read_facts(record.folder), recipe=recipe)
+        write_card(facts, sorted((record.folder / FIGURES).glob("*.png")))  # which show none of this
+        write_recipe(record.folder, recipe)  # last: until then the card is to be written
 
 
-def _write_page(folder: Path, recipe: Recipe, checked: Checked | None) -> None:
+def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
     from hfft.report.card import write_report
     from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)
-    images = None if checked is None else checked.images
     try_page(folder, images, trust_remote_code=recipe.model.trust_remote_code)
-
-
-def _check_model(folder: Path, recipe: Recipe, given: dict[str, str]) -> None:
-    """A finished run began with the model object that is given now, or made it what it is now."""
-    began_with = read_json(folder / "environment.json").get("model_given", given)  # older runs don't say
-    if began_with is not None and began_with["weights"] == given["weights"]:
-        return
-    result, _ = open_model(str(folder / result_name(recipe)), trust_remote_code=recipe.model.trust_remote_code)
-    if fingerprints(result)["weights"] != given["weights"]:
-        raise RunError(
-            f"{folder} is finished, and was made from another model than the one given now; overwrite=True runs it "
-            "again, another name keeps both"
-        )

@@ -21,17 +21,18 @@ from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens
-from hfft.model.locating import weights_place
 from hfft.recipe.contradictions import multi_label_problems
 from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.locating import weights_place
+from hfft.runs.phase_record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.memory import activation_bytes, refuses_one_image
 from hfft.training.phases import try_arguments
-from hfft.training.plan import Plan, expand_phases, plan_phase, prepare_phase
+from hfft.training.plan import expand_phases, plan_phase, prepare_phase
 from hfft.training.recomputation import check_recomputation
 from hfft.training.reporting import check_reporting
 

@@ -12,16 +12,16 @@ from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
+from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData, load_data
-from hfft.data.sources.targets import targets_of
 from hfft.evaluators.protocol import Job
 from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.cache import Origin
 from hfft.replay.replay import Replay, RunPhases, image_origin, replay_folder
+from hfft.runs.record import RunRecord
 from hfft.system.distributed import on_main
-from hfft.system.files import read_json
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision
@@ -45,8 +45,8 @@ def precision_of(recipe: Recipe, network: Any, processor: Any, folder: Path | No
     """The recipe's precision, that of the run in the folder, or the faster one; the same in every process."""
     if recipe.precision != "auto":
         return recipe.precision
-    if folder is not None and (folder / "environment.json").is_file():
-        return read_json(folder / "environment.json")["precision"]
+    if folder is not None and (noted := RunRecord(folder).environment.get("precision")) is not None:
+        return noted
     replays, memory = recipe.replay.mode != "off", replay_folder(recipe) / "precision.json"
     pixels = sample_pixels(processor)
     return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
@@ -87,7 +87,7 @@ def _phase_runs(phases: Sequence[PhaseSpec], folder: Path, seed: int) -> list[Ph
         PhaseRun(
             number=number,
             spec=phase,
-            folder=folder / f"{number}-{phase.name}",
+            folder=RunRecord(folder).phase(number, phase.name).folder,
             title=f"phase {number + 1}/{len(phases)} {phase.name}",
             seed=seed,
         )

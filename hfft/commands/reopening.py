@@ -13,12 +13,12 @@ from hfft.metrics.agreement import check_logits, check_validation
 from hfft.model.checkpoint import set_memory_format
 from hfft.replay.engine import scoring_engine
 from hfft.replay.replay import recorded_with
-from hfft.runs.facts import result_name
+from hfft.runs.phase_record import PhaseResult
+from hfft.runs.record import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
 from hfft.training.model_selection import Selection
-from hfft.training.phases import PhaseResult
 from hfft.training.settings import EVAL_BATCH
 
 

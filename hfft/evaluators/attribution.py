@@ -21,11 +21,10 @@ from hfft.evaluators.grad_cam import attribute
 from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_in, rows_of, small
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.runs.facts import HELD_OUT, RunFacts
+from hfft.runs.record import MISTAKES, PREDICTIONS
 from hfft.system.distributed import on_main
 from hfft.system.files import read_json, write_folder, write_json
 
-FOLDER = "mistakes"
-"""Folder of the run that holds the pictures and `mistakes.json`."""
 _LISTED = 24
 _HEAT = 0.6  # of the colour, where most speaks for the answer
 
@@ -110,7 +109,7 @@ def keep_mistakes(
 
 def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     """The worst mistakes by predictions.parquet, without pictures; None as for `keep_mistakes`."""
-    path, split = facts.folder / "predictions.parquet", facts.judged
+    path, split = facts.folder / PREDICTIONS, facts.judged
     if split is None or not split.confusion or not path.is_file():
         return None
     return _worst_mistakes(split.name, lambda columns: pd.read_parquet(path, columns=columns))
@@ -136,7 +135,7 @@ def _worst_mistakes(split: str, read: Callable[[list[str]], pd.DataFrame]) -> Mi
 def read_mistakes(folder: Path) -> Mistakes | None:
     """What a run folder keeps; None where it keeps nothing that can be read."""
     try:
-        content = read_json(folder / FOLDER / "mistakes.json")
+        content = read_json(folder / MISTAKES / "mistakes.json")
         return Mistakes(**{**content, "shown": tuple(Shown(**one) for one in content["shown"])})
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -183,7 +182,7 @@ def _illustrate(
             picture.save(aside / name, quality=82)
         write_json(aside / "mistakes.json", dataclasses.asdict(found))
 
-    write_folder(folder / FOLDER, write)
+    write_folder(folder / MISTAKES, write)
     return found
 
 

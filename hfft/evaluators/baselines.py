@@ -9,7 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
 
-from hfft.data.sources.labels import labels_of
+from hfft.data.sources.labels import label_array
 from hfft.evaluators.held_out import JointPass, measure_logits, measure_splits
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, Job, Result
@@ -17,7 +17,7 @@ from hfft.metrics.multilabel import log_odds
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import restore_weights
 from hfft.replay.replay import is_replayed
-from hfft.system.files import read_json
+from hfft.runs.phase_record import PhaseRecord
 
 NEIGHBOURS = 20  # and the temperature: the protocol of DINO, https://hf.co/papers/2104.14294
 _TEMPERATURE = 0.07
@@ -147,14 +147,14 @@ def _work(job: Job, result: Result) -> int:
         if is_replayed(phase.folder):
             total += len(job.data.train)  # recorded once
         else:
-            images = found.steps * read_json(phase.folder / "plan.json")["batch"]
+            images = found.steps * PhaseRecord(phase.folder).plan.batch
             total += images * (1 if phase.spec.trains_head_alone else _BACKWARD)
     return total
 
 
 def _training_features(reference: Reference, job: Job, result: Result) -> tuple[np.ndarray, np.ndarray, str] | None:
     """Features (M, D) and labels of training images, and in words what they are; None if that would take long."""
-    labels = labels_of(job.data.train.rows)
+    labels = label_array(job.data.train.rows)
     places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
     words = f"{len(places):,} training images"
     recorded = reference.training_activations(job)
@@ -170,7 +170,7 @@ def _training_features(reference: Reference, job: Job, result: Result) -> tuple[
 
 def _majority(job: Job, result: Result) -> dict[str, Any]:
     """The most frequent class; of labels by themselves, how frequent each is."""
-    labels, classes = labels_of(job.data.train.rows), job.images.labels
+    labels, classes = label_array(job.data.train.rows), job.images.labels
     frequencies = class_frequencies(labels, len(classes))
     if labels.ndim == 2:
         about = "each label's share of the training images as its probability, for every image"

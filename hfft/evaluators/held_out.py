@@ -11,7 +11,7 @@ from torch import nn
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.metrics.metrics import softmax
 from hfft.metrics.multilabel import sigmoid
 from hfft.metrics.scores import Scores, measured
@@ -111,5 +111,5 @@ def measure_splits(
     """
     thresholds = None
     if "validation" in values and is_multi_label(splits["validation"]):
-        thresholds = choose_thresholds(sigmoid(values["validation"]), labels_of(splits["validation"]))
+        thresholds = choose_thresholds(sigmoid(values["validation"]), label_array(splits["validation"]))
     return {split: measured(part, splits[split], classes, thresholds) for split, part in values.items()}

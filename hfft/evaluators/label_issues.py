@@ -17,19 +17,19 @@ from accelerate.logging import get_logger
 from torch import nn
 
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.targets import SHARES
+from hfft.data.sources.labels import SOFT_LABELS
 from hfft.evaluators.features import as_before
 from hfft.evaluators.held_out import ForwardPass
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, Job
+from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import LABEL_ISSUES
 from hfft.system.distributed import meet
-from hfft.system.files import read_json, write_json
+from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseRun
 from hfft.training.settings import EVAL_BATCH
 
-FILE = "label_issues.json"
-"""Name of the file in the run folder."""
 FOLDS = 5
 MOST_WORK = 3e10  # images x features x classes; more would take minutes on a CPU
 MOST_NUMBERS = 2e8  # images x features; a GiB
@@ -70,7 +70,7 @@ class LabelIssues(Evaluator):
         """Only training images are looked at; where the phase was replayed, their features are recorded already."""
         if phase.number > 0:
             return
-        path = job.folder / FILE
+        path = job.folder / LABEL_ISSUES
         is_there = path.is_file()
         meet()  # all have looked
         if not is_there:
@@ -110,7 +110,7 @@ def _obstacle(phase: PhaseRun, job: Job) -> str | None:
     rows = job.data.train.rows
     if not phase.spec.trains_head_alone:
         return f"{phase.spec.name}, the first phase, trains more than the head"
-    if SHARES in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
+    if SOFT_LABELS in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
         return "an image has more than one label"
     counts = np.bincount(np.asarray(rows["label"][:]), minlength=len(job.images.labels))
     if np.sort(counts)[-2:].min() < FOLDS:
@@ -134,8 +134,9 @@ def _features(network: Any, phase: PhaseRun, job: Job) -> torch.Tensor | str:
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
         return _too_many(len(rows), width, classes) or reference.features(recorded, range(len(rows)))
-    plan, result = read_json(phase.folder / "plan.json"), read_json(phase.folder / "result.json")
-    if len(rows) > _WORTH * plan["batch"] * result["steps"]:
+    record = PhaseRecord(phase.folder)
+    steps = 0 if record.result is None else record.result.steps
+    if len(rows) > _WORTH * record.plan.batch * steps:
         return (
             "nothing was recorded (replay), and another pass over the training images would take more than a quarter "
             f"of {phase.spec.name}"

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
-from hfft.data.sources.labels import labels_of, strata_of
+from hfft.data.sources.labels import label_array, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
 from hfft.evaluators.features import HEAD_INPUT, collect_features
@@ -107,7 +107,7 @@ def find_novelty(model: Any, images: ImageData, transform: Transform, *, seed: i
         transform: The evaluation transform.
         seed: Chooses the images.
     """
-    labels = strata_of(labels_of(images.splits["train"]))
+    labels = strata_of(label_array(images.splits["train"]))
     validation = np.random.default_rng(seed).permutation(len(images.splits["validation"]))[:_VALIDATION]
     found = []
     for split, chosen in (("train", choose_balanced(labels, _IMAGES, seed)), ("validation", validation)):

@@ -11,11 +11,10 @@ from PIL import Image
 
 from hfft.data.audit.filtering import fingerprint_of
 from hfft.data.images.decoding import decode_row
-from hfft.data.sources.of_run import images_of_run
-from hfft.data.sources.reading import ImageData
+from hfft.data.sources.reading import ImageData, images_of_run
 from hfft.errors import DataError, HfftError
 from hfft.runs.facts import RunFacts
-from hfft.system.files import read_json
+from hfft.runs.record import RunRecord
 
 _SIDE = 224  # pixels at most
 
@@ -78,7 +77,7 @@ def _same_images(facts: RunFacts, split: str) -> ImageData:
         now = fingerprint_of(images.splits[split]) if split in images.splits else None
     except (HfftError, OSError) as error:
         raise DataError("the images can't be read where the recipe says") from error
-    if now != read_json(facts.folder / "data.json")["splits"][split]["fingerprint"]:
+    if now != RunRecord(facts.folder).data["splits"][split]["fingerprint"]:
         raise DataError(f"the {split} images aren't those of the run any more")
     return images
 

@@ -12,9 +12,9 @@ from hfft.evaluators.held_out import ForwardPass, JointPass
 from hfft.metrics.scores import Scores
 from hfft.recipe.spec import Recipe
 from hfft.replay.replay import Replay
+from hfft.runs.phase_record import PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.phases import PhaseResult
 
 
 @dataclass(frozen=True)

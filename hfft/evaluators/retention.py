@@ -19,7 +19,7 @@ from torch import nn
 
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.labels import labels_of
+from hfft.data.sources.labels import label_array
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.features import HEAD_INPUT, Features, as_before, collect_features
 from hfft.evaluators.protocol import Evaluator, Job, Result
@@ -28,12 +28,11 @@ from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.checkpoint import load_original
 from hfft.model.freezing import hash_tensors
 from hfft.recipe.spec import ModelSpec
+from hfft.runs.phase_record import RETENTION
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.training.phase_data import PhaseRun
 
-FILE = "retention.json"
-"""Name of the file in the folder of a phase, and in the run folder after an interpolation."""
 _INTERPOLATED = "interpolated"
 _IMAGES = 128
 _SAME = 1e-3  # of the largest logit: far above rounding
@@ -65,7 +64,7 @@ def choose_sample(images: ImageData, processor: Any, seed: int) -> Sample:
     chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:_IMAGES])
     rows = rows.select(chosen.tolist())
     transform = evaluation_transform(processor)
-    return Sample(split, Examples(rows, transform.pixels), labels_of(rows), transform.floats)
+    return Sample(split, Examples(rows, transform.pixels), label_array(rows), transform.floats)
 
 
 @dataclass(frozen=True)
@@ -108,19 +107,19 @@ class Retention(Evaluator):
     @classmethod
     def of_job(cls, job: Job, network: Any) -> "Retention":
         """The evaluator of a run, whose network is as it was loaded."""
-        files = [phase.folder / FILE for phase in job.phases]
-        files += [job.folder / FILE] if job.recipe.retain.interpolate is not None else []
+        files = [phase.folder / RETENTION for phase in job.phases]
+        files += [job.folder / RETENTION] if job.recipe.retain.interpolate is not None else []
         sample = choose_sample(job.images, job.processor, job.recipe.seed)
         return cls(network, sample, checkpoint=None if job.load is None else job.recipe.model, files=files)
 
     def after_phase(self, job: Job, phase: PhaseRun, network: Any) -> None:
         """Measure the encoder, in the main process, and write the phase's retention.json."""
-        self._measure(phase.spec.name, phase.folder / FILE, phase.title, network)
+        self._measure(phase.spec.name, phase.folder / RETENTION, phase.title, network)
 
     def before_saving(self, job: Job, network: Any) -> None:
         """Measure the encoder of interpolated weights."""
         if job.recipe.retain.interpolate is not None:
-            self._measure(_INTERPOLATED, job.folder / FILE, _INTERPOLATED, network)
+            self._measure(_INTERPOLATED, job.folder / RETENTION, _INTERPOLATED, network)
 
     def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
         """The sample, and by phase what was measured, without the single blocks."""

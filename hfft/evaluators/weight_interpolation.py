@@ -25,8 +25,8 @@ from hfft.model.checkpoint import saved_weights
 from hfft.model.restoring import left_as_it_was
 from hfft.recipe.dependencies import is_greater_better
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.distributed import meet
-from hfft.training.phases import finished_phase
 from hfft.training.settings import EVAL_BATCH
 
 _LOG = get_logger(__name__)
@@ -102,10 +102,10 @@ class WeightInterpolation(Evaluator):
 def _interpolate(job: Job, network: Any) -> Interpolation:
     heads = itertools.takewhile(lambda phase: phase.spec.trains_head_alone, job.phases)
     phase = list(heads)[-1]  # the recipe was checked for one
-    result = finished_phase(phase.folder)
-    if result is None:
+    weights = PhaseRecord(phase.folder).weights
+    if weights is None:
         raise TrainingError(f"{phase.folder}: no result.json, so the interpolation has nowhere to begin")
-    start = saved_weights(network, phase.folder / result.checkpoint)
+    start = saved_weights(network, weights)
     asked = job.recipe.retain.interpolate
     found = find_alpha(network, start, _trial(job)) if asked == "auto" else Interpolation(float(asked or 0))
     interpolate(network, start, found.alpha)

@@ -17,7 +17,7 @@ from transformers import AutoConfig
 
 from hfft.data.images.decoding import Decoded, decode_row
 from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.of_run import images_of_run
+from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, ModelError, PushError
 from hfft.hub.access import explained
 from hfft.hub.content import ADAPTER_CONFIG, File, hash_file

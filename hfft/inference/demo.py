@@ -63,9 +63,9 @@ def serve_demo(
         source: Run folder, model folder, adapter folder or Hub id.
         host: Address to listen on; others than the default let other machines in.
         port: The first free one from 7860 on when None.
-        device: As for `Classifier.from_pretrained`.
-        trust_remote_code: As for `Classifier.from_pretrained`.
-        subfolder: As for `Classifier.from_pretrained`.
+        device: As for `Classifier.from_pretrained`, like the next two.
+        trust_remote_code: Whether Python code that the model brings may run.
+        subfolder: Where in the folder or the repository the model is.
         on_start: Called with the page's address.
 
     Raises:

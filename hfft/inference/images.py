@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from hfft._version import __version__
-from hfft.data.sources.folders import UNREAD, image_files, is_image, visible_files
+from hfft.data.sources.folders import UNREAD, image_files, is_image_file, visible_files
 from hfft.errors import DataError
 
 STDIN = "-"
@@ -104,7 +104,9 @@ def _images_of(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
         return [Path(word)]
     if _GLOB.isdisjoint(word):
         raise DataError(f"{word}: no such file or folder")
-    files = sorted(path for path in map(Path, glob.iglob(word, recursive=True)) if is_image(path) and path.is_file())
+    files = sorted(
+        path for path in map(Path, glob.iglob(word, recursive=True)) if is_image_file(path) and path.is_file()
+    )
     if not files:
         raise DataError(f"{word}: no image file is called like that")
     return files

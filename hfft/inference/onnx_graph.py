@@ -88,8 +88,8 @@ def write_graph(model: nn.Module, shape: tuple[int, ...], file: Path, metadata: 
     Args:
         model: In evaluation mode and float32, on the CPU.
         shape: (C, H, W) of an image.
-        file: Where to write.
-        metadata: Names and texts to store in the file.
+        file: Written.
+        metadata: Stored in the file.
 
     Raises:
         ModelError: If the exporter can't do it.

@@ -14,7 +14,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError, first_line
 from hfft.model.checkpoint import reopen
-from hfft.model.locating import run_result
+from hfft.runs.record import ADAPTER, MODEL, RunRecord
 from hfft.system.hub_lookup import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
@@ -34,16 +34,13 @@ def model_source(source: str | os.PathLike[str]) -> str:
     """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
 
     Raises:
-        ModelError: If the run has no model yet.
+        RunError: If the run isn't finished.
     """
-    folder = Path(source)
-    is_run = (folder / "recipe.yaml").is_file() and not (folder / "config.json").is_file()  # a pushed model has both
-    if not is_run:
+    run = RunRecord(source)
+    if not run.is_run or (run.folder / "config.json").is_file():  # a pushed model has both
         return str(source)
-    result = run_result(folder)
-    if result is None:
-        raise ModelError(f"{folder}: this run is not finished; run its `hfft train` command again to continue it")
-    return str(result)
+    run.check_finished()
+    return str(run.model_dir)
 
 
 def source_name(source: str) -> str:
@@ -51,7 +48,7 @@ def source_name(source: str) -> str:
     if not Path(source).is_dir():
         return source.rpartition("/")[2]
     folder = Path(source).resolve()
-    is_result = folder.name in ("model", "adapter") and (folder.parent / "recipe.yaml").is_file()
+    is_result = folder.name in (MODEL, ADAPTER) and RunRecord(folder.parent).is_run
     return folder.parent.name if is_result else folder.name
 
 

@@ -24,15 +24,10 @@ class WritingError(HfftError):
 
 
 def check_output_file(file: Path, option: str = "--output", endings: Collection[str] = ()) -> None:
-    """Check that a file can be written.
-
-    Args:
-        file: What is to be written.
-        option: Of the command line, for messages.
-        endings: Allowed endings; any when empty.
+    """Check that a file can be written, and has one of the endings, if any are given.
 
     Raises:
-        DataError: If it can't.
+        DataError: If it can't; begins with the option.
     """
     where, folder = f"{option} {file}", file.absolute().parent
     if file.is_dir():
@@ -46,16 +41,13 @@ def check_output_file(file: Path, option: str = "--output", endings: Collection[
 
 
 def check_output_folder(folder: Path, option: str, own_files: Collection[str], *, overwrite: bool) -> Path:
-    """Check that a folder can be written or replaced without the loss of anybody else's files.
+    """Resolve a folder, and check that it can be written or replaced without the loss of anybody else's files.
 
     Args:
-        folder: What is to be written.
+        folder: May exist.
         option: Of the command line, for messages.
         own_files: Patterns of all files that the command ever writes into such a folder.
         overwrite: Whether an earlier folder is replaced.
-
-    Returns:
-        The resolved folder.
 
     Raises:
         DataError: If it can't.

@@ -101,13 +101,9 @@ def choose_format(asked: str | None, file: Path | None) -> str:
 
 
 def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, columns: Columns) -> None:
-    """Write a file, whole or not at all.
+    """Write or replace a file of the form `jsonl`, `csv` or `parquet`, whole or not at all.
 
-    Args:
-        predictions: For CSV and Parquet, with all classes in `top`.
-        file: Replaced if it exists.
-        form: `jsonl`, `csv` or `parquet`.
-        columns: Of CSV and Parquet.
+    CSV and Parquet need all classes in `top`.
 
     Raises:
         WritingError: If it can't be written.
@@ -124,15 +120,10 @@ def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, c
 
 
 def write_lines(predictions: Iterable[Prediction], stream: TextIO, form: str, columns: Columns) -> None:
-    """Write and flush each prediction as it comes.
+    """Write and flush each prediction as it comes, in the form `jsonl` or `csv`.
 
-    JSON lines have the fields of `Prediction` that aren't None; CSV has a header, and several labels as a JSON list.
-
-    Args:
-        predictions: For CSV, with all classes in `top`.
-        stream: JSON in it is ASCII unless its encoding is UTF-8.
-        form: `jsonl` or `csv`.
-        columns: Of CSV.
+    JSON lines have the fields of `Prediction` that aren't None. CSV has a header, needs all classes in `top`, and
+    holds several labels as a JSON list. JSON is ASCII unless the stream's encoding is UTF-8.
     """
     is_ascii = codecs.lookup(getattr(stream, "encoding", None) or "utf-8").name != "utf-8"
     if form == "jsonl":

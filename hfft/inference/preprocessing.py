@@ -14,7 +14,8 @@ from hfft.data.images.transforms import Transform, background_of, evaluation_tra
 from hfft.errors import ModelError
 from hfft.inference.onnx_predict import preprocess
 
-# What transformers.js 4.3 has for image classification: src/models/registry.js and image_processors.js of its package.
+# What transformers.js 4.3 knows by its source (src/models/registry.js, image_processors.js). Ten networks were tried:
+# beit, convnext, deit, dinov2, efficientnet, mobilevit, resnet, segformer, swin, vit.
 _JS_NETWORKS = frozenset(
     (
         *("beit", "convnext", "convnextv2", "deit", "dinov2", "dinov2_with_registers", "efficientnet", "fastvit"),

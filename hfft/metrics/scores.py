@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 from hfft.metrics.bootstrap import Interval, with_intervals
 from hfft.metrics.calibration import calibration
 from hfft.metrics.multilabel import SetOutcomes, log_odds, set_intervals, sigmoid
@@ -138,7 +138,7 @@ def measured(
         classes: Class names.
         thresholds: Of multi-label rows, the probability from which a label is given, (K,); 0.5 for all when None.
     """
-    labels, classes = labels_of(rows), tuple(classes)
+    labels, classes = label_array(rows), tuple(classes)
     if not is_multi_label(rows):
         return Scores(
             classes=classes,

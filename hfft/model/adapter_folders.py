@@ -10,11 +10,8 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from hfft.errors import RecipeError
-from hfft.model.locating import GIVEN
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import ModelSpec
-from hfft.system.files import read_json
+from hfft.runs.locating import adapter_base
 
 
 def holds_adapter(checkpoint: str) -> bool:
@@ -22,21 +19,10 @@ def holds_adapter(checkpoint: str) -> bool:
     return (Path(checkpoint) / ADAPTER_CONFIG_NAME).is_file()
 
 
-def adapter_base(folder: Path, *, trust_remote_code: bool) -> ModelSpec:
-    """What an adapter sits on: a checkpoint, or weights of the run that it lies in, which may have been moved.
-
-    Args:
-        folder: Of the adapter.
-        trust_remote_code: As the result has it.
-    """
-    content = read_json(folder / ADAPTER_CONFIG_NAME)
-    name = content["base_model_name_or_path"]
-    own = _weights_beside(folder, Path(name))
-    return ModelSpec(
-        checkpoint=name if own is None else str(own),
-        revision=content.get("revision"),
-        trust_remote_code=trust_remote_code,
-    )
+def base_spec(folder: Path, *, trust_remote_code: bool) -> ModelSpec:
+    """What an adapter folder sits on, as a recipe's model section."""
+    checkpoint, revision = adapter_base(folder)
+    return ModelSpec(checkpoint=checkpoint, revision=revision, trust_remote_code=trust_remote_code)
 
 
 def load_on_base(
@@ -54,7 +40,7 @@ def load_on_base(
     """
     folder = Path(spec.checkpoint)
     own = AutoConfig.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
-    merged = put_adapter(load_body(adapter_base(folder, trust_remote_code=spec.trust_remote_code), own), folder)
+    merged = put_adapter(load_body(base_spec(folder, trust_remote_code=spec.trust_remote_code), own), folder)
     return type(merged).from_pretrained(
         None,
         config=config,
@@ -80,25 +66,3 @@ def without_peft_warning() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         yield
-
-
-def _weights_beside(folder: Path, base: Path) -> Path | None:
-    """Weights in the adapter's own run that its absolute base names; None where it sits on something else.
-
-    By the recipe: an adapter sits on the phase before it, unless head phases alone came before.
-    """
-    run = folder.absolute().parent
-    if not base.is_absolute() or not (run / "recipe.yaml").is_file():
-        return None
-    if base.name == GIVEN and (run / GIVEN).is_dir():
-        return run / GIVEN
-    try:
-        phases = read_recipe(run).phases
-    except RecipeError:  # of another version of hfft
-        return None
-    for number in range(1, len(phases)):
-        before, own = phases[:number], run / f"{number - 1}-{phases[number - 1].name}" / base.name
-        sits_on_it = phases[number].adapter is not None and not all(phase.trains_head_alone for phase in before)
-        if sits_on_it and base.parent.name == own.parent.name and own.is_dir():
-            return own
-    return None

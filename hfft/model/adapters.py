@@ -12,7 +12,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
-from hfft.model.adapter_folders import adapter_base, put_adapter, without_peft_warning
+from hfft.model.adapter_folders import base_spec, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
 from hfft.model.checkpoint import load_body, load_processor, quiet
 from hfft.model.freezing import unused_parameters
@@ -215,7 +215,7 @@ def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreT
         ModelError: If the base checkpoint or one of the adapter's weights is missing, or code isn't trusted.
     """
     check_code(folder, trust_remote_code=trust_remote_code)
-    spec = adapter_base(folder, trust_remote_code=trust_remote_code)
+    spec = base_spec(folder, trust_remote_code=trust_remote_code)
     with quiet():
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         try:

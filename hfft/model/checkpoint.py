@@ -18,10 +18,10 @@ from hfft.errors import ModelError, first_line
 from hfft.model.adapter_folders import holds_adapter, load_on_base
 from hfft.model.anatomy import REFUSED, dissect
 from hfft.model.checkpoint_files import file_problem
-from hfft.model.locating import processor_place
 from hfft.model.remote_code import check_code, name_own_class, own_code, processor_code, refuse_untrusted
 from hfft.model.sizing import set_image_size
 from hfft.recipe.spec import ModelSpec
+from hfft.runs.locating import processor_place
 from hfft.system.files import write_folder
 from hfft.system.hub_lookup import hub_problem
 

@@ -4,7 +4,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -67,26 +67,6 @@ def fingerprints(model: Any) -> dict[str, str]:
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
     of_config = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
     return {"weights": hash_weights(model.state_dict()), "config": of_config.hexdigest()}
-
-
-def other_model(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:
-    """Why a run that began with one model can't go on with another; None where it is the same one.
-
-    Args:
-        before: Fingerprints of the object that it began with; None where it began with the recipe's checkpoint.
-        now: The same of what it shall go on with.
-    """
-    if before is None or now is None:
-        ways = [f"with {'the checkpoint of its recipe' if one is None else 'a model object'}" for one in (before, now)]
-        return None if before is now else f"this run began {ways[0]} and can't go on {ways[1]}"
-    if before["weights"] != now["weights"]:
-        return (
-            "this run began with a model object of other weights; give it as it was then (training changes an object "
-            "in place)"
-        )
-    if before["config"] != now["config"]:
-        _LOG.warning("model: its config isn't that of the object that this run began with, such as its dropout")
-    return None
 
 
 def check_finite(model: nn.Module, where: str) -> None:

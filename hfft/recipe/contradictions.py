@@ -1,4 +1,4 @@
-"""What of a recipe contradicts itself, each key being right for itself; all of it, in lines that name the keys."""
+"""Contradictions between the keys of a recipe that are each valid by themselves."""
 
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.dependencies import PLATEAU, dependency_problems
@@ -64,10 +64,8 @@ def _retaining_problems(recipe: Recipe) -> list[str]:
     if recipe.retain.interpolate is None:
         return problems
     obstacles = {
-        "needs a first phase that trains the head alone, where the way begins": not recipe.phases[0].trains_head_alone,
-        "needs a phase that trains more than the head: there is no way to go": all(
-            phase.trains_head_alone for phase in recipe.phases
-        ),
+        "needs a first phase that trains the head alone": not recipe.phases[0].trains_head_alone,
+        "needs a phase that trains more than the head": all(phase.trains_head_alone for phase in recipe.phases),
         "needs an adapter that is merged (adapter.merge: true)": last.adapter is not None and not last.adapter.merge,
         "'auto' needs data.splits.validation": recipe.retain.interpolate == "auto" and not is_validated,
     }

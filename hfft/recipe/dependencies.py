@@ -1,4 +1,4 @@
-"""Fields of TrainingArguments that count beside certain others only, or that others contradict."""
+"""Fields of TrainingArguments that have an effect with certain others only, or that others contradict."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -81,8 +81,8 @@ def dependency_problems(recipe: Recipe) -> list[str]:
         where = [f"phases.{phase.name}" for phase in lacking if need.field not in phase.inherited]
         if len(lacking) == len(having) and len(where) < len(lacking):  # what all phases share, and none can use
             where.insert(0, "training")
-        told = f"{need.field}: counts with {need.asks} only; set that, or leave it out"
-        problems += [f"{place}.{told}" for place in where]
+        problem = f"{need.field}: counts with {need.asks} only; set that, or leave it out"
+        problems += [f"{section}.{problem}" for section in where]
     for phase in recipe.phases:
         problems += [f"phases.{phase.name}.{problem}" for problem in _phase_problems(phase)]
     return problems

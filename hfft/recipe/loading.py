@@ -31,6 +31,8 @@ from hfft.recipe.spec import (
 from hfft.system.paths import expanded
 from hfft.system.text import printable
 
+RECIPE = "recipe.yaml"
+"""What a run folder calls the recipe that it ran."""
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
 _MOST_VALUES, _MOST_LETTERS, _DEEPEST = 100_000, 10_000_000, 50  # of a recipe
@@ -86,13 +88,12 @@ def dump_recipe(recipe: Recipe) -> str:
     return stream.getvalue()
 
 
-def read_recipe(folder: str | Path) -> Recipe:
-    """The recipe that a run folder holds, which was checked when it was written, by a version that may allow more.
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a run, which was checked when it was written, by a version that may allow more.
 
     Raises:
         RecipeError: If it can't be read, or this version doesn't know a key or a type of value of it.
     """
-    path = Path(folder) / "recipe.yaml"
     content = _plain(_read_yaml(path), str(path))
     recipe, problems = _typed(content) if isinstance(content, dict) else (None, ["not a mapping of keys to values"])
     if recipe is None:
@@ -127,7 +128,7 @@ def _content(recipe: Recipe) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> Any:
     if path.is_dir():
-        own = path / "recipe.yaml"
+        own = path / RECIPE
         what = f"its recipe is {own}" if own.is_file() else f"name a recipe, and the folder by data.source={path}"
         raise RecipeError(f"{path} is a folder, and no recipe; {what}")
     try:

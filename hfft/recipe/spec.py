@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, Place, RepoId, Size, Split, Unfreeze
+from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, RepoId, Size, Split, Unfreeze, UserPath
 
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
@@ -25,7 +25,7 @@ class ModelSpec:
         trust_remote_code: Lets the checkpoint bring Python code of its own.
     """
 
-    checkpoint: Place
+    checkpoint: UserPath
     revision: str | None = None
     image_size: Annotated[int, Field(gt=0)] | None = None
     head: Literal["zero", "normal"] = "zero"
@@ -102,11 +102,11 @@ class DataSpec:
         leaks: What happens when images of the training split are in another split too: `warn` or `stop`.
     """
 
-    source: Place
+    source: UserPath
     config: str | None = None
     revision: str | None = None
     task: Literal["auto", "single_label", "multi_label"] = "auto"
-    image_folder: Place | None = None
+    image_folder: UserPath | None = None
     image_column: str | None = None
     label_column: str | Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     weight_column: str | None = None
@@ -124,7 +124,7 @@ class DataSpec:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class LossSpec:
-    """What training makes small; the metrics are always those of the unchanged logits.
+    """The training loss; the metrics are always those of the unchanged logits.
 
     Attributes:
         name: `cross_entropy`; `focal` counts images less that are predicted well already
@@ -183,7 +183,7 @@ class PhaseSpec:
     """What is unfrozen, for how long, at which learning rate.
 
     Attributes:
-        name: Names the phase's folder.
+        name: Of the phase's folder, too.
         unfreeze: `head`, `norm`, `bias`, `all`, `{blocks: N}`, `{stages: N}`, `{layers: N}` (the last N),
             `{blocks: first N}` (https://hf.co/papers/2210.11466) or `{parts: [...]}`.
         gradual: Stands for several phases, called NAME-1, NAME-2, ..., that release more blocks each
@@ -251,7 +251,7 @@ class ReplaySpec:
     mode: Literal["auto", "off", "force"] = "auto"
     views: Annotated[int, Field(gt=0)] | Literal["auto"] = "auto"
     budget: Size = "20GB"
-    folder: Place | None = None
+    folder: UserPath | None = None
     engine: Literal["auto", "torch", "onnxruntime"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
 
@@ -294,8 +294,9 @@ class RetainSpec:
 
     Attributes:
         measure: Compares the encoder after each phase with the pretrained one, on 128 images at most.
-        interpolate: The result is this share of the way from the model of the head phase to the final one
-            (WiSE-FT, https://hf.co/papers/2109.01903); `auto` chooses it on validation images, null is the final one.
+        interpolate: Weight of the final model in the average of its weights and those of the head phase's model
+            (WiSE-FT, https://hf.co/papers/2109.01903); `auto` chooses it on validation images, null keeps the final
+            model.
     """
 
     measure: bool = True
@@ -316,22 +317,22 @@ class Recipe:
         training: Fields of transformers.TrainingArguments for all phases.
         class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
             they have), or class name to number; null is 1 for all.
-        loss: What training makes small.
+        loss: The training loss.
         sampler: How training images are drawn: `shuffle` takes each once per epoch; `balanced` as many as there are
-            images, from all classes alike, so that those of rare classes come several times; `sqrt` is half way.
+            images, from all classes alike, so that those of rare classes come several times; `sqrt` is between.
         precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
         replay: How the frozen part is computed once instead of in every epoch.
         folds: Cross-validation: that many runs, each tested on another part of the training images; null for one run.
         license: Of the model, for its card: one of the Hub's identifiers, such as `apache-2.0`; null is unknown.
-        widget: Held-out images that are put beside the model as examples for the widget of its page; null is none, as
+        widget: Held-out images that are stored with the model as examples for the widget of its page; null is none, as
             who gets the model gets them too.
         hub: Where the result is pushed to, if anywhere.
         keep: `best` ends with the model of the phase that is best on the validation images, by the later phase's
             `metric_for_best_model`; `last` with that of the last phase, as runs without validation images do.
         retain: What is measured, and kept, of what the pretrained network knew.
-        novelty: Keeps features of 2,000 training images at most beside the model, so that it can say how unlike them
-            an image is.
+        novelty: Stores features of 2,000 training images at most with the model, which measure how unlike them an
+            image is.
         label_hints: Lists the training labels that look wrong, after a first phase that trains the head alone
             (label_issues.json).
         report: Draws figures and writes report.html when the run ends; with false, `hfft report RUN` does so later.
@@ -359,7 +360,7 @@ class Recipe:
     label_hints: bool = True
     report: bool = True
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    output_dir: Place = "runs"
+    output_dir: UserPath = "runs"
 
     def __post_init__(self) -> None:
         """Hand `training` on to the phases, also where another recipe's were taken over."""

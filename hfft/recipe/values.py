@@ -1,4 +1,4 @@
-"""Values of a recipe that are words, names, sizes or ranges, and what is allowed of each."""
+"""Types of the recipe's values: names, paths, sizes, ranges, and what is allowed of each."""
 
 import os
 import re
@@ -123,12 +123,7 @@ def _check_size(value: str) -> str:
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class Fold:
-    """One of several parts of train, of equal size, that each image is in once.
-
-    Attributes:
-        fold: Which one, from 0.
-        of: How many there are.
-    """
+    """One of several parts of train, of equal size: number `fold`, from 0, of `of`. Each image is in one of them."""
 
     fold: int
     of: int
@@ -143,7 +138,7 @@ def _check_repo_id(value: str) -> str:
     return value
 
 
-def _check_place(value: str) -> str:
+def _check_path(value: str) -> str:
     found = expanded(value)
     first = found.split("/")[0]
     if found.startswith("~") and not os.path.lexists(first):
@@ -152,7 +147,7 @@ def _check_place(value: str) -> str:
 
 
 Name = Annotated[str, AfterValidator(_check_name)]
-Place = Annotated[str, AfterValidator(_check_place)]
+UserPath = Annotated[str, AfterValidator(_check_path)]
 License = Annotated[str, AfterValidator(_check_license)]
 RepoId = Annotated[str, AfterValidator(_check_repo_id)]
 Size = Annotated[str, AfterValidator(_check_size)]

@@ -25,32 +25,26 @@ from hfft.replay.engine import EAGER, ONNXRUNTIME, Engine, choose_engine, eager
 from hfft.replay.extraction import FrozenPass
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.replay.store import Recording
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import read_json, write_json
 from hfft.system.machine import package_versions
 
 MOST_VIEWS = 2  # of `views: auto`; docs/performance.md has the measurement
 _WORTH = 0.2  # share of a training step's multiplications that the frozen part must make
 _BATCH = 32  # images per forward pass of an engine that needn't do as training does
 _ENGINES = "engines.json"  # their speed on this machine, in the folder of the recordings
-_NOTE = "replay.json"  # in the phase's folder: its engine, or null
 
 _LOG = get_logger(__name__)
 
 
 def recorded_with(folder: Path) -> str:
     """Name of the engine that a phase's recordings were made with; eager torch where it isn't replayed."""
-    return _noted(folder) or EAGER
+    return PhaseRecord(folder).engine() or EAGER
 
 
 def is_replayed(folder: Path) -> bool:
     """Whether a phase is fed from recordings."""
-    return _noted(folder) is not None
-
-
-def _noted(folder: Path) -> str | None:
-    note = folder / _NOTE
-    return read_json(note)["engine"] if note.is_file() else None
+    return PhaseRecord(folder).engine() is not None
 
 
 def replay_folder(recipe: Recipe) -> Path:
@@ -169,8 +163,9 @@ class Replay:
         Returns:
             None where every step computes the whole network; the log says why.
         """
-        noted = _noted(folder)
-        if noted is None and (folder / _NOTE).is_file():
+        record = PhaseRecord(folder)
+        noted = record.engine(default="undecided")
+        if noted is None:
             return None
         replayed, engine = None, None
         whole = f"{frozen.title}: every step computes the whole network"
@@ -183,7 +178,7 @@ class Replay:
         meet()  # all have read the note
         if PartialState().is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _NOTE, {"engine": engine})
+            record.write_engine(engine)
         return replayed
 
     def recorded(self, frozen: FrozenPass, split_point: SplitPoint, folder: Path) -> TrainingActivations | None:
@@ -194,7 +189,7 @@ class Replay:
             split_point: Of that network, in front of what the phase trains.
             folder: Of the phase.
         """
-        engine, view = _noted(folder), View("train")
+        engine, view = PhaseRecord(folder).engine(), View("train")
         if engine is None:
             return None
         try:

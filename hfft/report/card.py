@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard
 
 from hfft.errors import TrainingError
+from hfft.model.remote_code import own_code
 from hfft.recipe.loading import dump_recipe
 from hfft.report.metadata import card_data
 from hfft.report.retained import confidence_in_words, retention_in_words
@@ -21,13 +22,13 @@ from hfft.report.words import (
     spoken,
 )
 from hfft.runs.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
+from hfft.runs.record import CARD, FIGURES
 from hfft.system.files import write_folder, write_text
 from hfft.system.markdown import escape, fence, folded, table
 
 REPOSITORY = (
     "this/folder"  # stands for the model in the lines to copy; whoever publishes the card puts the Hub id there
 )
-FIGURES = "figures"  # folder beside the card
 _LISTED = 12  # classes that a sentence names
 _UNFOLDED = 30  # rows of a table that is shown at once
 _CONFUSED = 10  # pairs
@@ -110,7 +111,7 @@ def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
 
     if shown:
         write_folder(facts.result / FIGURES, copy)
-    card = facts.result / "README.md"
+    card = facts.result / CARD
     write_text(card, render_card(facts, {stem: f"{FIGURES}/{path.name}" for stem, path in shown.items()}))
     return card
 
@@ -161,7 +162,7 @@ def _purpose(facts: RunFacts) -> str:
 
 def _use(facts: RunFacts) -> str:
     use = _USE_ADAPTER if facts.is_adapter else _USE_MODEL
-    if facts.code is not None:
+    if own_code(facts.config) is not None:
         use = use.replace(f'"{REPOSITORY}"', f'"{REPOSITORY}", trust_remote_code=True')
     lines = fence(use, "python")
     needs = ["hfft" if facts.is_adapter else "transformers", "torch", "torchvision", "pillow"]
@@ -174,9 +175,10 @@ def _use(facts: RunFacts) -> str:
 
 
 def _code_note(facts: RunFacts) -> str:
-    if facts.code is None:
+    code = own_code(facts.config)
+    if code is None:
         return ""
-    return f"The network is the Python code in `{facts.code}.py`: read it before you trust it."
+    return f"The network is the Python code in `{code}.py`: read it before you trust it."
 
 
 def _labels_note(facts: RunFacts) -> str:

@@ -9,11 +9,9 @@ from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.evaluators.pictures import Shown, pictures_of, rows_of
 from hfft.runs.facts import RunFacts
+from hfft.runs.record import HINT_PICTURES, LABEL_ISSUES
 from hfft.system.files import read_json, write_folder, write_json
 
-FOLDER = "label_hints"
-"""Folder of the run that holds the pictures and `hints.json`."""
-_FILE = "label_issues.json"  # of the run, with all hints
 _LISTED = 12
 
 _LOG = logging.getLogger(__name__)  # the main process alone gets here
@@ -47,7 +45,7 @@ def keep_doubts(facts: RunFacts, images: ImageData | None = None) -> Doubts | No
         None where the run has no label hints.
     """
     try:
-        content: dict[str, Any] = read_json(facts.folder / _FILE)
+        content: dict[str, Any] = read_json(facts.folder / LABEL_ISSUES)
     except FileNotFoundError:
         return None
     if content["left_out"] is not None:
@@ -84,13 +82,13 @@ def _illustrated(facts: RunFacts, chosen: list[Shown], images: ImageData | None)
             picture.save(aside / f"{place}.jpg", quality=82)
         write_json(aside / "hints.json", [dataclasses.asdict(one) for one in shown])
 
-    write_folder(facts.folder / FOLDER, write)
+    write_folder(facts.folder / HINT_PICTURES, write)
     return shown
 
 
 def _read(folder: Path) -> tuple[Shown, ...]:
     """What a run folder keeps; nothing where that can't be read."""
     try:
-        return tuple(Shown(**one) for one in read_json(folder / FOLDER / "hints.json"))
+        return tuple(Shown(**one) for one in read_json(folder / HINT_PICTURES / "hints.json"))
     except (OSError, ValueError, TypeError):
         return ()

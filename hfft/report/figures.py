@@ -16,6 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from hfft.report.arranging import arrange
 from hfft.report.fonts import letter
 from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
+from hfft.runs.record import FIGURES
 from hfft.system.files import write_folder
 from hfft.training.callbacks import HEADLINES
 
@@ -62,7 +63,7 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
                 figure.savefig(aside / f"{name}.png", metadata={"Software": None})
                 figure.savefig(aside / f"{name}.svg", metadata={"Date": None, "Creator": None})
 
-        folder = facts.folder / "figures"
+        folder = facts.folder / FIGURES
         write_folder(folder, write)
     return tuple(sorted(folder.iterdir()))
 

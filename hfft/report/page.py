@@ -10,13 +10,11 @@ from typing import Any
 from hfft.data.audit.findings import KINDS
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError, first_line
-from hfft.evaluators.attribution import FOLDER as MISTAKES
 from hfft.evaluators.attribution import Mistakes, keep_mistakes
 from hfft.evaluators.pictures import Shown
 from hfft.inference.classifier import Classifier
 from hfft.recipe.loading import dump_recipe
 from hfft.report.charts import Chart, coverage_chart, curve_charts, reliability_chart, retention_chart
-from hfft.report.doubts import FOLDER as HINTS
 from hfft.report.doubts import Doubts, keep_doubts
 from hfft.report.matrix import lay_out
 from hfft.report.rendering import embedded, render
@@ -32,7 +30,8 @@ from hfft.report.words import (
     spoken,
     what_trains,
 )
-from hfft.runs.facts import PAGE, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.runs.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.runs.record import HINT_PICTURES, MISTAKES, PAGE
 from hfft.system.files import write_text
 
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
@@ -125,7 +124,7 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None, doubts: Doubts | Non
         "mistakes": mistakes,
         "pictures": [] if mistakes is None else [_picture(facts, one, "taken for") for one in mistakes.shown],
         "doubts": doubts,
-        "hints": [] if doubts is None else [_picture(facts, one, "may be", HINTS) for one in doubts.shown],
+        "hints": [] if doubts is None else [_picture(facts, one, "may be", HINT_PICTURES) for one in doubts.shown],
         **_retention(facts),
         **_training(facts),
     }
@@ -145,7 +144,6 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None, doubts: Doubts | Non
 
 
 def _summary(facts: RunFacts) -> dict[str, Any]:
-    kept = next((p for p in facts.phases if facts.kept and f"that of {p.spec.name}" in facts.kept), facts.phases[-1])
     largest = max(facts.phases, key=lambda phase: phase.plan.trainable)
     base, data = facts.checkpoint.name, facts.data.name if facts.data.kind != "memory" else "images in memory"
     result = facts.result.name
@@ -155,7 +153,7 @@ def _summary(facts: RunFacts) -> dict[str, Any]:
         + (f", and {len(facts.phases) - 3} phases more" if len(facts.phases) > 3 else ""),
         "most_trained": largest.plan.trainable,
         "all_parameters": largest.plan.total,
-        "shipped": f"{result}/ of phase {kept.spec.name}" if len(facts.phases) > 1 else f"{result}/",
+        "shipped": f"{result}/ of phase {facts.kept_phase}" if len(facts.phases) > 1 else f"{result}/",
         "why": f"{facts.kept}." if facts.kept else "There was one phase, or nothing to choose by.",
         "data_about": ", ".join(f"{part.images:,} {part.name}" for part in facts.splits.values())
         + f" images of {len(facts.labels):,} classes, from {data}.",

@@ -8,8 +8,8 @@ from typing import Any
 
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.facts import PhaseFacts, RunFacts
+from hfft.runs.phase_record import Group
 from hfft.training.callbacks import headline_in
-from hfft.training.plan import Group
 
 _MINUTE, _HOUR = 60, 3600
 

@@ -1,24 +1,20 @@
 """The files of a finished run as frozen dataclasses: all that a card, a figure or a page says of it."""
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hfft.errors import RunError, first_line
-from hfft.model.remote_code import own_code
-from hfft.recipe.loading import read_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.locating import adapter_base
+from hfft.runs.phase_record import RESULT, RETENTION, PhaseRecord, PhaseResult, Plan
+from hfft.runs.record import ADAPTER, ENVIRONMENT, RunRecord
 from hfft.system.files import read_json
-from hfft.training.callbacks import HEADLINES
-from hfft.training.phases import PhaseResult
-from hfft.training.plan import Group, Plan
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
 TOO_FEW = "too few images"
-PAGE = "report.html"
 _SHARES = ("precision", "recall", "f1")
 
 
@@ -198,11 +194,11 @@ class RunFacts:
     data: Source
     environment: Mapping[str, Any]
     seconds: Mapping[str, float]
-    model_type: str
-    code: str | None
+    config: Mapping[str, Any]
     adapter_base: str | None
     examples: tuple[Example, ...]
     kept: str
+    kept_phase: str
     baselines: Mapping[str, Mapping[str, Any]]
     retention: Mapping[str, Any]
     interpolation: Mapping[str, Any]
@@ -219,7 +215,12 @@ class RunFacts:
     @property
     def headline(self) -> str:
         """Name of the metric that comes first in every table."""
-        return HEADLINES[int(self.is_multi_label)]
+        return "mean_average_precision" if self.is_multi_label else "accuracy"
+
+    @property
+    def model_type(self) -> str:
+        """Of the network, as transformers calls it."""
+        return self.config["model_type"]
 
     @property
     def is_adapter(self) -> bool:
@@ -229,16 +230,8 @@ class RunFacts:
     @property
     def has_own_base(self) -> bool:
         """Whether the adapter sits on weights that only this run has, and not on the checkpoint."""
-        if self.adapter_base is None:
-            return False
-        name = self.adapter_base if self.checkpoint.kind == "hub" else Path(self.adapter_base).name
-        return name != self.checkpoint.name
-
-
-def result_name(recipe: Recipe) -> str:
-    """Name of the folder that a run ends with: `model`, or `adapter` where it stays apart."""
-    last = recipe.phases[-1].adapter
-    return "model" if last is None or last.merge else "adapter"
+        base = Path(self.adapter_base or "")
+        return base.is_absolute() and base.name != self.checkpoint.name
 
 
 def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) -> RunFacts:
@@ -251,42 +244,40 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
     Raises:
         RunError: If it is no run folder, the run isn't finished, or its files aren't those that a run leaves.
     """
-    folder = Path(folder)
-    if not (folder / "recipe.yaml").is_file():
-        raise RunError(f"{folder} is no run folder: it has no recipe.yaml")
-    if metrics is None and not (folder / "metrics.json").is_file():
-        raise RunError(f"{folder}: this run is not finished; run its command again to continue it")
-    recipe = read_recipe(folder)
-    with _readable(folder):
-        measured = read_json(folder / "metrics.json") if metrics is None else metrics
-        data, environment = read_json(folder / "data.json"), read_json(folder / "environment.json")
-        result = folder / result_name(recipe)
-        is_adapter = result.name == "adapter"
-        config = read_json(result / "config.json")
+    run = RunRecord(folder)
+    run.check_run()
+    if metrics is None:
+        run.check_finished()
+    recipe = run.recipe
+    with _readable(run.folder):
+        measured = run.metrics if metrics is None else metrics
+        data, environment = run.data, read_json(run.folder / ENVIRONMENT)
+        result = run.model_dir
+        kept = measured.get("kept", {})
         return RunFacts(
-            folder=folder,
+            folder=run.folder,
             result=result,
             recipe=recipe,
             labels=tuple(data["labels"]),
             is_multi_label=data.get("task") == "multi_label",
             splits={name: _split(name, part, measured) for name, part in data["splits"].items()},
-            phases=tuple(_phase(folder / f"{n}-{spec.name}", spec) for n, spec in enumerate(recipe.phases)),
+            phases=tuple(_phase(record, spec) for record, spec in zip(run.phases, recipe.phases, strict=True)),
             checkpoint=Source(**environment["origin"]["checkpoint"]),
             data=Source(**environment["origin"]["data"]),
             environment=environment,
             seconds=measured["seconds"],
-            model_type=config["model_type"],
-            code=own_code(config),
-            adapter_base=read_json(result / "adapter_config.json")["base_model_name_or_path"] if is_adapter else None,
+            config=_config(result),
+            adapter_base=adapter_base(result)[0] if result.name == ADAPTER else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
-            kept=measured.get("kept", {}).get("reason", ""),
+            kept=kept.get("reason", ""),
+            kept_phase=kept.get("phase", recipe.phases[-1].name),
             baselines=measured.get("baselines", {}),
             retention=measured.get("retention", {}),
             interpolation=measured.get("interpolation", {}),
             confidence=measured.get("confidence", {}),
             findings=tuple(data.get("findings", ())),
             skipped=tuple(data.get("skipped", ())),
-            blocks=_blocks(folder, [spec.name for spec in recipe.phases]),
+            blocks=_blocks(run),
         )
 
 
@@ -347,20 +338,22 @@ def _class(row: Mapping[str, Any]) -> ClassScores:
     )
 
 
-def _blocks(folder: Path, phases: Sequence[str]) -> dict[str, Any]:
+def _config(result: Path) -> dict[str, Any]:
+    config = read_json(result / "config.json")
+    config["model_type"]  # which every model has
+    return config
+
+
+def _blocks(run: RunRecord) -> dict[str, Any]:
     """What was measured after each phase that changed the encoder, and of interpolated weights."""
-    files = {name: folder / f"{n}-{name}" / "retention.json" for n, name in enumerate(phases)}
-    files["interpolation"] = folder / "retention.json"
+    files = {spec.name: record.retention for record, spec in zip(run.phases, run.recipe.phases, strict=True)}
+    files["interpolation"] = run.folder / RETENTION
     found = {name: read_json(path) for name, path in files.items() if path.is_file()}
     return {name: content["blocks"] for name, content in found.items() if content["changed"]}
 
 
-def _phase(folder: Path, spec: PhaseSpec) -> PhaseFacts:
-    plan, note, history = read_json(folder / "plan.json"), folder / "replay.json", folder / "history.jsonl"
-    return PhaseFacts(
-        spec=spec,
-        plan=Plan(**{**plan, "groups": tuple(Group(**group) for group in plan["groups"])}),
-        result=PhaseResult(**read_json(folder / "result.json")),
-        history=tuple(json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()),
-        engine=read_json(note)["engine"] if note.is_file() else None,
-    )
+def _phase(record: PhaseRecord, spec: PhaseSpec) -> PhaseFacts:
+    result = record.result
+    if result is None:
+        raise RunError(f"{record.folder.parent}: the run's {record.folder.name}/{RESULT} is missing")
+    return PhaseFacts(spec, record.plan, result, record.history, record.engine())

@@ -1,9 +1,7 @@
 """What happens between training steps: the data learns the epoch, progress is shown, history written, a stop saved."""
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +9,7 @@ from accelerate.logging import get_logger
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hfft.system.files import write_text
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
 
@@ -41,14 +39,14 @@ class EpochSetter(TrainerCallback):
 class HistoryWriter(TrainerCallback):
     """Keeps history.jsonl: one line per logged step or evaluation, of this process and of those it continues."""
 
-    def __init__(self, path: Path) -> None:
-        """Choose the file."""
-        self.path = path
+    def __init__(self, record: PhaseRecord) -> None:
+        """Choose the phase."""
+        self.record = record
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rewrite the file from the Trainer's own log, which a continued phase restores."""
         if state.is_world_process_zero:
-            write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            self.record.write_history(state.log_history)
 
 
 class Stopper(TrainerCallback):

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.phase_record import PhaseResult
 from hfft.training.callbacks import HEADLINES, headline_in
-from hfft.training.phases import PhaseResult
 
 _MOST_DIGITS = 6
 

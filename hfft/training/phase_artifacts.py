@@ -10,11 +10,11 @@ from transformers import PreTrainedModel
 
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
-from hfft.model.locating import GIVEN, MERGED
 from hfft.recipe.spec import Recipe
+from hfft.runs.phase_record import PhaseRecord, PhaseResult
+from hfft.runs.record import ADAPTER, GIVEN, RunRecord
 from hfft.system.distributed import meet
 from hfft.training.model_selection import Selection, select_phase
-from hfft.training.phases import PhaseResult, finished_phase
 
 
 def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None:
@@ -55,10 +55,10 @@ def plain_network(
     may_be_kept = is_last or (recipe.keep == "best" and results[number].metrics)
     if is_main and may_be_kept and select_phase(recipe, results).number == number:
         base, revision = _base(recipe, number, folder)
-        save_adapter(network, processor, folder / "adapter", base=base, revision=revision)
+        save_adapter(network, processor, folder / ADAPTER, base=base, revision=revision)
     network = merge(network)
     if is_main and not is_last:
-        save_model(network, processor, folder / f"{number}-{recipe.phases[number].name}" / MERGED)
+        save_model(network, processor, _phase(folder, recipe, number).merged)
     meet()
     return network
 
@@ -77,23 +77,27 @@ def restore_kept(network: Any, recipe: Recipe, results: Sequence[PhaseResult], k
     meet()  # the main process has written what is read here
     phase = recipe.phases[kept.number]
     if kept.number < len(results) - 1:
-        result = results[kept.number].checkpoint if phase.adapter is None else MERGED
-        restore_weights(network, folder / f"{kept.number}-{phase.name}" / result)
+        weights = _phase(folder, recipe, kept.number).weights
+        assert weights is not None
+        restore_weights(network, weights)
     if state.is_main_process and phase.adapter is None:
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        shutil.rmtree(folder / ADAPTER, ignore_errors=True)
 
 
 def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
     """What the adapter of a phase sits on, and its revision: the checkpoint, or weights that only this run has."""
     if _sits_on_start(recipe, number):
         if (folder / GIVEN).is_dir():
-            return str((folder / GIVEN).resolve()), None
+            return f"../{GIVEN}", None
         checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
         return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
-    before = folder / f"{number - 1}-{recipe.phases[number - 1].name}"
-    result = finished_phase(before)
-    assert result is not None
-    return str((before / (MERGED if recipe.phases[number - 1].adapter else result.checkpoint)).resolve()), None
+    weights = _phase(folder, recipe, number - 1).weights
+    assert weights is not None
+    return f"../{weights.relative_to(folder).as_posix()}", None  # the run may be moved
+
+
+def _phase(folder: Path, recipe: Recipe, number: int) -> PhaseRecord:
+    return RunRecord(folder).phase(number, recipe.phases[number].name)
 
 
 def _sits_on_start(recipe: Recipe, number: int) -> bool:

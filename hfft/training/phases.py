@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,8 +28,8 @@ from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
+from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
-from hfft.system.files import read_json, write_json
 from hfft.system.launch import is_fsdp_asked
 from hfft.system.signals import patient
 from hfft.training.callbacks import (
@@ -46,7 +45,7 @@ from hfft.training.failures import failures_explained, is_out_of_memory, smaller
 from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.plan import Group, plan_phase, prepare_phase
+from hfft.training.plan import plan_phase, prepare_phase
 from hfft.training.recomputation import end_recomputation, exact_recomputation
 from hfft.training.search import with_rate
 from hfft.training.settings import check_options, check_schedule, training_arguments
@@ -54,29 +53,6 @@ from hfft.training.sharding import ShardedTrainer, Shards
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore
 
 _LOG = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class PhaseResult:
-    """How a phase ended; result.json.
-
-    Attributes:
-        checkpoint: Folder of its best weights, below the phase's folder.
-        best_step: Optimizer step of those weights.
-        steps: Steps taken.
-        metrics: Validation metrics of the best weights; empty without validation images.
-        seconds: Time of training and evaluation in the process that finished the phase.
-        images_per_second: Training images in that time.
-        frozen: Tensors and bytes compared before and after, and how many changed.
-    """
-
-    checkpoint: str
-    best_step: int
-    steps: int
-    metrics: dict[str, float]
-    seconds: float
-    images_per_second: float
-    frozen: dict[str, int]
 
 
 def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
@@ -144,7 +120,7 @@ def run_phase(
     end_recomputation(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, phase.spec, pixels)
-    result = finished_phase(phase.folder)
+    result = PhaseRecord(phase.folder).result
     if result is not None:
         _LOG.info(f"{phase.title}: was finished")
         _reload(model, phase.folder, result)
@@ -187,7 +163,7 @@ def _finish(
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
-        write_json(folder / "plan.json", dataclasses.asdict(plan))
+        PhaseRecord(folder).write_plan(plan)
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
@@ -204,7 +180,7 @@ def _finish(
         model = shards.gather_all().to(arguments.device)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
-        write_json(folder / "result.json", dataclasses.asdict(result))
+        PhaseRecord(folder).write_result(result)
     meet()
     return model, result
 
@@ -231,12 +207,6 @@ def _released(trainer: PhaseTrainer) -> Any:
     if hasattr(model, "_is_accelerate_prepared"):
         del model._is_accelerate_prepared
     return model
-
-
-def finished_phase(folder: Path) -> PhaseResult | None:
-    """The result of a phase that has ended, if it has."""
-    path = folder / "result.json"
-    return PhaseResult(**read_json(path)) if path.is_file() else None
 
 
 def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
@@ -319,7 +289,7 @@ def _was_stopped(state: TrainerState) -> bool:
 
 
 def _own_callbacks(spec: PhaseSpec, folder: Path, title: str) -> list[TrainerCallback]:
-    own = [EpochSetter(), HistoryWriter(folder / "history.jsonl"), Stopper(title)]
+    own = [EpochSetter(), HistoryWriter(PhaseRecord(folder)), Stopper(title)]
     return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
 
 

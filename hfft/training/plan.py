@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
+from hfft.runs.phase_record import Group, Plan
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
 _DEFAULTS = {
@@ -27,79 +28,6 @@ _DEFAULTS = {
 }
 _KERNELS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _SEVERAL_KERNELS = (nn.MultiheadAttention, nn.RNNBase)  # such as in_proj_weight and weight_hh_l0
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that share a learning rate and a weight decay.
-
-    Attributes:
-        part: The part they belong to.
-        names: Their names.
-        learning_rate: Highest rate of the schedule; None while it is still to be found.
-        weight_decay: As AdamW takes it.
-    """
-
-    part: str
-    names: tuple[str, ...]
-    learning_rate: float | None
-    weight_decay: float
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a phase will do.
-
-    Attributes:
-        phase: Its name.
-        trains: The trainable parts in words.
-        trainable: Parameters that train.
-        total: Parameters of the network, adapter included.
-        groups: Parameter groups of the optimizer.
-        images: Training images per epoch.
-        batch: Images per optimizer step at most, over all processes.
-        device_batch: Images per forward pass of one process.
-        steps: Optimizer steps.
-        epochs: Passes over the training images.
-        state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
-        activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
-        processes: That share the images.
-        shares: Images per epoch of the process that sees fewest and of the one that sees most.
-        frozen_share: Of the network, counted in blocks, that is in front of all that trains.
-    """
-
-    phase: str
-    trains: str
-    trainable: int
-    total: int
-    groups: tuple[Group, ...]
-    images: int
-    batch: int
-    device_batch: int
-    steps: int
-    epochs: float
-    state_bytes: int
-    activation_bytes: int | None = None
-    processes: int = 1
-    shares: Sequence[int] = ()
-    frozen_share: float = 0.0
-
-    @property
-    def batch_in_words(self) -> str:
-        """For example `64 images (8 at once on each of 4 processes, 2 accumulated)`."""
-        accumulated = self.batch // (self.device_batch * self.processes)
-        place = f" on each of {self.processes} processes" if self.processes > 1 else ""
-        more = f", {accumulated} accumulated" if accumulated > 1 else ""
-        made = "" if self.batch == self.device_batch else f"{self.device_batch} at once{place}{more}"
-        if self.images < self.batch:
-            room = f"there is room for {self.batch}"
-            return f"all {self.images} images ({f'{room}: {made}' if made else room})"
-        return f"{self.batch} images ({made})" if made else f"{self.batch} images"
-
-    @property
-    def steps_in_words(self) -> str:
-        """For example `1,000 steps of 8 images`."""
-        return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:

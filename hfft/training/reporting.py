@@ -22,11 +22,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from hfft.errors import MissingPackageError, RecipeError, TrainingError, nearest
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
+from hfft.runs.record import BOARD, REPORTING
 from hfft.system.files import read_json, write_json
-
-BOARD = "tensorboard"
-"""Folder in a run's folder, with a folder for each phase."""
-_NOTE = "reporting.json"  # what has been sent elsewhere, and where
 
 _LOG = get_logger(__name__)
 
@@ -270,11 +267,11 @@ class Reporting(TrainerCallback):
 
     @property
     def _note(self) -> dict[str, Any]:
-        path = self._folder / _NOTE
+        path = self._folder / REPORTING
         return read_json(path) if path.is_file() else {}
 
     def _keep(self, **found: Any) -> None:
-        write_json(self._folder / _NOTE, {**self._note, **found})
+        write_json(self._folder / REPORTING, {**self._note, **found})
 
 
 def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -12,8 +12,8 @@ from hfft.errors import ModelError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ActivationDataset, ReplayedData
+from hfft.runs.phase_record import PhaseRecord
 from hfft.system.distributed import on_main
-from hfft.system.files import read_json, write_json
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.probe import HeadInputs, search_head
 
@@ -39,14 +39,14 @@ def with_rate(
     """
     if phase.spec.arguments.get("learning_rate") != AUTO:
         return phase.spec
-    note = phase.folder / "search.json"
+    record = PhaseRecord(phase.folder)
     if replayed is None:
         raise TrainingError(f"{phase.title}: learning_rate: auto needs what enters the head recorded; give a number")
     recorded = replayed
 
     def choose() -> dict[str, Any]:
-        found = read_json(note) if note.is_file() else _search(model, data, recorded, arguments, phase)
-        write_json(note, found)
+        found = record.search or _search(model, data, recorded, arguments, phase)
+        record.write_search(found)
         return found
 
     choice = on_main(choose)

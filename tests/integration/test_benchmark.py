@@ -66,7 +66,8 @@ def test_the_floor_computes_the_logits_of_the_network(family, changes, blocks, d
         torch.testing.assert_close(values, model(pixel_values=pixels()).logits)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
+@pytest.mark.timeout(900)
 def test_a_small_benchmark(photos, tmp_path):
     data = photos({f"{split}/{name}": 20 for split in ("train", "validation", "test") for name in ("ant", "bee")})
     checkpoint = tiny.save(tmp_path / "vit", "vit")

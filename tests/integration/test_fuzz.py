@@ -7,6 +7,8 @@ from pathlib import Path
 import launches
 import pytest
 
+pytestmark = pytest.mark.nightly
+
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
@@ -14,7 +16,6 @@ def numbers(shown):
     return {word: int(number) for number, word in re.findall(r"(\d+) (images|refused)", shown)}
 
 
-@pytest.mark.slow
 def test_damaged_images(tmp_path):
     done = launches.succeed([sys.executable, SCRIPTS / "fuzz_images.py", "--count", 300], tmp_path)
     found = numbers(done.stdout)
@@ -22,7 +23,6 @@ def test_damaged_images(tmp_path):
     assert min(found.values()) > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["recipes", "tables"])
 def test_damaged_recipes_and_tables(tmp_path, kind):
     done = launches.succeed([sys.executable, SCRIPTS / "fuzz_recipes.py", f"--{kind}", 200], tmp_path)

@@ -219,7 +219,7 @@ def test_report_of_an_unfinished_run_or_none_is_a_bad_request(runs, capsys):
     (runs / "bugs/metrics.json").unlink()
     before = contents(runs)
     assert main(["report", str(runs / "bugs")]) == 2
-    assert "this run is not finished; run its command again to continue it" in capsys.readouterr().err
+    assert "this run is not finished; run its `hfft train` command again to continue it" in capsys.readouterr().err
     assert main(["report", str(runs)]) == 2
     assert "is no run folder" in capsys.readouterr().err
     assert contents(runs) == before

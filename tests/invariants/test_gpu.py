@@ -12,7 +12,7 @@ from hfft.recipe.spec import AdapterSpec
 
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (tests/invariants/test_gpu.py)"),
 ]
 
 
@@ -39,7 +39,7 @@ def test_the_weights_are_those_of_a_cpu_within_tolerance(tmp_path):
         torch.testing.assert_close(there.state_dict()[name].cpu(), value, rtol=1e-3, atol=1e-4)
 
 
-TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs a GPU (tests/invariants/test_gpu.py)")
 FSDP = ("fsdp2.yaml", "--num_processes", 2)
 
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 
 import pytest
-from launches import ACCELERATE, ALONE, ROOT, assert_same_result, launch, run, succeed, train, write_recipe
+from launches import ACCELERATE, ALONE, ROOT, assert_same_result, launch, run, run_jobs, succeed, train, write_recipe
 
 
 @pytest.fixture
@@ -17,29 +17,64 @@ def workplace(tmp_path, photos):
     return tmp_path
 
 
+FAMILIES = {  # replay, images at once, accumulated
+    "dinov2": ("auto", 2, 1),
+    "resnet": ("auto", 2, 1),
+    "convnext": ("auto", 1, 2),
+    "vit": ("off", 1, 2),
+}
+MULTI_LABEL = ["data.source=labelled/labels.csv", "data.label_column=[odd, ant]"]
+MEASURED = ["retain.interpolate=auto", "novelty=true"]
+
+
 @pytest.mark.slow
 @pytest.mark.multiprocess
-@pytest.mark.parametrize(
-    ("family", "replay", "batch", "accumulated"),
-    [("dinov2", "auto", 2, 1), ("resnet", "auto", 2, 1), ("convnext", "auto", 1, 2), ("vit", "off", 1, 2)],
-)
-def test_two_processes_end_with_the_weights_of_one(family, replay, batch, accumulated, workplace):
+@pytest.mark.timeout(900)
+def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
+    """Runs of several kinds in one launch of two processes, and each of them alone."""
+    write_labels(shutil.copytree(workplace / "photos", workplace / "labelled"))
+    make_damaged(workplace)
+    alone = {
+        **{family: train(family, "one", replay, 4) for family, (replay, _, _) in FAMILIES.items()},
+        "multi_label": [*train("dinov2", "one_multi", "auto", 4), *MULTI_LABEL],
+        "measured": [*train("resnet", "one_measured", "off", 4), *MEASURED],
+        "damaged": [*train("vit", "one_damaged", "auto", 4), "data.source=damaged"],
+    }
+    jobs = {
+        **{family: train(family, "two", *options) for family, options in FAMILIES.items()},
+        "multi_label": [*train("dinov2", "two_multi", "auto", 2), *MULTI_LABEL],
+        "measured": [*train("resnet", "two_measured", "off", 2), *MEASURED],
+        "damaged": [*train("vit", "two_damaged", "auto", 2), "data.source=damaged"],
+    }
+    done = run_jobs({name: words[2:] for name, words in jobs.items()}, workplace)
+    for words in alone.values():
+        succeed([*ALONE, *words], workplace)
+    for family, (replay, batch, accumulated) in FAMILIES.items():
+        with subtests.test(family):
+            check_family(workplace, done[family], family, replay, batch, accumulated)
+    with subtests.test("multi_label"):
+        assert_same_result(workplace, "dinov2", "one_multi", "two_multi")
+        config = json.loads((workplace / "two_multi/of_dinov2/model/config.json").read_text())
+        assert config["problem_type"] == "multi_label_classification"
+    with subtests.test("measured"):
+        check_measured(workplace, done["measured"])
+    with subtests.test("damaged"):
+        check_damaged(workplace, done["damaged"])
+
+
+def check_family(workplace, done, family, replay, batch, accumulated):
     """DINOv2 has a mask token that no image reaches, and ResNet a loss that ignores how many images there are."""
-    done = succeed([*launch(), *train(family, "two", replay, batch, accumulated)], workplace)
-    succeed([*ALONE, *train(family, "one", replay, 4)], workplace)
     phases = assert_same_result(workplace, family, "one", "two")
     assert len(phases) == (3 if family == "dinov2" else 2)
     assert done.stderr.count("trains head;") == 1  # the main process alone speaks
     assert done.stderr.count(f"report: two/of_{family}/report.html") == 1
     each = f"of 4 images ({batch} at once on each of 2 processes{', 2 accumulated' if accumulated > 1 else ''})"
     assert done.stderr.count(each) == len(phases)
-    assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a share
+    assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a part
 
 
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_so_they_do_with_any_number_of_labels(workplace):
-    """A column more than class folders have; 21 images leave a process without one in the last step."""
+def write_labels(photos):
+    """A table of labels with a column more than there are class folders."""
     rows = [
         (split, f"{split}/{name}/{number:03d}.png", number % 2, int(name == "ant"))
         for split, name, count in (
@@ -49,13 +84,38 @@ def test_so_they_do_with_any_number_of_labels(workplace):
         for number in range(count)
     ]
     lines = ["split,file_name,odd,ant", *(",".join(map(str, row)) for row in rows)]
-    (workplace / "photos" / "labels.csv").write_text("\n".join(lines))
-    more = ["data.source=photos/labels.csv", "data.label_column=[odd, ant]"]
-    succeed([*launch(), *train("dinov2", "two", "auto", 2), *more], workplace)
-    succeed([*ALONE, *train("dinov2", "one", "auto", 4), *more], workplace)
-    assert_same_result(workplace, "dinov2", "one", "two")
-    config = json.loads((workplace / "two/of_dinov2/model/config.json").read_text())
-    assert config["problem_type"] == "multi_label_classification"
+    (photos / "labels.csv").write_text("\n".join(lines))
+
+
+def check_measured(workplace, done):
+    one, two = (
+        json.loads((workplace / name / "of_resnet/metrics.json").read_text())
+        for name in ("one_measured", "two_measured")
+    )
+    assert two["interpolation"]["alpha"] == one["interpolation"]["alpha"]
+    for name, phase in one["retention"]["phases"].items():
+        assert two["retention"]["phases"][name]["changed"] == phase["changed"]
+        assert two["retention"]["phases"][name]["old_task"] == pytest.approx(phase["old_task"], abs=1e-3)
+    assert two["confidence"]["temperature"] == pytest.approx(one["confidence"]["temperature"], rel=1e-3)
+    assert (workplace / "two_measured/of_resnet/model/novelty.safetensors").is_file()
+    assert done.stderr.count("of the way from the head phase to the end") == 1
+
+
+def make_damaged(workplace):
+    """The training images alone, two of them damaged: splits are carved, by every process."""
+    shutil.copytree(workplace / "photos/train", workplace / "damaged")
+    for name in ("ant/002.png", "bee/007.png"):
+        (workplace / "damaged" / name).write_bytes(b"words")
+
+
+def check_damaged(workplace, done):
+    assert_same_result(workplace, "vit", "one_damaged", "two_damaged", images=6)  # 15 % of 10 ants and 9 bees, twice
+    assert done.stderr.count("left out: 2 files are no readable image:") == 1
+    alone, together = (
+        json.loads((workplace / name / "of_vit/data.json").read_text()) for name in ("one_damaged", "two_damaged")
+    )
+    assert alone == together
+    assert sorted(skip["file"] for skip in together["skipped"]) == ["ant/002.png", "bee/007.png"]
 
 
 @pytest.mark.slow
@@ -169,36 +229,3 @@ def test_a_bad_recipe_is_reported_once_by_two_processes(workplace):
     done = run([*launch(), "-m", "hfft", "train", "vit.yaml", "training.lerning_rate=1"], workplace)
     assert done.returncode != 0
     assert done.stderr.count("did you mean 'learning_rate'?") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_two_processes_measure_and_interpolate_as_one_does(workplace):
-    options = ["retain.interpolate=auto", "novelty=true"]
-    done = succeed([*launch(), *train("resnet", "two", "off", 2, 1), *options], workplace)
-    succeed([*ALONE, *train("resnet", "one", "off", 4), *options], workplace)
-    one, two = (json.loads((workplace / name / "of_resnet/metrics.json").read_text()) for name in ("one", "two"))
-    assert two["interpolation"]["alpha"] == one["interpolation"]["alpha"]
-    for name, phase in one["retention"]["phases"].items():
-        assert two["retention"]["phases"][name]["changed"] == phase["changed"]
-        assert two["retention"]["phases"][name]["old_task"] == pytest.approx(phase["old_task"], abs=1e-3)
-    assert two["confidence"]["temperature"] == pytest.approx(one["confidence"]["temperature"], rel=1e-3)
-    assert (workplace / "two/of_resnet/model/novelty.safetensors").is_file()
-    assert done.stderr.count("of the way from the head phase to the end") == 1
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-def test_two_processes_leave_out_the_same_images_as_one(workplace):
-    """In carved splits, so that every process has to carve anew."""
-    for name in ("ant/002.png", "bee/007.png"):
-        (workplace / "photos/train" / name).write_bytes(b"words")
-    for split in ("validation", "test"):
-        shutil.rmtree(workplace / "photos" / split)
-    done = succeed([*launch(), *train("vit", "two", "auto", 2)], workplace)
-    succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
-    assert_same_result(workplace, "vit", "one", "two", images=6)  # 15 % of 10 ants and 9 bees are 2 and 1, twice
-    assert done.stderr.count("left out: 2 files are no readable image:") == 1
-    alone, together = (json.loads((workplace / name / "of_vit/data.json").read_text()) for name in ("one", "two"))
-    assert alone == together
-    assert sorted(skip["file"] for skip in together["skipped"]) == ["train/ant/002.png", "train/bee/007.png"]

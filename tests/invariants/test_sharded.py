@@ -18,6 +18,7 @@ from launches import (
     free_port,
     launch,
     run,
+    run_jobs,
     succeed,
     train,
     write_phases,
@@ -69,16 +70,56 @@ def workplace(tmp_path, photos):
     return tmp_path
 
 
-def told(done):
+def shards(done):
     """What fsdp_on_cpu said of each network: tensors spread, of how many; numbers here, of how many; units."""
     found = re.findall(r"spread: (\d+) of (\d+) tensors, (\d+) of (\d+) numbers here, (\d+) units", done.stdout)
     return [tuple(map(int, numbers)) for numbers in found]
 
 
-def test_phases_of_a_vit_end_with_the_weights_and_files_of_one_process(workplace):
-    """Gradients are clipped by the norm of all of them; rates differ by block; images are accumulated."""
-    done = spread(workplace, *train_spread("vit", "two", "off", 1, 2))
+OTHERS = {  # replay and changes
+    "convnext": ("off", []),
+    "dinov2": ("force", ["phases.all.unfreeze={blocks: 2}"]),
+    "resnet": ("auto", ["training.activation_checkpointing=false"]),
+}
+BATCHNORM = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
+BFLOAT16 = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6"]
+
+
+@pytest.mark.timeout(900)
+def test_two_processes_end_with_the_weights_and_files_of_one(workplace, subtests):
+    """Runs of several kinds in one launch of two processes, and each of them alone."""
+    jobs = {
+        "vit": train("vit", "two", "off", 1, 2),
+        **{family: [*train(family, "two", replay, 2), *more] for family, (replay, more) in OTHERS.items()},
+        "batchnorm": [*train("resnet", "fsdp", "off", 4), *BATCHNORM],
+        "bfloat16": [*train("vit", "two_bf16", "off", 2), *BFLOAT16],
+    }
+    done = run_jobs(
+        {name: words[2:] for name, words in jobs.items()}, workplace, "fsdp2.yaml", "--num_processes", 2, kind="fsdp"
+    )
     succeed([*ALONE, *train("vit", "one", "off", 4)], workplace)
+    succeed([*ALONE, *train("vit", "one_bf16", "off", 4), *BFLOAT16], workplace)
+    succeed([*launch(), *train("resnet", "ddp", "off", 4), *BATCHNORM], workplace)
+    for family, (replay, more) in OTHERS.items():
+        succeed([*ALONE, *train(family, "one", replay, 4), *more], workplace)
+    with subtests.test("vit"):
+        check_vit(workplace, done["vit"])
+    for family in OTHERS:
+        with subtests.test(family):
+            assert_same_result(workplace, family, "one", "two")
+    with subtests.test("replay"):  # what lies in front of the split point is in no process's way
+        head, blocks, _ = shards(done["dinov2"])
+        assert head[0] == 2
+        assert blocks[0] < blocks[1] / 2 + 1
+        assert done["dinov2"].stderr.count(": replays what enters") == 3
+    with subtests.test("batchnorm"):
+        check_batchnorm(workplace)
+    with subtests.test("bfloat16"):
+        check_bfloat16(workplace)
+
+
+def check_vit(workplace, done):
+    """Gradients are clipped by the norm of all of them; rates differ by block; images are accumulated."""
     assert assert_same_result(workplace, "vit", "one", "two") == ["0-head", "1-blocks", "2-lora"]
     runs = [workplace / name / "of_vit" for name in ("one", "two")]
     kinds = [json.loads((folder / "environment.json").read_text())["spread_by"] for folder in runs]
@@ -103,36 +144,14 @@ def test_phases_of_a_vit_end_with_the_weights_and_files_of_one_process(workplace
     assert kept[0]["state"].keys() == kept[1]["state"].keys() != set()
     for number, state in kept[0]["state"].items():
         torch.testing.assert_close(kept[1]["state"][number], state, rtol=1e-4, atol=1e-6)
-    assert len(told(done)) == 3
-    for spread_tensors, tensors, here, whole, units in told(done):
+    assert len(shards(done)) == 3
+    for spread_tensors, tensors, here, whole, units in shards(done):
         assert (spread_tensors, units) == (tensors, 6)  # 4 blocks, the norm, and the rest
         assert here < 0.6 * whole
 
 
-@pytest.mark.parametrize(
-    ("family", "replay", "changes"),
-    [
-        ("convnext", "off", []),
-        ("dinov2", "force", ["phases.all.unfreeze={blocks: 2}"]),
-        ("resnet", "auto", ["training.activation_checkpointing=false"]),
-    ],
-)
-def test_so_do_other_networks_with_replay_and_without(family, replay, changes, workplace):
-    done = spread(workplace, *train_spread(family, "two", replay, 2), *changes)
-    succeed([*ALONE, *train(family, "one", replay, 4), *changes], workplace)
-    assert_same_result(workplace, family, "one", "two")
-    if family == "dinov2":  # what lies in front of a cut is in no process's way
-        head, blocks, _ = told(done)
-        assert head[0] == 2
-        assert blocks[0] < blocks[1] / 2 + 1
-        assert done.stderr.count(": replays what enters") == 3
-
-
-def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
-    """Of the first process's part of each batch, in all processes."""
-    more = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
-    spread(workplace, *train_spread("resnet", "fsdp", "off", 4), *more)
-    succeed([*launch(), *train("resnet", "ddp", "off", 4), *more], workplace)
+def check_batchnorm(workplace):
+    """Statistics of released BatchNorm are those of DDP: of the first process's part of each batch, in both."""
     fsdp, ddp = (load_file(workplace / name / "of_resnet/model/model.safetensors") for name in ("fsdp", "ddp"))
     start = load_file(workplace / "resnet/model.safetensors")
     moved = [name for name in fsdp if name.endswith("running_var") and not torch.equal(fsdp[name], start[name])]
@@ -141,13 +160,10 @@ def test_statistics_of_released_batchnorm_are_those_of_ddp(workplace):
         torch.testing.assert_close(fsdp[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_bfloat16_and_activation_checkpointing(workplace):
+def check_bfloat16(workplace):
     """bfloat16 is autocast: weights stay in float32."""
-    options = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6"]
-    spread(workplace, *train_spread("vit", "two", "off", 2), *options)
-    succeed([*ALONE, *train("vit", "one", "off", 4), *options], workplace)
     for phase in ("0-head", "1-blocks"):
-        folders = [workplace / name / "of_vit" / phase for name in ("one", "two")]
+        folders = [workplace / name / "of_vit" / phase for name in ("one_bf16", "two_bf16")]
         one, two = (load_file(next(folder.glob("*/model.safetensors"))) for folder in folders)
         assert {value.dtype for value in two.values()} == {torch.float32}
         for name, value in one.items():
@@ -157,7 +173,7 @@ def test_bfloat16_and_activation_checkpointing(workplace):
 def test_a_killed_run_continues_to_the_same_bits(workplace):
     """With moments: of Adam in several groups, at rates of their own."""
     more = [f"phases.blocks.{setting}" for setting in ("optim=adamw_torch_fused", "early_stopping=8")]
-    more.append("training.num_train_epochs=8")
+    more.append("training.num_train_epochs=4")
     spread(workplace, *train_spread("vit", "whole", "off", 2), *more)
     command = [*launch("fsdp2.yaml", "--num_processes", 2), *train_spread("vit", "killed", "off", 2), *more]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", **ENVIRONMENT}

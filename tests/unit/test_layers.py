@@ -26,24 +26,7 @@ LAYERS = (
 )
 HEIGHTS = {name: height for height, names in enumerate(LAYERS) for name in names}
 # Arrows that still run upwards; an arrow that goes leaves this list.
-UPWARD = {
-    ("runs.facts", "model.remote_code"),
-    ("runs.facts", "training.callbacks"),
-    ("runs.facts", "training.phases"),
-    ("runs.facts", "training.plan"),
-    ("runs.record", "data.audit.filtering"),
-    ("runs.record", "data.audit.findings"),
-    ("runs.record", "data.images.decoding"),
-    ("runs.record", "data.sources.labels"),
-    ("runs.record", "data.sources.reading"),
-    ("runs.record", "data.sources.targets"),
-    ("runs.record", "metrics.scores"),
-    ("runs.record", "metrics.selective"),
-    ("runs.record", "model.given"),
-    ("runs.record", "model.locating"),
-    ("runs.record", "report.card"),
-    ("runs.run", "hub.pushing"),
-}
+UPWARD: set[tuple[str, str]] = set()
 EXEMPT = {"hfft", "hfft._version", "hfft.__main__"}
 
 

@@ -1,19 +1,21 @@
 """Images of a recipe -> those that can be trained on, with what was left out, and what was found; in all processes."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
 from hfft.data.audit.audit import Audit, Look, audit
-from hfft.data.audit.findings import Finding, Splits, find
+from hfft.data.audit.findings import Finding, Splits, described, find
 from hfft.data.images.decoding import decode, read_row
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.labels import spoken_label
+from hfft.data.sources.labels import spoken_label, targets_of
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -53,6 +55,30 @@ class Checked:
     fingerprints: Mapping[str, str]
     skipped: tuple[Skip, ...] = ()
     findings: tuple[Finding, ...] = ()
+
+
+def describe_images(checked: Checked) -> dict[str, Any]:
+    """What a run folder keeps of its images, data.json."""
+    images, prints = checked.images, checked.fingerprints
+    return {
+        "labels": list(images.labels),
+        "task": images.task,
+        "splits": {name: describe_split(images, name, fingerprint) for name, fingerprint in prints.items()},
+        "skipped": [asdict(skip) for skip in checked.skipped],
+        "findings": [described(finding) for finding in checked.findings],
+    }
+
+
+def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str, Any]:
+    """What a run folder keeps of a split."""
+    targets = targets_of(images.splits[split], len(images.labels))
+    return {
+        "images": len(images.splits[split]),
+        "counts": images.counts(split),
+        "carved": split in images.carved,
+        "fingerprint": fingerprint,
+        **({} if targets is None else {"targets": hashlib.blake2b(targets.tobytes(), digest_size=16).hexdigest()}),
+    }
 
 
 def check_images(

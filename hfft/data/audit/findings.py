@@ -14,8 +14,7 @@ from hfft.data.audit.duplicates import group, same_pictures
 from hfft.data.audit.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.images.modes import float_range
 from hfft.data.sources.folders import endings
-from hfft.data.sources.label_values import alike_classes
-from hfft.data.sources.labels import UNLABELLED, count_keys, spoken_label
+from hfft.data.sources.labels import UNLABELLED, alike_classes, count_keys, spoken_label
 
 Severity = Literal["harm", "note"]
 # In the order in which they are shown. `harm` stops training or makes its numbers wrong.

@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset
 
 from hfft.data.images.decoding import Decoded, decode_row
-from hfft.data.sources.labels import is_multi_label, labels_of
+from hfft.data.sources.labels import is_multi_label, label_array
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it
@@ -47,7 +47,7 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
 
     @staticmethod
     def _own_labels(rows: Dataset) -> Any:
-        return labels_of(rows).astype(np.float32) if is_multi_label(rows) else rows["label"][:]
+        return label_array(rows).astype(np.float32) if is_multi_label(rows) else rows["label"][:]
 
     def __len__(self) -> int:
         """Images in the split."""

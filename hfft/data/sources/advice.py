@@ -11,6 +11,7 @@ from datasets import Dataset
 from hfft.data.images.decoding import opened_path
 from hfft.data.sources.folders import endings
 from hfft.errors import DataError, nearest
+from hfft.recipe.spec import DataSpec
 from hfft.system.paths import expanded
 
 _UNPACK = "unpack it, and name the folder"
@@ -45,17 +46,28 @@ def missing_path(name: str) -> str:
 
 def looked_for(path: Path) -> str:
     """How far a path leads that leads nowhere, and what may be meant."""
-    path, parent = _led(path)
+    path, parent = _existing_part(path)
     lost = path.relative_to(parent).parts[0]
     meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
     told = f"; did you mean {meant!r}?" if meant else ""
     return f"looked for {path}: {parent} holds no {lost!r}{told}"
 
 
-def _led(path: Path) -> tuple[Path, Path]:
+def _existing_part(path: Path) -> tuple[Path, Path]:
     """The absolute path, and the last of its folders that is there."""
     path = path.absolute()
     return path, next((folder for folder in path.parents if folder.is_dir()), path.parent)
+
+
+def refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
+    """Keys of the data section that a source has no use for.
+
+    Raises:
+        DataError: If one of them is set.
+    """
+    unused = [key for key in keys if getattr(spec, key) is not None]
+    if unused:
+        raise DataError(f"data.{unused[0]}: {what}, which has none; leave it out")
 
 
 def advice_for(files: Iterable[Path]) -> str:
@@ -111,7 +123,7 @@ def check_found(rows: Dataset, where: str) -> None:
 
 def not_found(path: Path, where: str) -> DataError:
     """That images aren't where a table says."""
-    path, parent = _led(path)
+    path, parent = _existing_part(path)
     return DataError(
         f"{where}: no image is where the rows say; looked for {path} first; name the column of paths, file names or "
         f"ids (data.image_column) and the folder that they begin at (data.image_folder){advice_for(parent.iterdir())}"

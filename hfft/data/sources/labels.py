@@ -1,17 +1,152 @@
-"""What rows hold as labels: the index of one class each (single-label), or the indices of any number (multi-label)."""
+"""Labels: one name for each class from values of any spelling, and what rows hold as label, soft label and weight."""
 
-from collections.abc import Sequence
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
-from datasets import ClassLabel, Dataset, List
+from datasets import ClassLabel, Dataset, List, Value
+from datasets.features import LargeList
+from datasets.features import Sequence as SequenceOf
 
-from hfft.data.sources.label_values import known_as
+from hfft.errors import DataError
+from hfft.system.messages import say, warn
+from hfft.system.text import printable
 
+Label = str | tuple[str, ...]  # a column of labels, or one for each class
 UNLABELLED = -1  # where a row has no class; a list of classes is None then, and an empty list is an image of none
+SOFT_LABELS = "soft_labels"  # column of rows: (K,) probability of each class
+WEIGHT = "weight"  # column of rows: of the image in the loss
+_AROUND = r"[\s\u200b\u2060\ufeff]+"  # spaces, and characters without width that tables have at their ends
+_ENDS = re.compile(f"^{_AROUND}|{_AROUND}$")
+_WHOLE = re.compile(r"(-?[0-9]+)\.0+")  # a whole number as a float is written
+_FLAGS = {"false": "0", "true": "1"}
+# How programs write that there is no value; any of them may be the name of a class.
+_NOTHING = frozenset(
+    (
+        *("NA", "N/A", "n/a", "na", "NaN", "nan", "-nan", "NAN", "NaT", "<NA>", "#N/A"),
+        *("NULL", "Null", "null", "None", "NONE", "-", "--", "?"),
+    )
+)
+_TOLERANCE = 1e-3  # of the sum of probabilities
+
+
+# Values of a column
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type holds text, in any of Arrow's ways to keep it."""
+    return isinstance(kind, Value) and kind.dtype in ("string", "large_string", "string_view")
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a number of any kind."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def natural(text: str) -> tuple[int, int, str]:
+    """A key that sorts numbers by their value, in front of all other texts."""
+    is_whole = text.isdecimal() and len(text) < 1000  # Python reads no longer ones
+    return (0, int(text), text) if is_whole else (1, 0, text)
+
+
+def label_text(value: Any) -> str | None:
+    """A label of any type as text on one line, without spaces around it; None for nothing, NaN and blanks."""
+    if value is None or value != value:
+        return None
+    text = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    return printable(_ENDS.sub("", text)) or None
+
+
+def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list[str | None]:
+    """The label of each row as `label_text` has it; logs where texts lost spaces.
+
+    Args:
+        values: Of one type.
+        files: Names of the rows.
+        where: Names the source.
+    """
+    known = {value: label_text(value) for value in set(values)}
+    texts = [known[value] for value in values]
+    changed = {value for value, text in known.items() if isinstance(value, str) and text not in (None, value)}
+    if changed:
+        rows = [row for row, value in enumerate(values) if value in changed]
+        first = rows[0]
+        say(
+            f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
+            f"characters, the first is that of {files[first]}: {values[first]!r} as {texts[first]!r}"
+        )
+    return texts
+
+
+# Names of classes
+
+
+def same_class(name: str) -> str:
+    """The common spelling of names that mean one class: Unicode's composed form; 0 for 0.0 and false, 1 for true."""
+    text = unicodedata.normalize("NFC", name)
+    whole = _WHOLE.fullmatch(text)
+    text = whole[1] if whole else text
+    return _FLAGS.get(text.lower(), "0" if text == "-0" else text)
+
+
+def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -> dict[str, str]:
+    """Each spelling that occurs -> the name of its class, which is one of them; classes are in their order.
+
+    Args:
+        found: Labels as `label_text` has them.
+        declared: Names that a data set declares, which come first, in their order.
+        where: Names the source in warnings.
+    """
+    groups: dict[str, list[str]] = {}
+    for name in dict.fromkeys([*declared, *sorted(set(found), key=natural)]):
+        groups.setdefault(same_class(name), []).append(name)
+    chosen = {common: common if common in names else names[0] for common, names in groups.items()}
+    for common, names in groups.items():
+        if len(names) > 1:
+            is_one_text = len({unicodedata.normalize("NFC", one) for one in names}) == 1
+            shown = ", ".join(map(ascii if is_one_text else repr, names))
+            warn(f"{where}: {shown} are taken for one class, {chosen[common]!r}; write it one way")
+    return {name: chosen[common] for common, names in groups.items() for name in names}
+
+
+def known_as(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    """Names that an existing model has, too, perhaps in another spelling -> the model's name."""
+    spelled = {same_class(label_text(name) or name): name for name in reversed(known)} | {name: name for name in known}
+    found = {name: spelled.get(name, spelled.get(same_class(name))) for name in names}
+    return {name: other for name, other in found.items() if other is not None}
+
+
+def alike_classes(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in case, marks between words, width or invisible characters alone, in groups."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        seen = (one for one in unicodedata.normalize("NFKC", name).casefold() if unicodedata.category(one) != "Cf")
+        groups.setdefault(" ".join(re.split(r"[\s_-]+", "".join(seen))), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def warn_of_missing_values(found: Iterable[str], declared: Sequence[str], where: str) -> None:
+    """Warn if a table that declares no such class holds words for a missing value."""
+    odd = sorted((_NOTHING & set(found)).difference(declared))
+    if odd:
+        warn(
+            f"{where}: {', '.join(map(repr, odd))} is taken for the name of a class; where it means that there is no "
+            "label, leave the field empty"
+        )
+
+
+# What rows hold
 
 
 def label_feature(names: Sequence[str], *, is_multi_label: bool) -> ClassLabel | List:
-    """The type of the column `label`."""
+    """The type of the column `label`: the index of one class, or the indices of any number."""
     one = ClassLabel(names=list(names))
     return List(one) if is_multi_label else one
 
@@ -27,7 +162,7 @@ def class_names(rows: Dataset) -> tuple[str, ...]:
     return tuple(feature.feature.names if isinstance(feature, List) else feature.names)
 
 
-def labels_of(rows: Dataset) -> np.ndarray:
+def label_array(rows: Dataset) -> np.ndarray:
     """Class indices, (N,) int64; of multi-label rows which labels each has, (N, K) uint8 of 0 and 1."""
     if not is_multi_label(rows):
         return np.asarray(rows["label"][:], dtype=np.int64)
@@ -38,14 +173,14 @@ def labels_of(rows: Dataset) -> np.ndarray:
 
 
 def lacks_label(rows: Dataset) -> np.ndarray:
-    """Whether nobody has said what is to be seen, (N,) bool; an empty list says: none of the classes."""
+    """Whether a row has no label, (N,) bool; an empty list is a label: none of the classes."""
     if is_multi_label(rows):
         return np.fromiter((numbers is None for numbers in rows["label"][:]), bool, len(rows))
-    return labels_of(rows) < 0
+    return label_array(rows) < 0
 
 
 def label_keys(rows: Dataset) -> np.ndarray:
-    """What tells the labels of two rows apart, (N,): class indices, or tuples of them; -1 and (-1,) for none given."""
+    """The labels as hashable values, (N,): class indices, or tuples of them; -1 and (-1,) for none given."""
     if not is_multi_label(rows):
         return np.asarray(rows["label"][:])
     found = np.empty(len(rows), dtype=object)
@@ -83,3 +218,92 @@ def relabelled(rows: Dataset, names: Sequence[str]) -> Dataset:
     values = rows["label"][:]
     values = [[places[one] for one in value] if many else places[value] for value in values]
     return rows.remove_columns("label").add_column("label", values, feature=label_feature(names, is_multi_label=many))
+
+
+def targets_of(rows: Dataset, classes: int) -> np.ndarray | None:
+    """What rows are trained towards, (N, K) float32: 0 and 1 of multi-label rows; soft labels times weight.
+
+    None where class indices say it all.
+    """
+    if is_multi_label(rows):
+        return label_array(rows).astype(np.float32)
+    names = rows.column_names
+    if SOFT_LABELS not in names and WEIGHT not in names:
+        return None
+    if SOFT_LABELS in names:
+        targets = np.asarray(rows[SOFT_LABELS][:], dtype=np.float32)
+    else:
+        targets = np.eye(classes, dtype=np.float32)[np.asarray(rows["label"][:])]
+    if WEIGHT in names:
+        targets = targets * np.asarray(rows[WEIGHT][:], dtype=np.float32)[:, None]
+    return targets
+
+
+# Soft labels and weights
+
+
+def label_values(rows: Dataset, label: Label) -> list[Any]:
+    """What each row holds: a value, or a list of those of the columns."""
+    if isinstance(label, str):
+        return rows[label][:]
+    return [list(values) for values in zip(*(rows[name][:] for name in label), strict=True)]
+
+
+def holds_soft_labels(rows: Dataset, label: Label) -> bool:
+    """Whether labels are one column for each class, or lists of floating-point numbers."""
+    if isinstance(label, tuple):
+        return True
+    kind = rows.features.get(label)
+    inner = getattr(kind, "feature", None)
+    return isinstance(kind, List | LargeList | SequenceOf) and inner in (Value("float32"), Value("float64"))
+
+
+def read_soft_labels(rows: Dataset, label: Label, files: Sequence[str], where: str) -> np.ndarray:
+    """Probability of each class, (N, K) float32, that sum to 1.
+
+    Raises:
+        DataError: With the first row that holds something else.
+    """
+    values = label_values(rows, label)
+    found: list[list[float]] = []
+    for place, row in enumerate(values):
+        numbers = _numbers(row) if sums_to_one(row) else None
+        if numbers is None or len(numbers) != len(values[0]):
+            raise DataError(
+                f"{where}: label_column: row {place} ({files[place]}) holds {row!r}; allowed: a probability of each "
+                "class, which sum to 1; or in all rows 0 or 1 for each class (data.task: multi_label)"
+            )
+        found.append(numbers)
+    return np.asarray(found, dtype=np.float32)
+
+
+def sums_to_one(row: Any) -> bool:
+    """Whether a row holds numbers of 0 or more that sum to 1."""
+    found = None if row is None else _numbers(row)
+    return found is not None and min(found) >= 0 and abs(sum(found) - 1) <= _TOLERANCE
+
+
+def read_weights(rows: Dataset, column: str, files: Sequence[str], where: str) -> np.ndarray:
+    """The weight of each image, (N,) float32.
+
+    Raises:
+        DataError: With the first row whose weight is no number above 0.
+    """
+    found: list[float] = []
+    for place, value in enumerate(rows[column][:]):
+        number = _numbers([value])
+        if number is None or number[0] <= 0:
+            raise DataError(
+                f"{where}: weight_column: row {place} ({files[place]}) holds {value!r}; allowed: a number above 0"
+            )
+        found += number
+    return np.asarray(found, dtype=np.float32)
+
+
+def _numbers(values: Sequence[object]) -> list[float] | None:
+    """Finite numbers, also from text; None if one of them is none."""
+    try:
+        found = [float(value) for value in values]  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):
+        return None
+    return found if found and all(map(math.isfinite, found)) else None

@@ -1,42 +1,43 @@
-"""A source named in a recipe -> train, validation and test rows with label names; reads no pixel."""
+"""A source named in a recipe -> train, validation and test rows with label names; reads no pixel.
 
-import dataclasses
-import re
-from collections.abc import Collection, Mapping, Sequence
+A reader for the kind of source makes a `Table`, `make_rows` a `Source` of it, and `choose_splits` the `ImageData`.
+"""
+
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Value, concatenate_datasets, load_from_disk
+from datasets import Dataset, DatasetDict, concatenate_datasets
 
-from hfft.data.sources.advice import advice_for, looked_for, missing_path, missing_source
-from hfft.data.sources.folders import (
-    filled_subfolders,
-    holds_images,
-    is_output,
-    splits_of,
-    subfolders,
-    table_files,
-    visible_files,
+from hfft.data.sources.advice import advice_for, missing_path, refuse_unused
+from hfft.data.sources.class_folders import read_class_folders
+from hfft.data.sources.datasets_library import SAVED, TABLES, read_hub, read_memory, read_parquet_folder, read_saved
+from hfft.data.sources.folders import files_ending, holds_images, is_output, subfolders, visible_files
+from hfft.data.sources.image_tables import read_images
+from hfft.data.sources.labels import (
+    SOFT_LABELS,
+    alike_classes,
+    class_names,
+    count_keys,
+    is_multi_label,
+    known_as,
+    label_array,
+    label_keys,
+    relabelled,
 )
-from hfft.data.sources.image_folders import read_class_folders, read_images, refuse_unused
-from hfft.data.sources.label_tables import find_images
-from hfft.data.sources.label_values import known_as, warn_of_alike
-from hfft.data.sources.labels import class_names, count_keys, is_multi_label, label_keys, labels_of, relabelled
-from hfft.data.sources.layout import CLASS_FOLDER, find_layout, metadata_files, split_names
-from hfft.data.sources.loading import check_numbering, load, load_parquet, read_table, reason_of
-from hfft.data.sources.rows import Source, Table, standardize
-from hfft.data.sources.splits import carved_shares, existing_split, labelled, once, split_rows
-from hfft.data.sources.targets import SHARES
+from hfft.data.sources.layout import files_by_split, find_layout
+from hfft.data.sources.path_tables import metadata_files, read_metadata, read_path_tables, read_text_tables
+from hfft.data.sources.rows import Source, make_rows
+from hfft.data.sources.splits import carved_fractions, existing_split, labelled, once, split_rows
+from hfft.data.sources.table import Table
 from hfft.data.sources.text_tables import TEXT_TABLES
-from hfft.data.sources.webdataset import read_tars, tar_files
+from hfft.data.sources.webdataset import read_shards, tar_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.hub_lookup import hub_problem
+from hfft.runs.record import RunRecord
 from hfft.system.messages import say, warn
 from hfft.system.paths import expanded
-
-_SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class ImageData:
 
     def counts(self, split: str) -> dict[str, int]:
         """Images per class of a split; an image with several labels counts for each."""
-        labels = labels_of(self.splits[split])
+        labels = label_array(self.splits[split])
         found = labels.sum(axis=0, dtype=int) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.labels))
         return {label: int(count) for label, count in zip(self.labels, found, strict=True)}
 
@@ -107,15 +108,13 @@ def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
     splits = split_rows(source.splits, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
     _warn_of_empty(source, [split for split in source.empty if split != own])
-    _tell_of_unused(source.splits, spec, own, where)
+    _report_unused(source.splits, spec, own, where)
     splits = _without_unused(splits, where)
     labels = class_names(splits["train"])
-    carved = tuple(carved_shares(source.splits, spec.splits))
+    carved = tuple(carved_fractions(source.splits, spec.splits))
     data = ImageData(splits=splits, labels=labels, columns=source.columns, carved=carved, shards=source.shards)
     _check_classes(data, where)
-    warn_of_alike(labels, where)
-    if "-1" in labels:
-        warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
+    _warn_of_names(labels, where)
     return data
 
 
@@ -158,9 +157,9 @@ def _warn_of_empty(found: Source, splits: Collection[str]) -> None:
         warn(f"{folder}: the class folder holds no images")
 
 
-def _tell_of_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
+def _report_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
     """Name the splits of the source that are used for nothing."""
-    carved = carved_shares(found, spec.splits)
+    carved = carved_fractions(found, spec.splits)
     wanted = {"validation": spec.splits.validation, "test": spec.splits.test}
     named = [name if split == "auto" else str(split) for name, split in wanted.items() if split and name not in carved]
     used = {own, *(existing_split(found, name, where) for name in named)}
@@ -181,7 +180,7 @@ def _without_unused(splits: dict[str, Dataset], where: str) -> dict[str, Dataset
     names = class_names(splits["train"])
     used = {name for rows in splits.values() for name in _used(rows)}
     unused = [name for name in names if name not in used]
-    if not unused or SHARES in splits["train"].column_names:  # shares may tell of classes that are nowhere the largest
+    if not unused or SOFT_LABELS in splits["train"].column_names:  # a class may be nowhere the likeliest
         return splits
     shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
     warn(f"{where}: left out {'classes' if len(unused) > 1 else 'a class'} that no image of the splits has: {shown}")
@@ -199,158 +198,48 @@ def read_source(spec: DataSpec, data: DatasetDict | None = None) -> Source:
     Raises:
         DataError: If the source can't be read.
     """
-    if data is not None:
-        return standardize(_tables_in(data), spec, "data")
+    return make_rows(read_memory(data, spec) if data is not None else _read_table(spec), spec.task)
+
+
+def _read_table(spec: DataSpec) -> Table:
     path = Path(expanded(spec.source))
     if path.is_dir():
         return _read_folder(path, spec)
-    if path.is_file():
-        return _read_file(path, spec)
-    missing = missing_source(spec.source)
-    if missing is not None:
-        raise DataError(f"data.source: {missing}")
-    looked = f"{spec.source} is no folder or file here ({looked_for(path)})"
-    problem = hub_problem(spec.source, "dataset", spec.revision)
-    if problem is not None:
-        raise DataError(f"data.source: {looked}, and {problem}")
-    try:
-        loaded = load(spec.source, spec.source, spec.config, revision=spec.revision)
-    except DataError as error:
-        raise DataError(f"{error}; {looked}") from error
-    return standardize(_tables_in(loaded), spec, spec.source)
+    return _read_file(path, spec) if path.is_file() else read_hub(spec)
 
 
-def _tables_in(source: DatasetDict) -> dict[str, Table]:
-    return {str(split): Table(part.with_format(None)) for split, part in source.items()}
-
-
-def _read_file(file: Path, spec: DataSpec) -> Source:
-    """One file: a table of paths or images, or a tar file."""
+def _read_file(file: Path, spec: DataSpec) -> Table:
     refuse_unused(spec, ("config", "revision"), f"{file} is a file")
     ending = file.suffix.lower()
-    if ending in (*TEXT_TABLES, ".parquet"):
-        return _read_tables({"train": file}, spec, file.parent)
+    if ending in TABLES:
+        return read_path_tables({"train": file}, spec, file.parent)
     if ending == ".tar":
-        return _read_shards({"train": [file]}, file.parent, spec)
+        return read_shards({"train": [file]}, file.parent, spec)
     raise DataError(
         f"data.source: {spec.source} is a {ending or 'nameless'} file; allowed: a folder, a table "
-        f"({', '.join(TEXT_TABLES)}, .parquet), a .tar file or a Hub id{advice_for([file])}"
+        f"({', '.join(TABLES)}), a .tar file or a Hub id{advice_for([file])}"
     )
 
 
-def _read_folder(folder: Path, spec: DataSpec) -> Source:
-    if any((folder / name).is_file() for name in _SAVED):
-        return _read_saved(folder, spec)
-    tables = metadata_files(folder)
-    if tables:
-        return _read_metadata(folder, tables, spec)
+def _read_folder(folder: Path, spec: DataSpec) -> Table:
+    if any((folder / name).is_file() for name in SAVED):
+        return read_saved(folder, spec)
+    if files := metadata_files(folder):
+        return read_metadata(folder, files, spec)
     if holds_images(folder):
         return read_images(folder, spec)
     if is_output(folder):
         raise DataError(f"data.source: {spec.source} holds a run or a model, and no images; name the folder of images")
-    tables = table_files(folder, (".parquet",))
-    if tables:
-        found = standardize(_tables_in(_load_tables(folder, tables, spec)), spec, spec.source)
-        return dataclasses.replace(found, shards=0 if _has_card(folder) else len(tables))
-    tables = table_files(folder, TEXT_TABLES)
-    if tables:
-        return _read_text_tables(folder, tables, spec)
-    shards = tar_files(folder)
-    if shards:
-        return _read_shards(splits_of(folder, shards), folder, spec)
-    saved = next((file for file in visible_files(folder) if file.name in _SAVED), None)
+    if files := files_ending(folder, (".parquet",)):
+        return read_parquet_folder(folder, files, spec)
+    if files := files_ending(folder, TEXT_TABLES):
+        return read_text_tables(folder, files, spec)
+    if files := tar_files(folder):
+        return read_shards(files_by_split(folder, files), folder, spec)
+    saved = next((file for file in visible_files(folder) if file.name in SAVED), None)
     if saved is not None:
         raise DataError(f"data.source: a saved data set lies in {saved.parent}; name that folder")
     return read_class_folders(folder, spec, find_layout(folder))
-
-
-def _read_saved(folder: Path, spec: DataSpec) -> Source:
-    """What `save_to_disk` wrote."""
-    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a saved data set")
-    try:
-        loaded = load_from_disk(str(folder))
-    except Exception as error:  # pyarrow, JSON and the file system raise their own
-        raise DataError(
-            f"data.source: {spec.source} can't be loaded as a saved data set: {reason_of(error)}"
-        ) from error
-    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict({"train": loaded})
-    return standardize(_tables_in(splits), spec, spec.source)
-
-
-def _read_metadata(folder: Path, files: Sequence[Path], spec: DataSpec) -> Source:
-    """Tables that lie beside their images: of the whole folder, or of its split folders."""
-    refuse_unused(spec, ("config", "revision", "image_folder"), f"{folder} is a folder of images")
-    if files[0].parent == folder:
-        if len(files) > 1:
-            shown = ", ".join(file.relative_to(folder).as_posix() for file in files)
-            raise DataError(f"{folder}: found {shown}; allowed: one table for the folder, or one in each split folder")
-        return _read_tables({"train": files[0]}, spec, folder)
-    names = split_names(path.name for path in filled_subfolders(folder))
-    tables = {names.get(file.parent.name, file.parent.name): file for file in files}
-    lacking = [name for name in names.values() if name not in tables]
-    if lacking:
-        raise DataError(f"{folder}: found tables in {', '.join(tables)} and none in {', '.join(lacking)}; add one")
-    return _read_tables(tables, spec, folder, depth=1)
-
-
-def _read_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Source:
-    """Tables of paths by split; paths begin at `image_folder`, else beside the table; files are named below `root`."""
-    images = spec.image_folder and Path(expanded(spec.image_folder))
-    if images and not images.is_dir():
-        raise DataError(f"data.image_folder: {missing_path(str(spec.image_folder))}")
-    tables = {}
-    for split, file in files.items():
-        base = images or file.parent
-        rows, spec = find_images(read_table(file), base, spec, file)
-        tables[split] = Table(rows, base, depth)
-    return standardize(tables, spec, spec.source, root=images or root)
-
-
-def _load_tables(folder: Path, tables: list[Path], spec: DataSpec) -> DatasetDict:
-    """Parquet files as the folder's card describes them, else in splits that their names tell."""
-    if _has_card(folder):
-        if spec.config is None:
-            check_numbering(spec.source, tables)
-        return load(spec.source, str(folder), spec.config)
-    return load_parquet(spec.source, splits_of(folder, tables))
-
-
-def _has_card(folder: Path) -> bool:
-    """Whether a card says which files are whose."""
-    card = folder / "README.md"
-    found = card.is_file() and re.search(r"^(configs|dataset_info):", card.read_text("utf-8", "replace"), re.MULTILINE)
-    return bool(found)
-
-
-def _read_text_tables(folder: Path, files: Sequence[Path], spec: DataSpec) -> Source:
-    refuse_unused(spec, ("config", "revision"), f"{folder} is a folder of tables")
-    splits = splits_of(folder, files)
-    for named in splits.values():
-        if len(named) > 1:
-            shown = ", ".join(file.relative_to(folder).as_posix() for file in named)
-            raise DataError(f"{folder}: {shown} are tables of one split; allowed: one each, called like the split")
-    return _read_tables({split: named[0] for split, named in splits.items()}, spec, folder)
-
-
-def _read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Source:
-    """Images in tar files."""
-    refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
-    tables = {split: _shard_table(list(named), root, spec) for split, named in files.items()}
-    found = standardize(tables, dataclasses.replace(spec, image_column="image"), spec.source, root=root)
-    return dataclasses.replace(found, shards=sum(map(len, files.values())))
-
-
-def _shard_table(files: list[Path], root: Path, spec: DataSpec) -> Table:
-    rows = read_tars(files, root)
-    if set(rows.column_names) <= {"image", "file", CLASS_FOLDER} and not any(rows[CLASS_FOLDER][:]):
-        if spec.label_column != CLASS_FOLDER:
-            raise DataError(
-                f"{spec.source}: the tar files hold images without labels; allowed: 1.cls, 1.txt or 1.json beside "
-                "1.jpg, class folders, or data.label_column=class_folder, which takes the tar files' names as classes"
-            )
-        names = [file.rpartition(".tar/")[0].rpartition("/")[2] for file in rows["file"][:]]
-        rows = rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
-    return Table(rows, root, names="file")
 
 
 def _check_classes(data: ImageData, where: str) -> None:
@@ -380,3 +269,33 @@ def _check_classes(data: ImageData, where: str) -> None:
             f"{where}: no training images of the class {', '.join(empty)}, which other splits have; add some, or "
             "leave those images out"
         )
+
+
+def _warn_of_names(labels: Collection[str], where: str) -> None:
+    """Warn of classes that are called almost alike, or like a missing label."""
+    alike = alike_classes(labels)
+    if alike:
+        shown = "; ".join(" and ".join(map(repr, group)) for group in alike[:5])
+        more = f"; and {len(alike) - 5} more" if len(alike) > 5 else ""
+        warn(f"{where}: classes are called almost alike: {shown}{more}; rename them if they are one")
+    if "-1" in labels:
+        warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
+
+
+def images_of_run(folder: Path) -> ImageData:
+    """What the recipe of a run finds, without the images that the run left out as they can't be read.
+
+    Those of a folder or a file are not looked for on the Hub, where the same name may be that of somebody's data set.
+
+    Args:
+        folder: Of the run; where it was downloaded from the Hub, its recipe alone.
+
+    Raises:
+        DataError: If they aren't there any more. Whether they are still the same isn't looked at.
+    """
+    run = RunRecord(folder)
+    recipe, origin = run.recipe, run.environment.get("origin", {}).get("data", {})
+    source = recipe.data.source
+    if origin.get("kind") == "local" and not Path(expanded(source)).exists():
+        raise DataError(f"data.source of {folder}: {missing_path(source)}")
+    return load_data(recipe.data, recipe.seed, without=[skip["file"] for skip in run.skipped])

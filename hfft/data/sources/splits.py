@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.sources.folders import SPLIT_NAMES
-from hfft.data.sources.labels import is_multi_label, labels_of, lacks_label
-from hfft.data.sources.stratifying import assign_sets, carve_sets
+from hfft.data.sources.labels import is_multi_label, label_array, lacks_label
+from hfft.data.sources.layout import SPLIT_NAMES
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold
@@ -44,7 +43,7 @@ def split_rows(
     train = _first_rows(every)
     used = {own: "train"}
     splits: dict[str, Dataset] = {}
-    shares = carved_shares(found, spec)
+    shares = carved_fractions(found, spec)
     for name, wanted in (("validation", spec.validation), ("test", spec.test)):
         if wanted is None or name in shares:
             continue
@@ -61,13 +60,13 @@ def split_rows(
                 f"{where}: data.max_per_class: an image with several labels counts for several classes, so that no "
                 "choice of images would do as it says; leave it out for multi-label data"
             )
-        splits["train"] = splits["train"].select(_at_most(labels_of(splits["train"]), max_per_class, seed))
+        splits["train"] = splits["train"].select(_at_most(label_array(splits["train"]), max_per_class, seed))
     splits["train"] = _with_repeats(splits["train"], every, own, where) if len(train) < len(every) else splits["train"]
     chosen = {name: splits[name] for name in ("train", "validation", "test") if name in splits}
     return {name: rows.remove_columns(list({_GROUP} & set(rows.column_names))) for name, rows in chosen.items()}
 
 
-def carved_shares(found: Mapping[str, Any], spec: SplitSpec) -> dict[str, float | Fold]:
+def carved_fractions(found: Mapping[str, Any], spec: SplitSpec) -> dict[str, float | Fold]:
     """The splits that are taken out of train, and how much of it; `auto` takes one only where the source has none.
 
     Args:
@@ -157,7 +156,7 @@ def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> 
 
 def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
     """Take shares out of train and leave the rest; order is kept within each part. Folds are taken first."""
-    labels = labels_of(train)
+    labels = label_array(train)
     groups = np.asarray(train[_GROUP][:]) if _GROUP in train.column_names else None
     rest = np.arange(len(train))
     taken: dict[str, np.ndarray] = {}
@@ -184,7 +183,7 @@ def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: st
 def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
     """Places of the rows that each split takes, class by class; what is left is `train`."""
     if labels.ndim == 2:
-        return carve_sets(labels, fractions, seed)
+        return _carve_multi_label(labels, fractions, seed)
     rng = np.random.default_rng(seed)
     taken: dict[str, list[int]] = {name: [] for name in fractions}
     kept: list[int] = []
@@ -215,7 +214,9 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     if groups is not None:
         return _assign_groups(labels, groups, np.full(count, 1 / count), seed)
     if labels.ndim == 2:
-        return assign_sets(labels, np.tile(labels.sum(axis=0) / count, (count, 1)), np.full(count, 1 / count), seed)
+        return _assign_multi_label(
+            labels, np.tile(labels.sum(axis=0) / count, (count, 1)), np.full(count, 1 / count), seed
+        )
     rng = np.random.default_rng(seed)
     folds = np.empty(len(labels), dtype=np.int64)
     start = 0  # where the class before ended, so that small classes don't all begin in the first fold
@@ -260,3 +261,74 @@ def _at_most(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     kept = [rng.permutation(np.flatnonzero(labels == label))[:most] for label in np.unique(labels)]
     return np.sort(np.concatenate(kept))
+
+
+# Multi-label data: iterative stratification (Sechidis et al., On the stratification of multi-label data, ECML PKDD
+# 2011). The label with the fewest images left is shared out first, image by image, to the part that lacks it most.
+
+
+def _carve_multi_label(labels: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+    """Places of the rows that each split takes; what is left is `train`.
+
+    One split is carved after the other, so that the first doesn't depend on the size of the second. Each takes at
+    least one image of a label that can spare it, and train is left with one, as far as the other labels of the images
+    allow it.
+
+    Args:
+        labels: Which labels each image has, (N, K) of 0 and 1.
+        fractions: Split name to its share of the images.
+        seed: Decides between images that would do as well.
+    """
+    rest = np.arange(len(labels))
+    taken: dict[str, np.ndarray] = {}
+    for number, (name, fraction) in enumerate(fractions.items()):
+        counts = labels[rest].sum(axis=0, dtype=int)  # (K,)
+        wanted = np.clip(np.round(fraction * labels.sum(axis=0)), 1, np.maximum(counts - 1, 0))
+        share = min(fraction * len(labels) / len(rest), 1.0)
+        targets = np.stack([counts - wanted, wanted])
+        parts = _assign_multi_label(labels[rest], targets, np.asarray([1 - share, share]), seed + number)
+        parts[_kept_back(labels[rest], parts)] = 0
+        taken[name], rest = rest[parts == 1], rest[parts == 0]
+    return {"train": rest, **taken}
+
+
+def _assign_multi_label(labels: np.ndarray, targets: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+    """Number of the part of each image, (N,).
+
+    Args:
+        labels: (N, K) of 0 and 1.
+        targets: Images of each label that each part is to have, (P, K).
+        shares: Of the images that each part is to have, (P,); they sum to 1.
+        seed: Decides between images and parts that would do as well.
+    """
+    rng = np.random.default_rng(seed)
+    lacking, room = targets.astype(float), shares * len(labels)  # (P, K), (P,)
+    parts = np.full(len(labels), -1)
+    left = labels.sum(axis=0, dtype=int)  # images of each label that are in no part yet
+    present = labels.astype(bool)
+    while left.any():
+        label = int(np.argmin(np.where(left > 0, left, np.iinfo(int).max)))
+        for row in rng.permutation(np.flatnonzero(present[:, label] & (parts < 0))).tolist():
+            part = _neediest(lacking[:, label], room, rng)
+            parts[row] = part
+            lacking[part] -= labels[row]
+            room[part] -= 1
+            left -= labels[row]
+    for row in rng.permutation(np.flatnonzero(parts < 0)).tolist():  # images of none of the labels
+        part = _neediest(room, room, rng)
+        parts[row] = part
+        room[part] -= 1
+    return parts
+
+
+def _neediest(lacking: np.ndarray, room: np.ndarray, rng: np.random.Generator) -> int:
+    """The part that lacks most of a label; of equals the one with most room, and of those any."""
+    most = np.flatnonzero(lacking == lacking.max())
+    most = most[room[most] == room[most].max()]
+    return int(most[0] if len(most) == 1 else rng.choice(most))
+
+
+def _kept_back(labels: np.ndarray, parts: np.ndarray) -> list[int]:
+    """Images that have to stay in part 0, as it would have none of a label otherwise."""
+    lost = np.flatnonzero(labels.any(axis=0) & ~labels[parts == 0].any(axis=0))
+    return [int(np.flatnonzero(labels[:, label])[0]) for label in lost]

@@ -7,18 +7,22 @@ of them holds (https://github.com/webdataset/webdataset#the-webdataset-format).
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Value
 
 from hfft.data.images.decoding import part_of
+from hfft.data.sources.advice import refuse_unused
 from hfft.data.sources.folders import endings, visible_files
 from hfft.data.sources.layout import CLASS_FOLDER, divide
+from hfft.data.sources.table import RawRows, Table, make_table
 from hfft.data.sources.text_tables import dataset_of
 from hfft.errors import DataError
+from hfft.recipe.spec import DataSpec
 from hfft.system.progress import SOON, bar
 from hfft.system.text import printable_path
 
@@ -30,17 +34,36 @@ def tar_files(folder: Path) -> list[Path]:
     return sorted(path for path in visible_files(folder) if path.suffix == ".tar" and path.is_file())
 
 
-def read_tars(files: list[Path], root: Path) -> Dataset:
+def read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Table:
+    """Images in tar files, not compressed, by split; they are named below `root`.
+
+    Raises:
+        DataError: If a file is no tar file, is cut short, or a sample has no image or several, or no label.
+    """
+    refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
+    splits = {split: RawRows(_labelled(list(named), root, spec), root, names="file") for split, named in files.items()}
+    table = make_table(splits, replace(spec, image_column="image"), root=root)
+    return replace(table, shards=sum(map(len, files.values())))
+
+
+def _labelled(files: list[Path], root: Path, spec: DataSpec) -> Dataset:
+    """One row per sample; without labels, the tar files' names are the classes where that is asked for."""
+    rows = _read_tars(files, root)
+    if not set(rows.column_names) <= {"image", "file", CLASS_FOLDER} or any(rows[CLASS_FOLDER][:]):
+        return rows
+    if spec.label_column != CLASS_FOLDER:
+        raise DataError(
+            f"{spec.source}: the tar files hold images without labels; allowed: 1.cls, 1.txt or 1.json with "
+            "1.jpg, class folders, or data.label_column=class_folder, which takes the tar files' names as classes"
+        )
+    names = [file.rpartition(".tar/")[0].rpartition("/")[2] for file in rows["file"][:]]
+    return rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
+
+
+def _read_tars(files: list[Path], root: Path) -> Dataset:
     """One row per sample: `image` with the place of its bytes, `file`, and a column per further member.
 
     Where members lie in folders, `class_folder` is the first that tells something, and `split` that of a split.
-
-    Args:
-        files: Tar files, not compressed.
-        root: Names of files are given below it.
-
-    Raises:
-        DataError: If a file is no tar file, is cut short, or a sample has no image or several.
     """
     with ThreadPoolExecutor(min(len(files), os.cpu_count() or 1)) as pool:
         found = pool.map(lambda file: list(_samples(file, printable_path(file.relative_to(root).as_posix()))), files)

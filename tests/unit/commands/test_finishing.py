@@ -2,7 +2,7 @@ import finished
 import pytest
 
 from hfft.commands.finishing import update_finished
-from hfft.runs.run import Run
+from hfft.commands.run import Run
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -10,8 +10,9 @@ from PIL import Image
 from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
 from hfft.evaluators import attribution
-from hfft.evaluators.attribution import FOLDER, choose_mistakes, read_mistakes
+from hfft.evaluators.attribution import choose_mistakes, read_mistakes
 from hfft.runs.facts import Source, read_facts
+from hfft.runs.record import MISTAKES
 from hfft.system.files import read_json
 
 
@@ -75,11 +76,11 @@ def test_pictures_are_written_once_and_kept(run):
     facts = read_facts(run)
     found = keep_mistakes(facts, rows_of())
     assert [one.picture for one in found.shown] == ["0.jpg", "1.jpg"]
-    assert Image.open(run / FOLDER / "0.jpg").size == (8, 8)
-    assert read_json(run / FOLDER / "mistakes.json")["shown"][0]["file"] == found.shown[0].file
-    before = (run / FOLDER / "mistakes.json").stat().st_mtime_ns
+    assert Image.open(run / MISTAKES / "0.jpg").size == (8, 8)
+    assert read_json(run / MISTAKES / "mistakes.json")["shown"][0]["file"] == found.shown[0].file
+    before = (run / MISTAKES / "mistakes.json").stat().st_mtime_ns
     assert keep_mistakes(facts) == found  # without images
-    assert (run / FOLDER / "mistakes.json").stat().st_mtime_ns == before
+    assert (run / MISTAKES / "mistakes.json").stat().st_mtime_ns == before
 
 
 def test_pictures_belong_to_the_predictions_at_hand(run):
@@ -87,7 +88,7 @@ def test_pictures_belong_to_the_predictions_at_hand(run):
     set_answers(run, [[0.25, 0.75]] * 8)  # all four ants are wrong
     found = keep_mistakes(read_facts(run), rows_of())
     assert (before.wrong, found.wrong) == (2, 4)
-    assert sorted(path.name for path in (run / FOLDER).glob("*.jpg")) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    assert sorted(path.name for path in (run / MISTAKES).glob("*.jpg")) == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
 
 
 def test_an_image_with_another_label_now_is_not_shown(run):
@@ -113,6 +114,6 @@ def test_images_that_were_in_memory_are_not_looked_for(run):
 def test_a_spoiled_list_is_made_anew(run):
     facts = read_facts(run)
     wanted = keep_mistakes(facts, rows_of())
-    (run / FOLDER / "mistakes.json").write_text('{"shown": [{"wrong": 1}]}')
+    (run / MISTAKES / "mistakes.json").write_text('{"shown": [{"wrong": 1}]}')
     assert read_mistakes(run) is None
     assert keep_mistakes(facts, rows_of()) == wanted

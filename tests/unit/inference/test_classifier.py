@@ -8,7 +8,7 @@ import torch
 import toy
 from transformers import AutoModelForImageClassification, BitImageProcessor
 
-from hfft.errors import DataError, ModelError
+from hfft.errors import DataError, ModelError, RunError
 from hfft.inference.classifier import Classifier, Prediction
 from hfft.inference.opening import model_source
 from hfft.inference.reading import Skipped
@@ -64,10 +64,11 @@ def test_a_broken_image_is_named(folder, tmp_path):
 
 
 def test_a_run_folder_stands_for_its_model(tmp_path, folder):
-    (tmp_path / "recipe.yaml").write_text("")
+    for name in ("recipe.yaml", "metrics.json"):
+        (tmp_path / name).write_text("")
     assert model_source(tmp_path) == str(folder)
-    (folder / "config.json").unlink()
-    with pytest.raises(ModelError, match="this run is not finished"):
+    (tmp_path / "metrics.json").unlink()
+    with pytest.raises(RunError, match="this run is not finished"):
         model_source(tmp_path)
 
 

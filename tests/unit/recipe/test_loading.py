@@ -75,10 +75,10 @@ INVALID = [
     ({"novelty": True, "data.splits.validation": None}, "novelty: needs data.splits.validation"),
     ({"retain.measur": False}, "retain.measur: unknown key; did you mean 'measure'?"),
     ({"retain.interpolate": 1.5}, "retain.interpolate: found 1.5; allowed: less than or equal to 1 or 'auto'"),
-    ({"retain.interpolate": 0.5}, "retain.interpolate: needs a phase that trains more than the head: there is no way"),
+    ({"retain.interpolate": 0.5}, "retain.interpolate: needs a phase that trains more than the head"),
     (
         {"retain.interpolate": 0.5, "phases.0.unfreeze": "all"},
-        "retain.interpolate: needs a first phase that trains the head alone, where the way begins",
+        "retain.interpolate: needs a first phase that trains the head alone",
     ),
     (
         {"retain.interpolate": 0, "phases": [{"name": "head"}, {"name": "lora", "adapter": {"merge": False}}]},

@@ -143,7 +143,7 @@ def test_lines_to_copy_are_three(facts):
 
 def test_timm_models_need_timm(tmp_path, facts):
     assert "timm" not in body(facts)
-    text = body(replace(facts, model_type="timm_wrapper"))
+    text = body(replace(facts, config={"model_type": "timm_wrapper"}))
     assert "Needs transformers, torch, torchvision, pillow, timm." in text
     assert re.search(r"timm \d", section(text, "How it was trained"))
 

@@ -8,9 +8,10 @@ import pytest
 from pages import Page
 
 from hfft.data.sources.reading import ImageData
-from hfft.report.doubts import FOLDER, keep_doubts
+from hfft.report.doubts import keep_doubts
 from hfft.report.page import render_page
 from hfft.runs.facts import read_facts
+from hfft.runs.record import HINT_PICTURES
 
 IMAGES = ImageData({"train": finished._rows(("ant", "bee"), 20, finished.PICTURE)}, ("ant", "bee"))
 
@@ -49,7 +50,7 @@ def test_the_least_believed_stand_with_their_pictures(run):
     assert "ant may be bee 0.750 bee, 0.125 ant 0/0" in words
     assert "0/12" not in words
     assert "No picture" not in words
-    assert {path.name for path in (run / FOLDER).iterdir()} == {"hints.json", *(f"{n}.jpg" for n in range(12))}
+    assert {path.name for path in (run / HINT_PICTURES).iterdir()} == {"hints.json", *(f"{n}.jpg" for n in range(12))}
 
 
 def test_pictures_outlive_the_images_but_not_another_list(run):
@@ -72,4 +73,4 @@ def test_none_and_none_looked_for(run):
     assert "every label of 40 training images is believed" in shown(run).words
     note(run, left_out="an image has more than one label")
     assert "They were not looked for: an image has more than one label" in shown(run).words
-    assert not (run / FOLDER).exists()
+    assert not (run / HINT_PICTURES).exists()

@@ -10,17 +10,19 @@ import finished
 import numpy as np
 import pandas as pd
 import pytest
+from datasets import Dataset
 from markupsafe import Markup
 from pages import Page
 from PIL import Image
 
 from hfft.data.sources.reading import ImageData
-from hfft.data.sources.rows import rows_of
+from hfft.data.sources.rows import row_features
 from hfft.errors import ModelError, RunError, TrainingError
-from hfft.evaluators.attribution import FOLDER, choose_mistakes, keep_mistakes
+from hfft.evaluators.attribution import choose_mistakes, keep_mistakes
 from hfft.report.page import render_page, try_page, write_page
 from hfft.report.rendering import _environment
 from hfft.runs.facts import read_facts
+from hfft.runs.record import MISTAKES
 from hfft.system.files import read_json
 
 HOSTILE = (
@@ -285,12 +287,14 @@ def test_ten_thousand_test_images_are_a_page_that_can_be_sent(tmp_path):
     )
     facts = read_facts(run)
     files = [f"{label}/{number}" for label in range(100) for number in range(100)]
-    rows = rows_of([str(picture)] * 10_000, np.repeat(np.arange(100), 100).tolist(), files, labels)
+    images = [{"path": str(picture), "bytes": None}] * 10_000
+    content = {"image": images, "label": np.repeat(np.arange(100), 100).tolist(), "file": files}
+    rows = Dataset.from_dict(content, features=row_features(labels))
     mistakes = keep_mistakes(facts, ImageData({"test": rows}, labels), open_model=cannot_open)
     assert mistakes is not None
     assert all(one.picture for one in mistakes.shown)
     for one in mistakes.shown:
-        (run / FOLDER / one.picture.replace(".", "_seen.")).write_bytes((run / FOLDER / one.picture).read_bytes())
+        (run / MISTAKES / one.picture.replace(".", "_seen.")).write_bytes((run / MISTAKES / one.picture).read_bytes())
     seen = [replace(one, overlay=one.picture.replace(".", "_seen.")) for one in mistakes.shown]
     text = render_page(facts, replace(mistakes, shown=tuple(seen)))
     page = Page.of(text)
@@ -315,7 +319,7 @@ def test_a_picture_that_was_removed_is_said_to_be_missing(run):
     write_page(run, images_of(("ant", "bee")))
     facts = read_facts(run)
     mistakes = keep_mistakes(facts, open_model=cannot_open)
-    (run / FOLDER / "0.jpg").unlink()
+    (run / MISTAKES / "0.jpg").unlink()
     page = shown(facts, mistakes)
     assert "No picture: its file is gone" in page.words
     assert len(page.all("img")) == 1

@@ -7,7 +7,7 @@ from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
 from hfft.report.words import duration, for_all_phases, how_trained, machine, rates, shared_recipe, what_trains
 from hfft.runs.facts import read_facts
-from hfft.training.plan import Group
+from hfft.runs.phase_record import Group
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_what_is_no_finished_run_is_refused(folder, tmp_path):
     with pytest.raises(RunError, match="is no run folder"):
         read_facts(tmp_path)
     (folder / "metrics.json").unlink()
-    with pytest.raises(RunError, match="not finished; run its command again"):
+    with pytest.raises(RunError, match="not finished; run its `hfft train` command again"):
         read_facts(folder)
 
 

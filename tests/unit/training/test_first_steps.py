@@ -7,8 +7,8 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import TrainingError
+from hfft.runs.phase_record import Group
 from hfft.training.first_steps import FirstSteps
-from hfft.training.plan import Group
 
 PartialState()  # which loggers ask
 ARGUMENTS = SimpleNamespace(device="cpu", world_size=1)

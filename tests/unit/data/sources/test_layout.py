@@ -1,6 +1,24 @@
-import pytest
+import random
+from pathlib import Path
 
-from hfft.data.sources.layout import divide, find_layout, folders_of, split_names, tells_no_class
+import pytest
+from datasets.data_files import DataFilesDict, get_data_patterns
+
+from hfft.data.sources.folders import files_ending
+from hfft.data.sources.layout import (
+    SPLIT_NAMES,
+    divide,
+    files_by_split,
+    find_layout,
+    folders_of,
+    split_in,
+    split_names,
+    tells_no_class,
+)
+
+
+def names(folder, files):
+    return [file.relative_to(folder).as_posix() for file in files]
 
 
 def shown(folder, **options):
@@ -117,3 +135,83 @@ def test_paths_through_folders_of_splits():
     assert (splits, below) == (["train", "train", "test"], [["ant"], ["bee"], ["ant"]])
     for other in (["train/1.png", "2.png"], ["train/1.png", "ant/2.png"], ["1.png"], []):
         assert divide(list(map(folders_of, other))) is None
+
+
+# Parquet files
+
+
+def test_parquet_files_of_a_folder_without_images(touch):
+    folder = touch(
+        "b.parquet", "deep/a.PARQUET", "notes.txt", "c.csv", ".d.parquet", ".cache/e.parquet", ".cache/1.png"
+    )
+    assert names(folder, files_ending(folder, (".parquet",))) == ["b.parquet", "deep/a.PARQUET"]
+
+
+BY_NAME = {
+    "without names": {"train": ["a.parquet", "deep/b.parquet"]},
+    "files": {"train": ["train.parquet"], "validation": ["x-val.parquet"], "test": ["test 2.parquet"]},
+    "numbered": {"train": ["train0.parquet", "train_1.parquet"], "validation": ["dev_0.parquet"]},
+    "folders": {"train": ["train/a.parquet"], "test": ["my-test/deep/b.parquet"]},
+    "folders first": {"train": ["train/test_0.parquet"], "test": ["test/train_0.parquet"]},
+    "parts of words": {"train": ["trains.parquet", "contest.parquet"]},
+    "shards": {
+        "train": ["data/train-00000-of-00002.parquet", "data/train-00001-of-00002.parquet"],
+        "hold_out": ["data/hold_out-00000-of-00001.parquet"],
+    },
+    "every name": {split: [f"{word}.parquet" for word in words] for split, words in SPLIT_NAMES.items()},
+}
+
+
+def splits(folder):
+    found = files_by_split(folder, files_ending(folder, (".parquet",)))
+    return {split: names(folder, files) for split, files in found.items()}
+
+
+def by_datasets(folder):
+    found = DataFilesDict.from_patterns(get_data_patterns(str(folder)), base_path=str(folder))
+    return {split: sorted(set(names(folder, map(Path, files)))) for split, files in found.items()}
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_splits_of_parquet_files_are_those_of_datasets(name, touch, log):
+    files = [file for group in BY_NAME[name].values() for file in group]
+    random.Random(0).shuffle(files)
+    folder = touch(*files)
+    expected = {split: sorted(files) for split, files in BY_NAME[name].items()}
+    assert splits(folder) == by_datasets(folder) == expected
+    assert log() == []
+
+
+def test_names_of_splits_in_capitals(touch):
+    folder = touch("Train/a.parquet", "TEST/b.parquet")
+    assert splits(folder) == {"train": ["Train/a.parquet"], "test": ["TEST/b.parquet"]}
+    assert by_datasets(folder) == {"train": ["TEST/b.parquet", "Train/a.parquet"]}
+
+
+def test_other_files_have_no_say_in_splits(touch):
+    folder = touch("a.parquet", "test_notes.txt", "train/log.csv")
+    assert splits(folder) == {"train": ["a.parquet"]}
+    assert by_datasets(folder) == {"train": ["train/log.csv"]}
+
+
+def test_parquet_files_whose_names_tell_no_split_where_others_do(touch, log):
+    folder = touch("train.parquet", "test.parquet", "index.parquet", "more/a.parquet")
+    assert splits(folder) == {"train": ["train.parquet"], "test": ["test.parquet"]}
+    left_out = "left out 2 of 4 files, whose names tell no split: index.parquet, more/a.parquet"
+    assert log() == [f"{folder}: {left_out}"]
+
+
+def test_a_name_above_the_folder_tells_nothing(touch):
+    folder = touch("test/a.parquet", "test/b.parquet") / "test"
+    assert splits(folder) == {"train": ["a.parquet", "b.parquet"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        *(("training_set", "train"), ("01_train", "train"), ("TrainImages", "train"), ("testset", "test")),
+        *(("seg_pred", None), ("trains", None), ("contest", None), ("VAL-2", "validation"), ("dev.old", "validation")),
+    ],
+)
+def test_the_split_in_a_name(name, split):
+    assert split_in(name) == split

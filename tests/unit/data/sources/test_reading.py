@@ -3,12 +3,14 @@ import os
 from collections import Counter
 from pathlib import Path
 
+import finished
 import numpy as np
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PillowImage
 
-from hfft.data.sources.reading import load_data, load_rows
+from hfft.data.sources import datasets_library
+from hfft.data.sources.reading import images_of_run, load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 
@@ -177,7 +179,7 @@ def test_what_is_left_out_is_said_once(touch, log):
     folder = touch(*[f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")])
     touch("1.png", "train/2.png", "test/ant/2.jxl")
     assert len(found(load(folder, SplitSpec(validation=None)))["train"]) == 2
-    left_out = "1 file that is not read as an image (.jxl 1) and 2 images beside the class folders"
+    left_out = "1 file that is not read as an image (.jxl 1) and 2 images outside the class folders"
     assert log() == [f"{folder}: left out {left_out}"]
 
 
@@ -772,3 +774,28 @@ def test_load_rows_refuses_rows_without_a_label(tmp_path):
     table([0, -1, 1, 2], ANIMALS).to_parquet(tmp_path / "train.parquet")
     with pytest.raises(DataError, match="split 'train': no label in 1 of 4 rows, the first is row 1"):
         load_rows(DataSpec(source=str(tmp_path)), ("ant", "cat", "dog"))
+
+
+# A run's own images
+
+
+def test_a_folder_that_has_moved_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    source = {"kind": "local", "name": "photos", "revision": None}
+    run = finished.make_run(
+        tmp_path / "run", origin={"checkpoint": source, "data": source}, data={"source": "somebody/photos"}
+    )
+    monkeypatch.setattr(datasets_library, "hub_problem", lambda *_: pytest.fail("the Hub is asked"))
+    with pytest.raises(
+        DataError, match=r"data.source of .*run: the folder somebody/photos does not exist; looked for"
+    ):
+        images_of_run(run)
+
+
+def test_images_that_the_run_left_out_are_left_out(tmp_path, photos):
+    run = finished.make_run(tmp_path / "run", data={"source": str(photos()), "splits": {"test": 0.2}})
+    whole = images_of_run(run)
+    gone = whole.splits["train"]["file"][0]
+    (run / "data.json").write_text(f'{{"skipped": [{{"file": "{gone}"}}]}}')
+    files = [file for rows in images_of_run(run).splits.values() for file in rows["file"][:]]
+    assert gone not in files
+    assert len(files) == sum(map(len, whole.splits.values())) - 1

@@ -197,7 +197,7 @@ def test_a_column_of_splits_in_another_spelling(header, values, write):
     ("values", "message"),
     [
         (["", *SPLIT_VALUES[1:]], "the column 'split' holds nothing in 1 of 6 rows, the first is row 0"),
-        ([*SPLIT_VALUES[:5], "id_test"], "the column 'split' holds 'id_test' in row 5 beside names of splits"),
+        ([*SPLIT_VALUES[:5], "id_test"], "the column 'split' holds 'id_test' in row 5 as well as names"),
     ],
 )
 def test_a_column_of_splits_with_something_else_in_it(values, message, write):
@@ -434,7 +434,7 @@ def test_a_folder_of_tables(write):
         load(file.parent)
 
 
-def test_labels_of_new_images_from_a_table(write):
+def test_label_array_new_images_from_a_table(write):
     rows = load_rows(DataSpec(source=str(write("t.csv", "path,label\n1.png,bee\n2.png,ant\n"))), ("bee", "ant", "cat"))
     assert rows["label"][:] == [0, 1]
 

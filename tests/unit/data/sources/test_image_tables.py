@@ -166,7 +166,7 @@ REFUSED = {
     "other classes than the folders'": (
         [f"{n % 3}/{n}.jpg" for n in range(6)],
         {"labels.csv": ["id,label", *rows(IDS, AB)]},
-        "the folders tell other classes than labels.csv",
+        "labels.csv and the folders name different classes",
     ),
 }
 
@@ -235,7 +235,7 @@ def test_a_column_of_splits_beside_class_folders(write):
         found(folder)
 
 
-def test_a_table_with_labels_of_a_flat_test_folder_alone(write):
+def test_a_table_with_label_array_a_flat_test_folder_alone(write):
     train = [f"train/{('ant', 'bee')[n % 2]}/{n}.jpg" for n in range(6)]
     tables = {"test.csv": ["id,label,note", *rows(["10", "11", "12", "13"], ("ant", "bee"), ("x",))]}
     data = found(write([*train, *TEST], tables))

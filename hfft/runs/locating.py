@@ -1,18 +1,19 @@
-"""What `model.checkpoint` names of what hfft wrote, and whether two checkpoints are the same files."""
+"""Weights that a checkpoint's name stands for where it is a run folder or a phase's; are two checkpoints the same."""
 
+import os
 from pathlib import Path
 
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from xxhash import xxh3_128
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, RecipeError
+from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import GIVEN, RunRecord
 from hfft.system.files import read_json
 from hfft.system.paths import folder_at
 
 _FILES = ("config.json", "*processor_config.json", "adapter_config.json", "*.safetensors", "*.index.json", "*.py")
 _PIECE = 2**24  # bytes
-GIVEN = "given"  # below a run's folder: a model object that the run began with
-MERGED = "merged"  # below an adapter phase's folder: the network with the adapter added
 
 
 def files_fingerprint(checkpoint: str) -> str | None:
@@ -45,16 +46,15 @@ def weights_place(checkpoint: str) -> str:
     folder = folder_at(checkpoint)
     if folder is None or (folder / "config.json").is_file():
         return checkpoint
-    if (folder / "recipe.yaml").is_file():
-        result = run_result(folder)
-        if result is None:
+    if RunRecord(folder).is_run:
+        if not RunRecord(folder).is_finished:
             raise _unfinished(folder, "this run")
-        return str(result)
-    if (folder / "plan.json").is_file():
-        if not (folder / "result.json").is_file():
+        return str(RunRecord(folder).model_dir)
+    phase = PhaseRecord(folder)
+    if phase.has_begun:
+        if phase.weights is None:
             raise _unfinished(folder, "this phase")
-        best = folder / read_json(folder / "result.json")["checkpoint"]
-        folder = folder / MERGED if (folder / MERGED).is_dir() else best
+        folder = phase.weights
     if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.checkpoint: {folder} holds the adapter of a phase, without the weights that it sits on; name the "
@@ -69,13 +69,42 @@ def processor_place(checkpoint: str) -> str:
     if folder is None or any(folder.glob("*processor_config.json")):
         return checkpoint
     run = folder.absolute().parent.parent
-    result = run_result(run) if (run / "recipe.yaml").is_file() else None
-    return checkpoint if result is None else str(result)
+    is_written = RunRecord(run).is_run and RunRecord(run).model_dir.is_dir()
+    return str(RunRecord(run).model_dir) if is_written else checkpoint
 
 
-def run_result(run: Path) -> Path | None:
-    """The model folder that a run ended with, or its adapter folder where nothing was merged."""
-    return next((run / name for name in ("model", "adapter") if (run / name / "config.json").is_file()), None)
+def adapter_base(adapter: Path) -> tuple[str, str | None]:
+    """What an adapter folder sits on, and its revision: a checkpoint, or weights of the run that it lies in.
+
+    Those are named by their place beside the adapter, so that a run can be moved; earlier versions of hfft wrote
+    absolute paths.
+    """
+    content = read_json(adapter / ADAPTER_CONFIG_NAME)
+    name = str(content["base_model_name_or_path"])
+    own = adapter.absolute() / name if name.startswith("../") else _own_weights(adapter, Path(name))
+    return name if own is None else os.path.normpath(own), content.get("revision")
+
+
+def _own_weights(adapter: Path, base: Path) -> Path | None:
+    """Weights in the adapter's own run that an absolute base names; None where it sits on something else.
+
+    By the recipe: an adapter sits on the phase before it, unless head phases alone came before.
+    """
+    run = RunRecord(adapter.absolute().parent)
+    if not base.is_absolute() or not run.is_run:
+        return None
+    if base.name == GIVEN and (run.folder / GIVEN).is_dir():
+        return run.folder / GIVEN
+    try:
+        phases = run.recipe.phases
+    except RecipeError:  # of another version of hfft
+        return None
+    for number in range(1, len(phases)):
+        before, own = phases[:number], run.phase(number - 1, phases[number - 1].name).folder / base.name
+        sits_on_it = phases[number].adapter is not None and not all(phase.trains_head_alone for phase in before)
+        if sits_on_it and base.parent.name == own.parent.name and own.is_dir():
+            return own
+    return None
 
 
 def _unfinished(folder: Path, what: str) -> ModelError:

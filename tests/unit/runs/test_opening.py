@@ -1,24 +1,21 @@
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
-from datasets import Dataset
 
-from hfft.data.audit.filtering import Checked
-from hfft.data.sources.reading import ImageData
-from hfft.data.sources.rows import row_features
 from hfft.errors import RunError
 from hfft.recipe.loading import load_recipe
-from hfft.runs.record import (
+from hfft.runs.opening import (
     _may_differ,
     card_changes,
     check_same_images,
-    describe_origin,
+    describe_start,
     has_other_source,
     is_done,
     open_folder,
+    other_model,
 )
+from hfft.runs.record import RunRecord
 
 
 def recipe(**changes):
@@ -27,16 +24,10 @@ def recipe(**changes):
     return load_recipe(content)
 
 
-def images():
-    rows = [{"image": {"bytes": b"", "path": None}, "label": k, "file": str(k)} for k in (0, 1)]
-    return ImageData({"train": Dataset.from_list(rows, features=row_features(("a", "b")))}, ("a", "b"))
-
-
 def opened(folder, *, fingerprint="f", precision="float32", overwrite=False, **changes):
-    checked = Checked(images(), {"train": fingerprint})
     asked = recipe(**changes)
-    origin = describe_origin(asked, model_given=False, data_given=False)
-    open_folder(folder, asked, checked, origin=origin, precision=precision, overwrite=overwrite)
+    data = {"labels": ["a", "b"], "splits": {"train": {"images": 2, "fingerprint": fingerprint}}}
+    open_folder(folder, asked, describe_start(asked, precision=precision), data, overwrite=overwrite)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -87,14 +78,14 @@ def test_what_only_the_card_shows_makes_no_other_run(changes, tmp_path):
     assert not is_done(tmp_path / "r", asked)
     (tmp_path / "r" / "metrics.json").write_text("{}")
     assert is_done(tmp_path / "r", asked)
-    assert card_changes(tmp_path / "r", asked) == list(changes)
-    assert card_changes(tmp_path / "r", recipe(license="apache-2.0")) == []
+    assert card_changes(RunRecord(tmp_path / "r"), asked) == list(changes)
+    assert card_changes(RunRecord(tmp_path / "r"), recipe(license="apache-2.0")) == []
 
 
 def test_nor_does_whether_figures_are_drawn(tmp_path):
     opened(tmp_path / "r", report=False)
     assert not is_done(tmp_path / "r", recipe())
-    assert card_changes(tmp_path / "r", recipe()) == []
+    assert card_changes(RunRecord(tmp_path / "r"), recipe()) == []
 
 
 def test_nor_does_a_license_that_was_never_one(tmp_path):
@@ -104,7 +95,7 @@ def test_nor_does_a_license_that_was_never_one(tmp_path):
     (tmp_path / "r" / "recipe.yaml").write_text(text.replace("apache-2.0", "apache2"))
     asked = recipe(license="apache-2.0")
     assert not is_done(tmp_path / "r", asked)
-    assert card_changes(tmp_path / "r", asked) == ["license"]
+    assert card_changes(RunRecord(tmp_path / "r"), asked) == ["license"]
 
 
 def test_a_run_is_done_when_it_has_metrics_and_is_not_to_be_overwritten(tmp_path):
@@ -155,7 +146,8 @@ def test_a_run_does_not_go_on_in_another_precision(tmp_path):
 
 def origin(checkpoint, source, *, model_given=False, data_given=False, **data):
     asked = recipe(model={"checkpoint": checkpoint}, data={"source": source, **data})
-    found = describe_origin(asked, model_given=model_given, data_given=data_given)
+    given = {"weights": "w", "config": "c"} if model_given else None
+    found = describe_start(asked, precision="float32", model_given=given, data_given=data_given)["origin"]
     return [(part["kind"], part["name"], part["revision"]) for part in (found["checkpoint"], found["data"])]
 
 
@@ -187,16 +179,14 @@ def test_a_run_keeps_where_it_came_from(tmp_path):
         "checkpoint": {"kind": "hub", "name": "c", "revision": None},
         "data": {"kind": "hub", "name": "d", "revision": None},
     }
-    split = json.loads((tmp_path / "r" / "data.json").read_text())["splits"]["train"]
-    assert (split["images"], split["carved"]) == (2, False)
 
 
 @pytest.mark.parametrize(("full", "expected"), [((True, True), False), ((True, False), True), ((False, False), True)])
 def test_kernels_of_a_gpu_may_differ_unless_every_phase_is_fully_deterministic(full, expected):
     phases = [{"name": name, "full_determinism": asked} for name, asked in zip(("head", "more"), full, strict=True)]
     asked = recipe(phases=phases, replay={"mode": "off"}, precision="float32")
-    assert _may_differ(asked, SimpleNamespace(device="cpu")) == []
-    found = _may_differ(asked, SimpleNamespace(device="cuda:0"))
+    assert _may_differ(asked, "cpu") == []
+    found = _may_differ(asked, "cuda:0")
     assert ["full_determinism" in line for line in found] == [True] * expected
 
 
@@ -285,9 +275,9 @@ def test_a_run_goes_on_elsewhere_with_copies_of_what_it_was_made_from(places):
     shutil.move(places / "r", places / "there/s")
     there = asking("ck2", "photos2", output_dir="there", name="s", replay={"folder": "fast"})
     assert not is_done(places / "there/s", recipe(**there))
-    assert has_other_source(places / "there/s", recipe(**there))
+    assert has_other_source(RunRecord(places / "there/s"), recipe(**there))
     opened(places / "there/s", **there)
-    assert not has_other_source(places / "there/s", recipe(**there))
+    assert not has_other_source(RunRecord(places / "there/s"), recipe(**there))
     with pytest.raises(RunError, match="the images have changed"):
         opened(places / "there/s", fingerprint="g", **there)
 
@@ -307,9 +297,9 @@ def test_another_checkpoint_is_another_run_wherever_it_lies(places):
 
 def test_a_finished_run_is_not_taken_for_one_of_other_images(tmp_path):
     opened(tmp_path / "r")
-    check_same_images(tmp_path / "r", Checked(images(), {"train": "f"}))
+    check_same_images(RunRecord(tmp_path / "r"), {"train": "f"})
     with pytest.raises(RunError, match="the images aren't those of this run"):
-        check_same_images(tmp_path / "r", Checked(images(), {"train": "g"}))
+        check_same_images(RunRecord(tmp_path / "r"), {"train": "g"})
 
 
 @pytest.mark.parametrize("is_link", [False, True])
@@ -338,3 +328,12 @@ def interrupted_by(remove):
         remove(path, **options)
 
     return interrupted
+
+
+def test_a_run_goes_on_with_the_model_object_that_it_began_with():
+    now = {"weights": "w", "config": "c"}
+    assert other_model(now, dict(now)) is None
+    assert other_model(None, None) is None
+    assert "checkpoint of its recipe" in str(other_model(now, None))
+    assert "with a model object" in str(other_model(None, now))
+    assert "other weights" in str(other_model(now, {**now, "weights": "v"}))

@@ -9,8 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from hfft.data.sources.label_values import alike_classes, label_text, same_class
-from hfft.data.sources.labels import labels_of
+from hfft.data.sources.labels import alike_classes, label_array, label_text, same_class, targets_of
 from hfft.data.sources.reading import load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
@@ -108,7 +107,7 @@ ONE_CLASS = [
 def test_one_class_across_splits_of_other_types(train, test):
     data = in_memory(SplitSpec(validation=None), train=train, test=test)
     assert len(data.labels) == 2
-    assert labels_of(data.splits["test"]).tolist() == [0, 1]
+    assert label_array(data.splits["test"]).tolist() == [0, 1]
 
 
 def test_one_class_across_files(tmp_path, log):
@@ -129,7 +128,7 @@ def test_one_class_of_class_folders(touch, log):
 def test_one_class_of_several_labels():
     data = in_memory(train=[["ant", NFC], [NFD, "bee "], ["bee"]], feature=List(Value("string")))
     assert data.labels == (NFC, "ant", "bee")
-    assert labels_of(data.splits["train"]).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 1]]
+    assert label_array(data.splits["train"]).tolist() == [[1, 1, 0], [1, 0, 1], [0, 0, 1]]
 
 
 def test_splits_that_number_several_labels_differently():
@@ -145,7 +144,7 @@ def test_splits_that_number_several_labels_differently():
     }
     data = load_data(DataSpec(source="x", splits=SplitSpec(validation=None)), 0, DatasetDict(parts))
     assert data.labels == ("a", "b")
-    assert [labels_of(data.splits[split]).tolist() for split in parts] == [[[1, 0], [1, 1]], [[0, 1], [1, 1]]]
+    assert [label_array(data.splits[split]).tolist() for split in parts] == [[[1, 0], [1, 1]], [[0, 1], [1, 1]]]
 
 
 def test_one_spelling_alone_stays_as_it_is(tmp_path, log):
@@ -301,3 +300,85 @@ def test_rows_that_contradict_each_other(text, tmp_path):
     (tmp_path / "t.csv").write_text(text)
     with pytest.raises(DataError, match=r"1.png has two rows .*; allowed: one row for each image, or several that"):
         load(tmp_path / "t.csv", SplitSpec(validation=None, test="auto"))
+
+
+# Soft labels and weights
+
+
+def load_columns(columns, splits=None, **fields):
+    images = [{"bytes": b"", "path": None}] * len(next(iter(columns.values())))
+    source = DatasetDict(train=Dataset.from_dict({"image": images, **columns}))
+    spec = DataSpec(source="unused", splits=splits or SplitSpec(validation=None, test=None), **fields)
+    return load_data(spec, 0, source)
+
+
+SOFT = {"ant": [1.0, 0.25, 0.0], "bee": [0.0, 0.75, 1.0]}
+
+
+def test_classes_alone_need_no_targets():
+    assert targets_of(load_columns({"label": ["a", "b"]}).splits["train"], 2) is None
+
+
+def test_a_column_for_each_class():
+    data = load_columns(SOFT, label_column=("ant", "bee"))
+    assert data.labels == ("ant", "bee")
+    assert data.splits["train"]["label"][:] == [0, 1, 1]
+    np.testing.assert_array_equal(targets_of(data.splits["train"], 2), [[1, 0], [0.25, 0.75], [0, 1]])
+
+
+def test_a_column_of_lists():
+    data = load_columns({"label": [[1.0, 0.0], [0.25, 0.75]]})
+    assert data.labels == ("0", "1")
+    np.testing.assert_array_equal(targets_of(data.splits["train"], 2), [[1, 0], [0.25, 0.75]])
+
+
+def test_weights():
+    data = load_columns({"label": ["a", "b", "a"], "w": [0.5, 2, 1]}, weight_column="w")
+    np.testing.assert_array_equal(targets_of(data.splits["train"], 2), [[0.5, 0], [0, 2], [1, 0]])
+    assert data.columns == "image 'image', label 'label', weight 'w'"
+
+
+def test_soft_labels_and_weights():
+    data = load_columns({**SOFT, "w": [1.0, 2.0, 4.0]}, label_column=("ant", "bee"), weight_column="w")
+    np.testing.assert_array_equal(targets_of(data.splits["train"], 2), [[1, 0], [0.5, 1.5], [0, 4]])
+
+
+def test_shares_stay_beside_their_images_when_splits_are_carved():
+    columns = {"ant": [k / 40 for k in range(41)], "bee": [1 - k / 40 for k in range(41)]}
+    data = load_columns(columns, SplitSpec(validation=0.3, test=None), label_column=("ant", "bee"))
+    for rows in data.splits.values():
+        expected = [int(file.removeprefix("train/")) / 40 for file in rows["file"]]
+        np.testing.assert_allclose(targets_of(rows, 2)[:, 0], expected, rtol=1e-6)
+
+
+BAD_SOFT_LABELS = [
+    (
+        {"ant": [1.0, 0.5], "bee": [0.0, 0.6]},
+        {"label_column": ("ant", "bee")},
+        r"row 1 \(train/1\) holds \[0.5, 0.6",
+    ),
+    (
+        {"ant": [1.0, -0.5], "bee": [0.0, 1.5]},
+        {"label_column": ("ant", "bee")},
+        "allowed: a probability of each class",
+    ),
+    ({"ant": [1.0, None], "bee": [0.0, 1.0]}, {"label_column": ("ant", "bee")}, r"holds \[None, 1.0\]"),
+    ({"label": [[1.0, 0.0], [1.0]]}, {}, r"row 1 \(train/1\) holds \[1.0\]"),
+    ({"label": ["a", "b"], "w": [1.0, 0.0]}, {"weight_column": "w"}, r"weight_column: row 1 \(train/1\) holds 0.0"),
+    (
+        {"label": ["a", "b"], "w": ["1", "x"]},
+        {"weight_column": "w"},
+        "holds 'x'; allowed: a number above 0",
+    ),
+    ({"label": ["a", "b"], "w": [1.0, float("nan")]}, {"weight_column": "w"}, "holds nan; allowed: a number above 0"),
+    ({"label": ["a", "b"]}, {"weight_column": "w"}, "weight_column: found 'w'; allowed: image, label"),
+    ({"label": ["a", "b"]}, {"label_column": ("a", "b")}, "label_column: found 'a'; allowed: image, label"),
+]
+
+
+@pytest.mark.parametrize(
+    ("columns", "fields", "message"), BAD_SOFT_LABELS, ids=[row[2][:40] for row in BAD_SOFT_LABELS]
+)
+def test_columns_that_hold_something_else(columns, fields, message):
+    with pytest.raises(DataError, match=message):
+        load_columns(columns, **fields)

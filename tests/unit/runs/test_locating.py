@@ -11,9 +11,9 @@ from hfft.commands.plan import with_weights_found
 from hfft.errors import ModelError
 from hfft.model.adapters import attach, open_adapter, save_adapter
 from hfft.model.checkpoint import load_checkpoint, load_original, reopen
-from hfft.model.locating import files_fingerprint, processor_place, weights_place
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import AdapterSpec, ModelSpec
+from hfft.runs.locating import files_fingerprint, processor_place, weights_place
 
 LABELS = ("ant", "bee", "cow")
 RECIPE = """
@@ -73,6 +73,7 @@ def run(tmp_path):
     (folder / "1-lora/checkpoint-9").mkdir()
     shutil.copy(folder / "adapter/adapter_config.json", folder / "1-lora/checkpoint-9")
     (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "metrics.json").write_text("{}")
     return folder
 
 
@@ -81,13 +82,11 @@ def test_a_run_stands_for_its_result_and_a_phase_for_its_best_weights(run):
     assert weights_place(str(run / "0-last")) == str(run / "0-last/checkpoint-6")
     for itself in ("owner/model", str(run / "adapter"), str(run / "0-last/checkpoint-6")):
         assert weights_place(itself) == itself
-    tiny.save(run / "model", "vit", classes=2)
-    assert weights_place(str(run)) == str(run / "model")
     tiny.save(run / "1-lora/merged", "vit", classes=2)
     assert weights_place(str(run / "1-lora")) == str(run / "1-lora/merged")
     content = {"name": "next", "data": {"source": "photos"}, "phases": [{"name": "head"}]}
     recipe = with_weights_found(load_recipe({**content, "model": {"checkpoint": str(run)}}))
-    assert recipe.model.checkpoint == str(run / "model")
+    assert recipe.model.checkpoint == str(run / "adapter")
 
 
 def test_what_has_no_weights_of_its_own_is_refused(run):
@@ -95,7 +94,7 @@ def test_what_has_no_weights_of_its_own_is_refused(run):
         with pytest.raises(ModelError, match="checkpoint-9 holds the adapter of a phase"):
             weights_place(str(run / name))
     (run / "0-last/result.json").unlink()
-    shutil.rmtree(run / "adapter")
+    (run / "metrics.json").unlink()
     for name, what in (("0-last", "phase"), (".", "run")):
         with pytest.raises(ModelError, match=f"this {what} is not finished"):
             weights_place(str(run / name))

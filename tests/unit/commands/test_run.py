@@ -1,7 +1,7 @@
 import pytest
 
+from hfft.commands.run import Run
 from hfft.errors import RunError
-from hfft.runs.run import Run
 
 
 def test_a_run_reads_a_folder_and_refuses_others(tmp_path):
