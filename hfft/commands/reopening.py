@@ -12,8 +12,7 @@ from hfft.inference.classifier import Classifier
 from hfft.metrics.agreement import check_logits, check_validation
 from hfft.model.checkpoint import set_memory_format
 from hfft.replay.engine import scoring_engine
-from hfft.replay.replay import recorded_with
-from hfft.runs.phase_record import PhaseResult
+from hfft.runs.phase_record import PhaseRecord, PhaseResult
 from hfft.runs.record import result_name
 from hfft.system.distributed import on_main
 from hfft.system.machine import cpus_per_process
@@ -50,7 +49,7 @@ def score_result(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(recorded_with(job.phases[0].folder)),
+        choose_run=scoring_engine(PhaseRecord(job.phases[0].folder).engine()),
     )
     result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
     asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []

@@ -16,7 +16,6 @@ from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.metrics.multilabel import log_odds
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import restore_weights
-from hfft.replay.replay import is_replayed
 from hfft.runs.phase_record import PhaseRecord
 
 NEIGHBOURS = 20  # and the temperature: the protocol of DINO, https://hf.co/papers/2104.14294
@@ -144,11 +143,11 @@ def _work(job: Job, result: Result) -> int:
     """Forward passes of an image that training was worth, at least."""
     total = 0
     for phase, found in zip(job.phases, result.phases, strict=True):
-        if is_replayed(phase.folder):
+        record = PhaseRecord(phase.folder)
+        if record.engine() is not None:
             total += len(job.data.train)  # recorded once
         else:
-            images = found.steps * PhaseRecord(phase.folder).plan.batch
-            total += images * (1 if phase.spec.trains_head_alone else _BACKWARD)
+            total += found.steps * record.plan.batch * (1 if phase.spec.trains_head_alone else _BACKWARD)
     return total
 
 

@@ -1,22 +1,33 @@
-"""May this be pushed: asked before anything is trained or sent, and quickly; imports no torch."""
+"""The Hub's client: may this user push there, asked quickly and before anything is trained; imports no torch."""
 
+import logging
+import re
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import BadRequestError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    build_hf_headers,
+    disable_progress_bars,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
 from hfft._version import __version__
 from hfft.errors import HubError, PushError
-from hfft.hub.waiting import InterruptibleApi, asked_wait
 from hfft.recipe.spec import HubSpec
+from hfft.system.signals import apart
 
 _CONNECTING, _ANSWERING = 1.5, 10.0  # seconds
+_LONGEST = 60  # seconds that the Hub may ask to wait before a request is tried again
+_TRIED_AGAIN = (408, 429, 500, 502, 503, 504)  # by huggingface_hub 2.4, five times
 _MOST_LETTERS = 300  # of what the Hub says of a card's metadata
 _AGAIN = "nothing here was changed; the same command finishes the job"
 _REFUSED = (
@@ -32,13 +43,21 @@ class Destination:
 
     Attributes:
         repo_id: With its owner.
-        private: Who can see it: its owner alone.
+        private: Whether only its owner can see it.
         revision: Branch to push to, or None for `main`.
     """
 
     repo_id: str
     private: bool
     revision: str | None
+
+
+class InterruptibleApi(HfApi):
+    """The Hub's client; Ctrl-C doesn't wait for its threads that upload. The commit is made by the caller's thread."""
+
+    def preupload_lfs_files(self, *args: Any, **kwargs: Any) -> None:
+        """Called by `create_commit` before it makes a commit."""
+        apart(lambda: super(InterruptibleApi, self).preupload_lfs_files(*args, **kwargs))
 
 
 def connection() -> HfApi:
@@ -60,14 +79,14 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
 
     Args:
         spec: With a repo_id.
-        make: Whether a repository or a branch that isn't there is made, which is the one way to know that it can be.
+        make: Whether to make a missing repository or branch, the only way to know that this user may.
 
     Raises:
         HubError: If the user has no token or no access, or the repository isn't as the spec has it.
         PushError: If the Hub isn't reached, which is known within two seconds, or fails.
     """
     api = connection()
-    with explained(f"{spec.repo_id}: checking access"):
+    with hub_errors(f"{spec.repo_id}: checking access"):
         user = _whoami(api)
     repo_id = spec.repo_id if "/" in (spec.repo_id or "") else f"{user['name']}/{spec.repo_id}"
     assert repo_id is not None
@@ -76,7 +95,7 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
             f"{repo_id}: the token of {user['name']} may only read; make one that may write at "
             f"{api.endpoint}/settings/tokens"
         )
-    with explained(f"{repo_id}: checking access"), _refusal_explained(repo_id, user):
+    with hub_errors(f"{repo_id}: checking access"), _refusal_explained(repo_id, user):
         private = _is_private(api, repo_id)
         if private is None:
             private = spec.private
@@ -89,96 +108,12 @@ def reach(spec: HubSpec, *, make: bool = True) -> Destination:
         else:
             _check_repository(api, repo_id, spec, private=private)
         if make and spec.revision is not None:
-            _find_or_make_branch(api, repo_id, spec)
+            _find_or_make_branch(api, repo_id, spec.revision, create_pr=spec.create_pr)
     return Destination(repo_id, private, spec.revision)
 
 
-@contextmanager
-def explained(doing: str) -> Iterator[None]:
-    """Raise an error that says what to do in the place of what huggingface_hub raises.
-
-    Addresses are left out of the text, as those of a large file storage hold signatures.
-
-    Args:
-        doing: What is done, for the beginning of the message.
-    """
-    try:
-        yield
-    except HubError:
-        raise
-    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        cause = _cause(error)
-        if isinstance(error, ValueError) and isinstance(cause, BadRequestError):
-            raise HubError(f"{doing}: {_shortened(_words(error))}; nothing was sent. {_REFUSED}") from error
-        if isinstance(cause, HfHubHTTPError):
-            raise _of_answer(doing, cause) from error
-        if isinstance(cause, httpx2.TransportError):
-            raise PushError(f"{doing}: the connection was lost ({_words(cause)}); {_AGAIN}") from error
-        raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error
-
-
-def _cause(error: BaseException) -> BaseException:
-    """What a request ended with; huggingface_hub wraps that of a large file into a RuntimeError, others more."""
-    causes: list[BaseException] = [error]
-    while (below := causes[-1].__cause__ or causes[-1].__context__) is not None and below not in causes:
-        causes.append(below)
-    return next((one for one in causes if isinstance(one, HfHubHTTPError | httpx2.TransportError)), error)
-
-
-def _of_answer(doing: str, error: HfHubHTTPError) -> HubError:
-    response = error.response
-    status, said = response.status_code, (error.server_message or response.reason_phrase).splitlines()
-    answer = f"{doing}: the Hub answered {status}" + (f" ({said[0].rstrip('.')})" if said else "")
-    if status == 401:
-        return HubError(f"{answer}: it doesn't accept this token; `hf auth login --force`, or another HF_TOKEN")
-    if status == 403:
-        return HubError(f"{answer}: refused; a token with write access, or another repository, may do")
-    if status == 404:
-        return HubError(f"{answer}: no such repository or branch, or this token may not see it")
-    if status in (409, 412):
-        return PushError(f"{answer}: something else is changing this repository; {_AGAIN}")
-    wait = asked_wait(response.headers)
-    if status == 429 or wait is not None:
-        limited = "rate limited: " if status == 429 else ""
-        pause = "later" if wait is None else f"in {_spoken(wait)}"
-        return PushError(f"{answer}: {limited}it asks to come back {pause}; {_AGAIN} then")
-    return PushError(f"{answer}; {_AGAIN}")
-
-
-def _spoken(seconds: int) -> str:
-    return f"{seconds} s" if seconds < 120 else f"{-(-seconds // 60)} minutes"
-
-
-def _shortened(text: str) -> str:
-    """The Hub names all licences that it knows."""
-    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS].rpartition(' ')[0]} ..."
-
-
-def _words(error: BaseException) -> str:
-    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:3]) or type(error).__name__
-
-
-@contextmanager
-def _refusal_explained(repo_id: str, user: dict[str, Any]) -> Iterator[None]:
-    """Say who may write where, in the place of a plain 403."""
-    try:
-        yield
-    except HfHubHTTPError as error:
-        if error.response.status_code != 403:
-            raise
-        owner, name = repo_id.split("/")
-        owners = [user["name"], *(org["name"] for org in user.get("orgs", []))]
-        if owner in owners:
-            raise
-        raise HubError(
-            f"{repo_id}: {user['name']} has no write access there; this token's names are {', '.join(owners)}: push "
-            f"to {user['name']}/{name}, or open a pull request (--create-pr, hub.create_pr)"
-        ) from error
-
-
 def _is_private(api: HfApi, repo_id: str) -> bool | None:
-    """Of a repository; None where there is none that this user may see."""
+    """None where there is no repository that this user may see."""
     try:
         return bool(api.repo_info(repo_id, timeout=_ANSWERING).private)
     except RepositoryNotFoundError:
@@ -195,20 +130,35 @@ def _check_repository(api: HfApi, repo_id: str, spec: HubSpec, *, private: bool)
         )
 
 
-def _find_or_make_branch(api: HfApi, repo_id: str, spec: HubSpec) -> None:
-    assert spec.revision is not None
+def _find_or_make_branch(api: HfApi, repo_id: str, branch: str, *, create_pr: bool) -> None:
     try:
-        api.repo_info(repo_id, revision=spec.revision, timeout=_ANSWERING)
+        api.repo_info(repo_id, revision=branch, timeout=_ANSWERING)
     except RevisionNotFoundError:
-        if spec.create_pr:
-            raise HubError(f"{repo_id}: there is no branch {spec.revision} to open a pull request on") from None
-        api.create_branch(repo_id, branch=spec.revision, exist_ok=True)
+        if create_pr:
+            raise HubError(f"{repo_id}: there is no branch {branch} to open a pull request on") from None
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+
+
+@contextmanager
+def _refusal_explained(repo_id: str, user: dict[str, Any]) -> Iterator[None]:
+    """Raise an error that says who may write where, instead of a plain 403."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        owner, name = repo_id.split("/")
+        owners = [user["name"], *(org["name"] for org in user.get("orgs", []))]
+        if error.response.status_code != 403 or owner in owners:
+            raise
+        raise HubError(
+            f"{repo_id}: {user['name']} has no write access there; this token's names are {', '.join(owners)}: push "
+            f"to {user['name']}/{name}, or open a pull request (--create-pr, hub.create_pr)"
+        ) from error
 
 
 def _whoami(api: HfApi) -> dict[str, Any]:
     """The user of the token; the first request, which also finds out soon whether the Hub is reached at all.
 
-    From a thread, as neither the look-up of the name nor the connection to one address after the other heeds a limit.
+    From a thread: neither the look-up of the name nor the connection to one address after the other heeds a limit.
     """
     reached = threading.Event()
     answers: list[httpx2.Response] = []
@@ -240,8 +190,7 @@ def _whoami(api: HfApi) -> dict[str, Any]:
     if errors:
         raise errors[0]
     if not answers:
-        seconds = _ANSWERING if reached.is_set() else _CONNECTING
-        raise _unreachable(api, f"no answer for {seconds:g} s")
+        raise _unreachable(api, f"no answer for {_ANSWERING if reached.is_set() else _CONNECTING:g} s")
     hf_raise_for_status(answers[0])
     return answers[0].json()
 
@@ -251,3 +200,118 @@ def _unreachable(api: HfApi, reason: str) -> PushError:
         f"the Hub can't be reached ({api.endpoint}: {reason}); without a network a recipe trains with "
         "hub.repo_id=null, and `hfft push` sends the run later"
     )
+
+
+@contextmanager
+def hub_errors(doing: str) -> Iterator[None]:
+    """Raise an error that says what to do, instead of what huggingface_hub raises.
+
+    Addresses are left out of the text, as those of a large file storage hold signatures.
+
+    Args:
+        doing: What is done, for the beginning of the message.
+    """
+    try:
+        yield
+    except HubError:
+        raise
+    except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+        cause = _cause(error)
+        if isinstance(error, ValueError) and isinstance(cause, BadRequestError):
+            words = _words(error)
+            if len(words) > _MOST_LETTERS:  # the Hub names all licences that it knows
+                words = f"{words[:_MOST_LETTERS].rpartition(' ')[0]} ..."
+            raise HubError(f"{doing}: {words}; nothing was sent. {_REFUSED}") from error
+        if isinstance(cause, HfHubHTTPError):
+            raise _answer_error(doing, cause) from error
+        if isinstance(cause, httpx2.TransportError):
+            raise PushError(f"{doing}: the connection was lost ({_words(cause)}); {_AGAIN}") from error
+        raise PushError(f"{doing}: {_words(error)}; {_AGAIN}") from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What a request ended with; huggingface_hub wraps that of a large file into a RuntimeError, others more."""
+    causes: list[BaseException] = [error]
+    while (below := causes[-1].__cause__ or causes[-1].__context__) is not None and below not in causes:
+        causes.append(below)
+    return next((one for one in causes if isinstance(one, HfHubHTTPError | httpx2.TransportError)), error)
+
+
+def _answer_error(doing: str, error: HfHubHTTPError) -> HubError:
+    response = error.response
+    status, said = response.status_code, (error.server_message or response.reason_phrase).splitlines()
+    answer = f"{doing}: the Hub answered {status}" + (f" ({said[0].rstrip('.')})" if said else "")
+    refusals = {
+        401: "it doesn't accept this token; `hf auth login --force`, or another HF_TOKEN",
+        403: "refused; a token with write access, or another repository, may do",
+        404: "no such repository or branch, or this token may not see it",
+    }
+    if status in refusals:
+        return HubError(f"{answer}: {refusals[status]}")
+    if status in (409, 412):
+        return PushError(f"{answer}: something else is changing this repository; {_AGAIN}")
+    wait = asked_wait(response.headers)
+    if status == 429 or wait is not None:
+        limited = "rate limited: " if status == 429 else ""
+        pause = "later" if wait is None else f"in {wait} s" if wait < 120 else f"in {-(-wait // 60)} minutes"
+        return PushError(f"{answer}: {limited}it asks to come back {pause}; {_AGAIN} then")
+    return PushError(f"{answer}; {_AGAIN}")
+
+
+def _words(error: BaseException) -> str:
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3]) or type(error).__name__
+
+
+@contextmanager
+def tidy_client() -> Iterator[None]:
+    """Let huggingface_hub wait a minute at most, draw bars on a terminal only, and log addresses without signatures.
+
+    It would wait as long as the Hub asks it to, five times. The addresses of a large file storage grant access to
+    whoever reads the log.
+    """
+    logger = logging.getLogger("huggingface_hub.utils._http")
+    logger.addFilter(_before_retry)
+    _refuse_long_waits()
+    draws = sys.stderr.isatty() or constants.HF_HUB_DISABLE_PROGRESS_BARS is False
+    is_interrupted = False
+    try:
+        with nullcontext() if draws else disable_progress_bars():
+            yield
+    except KeyboardInterrupt:
+        is_interrupted = True  # threads are left behind, which go on to log
+        raise
+    finally:
+        if not is_interrupted:
+            logger.removeFilter(_before_retry)
+            hooks = get_session().event_hooks["response"]
+            if _refuse_long_wait in hooks:
+                hooks.remove(_refuse_long_wait)
+
+
+def asked_wait(headers: Mapping[str, str]) -> int | None:
+    """Seconds to wait before the next request, as an answer's headers ask and huggingface_hub reads them; or None."""
+    limit = parse_ratelimit_headers(headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    text = headers.get("retry-after", "").strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _before_retry(record: logging.LogRecord) -> bool:
+    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), None
+    _refuse_long_waits()  # of the client that replaces one whose connection failed
+    return True
+
+
+def _refuse_long_waits() -> None:
+    hooks = get_session().event_hooks["response"]
+    if _refuse_long_wait not in hooks:
+        hooks.append(_refuse_long_wait)
+
+
+def _refuse_long_wait(response: httpx2.Response) -> None:
+    """Raise what huggingface_hub raises after its last try, instead of a long wait."""
+    if response.status_code in _TRIED_AGAIN and (asked_wait(response.headers) or 0) > _LONGEST:
+        response.read()
+        hf_raise_for_status(response)

@@ -1,4 +1,4 @@
-"""What was pushed, downloaded into an empty cache and compared with the run: every file's hash, and logits."""
+"""Reading back: what was pushed, downloaded into an empty cache and compared with the run by hashes and logits."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,11 +19,10 @@ from hfft.data.images.decoding import Decoded, decode_row
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, ModelError, PushError
-from hfft.hub.access import explained
-from hfft.hub.content import ADAPTER_CONFIG, File, hash_file
-from hfft.hub.waiting import tidy_client
+from hfft.hub.access import hub_errors, tidy_client
+from hfft.hub.content import File, hash_file
 from hfft.inference.opening import open_model
-from hfft.system.files import read_json
+from hfft.runs.locating import adapter_base
 from hfft.system.signals import apart
 
 _IMAGES = 4
@@ -61,7 +60,7 @@ def read_back(
         commit: Its 40 digits.
         files: What was pushed.
         folders: Model and adapter folders of the run -> their folders in the repository.
-        run: Its folder.
+        run: Folder of the run.
         trust_remote_code: Runs the Python code that the model brings, where it brings some.
 
     Raises:
@@ -70,7 +69,7 @@ def read_back(
     PartialState()  # loggers below ask it which process this is
     with TemporaryDirectory(prefix="hfft-", ignore_cleanup_errors=True) as cache:
         doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
-        with explained(doing), tidy_client():
+        with hub_errors(doing), tidy_client():
             download = partial(snapshot_download, repo_id, revision=commit, cache_dir=cache, token=get_token())
             snapshot = Path(apart(download))
         where = f"{repo_id} at {commit[:8]}"
@@ -92,10 +91,9 @@ def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
         adapter: Its folder.
         base_model: Hub id of what it sits on, where the folder doesn't say what others can open.
     """
-    noted = read_json(adapter / ADAPTER_CONFIG)
-    revision = None if base_model is not None else noted.get("revision")
+    name, revision = adapter_base(adapter) if base_model is None else (base_model, None)
     try:
-        base = AutoConfig.from_pretrained(base_model or noted["base_model_name_or_path"], revision=revision)
+        base = AutoConfig.from_pretrained(name, revision=revision)
         own = AutoConfig.from_pretrained(adapter)
     except (OSError, ValueError, KeyError):
         return False  # what can't be opened answers nothing

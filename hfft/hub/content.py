@@ -10,18 +10,16 @@ from functools import cached_property
 from pathlib import Path, PurePath
 
 from hfft.errors import HubError
-from hfft.recipe.loading import dump_recipe, read_recipe
+from hfft.recipe.loading import RECIPE, dump_recipe
 from hfft.recipe.spec import HubSpec, Recipe
+from hfft.runs.locating import adapter_base
+from hfft.runs.record import ADAPTER, ADAPTER_CONFIG, CARD, EXAMPLES, EXPORT, FIGURES, METRICS, MODEL, RunRecord
 from hfft.system.files import read_json
 
-ADAPTER = "adapter"  # folder of the run, and of a repository that holds a model too
-ADAPTER_CONFIG = "adapter_config.json"
-CARD = "README.md"
 _PLACE = "this/folder"  # where a card's example has the name of the model
-SHOWN = ("figures", "examples")  # folders beside a card that it shows
-_KEPT = ("onnx",)  # an export, which is whole with its weights alone
 _SENT = (".json", ".safetensors", ".md", ".txt", ".py", ".yaml", ".png", ".jpg", ".jpeg", ".svg", ".webp")
 _SENT_NAMES = ("LICENSE", "NOTICE")
+_TEXTS = (".json", ".md", ".yaml", ".txt", ".py", ".svg")
 _EXAMPLE = re.compile(r"```python\n(?:(?!```).)*pipeline\((?:(?!```).)*this/folder(?:(?!```).)*```", re.DOTALL)
 _ADAPTER_EXAMPLE = """```python
 import hfft
@@ -29,7 +27,6 @@ import hfft
 classify = hfft.Classifier.from_pretrained("this/folder"{trust})  # loads `{base}` too
 classify(["image.jpg"])
 ```"""
-_BLOCK = 2**20
 
 _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
 
@@ -49,31 +46,16 @@ class File:
     @cached_property
     def sha256(self) -> str:
         """Hash of the content as it was when first asked for, in hexadecimal digits."""
-        if isinstance(self.source, bytes):
-            return hashlib.sha256(self.source).hexdigest()
-        return hash_file(self.source)
+        return hashlib.sha256(self.source).hexdigest() if isinstance(self.source, bytes) else hash_file(self.source)
 
 
 def hash_file(path: Path) -> str:
     """The sha256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while block := stream.read(_BLOCK):
+        while block := stream.read(2**20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def finished_recipe(run: Path) -> Recipe:
-    """The recipe of a run that may be pushed.
-
-    Raises:
-        HubError: If there is no run in the folder, or it isn't finished.
-    """
-    if not (run / "recipe.yaml").is_file() or not (run / "environment.json").is_file():
-        raise HubError(f"{run} is no run folder; allowed: a folder that `hfft train` made, such as runs/NAME")
-    if not (run / "metrics.json").is_file():
-        raise HubError(f"{run}: this run is not finished; run its `hfft train` command again to continue it")
-    return read_recipe(run)
 
 
 def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
@@ -87,15 +69,15 @@ def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
         HubError: If the run doesn't have that.
     """
     adapter = recipe.phases[-1].adapter
-    there = ["model"] if adapter is None else ["model", ADAPTER] if adapter.merge else [ADAPTER]
-    asked = there[:1] if what is None else ["model", ADAPTER] if what == "both" else [what]
+    there = [MODEL] if adapter is None else [MODEL, ADAPTER] if adapter.merge else [ADAPTER]
+    asked = there[:1] if what is None else [MODEL, ADAPTER] if what == "both" else [what]
     missing = [name for name in asked if name not in there]
     if missing:
         raise HubError(
             f"what: found {what}, but this run ends with {' and '.join(there)} and no {missing[0]}; allowed: "
             f"{', '.join(there if len(there) == 1 else [*there, 'both'])}"
         )
-    return {name: "." if len(asked) == 1 else {"model": ".", ADAPTER: ADAPTER}[name] for name in asked}
+    return {name: "." if len(asked) == 1 or name == MODEL else ADAPTER for name in asked}
 
 
 def check_base(recipe: Recipe, spec: HubSpec) -> None:
@@ -113,19 +95,21 @@ def check_base(recipe: Recipe, spec: HubSpec) -> None:
         raise _no_base("the weights that the phases before it trained")
 
 
-def check_adapter(run: Path, folders: Mapping[str, str], spec: HubSpec) -> None:
-    """The same for a run that has ended.
-
-    Args:
-        run: Its folder.
-        folders: From `parts`.
-        spec: What is asked for.
-
-    Raises:
-        HubError: If the adapter sits on weights that are on this disk alone.
-    """
+def check_shared_base(run: Path, folders: Mapping[str, str], spec: HubSpec) -> None:
+    """The same for a run that has ended; `folders` is from `parts`."""
     if ADAPTER in folders:
-        _with_base(run / ADAPTER / ADAPTER_CONFIG, spec.base_model)
+        _shared_config(run / ADAPTER, spec.base_model)
+
+
+def _shared_config(adapter: Path, base_model: str | None) -> bytes:
+    """The adapter's config, with a base that others can open."""
+    content = read_json(adapter / ADAPTER_CONFIG)
+    base, _ = adapter_base(adapter)
+    if base_model is not None:
+        content |= {"base_model_name_or_path": base_model, "revision": None}
+    elif Path(base).is_absolute() or Path(base).is_dir():
+        raise _no_base(base)
+    return json.dumps(content, indent=2).encode()
 
 
 def _no_base(sits_on: str) -> HubError:
@@ -158,31 +142,45 @@ def collect(
         HubError: If the run doesn't have what is asked for, or its adapter's base is on this disk alone.
     """
     folders = parts(recipe, spec.what) if folders is None else folders
-    files: dict[str, File] = {}
+    files: dict[str, Path | bytes] = {}
     for name, place in folders.items():
         if not (run / name).is_dir():
-            reason = read_json(run / "metrics.json").get("kept", {}).get("reason", "it isn't there")
+            reason = RunRecord(run).metrics.get("kept", {}).get("reason", "it isn't there")
             raise HubError(f"what: {spec.what or name}: {run} has no {name}/ ({reason}); allowed: model")
-        for path, source in _sendable(run / name).items():
-            inside = (PurePath(place) / path).as_posix()
-            files[inside] = File(inside, source)
+        files |= {(PurePath(place) / path).as_posix(): source for path, source in _sendable(run / name).items()}
+    place = folders.get(ADAPTER, ".")
     if ADAPTER in folders:
-        config = (PurePath(folders[ADAPTER]) / ADAPTER_CONFIG).as_posix()
-        files[config] = File(config, _with_base(run / ADAPTER / ADAPTER_CONFIG, spec.base_model))
-    card = next((run / name / CARD for name in ("model", ADAPTER) if (run / name / CARD).is_file()), None)
+        config = _shared_config(run / ADAPTER, spec.base_model)
+        files[(PurePath(place) / ADAPTER_CONFIG).as_posix()] = config
+    card = next((run / name / CARD for name in (MODEL, ADAPTER) if (run / name / CARD).is_file()), None)
+    shown = [run / FIGURES]
     if card is not None:
-        base = spec.base_model or recipe.model.checkpoint
-        alone = {ADAPTER} == set(folders)
-        text = fill_card(card.read_text("utf-8"), repo_id, base if alone else None, inside=folders.get(ADAPTER, "."))
-        files.pop(f"{folders.get(ADAPTER)}/{CARD}", None)
-        files[CARD] = File(CARD, text.encode())
-    for folder in (run / "figures", *(card.parent / name for name in SHOWN if card is not None)):
-        for path, source in _sendable(folder).items():
-            inside = f"{folder.name}/{path}"
-            files[inside] = File(inside, source)
-    files["recipe.yaml"] = File("recipe.yaml", dump_recipe(shared).encode())
-    files["metrics.json"] = File("metrics.json", run / "metrics.json")
-    return [files[path] for path in sorted(files)]
+        base = spec.base_model or recipe.model.checkpoint if {ADAPTER} == set(folders) else None
+        files.pop(f"{place}/{CARD}", None)
+        files[CARD] = fill_card(card.read_text("utf-8"), repo_id, base, inside=place).encode()
+        shown += [card.parent / FIGURES, card.parent / EXAMPLES]
+    for folder in shown:
+        files |= {f"{folder.name}/{path}": source for path, source in _sendable(folder).items()}
+    files[RECIPE] = dump_recipe(shared).encode()
+    files[METRICS] = run / METRICS
+    return [File(path, files[path]) for path in sorted(files)]
+
+
+def _sendable(folder: Path) -> dict[str, Path]:
+    """Files below a folder that may be sent; pickles, and what isn't known, are left out and named."""
+    found, left_out = {}, []
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
+            continue
+        is_known = path.suffix.lower() in _SENT or path.name in _SENT_NAMES
+        if is_known and inside.parts[0] != EXPORT:  # an export is whole with its weights alone
+            found[inside.as_posix()] = path
+        else:
+            left_out.append(inside.as_posix())
+    if left_out:
+        _LOG.info(f"{folder}: left out, as only safetensors, text and images are pushed: {', '.join(left_out)}")
+    return found
 
 
 def refuse_secret(files: Sequence[File], secret: str) -> None:
@@ -192,7 +190,7 @@ def refuse_secret(files: Sequence[File], secret: str) -> None:
         HubError: Names the file.
     """
     for file in files:
-        if PurePath(file.path).suffix in (".json", ".md", ".yaml", ".txt", ".py", ".svg"):
+        if PurePath(file.path).suffix in _TEXTS:
             content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
             if secret.encode() in content:
                 raise HubError(
@@ -217,33 +215,3 @@ def fill_card(text: str, repo_id: str, base: str | None = None, *, inside: str =
             text = text.replace(f'from_pretrained("{_PLACE}"', f'from_pretrained("{_PLACE}", subfolder="{inside}"')
             text = text.replace(f"hfft evaluate {_PLACE}", f"hfft evaluate {_PLACE} --subfolder {inside}")
     return text.replace(_PLACE, repo_id)
-
-
-def _sendable(folder: Path) -> dict[str, Path]:
-    """Files below a folder that may be sent; pickles, and what isn't known, are left out and named."""
-    if not folder.is_dir():
-        return {}
-    found, left_out = {}, []
-    for path in sorted(folder.rglob("*")):
-        inside = path.relative_to(folder)
-        if not path.is_file() or any(part.startswith(".") for part in inside.parts):
-            continue
-        is_known = path.suffix.lower() in _SENT or path.name in _SENT_NAMES
-        if is_known and inside.parts[0] not in _KEPT:
-            found[inside.as_posix()] = path
-        else:
-            left_out.append(inside.as_posix())
-    if left_out:
-        _LOG.info(f"{folder}: left out, as only safetensors, text and images are pushed: {', '.join(left_out)}")
-    return found
-
-
-def _with_base(config: Path, base_model: str | None) -> bytes:
-    """The adapter's config, with a base that others can open."""
-    content = read_json(config)
-    base = str(content["base_model_name_or_path"])
-    if base_model is not None:
-        content |= {"base_model_name_or_path": base_model, "revision": None}
-    elif Path(base).is_absolute() or Path(base).is_dir():
-        raise _no_base(base)
-    return json.dumps(content, indent=2).encode()

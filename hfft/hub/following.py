@@ -1,10 +1,10 @@
-"""The Hub beside a training: checked before it, sent each save while it goes on, and the result at its end."""
+"""The Hub in a training: checked before it, each save sent while it goes on, the result pushed at its end."""
 
 import copy
 import os
 import shutil
-import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from huggingface_hub import HfApi
 from transformers import TrainerCallback
 
 from hfft.errors import HubError
 from hfft.hub.access import connection, reach
 from hfft.hub.content import File
-from hfft.hub.pushing import check_ahead, push_run, send, wants_push
+from hfft.hub.pushing import check_ahead, push_run, wants_push
+from hfft.hub.repository import send
 from hfft.model.adapters import merge
 from hfft.model.checkpoint import load_processor, quiet
 from hfft.recipe.spec import Recipe
@@ -27,26 +29,12 @@ _LOG = get_logger(__name__)
 
 
 def check_hub(recipe: Recipe, *, overwrite: bool = False) -> None:
-    """In all processes, before anything else: whether the result will find its place on the Hub.
-
-    Args:
-        recipe: With or without a repository in its `hub` section.
-        overwrite: Whether the run is made anew, so that what was pushed before is another one.
-
-    Raises:
-        HubError: If it won't.
-        PushError: If the Hub isn't reached.
-    """
+    """`check_ahead` for all processes, before anything else."""
     on_main(lambda: check_ahead(recipe, overwrite=overwrite))
 
 
 def make_repository(recipe: Recipe) -> None:
-    """In all processes, once the rest of the recipe is known to be right: make what isn't there on the Hub.
-
-    Raises:
-        HubError: If this user may not.
-        PushError: If it fails.
-    """
+    """`reach` for all processes, once the rest of the recipe is known to be right: make what isn't there."""
     if recipe.hub.repo_id is not None:
         on_main(lambda: reach(recipe.hub))
 
@@ -62,8 +50,8 @@ def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence[
 
     Args:
         run: Its folder.
-        recipe: That was run.
-        after: What is still being sent must arrive first.
+        recipe: The recipe of the run.
+        after: Wait for these first, which may still be sending.
 
     Raises:
         HubError: If it can't be pushed as asked; names what is safe, and how to go on.
@@ -82,24 +70,20 @@ def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence[
 
 
 class SavePusher(TrainerCallback):
-    """Sends the model of each checkpoint, from a thread, and where the last one is still under way, skips one.
+    """Sends the model of each checkpoint in the background; skips one while the last is still under way.
 
     The repository's root then holds what a run would end with if it ended there: config, weights, processor. A failure
-    is told and ends nothing, since the result is pushed again at the end.
+    is logged and ends nothing, since the result is pushed at the end.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        """Choose where to send to.
-
-        Args:
-            recipe: Its hub section's repository exists when the first save comes.
-        """
+        """Choose where to send to; the repository must exist when the first save comes."""
         self._recipe = recipe
-        self._sending: threading.Thread | None = None
+        self._sending: Future[None] | None = None
 
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Take the weights aside, as the folder may be removed by a later save, and send them."""
-        if state.is_world_process_zero and (self._sending is None or not self._sending.is_alive()):
+        if state.is_world_process_zero and (self._sending is None or self._sending.done()):
             self._begin(args, state, model)
         meet()
 
@@ -114,19 +98,18 @@ class SavePusher(TrainerCallback):
             aside.cleanup()
             return
         title = f"Training in progress: {phase}, step {step}"
-        self._sending = threading.Thread(target=self._send, args=(aside, title), daemon=True)
-        self._sending.start()
+        self._sending = HfApi().run_as_future(self._send, aside, title)
 
     def wait(self) -> None:
         """Let what is under way arrive."""
         if self._sending is not None:
-            self._sending.join()
+            self._sending.result()
 
     def _send(self, aside: "TemporaryDirectory[str]", title: str) -> None:
         with aside as folder:
             files = [File(path.name, path) for path in sorted(Path(folder).iterdir())]
             try:
-                send(connection(), reach(self._recipe.hub), files, title, create_pr=False)
+                send(connection(), reach(self._recipe.hub), files, title)
             except HubError as error:
                 _LOG.warning(f"{title}: not pushed, and training goes on: {error}")
 

@@ -1,37 +1,25 @@
-"""A finished run -> one commit on the Hub, read back and compared; imports torch for the comparison alone."""
+"""A finished run -> one commit on the Hub, read back and compared; torch is imported for the comparison only."""
 
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from pydantic import ValidationError
 
 from hfft._version import __version__
-from hfft.errors import HubError
-from hfft.hub.access import Destination, connection, explained, reach
-from hfft.hub.content import (
-    ADAPTER,
-    File,
-    check_adapter,
-    check_base,
-    collect,
-    finished_recipe,
-    parts,
-    refuse_secret,
-)
-from hfft.hub.manifest import Remote, check_room, settle
-from hfft.hub.waiting import tidy_client
+from hfft.errors import HubError, RunError
+from hfft.hub.access import connection, hub_errors, reach
+from hfft.hub.content import File, check_base, check_shared_base, collect, parts
+from hfft.hub.repository import check_room, send
 from hfft.model.remote_code import check_code
 from hfft.recipe.spec import HubSpec, Recipe
-from hfft.system.files import read_json, write_json
+from hfft.runs.facts import read_facts
+from hfft.runs.record import ADAPTER, RunRecord, write_pushes
 from hfft.system.lazy_imports import quick_imports
 from hfft.system.paths import expanded
 
@@ -39,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one process alone pushes
-_RECORD = "hub.json"  # in the run folder: what was pushed where
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,7 @@ class Pushed:
         repo_id: With its owner.
         url: Of the repository's page, or of the pull request.
         commit: Its 40 digits.
-        private: Who can see it: its owner alone.
+        private: Whether only its owner can see it.
         files: How many were compared by their hash.
         images: How many the logits were compared on.
         from_data: Whether these were the run's own images, or noise, where its data is gone.
@@ -80,7 +67,7 @@ class Pushed:
 
 
 class Pushing(TypedDict, total=False):
-    """What `push` takes beside a run and a repository; left out is as HubSpec has it."""
+    """Options of `push`, with the defaults of HubSpec."""
 
     what: Literal["model", "adapter", "both"] | None
     private: bool
@@ -99,14 +86,14 @@ def push(
         run: Its folder.
         repo_id: `owner/name`, or `name` for an own repository; made if it isn't there.
         trust_remote_code: Runs the Python code that the model brings, where it brings some, to compare the logits.
-        **pushing: `what`, one of `model`, `adapter` and `both`: what the run ends with when left out. `private`, who
-            may see a new repository: its owner alone, as when left out, or everybody with false; one that is there and
-            public is pushed to with false alone. `revision`, a branch, made if it isn't there; `main` when left out.
-            `create_pr` opens a pull request instead of changing the branch. `commit_message`, title of the commit; one
-            that names the run when left out. `base_model`, Hub id of what the adapter sits on, if it was trained on a
-            folder.
+        **pushing: `what`: `model`, `adapter` or `both`; default: what the run ends with. `private`: whether only its
+            owner sees a new repository, the default; false also allows a push to a public one. `revision`: a branch,
+            made if it isn't there; default: `main`. `create_pr`: open a pull request instead of changing the branch.
+            `commit_message`: title of the commit. `base_model`: Hub id of what the adapter sits on, if it was trained
+            on a folder.
 
     Raises:
+        RunError: If it is no finished run.
         HubError: If it can't be pushed as asked.
         ModelError: If the model brings code that isn't trusted.
         PushError: If the push failed; the run is as it was, and the same push finishes the job.
@@ -132,21 +119,14 @@ def bad_spec(error: ValidationError) -> HubError:
 
 
 def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pushed:
-    """Push a finished run as a recipe's `hub` section has it.
-
-    Args:
-        run: Its folder; gets or updates hub.json when all is done.
-        spec: With a repo_id.
-        trust_remote_code: As for `push`.
-
-    Raises:
-        HubError: If it can't be pushed as asked.
-        ModelError: If the model brings code that isn't trusted.
-        PushError: If the push failed.
-    """
-    recipe = finished_recipe(run)
+    """Push a finished run as a recipe's `hub` section has it, and note the push in its folder; raises as `push`."""
+    record = RunRecord(run)
+    record.check_finished()
+    if not record.environment:
+        raise RunError(f"{run} is no run folder, but what was pushed of one; allowed: such as runs/NAME")
+    recipe = record.recipe
     folders = parts(recipe, spec.what)
-    check_adapter(run, folders, spec)
+    check_shared_base(run, folders, spec)
     for name in folders:
         check_code(run / name, trust_remote_code=trust_remote_code)
     destination = reach(spec)
@@ -154,7 +134,6 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
     with quick_imports():
         from hfft.hub.checking import has_labels_of_base, read_back
         from hfft.report.words import shared_recipe
-        from hfft.runs.facts import read_facts
 
     if folders == {ADAPTER: "."} and has_labels_of_base(run / ADAPTER, spec.base_model):
         # At the root, transformers' pipeline would take it for one that gives the base's labels.
@@ -176,58 +155,8 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
         from_data=check.from_data,
         largest_difference=check.largest_difference,
     )
-    _record(run, spec, recipe, pushed, files)
+    _note(record, spec, pushed, files)
     return pushed
-
-
-def send(
-    api: HfApi,
-    destination: Destination,
-    files: list[File],
-    message: str,
-    *,
-    create_pr: bool,
-    earlier: Mapping[str, str] | None = None,
-) -> tuple[CommitInfo, list[File]]:
-    """Make one commit of the files, and of the removal of what an earlier push left.
-
-    Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
-    Files there that hfft hasn't pushed stay, also a card.
-
-    Args:
-        api: The Hub's client.
-        destination: Where to.
-        files: What to send.
-        message: The commit's title.
-        create_pr: Whether to open a pull request.
-        earlier: What an earlier push has sent there, path to sha256; counts where the repository has no list of it.
-
-    Returns:
-        The commit, and the files that it holds of these, with their list.
-
-    Raises:
-        HubError: If this user may not write there, a file holds the token, or one there would be opened instead.
-        PushError: If it failed.
-    """
-    refuse_secret(files, str(api.token))
-    with explained(f"{destination.repo_id}: uploading"), tidy_client(), TemporaryDirectory(prefix="hfft-") as folder:
-        there = api.model_info(destination.repo_id, revision=destination.revision)
-        remote = Remote(api, there, Path(folder))
-        files, old = settle(remote, files, earlier or {})
-        if old:
-            _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
-        done = api.create_commit(
-            destination.repo_id,
-            [
-                *(CommitOperationAdd(file.path, file.source) for file in files),
-                *(CommitOperationDelete(path, is_folder=False) for path in old),
-            ],
-            commit_message=message,
-            revision=destination.revision,
-            create_pr=create_pr,
-            parent_commit=there.sha,
-        )
-    return done, files
 
 
 def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
@@ -247,7 +176,7 @@ def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
         api, repo_id = connection(), destination.repo_id
         earlier = _earlier(Path(recipe.output_dir) / recipe.name, repo_id, recipe.hub)
         absent = (RepositoryNotFoundError, RevisionNotFoundError)
-        with explained(f"{repo_id}: checking its files"), suppress(*absent):
+        with hub_errors(f"{repo_id}: checking its files"), suppress(*absent):
             there = api.model_info(repo_id, revision=destination.revision)
             check_room(api, there, parts(recipe, recipe.hub.what), earlier)
 
@@ -257,29 +186,23 @@ def wants_push(recipe: Recipe) -> bool:
     if recipe.hub.repo_id is None:
         return False
     asked, card = _asked(recipe.hub), _card(recipe)
-    noted = _noted(Path(recipe.output_dir) / recipe.name)
-    return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in noted)
-
-
-def _noted(run: Path) -> list[dict[str, Any]]:
-    """What was pushed where, in the order of the pushes."""
-    record = run / _RECORD
-    return read_json(record) if record.is_file() else []
+    pushes = RunRecord(Path(recipe.output_dir) / recipe.name).pushes
+    return not any(entry["asked"] == asked and entry.get("card", card) == card for entry in pushes)
 
 
 def _earlier(run: Path, repo_id: str, spec: HubSpec) -> dict[str, str]:
-    """What this run's own pushes to the same branch have sent, by its notes, path to sha256."""
-    place = {"revision": spec.revision, "create_pr": False}
-    ours = [entry for entry in _noted(run) if entry["repo_id"] == repo_id and place.items() <= entry["asked"].items()]
+    """What this run's own pushes to the same branch have sent, path to sha256."""
+    branch, pushes = {"revision": spec.revision, "create_pr": False}, RunRecord(run).pushes
+    ours = [entry for entry in pushes if entry["repo_id"] == repo_id and branch.items() <= entry["asked"].items()]
     return {path: digest for entry in ours for path, digest in entry["sha256"].items()}
 
 
-def _record(run: Path, spec: HubSpec, recipe: Recipe, pushed: Pushed, files: list[File]) -> None:
+def _note(record: RunRecord, spec: HubSpec, pushed: Pushed, files: list[File]) -> None:
     """Note in the run folder what is where; a later push of the same replaces the note."""
-    before = [entry for entry in _noted(run) if entry["asked"] != _asked(spec)]
+    before = [entry for entry in record.pushes if entry["asked"] != _asked(spec)]
     hashes = {file.path: file.sha256 for file in files}
-    entry = {"asked": _asked(spec), "card": _card(recipe), **dataclasses.asdict(pushed), "sha256": hashes}
-    write_json(run / _RECORD, [*before, entry])
+    entry = {"asked": _asked(spec), "card": _card(record.recipe), **dataclasses.asdict(pushed), "sha256": hashes}
+    write_pushes(record.folder, [*before, entry])
 
 
 def _asked(spec: HubSpec) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class Origin:
     Attributes:
         fingerprints: Split name to a hash of its images.
         processor: The image processor, in words.
-        augment: Of training images.
-        seed: Of the augmentation.
+        augment: Of training images, seeded with `seed`.
         versions: Of the packages that compute them.
     """
 
@@ -81,14 +80,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class Program:
-    """What computes the activations at some split points.
+    """What computes the activations at some split points, for a batch of images at once.
 
     Attributes:
         leaves: How the tensors that enter each split point are kept, in forward order.
-        run: Pixels of a batch, or the tensors of an earlier split point -> what enters the split points, one after
-            the other.
+        run: Pixels, or the tensors of an earlier split point -> what enters the split points, one after the other.
         engine: Name of what runs.
-        batch: Images at once.
     """
 
     leaves: Mapping[SplitPoint, Sequence[Leaf]]
@@ -101,7 +98,7 @@ class ActivationCache:
     """A folder of recordings, as one run uses it; all its methods are called in every process."""
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin) -> None:
-        """Choose the folder, and what the images are made from."""
+        """Use a folder for images of some origin."""
         self.folder = folder
         self._spec = spec
         self._origin = origin
@@ -154,13 +151,13 @@ class ActivationCache:
         wanted: Sequence[SplitPoint],
         source: Recording | None = None,
     ) -> int:
-        """Record some images at some split points in one pass.
+        """Record a view at those split points of a program that are wanted, in one pass.
 
         Args:
             frozen: The network and the images.
             view: Which of the images.
             program: What computes the activations.
-            wanted: Those of its split points that are to be recorded.
+            wanted: Some of its split points.
             source: What enters an earlier split point, where the program begins there and not at the pixels.
 
         Returns:
@@ -197,8 +194,7 @@ class ActivationCache:
                 workers=frozen.workers if source is None else 0,
                 title=f"{frozen.title}: recording {view.split} images",
             )
-            about = {point: self._about(frozen, point, view, program.engine) for point in missing}
-            on_main(lambda: [files.finish(about[point]) for point, files in missing.items()])
+            on_main(lambda: [files.finish() for files in missing.values()])
             return computed
 
     @contextmanager
@@ -227,18 +223,6 @@ class ActivationCache:
             "dtype": self._spec.dtype,
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-    @staticmethod
-    def _about(frozen: FrozenPass, split_point: SplitPoint, view: View, engine: str) -> dict[str, Any]:
-        config = frozen.network.config
-        return {
-            "network": f"{config.model_type} {config.name_or_path}".strip(),
-            "entering": split_point.path,
-            "split": view.split,
-            "view": view.number,
-            "precision": str(frozen.autocast or torch.float32).removeprefix("torch."),
-            "engine": engine,
-        }
 
 
 def _kept(tensor: torch.Tensor, leaf: Leaf) -> torch.Tensor:

@@ -13,10 +13,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -81,7 +80,8 @@ def choose_engine(
     asked: str,
     autocast: torch.dtype | None,
     images: int,
-    memory: tuple[Path, str] | None = None,
+    memory: Path | None = None,
+    key: str = "",
 ) -> Engine:
     """The engine that finishes a pass first, its preparation included.
 
@@ -91,12 +91,11 @@ def choose_engine(
     Args:
         network: In evaluation mode; pixels -> flat tuple of tensors with B rows each.
         pixels: Real images (B, C, H, W) float32, a full batch, on the network's device.
-        asked: EAGER, the only one whose float32 outputs are bit-equal to those of training; ONNXRUNTIME or an error;
-            or "auto", the faster one.
+        asked: EAGER, the only one whose float32 outputs are bit-equal to those of training; ONNXRUNTIME; or "auto".
         autocast: The type that torch computes in; None is float32. In float16 it is always torch.
         images: How many the pass will run over. Where eager torch needs some seconds only, nothing is measured.
-        memory: JSON file of earlier measurements, and what the network is in words: equal for equal architecture.
-            None to forget.
+        memory: JSON file of earlier measurements.
+        key: What the network is, for `memory`.
 
     Raises:
         ModelError: If onnxruntime was asked for and is missing, can't run this network, or computes something else.
@@ -108,7 +107,19 @@ def choose_engine(
         _check_available(pixels.device)
         if asked == ONNXRUNTIME:
             return Engine(ONNXRUNTIME, _verified_onnxruntime(network, pixels, autocast))
-        return _faster(plain, network, pixels, autocast=autocast, images=images, memory=memory)
+        place = f"{key}, {_circumstances(network, pixels, autocast)}"
+        run, speed = plain.run, _recall(memory, place)
+        if speed is None and _is_short(run, pixels, images):
+            _LOG.info(f"frozen pass: torch; {images} images are too few to try onnxruntime")
+            return plain
+        if speed is None or speed.favours_onnxruntime(images):
+            begun = time.perf_counter()
+            run = _verified_onnxruntime(network, pixels, autocast)
+            speed = speed or _measure(plain.run, run, pixels, time.perf_counter() - begun)
+            _remember(memory, place, speed)
+        if speed.favours_onnxruntime(images):
+            return Engine(ONNXRUNTIME, run, speed.onnxruntime)
+        return Engine(EAGER, plain.run, speed.torch)
     except _Refused as reason:
         if asked == ONNXRUNTIME:
             raise ModelError(
@@ -118,7 +129,7 @@ def choose_engine(
         return plain
 
 
-def scoring_engine(name: str) -> Callable[[nn.Module, Tensor], Run] | None:
+def scoring_engine(name: str | None) -> Callable[[nn.Module, Tensor], Run] | None:
     """What chooses how a network predicts: onnxruntime where it can and agrees with torch; None for torch itself."""
     if name != ONNXRUNTIME:
         return None
@@ -149,36 +160,6 @@ def eager(network: nn.Module, autocast: torch.dtype | None) -> Run:
             return network(*inputs)
 
     return run
-
-
-def _faster(
-    plain: Engine,
-    network: nn.Module,
-    pixels: Tensor,
-    *,
-    autocast: torch.dtype | None,
-    images: int,
-    memory: tuple[Path, str] | None,
-) -> Engine:
-    place = _circumstances(network, pixels, autocast, "" if memory is None else memory[1])
-    speed = None if memory is None else _recall(memory[0], place)
-    if speed is None and _is_short(plain.run, pixels, images):
-        _LOG.info(f"frozen pass: torch; {images} images are too few to try onnxruntime")
-        return plain
-    if speed is not None and not speed.favours_onnxruntime(images):
-        return Engine(EAGER, plain.run, speed.torch)
-    begun = time.perf_counter()
-    run = _verified_onnxruntime(network, pixels, autocast)
-    if speed is None:
-        speed = _measure(plain.run, run, pixels, time.perf_counter() - begun)
-        _LOG.info(
-            f"frozen pass: torch {speed.torch:.0f} images/s, onnxruntime {speed.onnxruntime:.0f} images/s (ready in "
-            f"{speed.setup:.1f} s)"
-        )
-        _remember(memory, place, speed)
-    if speed.favours_onnxruntime(images):
-        return Engine(ONNXRUNTIME, run, speed.onnxruntime)
-    return Engine(EAGER, plain.run, speed.torch)
 
 
 def _check_available(device: torch.device) -> None:
@@ -276,6 +257,11 @@ def _distance(left: Tensor, right: Tensor) -> float:
     return float((left.float() - right.float()).abs().max())
 
 
+def _is_short(run: Run, pixels: Tensor, images: int) -> bool:
+    per_image = _seconds(run, pixels[:_SAMPLE]) / len(pixels[:_SAMPLE])
+    return per_image * images < _SHORT_BATCHES * per_image * len(pixels) + _SHORT_SECONDS
+
+
 def _measure(plain: Run, other: Run, pixels: Tensor, setup: float) -> _Speed:
     """Batches in turn, so that a busy moment of the machine hits both engines alike."""
     best = [_seconds(plain, pixels), _seconds(other, pixels)]
@@ -284,13 +270,12 @@ def _measure(plain: Run, other: Run, pixels: Tensor, setup: float) -> _Speed:
         for number, run in enumerate((plain, other)):
             if best[number] <= slow:
                 best[number] = min(best[number], _seconds(run, pixels))
-    return _Speed(len(pixels) / best[0], len(pixels) / best[1], setup)
-
-
-def _is_short(run: Run, pixels: Tensor, images: int) -> bool:
-    sample = pixels[:_SAMPLE]
-    per_image = _seconds(run, sample) / len(sample)
-    return per_image * images < _SHORT_BATCHES * per_image * len(pixels) + _SHORT_SECONDS
+    speed = _Speed(len(pixels) / best[0], len(pixels) / best[1], setup)
+    _LOG.info(
+        f"frozen pass: torch {speed.torch:.0f} images/s, onnxruntime {speed.onnxruntime:.0f} images/s (ready in "
+        f"{setup:.1f} s)"
+    )
+    return speed
 
 
 def _seconds(run: Run, pixels: Tensor) -> float:
@@ -299,28 +284,22 @@ def _seconds(run: Run, pixels: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def _recall(memory: Path, place: str) -> _Speed | None:
-    known: Any = recall(memory).get(place)
+def _recall(memory: Path | None, place: str) -> _Speed | None:
     try:
-        speed = _Speed(float(known["torch"]), float(known["onnxruntime"]), float(known["setup"]))
-    except (KeyError, TypeError, ValueError):
+        return _Speed(**recall(memory)[place])
+    except (KeyError, TypeError):  # nothing that this version has written
         return None
-    return speed if speed.torch > 0 and speed.onnxruntime > 0 else None
 
 
-def _remember(memory: tuple[Path, str] | None, place: str, speed: _Speed) -> None:
-    if memory is None:
-        return
-    try:
-        remember(memory[0], place, vars(speed))
-    except OSError as error:  # the next run measures again
-        _LOG.info(f"frozen pass: the measurement can't be kept: {error}")
+def _remember(memory: Path | None, place: str, speed: _Speed) -> None:
+    if memory is not None:
+        with suppress(OSError):  # the next run measures again
+            remember(memory, place, vars(speed))
 
 
-def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None, key: str) -> str:
-    """All that a measurement depends on."""
+def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> str:
+    """All that a measurement depends on, but for what the network is."""
     parts = [
-        key,
         f"batch {'x'.join(map(str, pixels.shape))}",
         str(autocast or torch.float32).removeprefix("torch."),
         str(_memory_format(network)).removeprefix("torch."),

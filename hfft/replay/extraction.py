@@ -37,7 +37,7 @@ class FrozenPass:
         autocast: The type that the phase computes in; None is float32.
         batch_size: Images per forward pass of training.
         workers: Processes that read images.
-        title: Shown beside the progress.
+        title: Of the phase.
     """
 
     network: Any
@@ -74,7 +74,7 @@ def record_activations(
         examples: The images, or what enters an earlier split point, in the order of the rows.
         batch: Images per forward pass; the last batch is filled up with copies of its last image.
         workers: Processes that read images.
-        title: Shown beside the progress.
+        title: Of the progress bar.
 
     Returns:
         Images that were computed, by all processes together.

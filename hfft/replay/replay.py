@@ -37,16 +37,6 @@ _ENGINES = "engines.json"  # their speed on this machine, in the folder of the r
 _LOG = get_logger(__name__)
 
 
-def recorded_with(folder: Path) -> str:
-    """Name of the engine that a phase's recordings were made with; eager torch where it isn't replayed."""
-    return PhaseRecord(folder).engine() or EAGER
-
-
-def is_replayed(folder: Path) -> bool:
-    """Whether a phase is fed from recordings."""
-    return PhaseRecord(folder).engine() is not None
-
-
 def replay_folder(recipe: Recipe) -> Path:
     """Where a run keeps its recordings, and what it has measured of the machine."""
     return Path(recipe.output_dir) / ".replay" if recipe.replay.folder is None else Path(recipe.replay.folder)
@@ -135,14 +125,7 @@ class Replay:
     """What a run replays: decides for each phase, and records for it and for those that come after."""
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin, phases: RunPhases) -> None:
-        """Set up for a run.
-
-        Args:
-            spec: The recipe's.
-            folder: Where recordings are kept.
-            origin: What the images are made from.
-            phases: Of the run.
-        """
+        """Set up for a run that keeps its recordings in a folder."""
         self._spec = spec
         self._cache = ActivationCache(spec, folder, origin)
         self._origin = origin
@@ -158,7 +141,7 @@ class Replay:
         Args:
             frozen: The phase's network and images.
             number: Of the phase, from 0.
-            folder: Of the phase.
+            folder: The phase's.
 
         Returns:
             None where every step computes the whole network; the log says why.
@@ -182,12 +165,12 @@ class Replay:
         return replayed
 
     def recorded(self, frozen: FrozenPass, split_point: SplitPoint, folder: Path) -> TrainingActivations | None:
-        """What is there of a phase's first view of the training images; nothing is computed.
+        """What a phase has recorded of its first view of the training images, if anything; nothing is computed.
 
         Args:
             frozen: The network with the weights that the phase began with, and the images.
             split_point: Of that network, in front of what the phase trains.
-            folder: Of the phase.
+            folder: The phase's.
         """
         engine, view = PhaseRecord(folder).engine(), View("train")
         if engine is None:
@@ -355,11 +338,11 @@ def _choose_engine(
 ) -> Engine:
     """The engine of a pass to some split points, the same in every process."""
     prefix, config = Prefix(frozen.network, split_points).eval(), frozen.network.config
-    key = f"{config.model_type} {config.name_or_path} ({prefix.architecture}) to {prefix.end}"
+    key = f"{config.model_type} {config.name_or_path} ({split_points[-1].architecture}) to {split_points[-1].path}"
     choose = partial(choose_engine, prefix, sample, autocast=frozen.autocast, images=images)
     if len(engines) == 1:
         return choose(asked=engines[0])
-    engine = choose(asked="auto", memory=(memory, key)) if PartialState().is_main_process else None
+    engine = choose(asked="auto", memory=memory, key=key) if PartialState().is_main_process else None
     name = on_main(lambda: "" if engine is None else engine.name)
     return engine or choose(asked=name)
 

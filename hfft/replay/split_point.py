@@ -7,7 +7,7 @@ believed only after the network has computed the same with and without it.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -37,6 +37,14 @@ class _Reached(Exception):
     """The split point was reached: nothing behind it needs to be computed."""
 
 
+class _Input(NamedTuple):
+    """A tensor with one row per image that enters a module: where in its arguments, and how it lies in memory."""
+
+    number: int
+    dtype: torch.dtype
+    memory_format: torch.memory_format
+
+
 class SplitPoint:
     """The entry of one module through which all that the head learns of an image goes.
 
@@ -48,13 +56,7 @@ class SplitPoint:
     """
 
     def __init__(self, model: nn.Module, path: str, calls: Mapping[str, Call], pixels: torch.Tensor) -> None:
-        """Look at what enters the module.
-
-        Args:
-            model: The classifier, in evaluation mode.
-            path: Name of the module.
-            calls: From `trace`.
-            pixels: Images as the network takes them, (2, C, H, W), where the model is.
+        """Look at what enters the module, with images (2, C, H, W) and a model in evaluation mode.
 
         Raises:
             ValueError: If that isn't made of tensors with one row per image, and of what all images share; or if a
@@ -63,30 +65,27 @@ class SplitPoint:
         entered = calls[path].entered
         self.path = path.removeprefix(PEFT_PREFIX)
         self.depth = sum(call.entered < entered for call in calls.values())
-        self._front, self.behind = _divided(model, calls, entered)
+        self._front, self.behind = _front_and_behind(model, calls, entered)
         self.image_shape = tuple(pixels.shape[1:])
         self._model = model
         self._module = model.get_submodule(path)
         self._answers = {name: calls[name].output for name in _skippable(calls, entered)}
         leaves, self._structure = pytree.tree_flatten(self._entering(pixels))
         more = pytree.tree_leaves(self._entering(torch.cat([pixels, _LOUD * pixels[:1]])))
-        self._per_image: list[int] = []
-        self._formats: list[torch.memory_format] = []
-        self._types: list[torch.dtype] = []
-        self._leaves: list[Any] = [None] * len(leaves)  # what all images share, at its place
-        for place, pair in enumerate(zip(leaves, more, strict=True)):
+        self._inputs: list[_Input] = []
+        self._shared: list[Any] = [None] * len(leaves)  # what all images share
+        for number, pair in enumerate(zip(leaves, more, strict=True)):
             shape = shape_of(*pair)
             if isinstance(shape, Shape) and shape.is_per_image:
                 if not _is_alike(*pair):
                     raise ValueError(f"{path}: what enters of an image depends on the others")
-                self._per_image.append(place)
-                self._types.append(pair[0].dtype)
-                self._formats.append(torch.channels_last if is_channels_last(pair[0]) else torch.contiguous_format)
+                layout = torch.channels_last if is_channels_last(pair[0]) else torch.contiguous_format
+                self._inputs.append(_Input(number, pair[0].dtype, layout))
             elif _is_same(*pair):
-                self._leaves[place] = pair[0]
+                self._shared[number] = pair[0]
             else:
                 raise ValueError(f"{path}: an input depends on the number of images")
-        if not self._per_image:
+        if not self._inputs:
             raise ValueError(f"{path}: no input depends on the images")
         self._fed: tuple[torch.Tensor, ...] = ()
 
@@ -111,7 +110,7 @@ class SplitPoint:
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             leaves = pytree.tree_leaves((args, kwargs))
-            tell(tuple(leaves[place] for place in self._per_image))
+            tell(tuple(leaves[each.number] for each in self._inputs))
 
         handle = self._module.register_forward_pre_hook(hook, with_kwargs=True)
         try:
@@ -158,62 +157,34 @@ class SplitPoint:
 
     def _entering_with(self, forward: Any) -> Any:
         def enter(*_: Any, **__: Any) -> Any:
-            leaves, casts = list(self._leaves), torch.is_autocast_enabled(self._fed[0].device.type)
-            formats = zip(self._per_image, self._fed, self._formats, self._types, strict=True)
-            for place, tensor, memory_format, own in formats:
-                dtype = tensor.dtype if casts else own  # which differ where replay.dtype keeps fewer bits
-                leaves[place] = tensor.to(dtype).contiguous(memory_format=memory_format)
+            leaves, casts = list(self._shared), torch.is_autocast_enabled(self._fed[0].device.type)
+            for each, tensor in zip(self._inputs, self._fed, strict=True):
+                dtype = tensor.dtype if casts else each.dtype  # which differ where replay.dtype keeps fewer bits
+                leaves[each.number] = tensor.to(dtype).contiguous(memory_format=each.memory_format)
             args, kwargs = pytree.tree_unflatten(leaves, self._structure)
             return forward(*args, **kwargs)
 
         return enter
 
     def _answering(self, name: str) -> Any:
-        def answer(*_: Any, **__: Any) -> Any:
-            images, device = len(self._fed[0]), self._fed[0].device
-            return pytree.tree_map(
-                lambda leaf: leaf.placeholder(images, device) if isinstance(leaf, Shape) else leaf,
-                self._answers[name],
-            )
+        def placeholder(leaf: Any) -> Any:
+            return leaf.placeholder(len(self._fed[0]), self._fed[0].device) if isinstance(leaf, Shape) else leaf
 
-        return answer
+        return lambda *_, **__: pytree.tree_map(placeholder, self._answers[name])
 
 
 class Prefix(nn.Module):
     """The network in front of some split points: images, or what enters an earlier one -> what enters each."""
 
     def __init__(self, model: nn.Module, split_points: Sequence[SplitPoint], start: SplitPoint | None = None) -> None:
-        """Choose where it ends and where it begins.
-
-        Args:
-            model: The classifier, in evaluation mode.
-            split_points: Where it ends, in forward order.
-            start: Where it begins; at the pixels when None.
-        """
+        """Choose where it ends, in forward order, and where it begins: at the pixels when `start` is None."""
         super().__init__()
         self.model = model
         self._split_points = tuple(split_points)
         self._start = start
 
-    @property
-    def end(self) -> str:
-        """Path of the last split point."""
-        return self._split_points[-1].path
-
-    @property
-    def architecture(self) -> str:
-        """What is computed, without the values of weights, as a hash."""
-        return self._split_points[-1].architecture
-
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Compute the activations.
-
-        Args:
-            *inputs: Pixels (B, C, H, W), or the tensors that enter the start, (B, ...).
-
-        Returns:
-            The tensors that enter each split point, one split point after the other, each (B, ...).
-        """
+        """Pixels (B, C, H, W), or the tensors that enter the start -> those that enter each split point, (B, ...)."""
         found: dict[SplitPoint, tuple[torch.Tensor, ...]] = {}
 
         def note(split_point: SplitPoint, tensors: tuple[torch.Tensor, ...]) -> None:
@@ -234,20 +205,18 @@ class Prefix(nn.Module):
 
 
 def find_split_point(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "eval") -> SplitPoint | None:
-    """The last split point in front of everything that trains.
+    """The last split point in front of everything that trains; None where nothing can be computed in advance.
 
     Args:
         model: The classifier as `prepare_phase` left it. Gradients, modes, buffers and the random state stay.
         pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
         batchnorm: The phase's.
-
-    Returns:
-        The split point, or None where nothing can be computed in advance.
     """
     pixels = _noise(pixels)
     with left_as_it_was(model):
         calls = trace(model.eval(), pixels)
-        first = min(calls[_called(owner, calls)].entered for owner in _owners_of_trainable(model))
+        owners = {name.rpartition(".")[0] for name, value in model.named_parameters() if value.requires_grad}
+        first = min(calls[_called(owner, calls)].entered for owner in owners)
         paths = [path for path, call in calls.items() if path and call.times == 1 and call.entered <= first]
         for path in sorted(paths, key=lambda path: -calls[path].entered)[:_TRIES]:
             try:
@@ -260,20 +229,14 @@ def find_split_point(model: nn.Module, pixels: torch.Tensor, batchnorm: str = "e
 
 
 def split_point_at(model: nn.Module, path: str, pixels: torch.Tensor) -> SplitPoint:
-    """The split point in front of a module where `find_split_point` has found one, of another copy of the network.
-
-    Args:
-        model: The classifier. Modes and buffers stay.
-        path: The other split point's.
-        pixels: An image as the network takes it, (1, C, H, W), where the model is; its shape counts.
-    """
+    """The split point at a path where `find_split_point` has found one in another copy of the network."""
     pixels = _noise(pixels)
     with left_as_it_was(model):
         return SplitPoint(model, path, trace(model.eval(), pixels), pixels)
 
 
 def _noise(pixels: torch.Tensor) -> torch.Tensor:
-    """Two images of the same shape, (2, C, H, W), that no two places of a network take for the same."""
+    """Two images of the same shape, (2, C, H, W), that no part of a network takes for the same."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn((2, *pixels.shape[1:]), generator=generator).to(pixels)
 
@@ -294,7 +257,7 @@ def _is_alike(two: torch.Tensor, three: torch.Tensor) -> bool:
     return torch.allclose(rows, two, rtol=_ROUNDING, atol=limit, equal_nan=True)
 
 
-def _divided(
+def _front_and_behind(
     model: nn.Module, calls: Mapping[str, Call], entered: int
 ) -> tuple[dict[str, nn.Module], list[torch.Tensor]]:
     """Modules in front of a split point by path, and the tensors that belong to none of them.
@@ -321,10 +284,6 @@ def _skippable(calls: Mapping[str, Call], entered: int) -> list[str]:
     return [path for path in over if calls[path].times == 1 and not any(path.startswith(f"{p}.") for p in over)]
 
 
-def _owners_of_trainable(model: nn.Module) -> set[str]:
-    return {name.rpartition(".")[0] for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def _called(path: str, calls: Mapping[str, Call]) -> str:
     """The nearest module around, itself included, that is called: an adapter's weights may lie in one that isn't."""
     while path not in calls:
@@ -347,9 +306,7 @@ def _is_clean(model: Any, split_point: SplitPoint, pixels: torch.Tensor, batchno
         seed_random(device, 0)
         with split_point.bypassed():
             replayed = model(pixel_values=split_point.feed(activations)).logits  # (2, K)
-            if not all(
-                map(torch.equal, drawn, random_states(device))
-            ):  # dropout or drop path in front of the split point
+            if not all(map(torch.equal, drawn, random_states(device))):  # dropout or drop path in front of it
                 return False
             # Inside, as gradient checkpointing computes a stage again from its entry, which is in front.
             gradients = torch.autograd.grad(replayed.sum(), trainable, allow_unused=True)

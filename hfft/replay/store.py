@@ -10,11 +10,12 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from errno import EIO
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,79 +86,13 @@ class RecordingFiles:
         """Dtype and shape, (R, ...), of the tensors in a file."""
         return [Leaf(leaf.dtype, (len(span), *leaf.shape)) for leaf in self.leaves]
 
-    def open(self, span: range) -> tuple[Tensor, ...]:
-        """Map a file, one (R, ...) tensor per leaf, unread.
+    def open(self, span: range, *, verify: bool = False) -> tuple[Tensor, ...]:
+        """Map a file, one (R, ...) tensor per leaf; it is read only to verify its content.
 
         Raises:
             OSError: If it isn't there.
-            ValueError: If its size or its header isn't as it should be.
+            ValueError: If its size, its header, or the content to verify isn't as it should be.
         """
-        return self._open(span)[0]
-
-    def verify(self, span: range) -> None:
-        """Read a file once; raises as `open` does, and ValueError if its content has changed."""
-        tensors, stored = self._open(span)
-        if _checksum(tensors) != stored:
-            raise ValueError(f"{self._file(span).name}: wrong checksum")
-
-    def missing(self, spans: Sequence[range]) -> list[range]:
-        """Those whose file isn't there or isn't whole, such as after a kill."""
-        missing = []
-        for span in spans:
-            try:
-                self.verify(span)
-            except (OSError, ValueError):
-                missing.append(span)
-        return missing
-
-    def write(self, span: range, tensors: Sequence[Tensor]) -> None:
-        """Write a file, whole or not at all; other threads run meanwhile.
-
-        Args:
-            span: One of `spans`.
-            tensors: One per leaf, (R, ...), on any device.
-
-        Raises:
-            ValueError: If the tensors aren't what was planned.
-            OSError: If the disk is full or fails.
-        """
-        blocks = [tensor.detach().cpu().contiguous() for tensor in tensors]
-        found = [Leaf(block.dtype, tuple(block.shape)) for block in blocks]
-        if span not in self.spans or found != self.blocks(span):
-            raise ValueError(f"rows {span}: expected {self.blocks(span)}, found {found}")
-        self.path.mkdir(parents=True, exist_ok=True)
-        named = {str(number): block for number, block in enumerate(blocks)}
-        metadata = {**self._identity(span), "crc32": _checksum(blocks)}
-        path = self._file(span)
-        try:
-            write_file(path, lambda aside: save_file(named, aside, metadata))
-        except SafetensorError as error:  # which hides the system's error
-            number = re.search(r"os error (\d+)", str(error))
-            code = int(number[1]) if number else EIO
-            raise OSError(code, os.strerror(code), str(path)) from error
-
-    def finish(self, about: Mapping[str, Any]) -> "Recording":
-        """Write the manifest, by which the recording is found, and open the recording.
-
-        Args:
-            about: What the manifest tells people; must be JSON.
-
-        Raises:
-            OSError: If a file isn't there, or the manifest can't be written.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        recording = Recording(self)
-        files = {self._file(span) for span in self.spans}
-        for path in self.path.iterdir():  # what killed processes left
-            if path not in files:
-                path.unlink(missing_ok=True)
-        leaves = [{"dtype": str(leaf.dtype).removeprefix("torch."), "shape": leaf.shape} for leaf in self.leaves]
-        content = {"format": _FORMAT, "key": self.path.stem, "rows": self.rows, "file_rows": self.file_rows}
-        write_json(self.path / _MANIFEST, {**content, "leaves": leaves, "about": about})
-        _verified.add(self.path)
-        return recording
-
-    def _open(self, span: range) -> tuple[tuple[Tensor, ...], str | None]:
         path = self._file(span)
         try:
             with safe_open(path, "pt") as file:  # which maps, does not read, and knows the size (safetensors 0.8)
@@ -169,7 +104,54 @@ class RecordingFiles:
             raise ValueError(f"{path.name}: it belongs to another recording")
         if [Leaf(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] != self.blocks(span):
             raise ValueError(f"{path.name}: its tensors have other shapes or dtypes")
-        return tensors, metadata.get("crc32")
+        if verify and _checksum(tensors) != metadata.get("crc32"):
+            raise ValueError(f"{path.name}: wrong checksum")
+        return tensors
+
+    def missing(self, spans: Sequence[range]) -> list[range]:
+        """Those whose file isn't there or isn't whole, such as after a kill."""
+        missing = []
+        for span in spans:
+            try:
+                self.open(span, verify=True)
+            except (OSError, ValueError):
+                missing.append(span)
+        return missing
+
+    def write(self, span: range, tensors: Sequence[Tensor]) -> None:
+        """Write a file, whole or not at all; other threads run meanwhile.
+
+        Args:
+            span: One of `spans`.
+            tensors: As `blocks` says, contiguous and in memory.
+
+        Raises:
+            OSError: If the disk is full or fails.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        named = {str(number): tensor for number, tensor in enumerate(tensors)}
+        metadata = {**self._identity(span), "crc32": _checksum(tensors)}
+        path = self._file(span)
+        try:
+            write_file(path, lambda aside: save_file(named, aside, metadata))
+        except SafetensorError as error:  # which hides the system's error
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
+
+    def finish(self) -> "Recording":
+        """Write the manifest, by which the recording is found; OSError if that fails or a file isn't there."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        recording = Recording(self)
+        files = {self._file(span) for span in self.spans}
+        for path in self.path.iterdir():  # what killed processes left
+            if path not in files:
+                path.unlink(missing_ok=True)
+        leaves = [{"dtype": str(leaf.dtype).removeprefix("torch."), "shape": leaf.shape} for leaf in self.leaves]
+        content = {"format": _FORMAT, "key": self.path.stem, "rows": self.rows, "file_rows": self.file_rows}
+        write_json(self.path / _MANIFEST, {**content, "leaves": leaves})
+        _verified.add(self.path)
+        return recording
 
     def _file(self, span: range) -> Path:
         return self.path / f"{span.start:09d}.safetensors"
@@ -235,7 +217,7 @@ def find_recording(folder: Path, key: str, rows: int) -> Recording | None:
         recording = Recording(files)
         if path not in _verified:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                checks = pool.map(files.verify, files.spans)
+                checks = pool.map(partial(files.open, verify=True), files.spans)
                 list(bar("checking recordings", len(files.spans), checks, unit="files", delay=SOON))
             _verified.add(path)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

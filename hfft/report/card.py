@@ -21,7 +21,7 @@ from hfft.report.words import (
     shared_recipe,
     spoken,
 )
-from hfft.runs.facts import ClassScores, Measured, RunFacts, Source, SplitFacts, most_confused, read_facts
+from hfft.runs.facts import ClassScores, Measured, RunFacts, SourceFacts, SplitFacts, most_confused, read_facts
 from hfft.runs.record import CARD, FIGURES
 from hfft.system.files import write_folder, write_text
 from hfft.system.markdown import escape, fence, folded, table
@@ -365,7 +365,7 @@ def _recipe(facts: RunFacts) -> str:
     return f"{where}\n\n{fence(dump_recipe(shared_recipe(facts)), 'yaml')}"
 
 
-def _source(source: Source, kind: str) -> str:
+def _source(source: SourceFacts, kind: str) -> str:
     """A checkpoint or data set in a sentence; `kind` is the beginning of its path on the Hub."""
     if source.kind == "hub":
         return f"[`{source.name}`]({_HUB}/{kind}{source.name})"

@@ -126,7 +126,7 @@ class PhaseFacts:
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceFacts:
     """Where the checkpoint or the images come from.
 
     Attributes:
@@ -190,8 +190,8 @@ class RunFacts:
     is_multi_label: bool
     splits: Mapping[str, SplitFacts]
     phases: tuple[PhaseFacts, ...]
-    checkpoint: Source
-    data: Source
+    checkpoint: SourceFacts
+    data: SourceFacts
     environment: Mapping[str, Any]
     seconds: Mapping[str, float]
     config: Mapping[str, Any]
@@ -262,8 +262,8 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             is_multi_label=data.get("task") == "multi_label",
             splits={name: _split(name, part, measured) for name, part in data["splits"].items()},
             phases=tuple(_phase(record, spec) for record, spec in zip(run.phases, recipe.phases, strict=True)),
-            checkpoint=Source(**environment["origin"]["checkpoint"]),
-            data=Source(**environment["origin"]["data"]),
+            checkpoint=SourceFacts(**environment["origin"]["checkpoint"]),
+            data=SourceFacts(**environment["origin"]["data"]),
             environment=environment,
             seconds=measured["seconds"],
             config=_config(result),

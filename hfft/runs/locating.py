@@ -3,12 +3,11 @@
 import os
 from pathlib import Path
 
-from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from xxhash import xxh3_128
 
 from hfft.errors import ModelError, RecipeError
 from hfft.runs.phase_record import PhaseRecord
-from hfft.runs.record import GIVEN, RunRecord
+from hfft.runs.record import ADAPTER_CONFIG, GIVEN, RunRecord
 from hfft.system.files import read_json
 from hfft.system.paths import folder_at
 
@@ -55,7 +54,7 @@ def weights_place(checkpoint: str) -> str:
         if phase.weights is None:
             raise _unfinished(folder, "this phase")
         folder = phase.weights
-    if (folder / ADAPTER_CONFIG_NAME).is_file() and not (folder / "config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.checkpoint: {folder} holds the adapter of a phase, without the weights that it sits on; name the "
             "run's folder, or adapter/ in it"
@@ -79,7 +78,7 @@ def adapter_base(adapter: Path) -> tuple[str, str | None]:
     Those are named by their place beside the adapter, so that a run can be moved; earlier versions of hfft wrote
     absolute paths.
     """
-    content = read_json(adapter / ADAPTER_CONFIG_NAME)
+    content = read_json(adapter / ADAPTER_CONFIG)
     name = str(content["base_model_name_or_path"])
     own = adapter.absolute() / name if name.startswith("../") else _own_weights(adapter, Path(name))
     return name if own is None else os.path.normpath(own), content.get("revision")

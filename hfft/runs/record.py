@@ -25,6 +25,7 @@ HINT_PICTURES, MISTAKES = "label_hints", "mistakes"  # folders of pictures for t
 PUSHES = "hub.json"  # what was pushed where
 REPORTING, BOARD = "reporting.json", "tensorboard"  # what was sent to integrations; a folder
 CARD, EXAMPLES = "README.md", "examples"  # in the result's folder; the second is a folder
+ADAPTER_CONFIG = "adapter_config.json"  # as PEFT calls it
 EXPORT = "onnx"  # folder of an export
 SUMMARY = "summary.json"  # of a cross-validation, beside the run folders of its folds
 

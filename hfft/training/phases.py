@@ -46,8 +46,8 @@ from hfft.training.first_steps import FirstSteps
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.probe import with_rate
 from hfft.training.recomputation import end_recomputation, exact_recomputation
-from hfft.training.search import with_rate
 from hfft.training.settings import check_options, check_schedule, training_arguments
 from hfft.training.sharding import ShardedTrainer, Shards
 from hfft.training.trainer import PhaseTrainer, clear_partial, restore

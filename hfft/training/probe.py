@@ -1,13 +1,15 @@
-"""The many-head probe: before a head phase, train a grid of heads at once on stored head inputs and choose one.
+"""`learning_rate: auto`: before a head phase, a grid of heads trains at once on recorded activations; the best wins.
 
 Heads that share their inputs cost one matrix product, as in DINOv2's linear evaluation
-(https://hf.co/papers/2304.07193). Each is the head that the phase would train with its learning rate and weight decay,
-so that a phase that is run with the choice ends with the head that won.
+(https://hf.co/papers/2304.07193). Each is the head that the phase would train with its learning rate and weight decay:
+the phase that is run with the choice ends with the head that won.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,8 +20,14 @@ from transformers import SchedulerType, Trainer, TrainingArguments, get_schedule
 from transformers.training_args import OptimizerNames
 
 from hfft.errors import ModelError, RecipeError, TrainingError
+from hfft.recipe.arguments import AUTO
+from hfft.recipe.spec import PhaseSpec
+from hfft.replay.dataset import ReplayedData
+from hfft.runs.phase_record import PhaseRecord
+from hfft.system.distributed import on_main
 from hfft.system.progress import bar
 from hfft.training.losses import ImageLoss
+from hfft.training.phase_data import PhaseData, PhaseRun
 
 # About a factor of sqrt(10) apart, over the range that AdamW trains linear heads in.
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
@@ -31,38 +39,35 @@ _LEAST_SHRINKING = 0.05  # of the weights by their decay, over the phase
 _LOG = get_logger(__name__)
 
 Metric = Callable[[np.ndarray, np.ndarray], float]
+"""Probabilities (M, K) and labels, (M,) or multi-label (M, K) -> a score."""
 
 
 @dataclass(frozen=True)
 class HeadInputs:
-    """What the head sees, with everything behind it computed once.
+    """What the head sees.
 
     Attributes:
         train: Views of the N training images, one (N, D) float tensor each; epoch e trains on view e modulo their
             number.
-        labels: Class indices of the training images, (N,).
+        labels: Class indices of the training images, (N,), or shares of the classes, (N, K).
         validation: (M, D).
-        validation_labels: (M,).
-        is_multi_label: Whether labels are (N, K) and (M, K) of 0 and 1, each predicted by itself.
+        validation_labels: (M,), or multi-label (M, K) of 0 and 1.
     """
 
     train: Sequence[torch.Tensor]
     labels: torch.Tensor
     validation: torch.Tensor
     validation_labels: torch.Tensor
-    is_multi_label: bool = False
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each label is predicted by itself."""
+        return self.validation_labels.ndim == 2
 
 
 @dataclass(frozen=True)
 class GridPoint:
-    """How one head did.
-
-    Attributes:
-        learning_rate: Highest rate of its schedule.
-        weight_decay: Of its weights; its biases have none.
-        epoch: When it was best.
-        score: Its best validation score; None if its outputs were no finite numbers, or it was never evaluated.
-    """
+    """How one head did: its best validation score, None without any or with outputs that are not finite, and when."""
 
     learning_rate: float
     weight_decay: float
@@ -72,17 +77,70 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class HeadChoice(GridPoint):
-    """The best head of the grid.
-
-    Attributes:
-        table: All heads, in the order of the grid.
-    """
+    """The best head of the grid, and the whole grid in order."""
 
     table: tuple[GridPoint, ...]
 
 
+def with_rate(
+    model: Any, data: PhaseData, replayed: ReplayedData | None, arguments: TrainingArguments, phase: PhaseRun
+) -> PhaseSpec:
+    """The phase with numbers in the place of `auto`, found once and kept in its folder (search.json).
+
+    An HfftError says why none can be found: the head is more than a layer, or nothing of it is recorded.
+    """
+    if phase.spec.arguments.get("learning_rate") != AUTO:
+        return phase.spec
+    if replayed is None:
+        raise TrainingError(f"{phase.title}: learning_rate: auto needs what enters the head recorded; give a number")
+    record = PhaseRecord(phase.folder)
+
+    def choose() -> dict[str, Any]:
+        if record.search:
+            return record.search
+        choice = search_head(
+            _linear_head(model, replayed, phase.spec.name),
+            _head_inputs(replayed),
+            arguments=arguments,
+            loss=data.loss(arguments.label_smoothing_factor),
+            metrics=data.metrics,
+            patience=phase.spec.early_stopping,
+        )
+        found = dataclasses.asdict(choice)
+        record.write_search(found)
+        return found
+
+    choice = on_main(choose)
+    rate, decay = choice["learning_rate"], choice["weight_decay"]
+    _LOG.info(f"{phase.title}: learning rate {rate:g} and weight decay {decay:g}, the best of {len(choice['table'])}")
+    chosen = {**phase.spec.arguments, "learning_rate": rate, "weight_decay": decay}
+    return dataclasses.replace(phase.spec, arguments=chosen)
+
+
+def _linear_head(model: Any, replayed: ReplayedData, phase: str) -> nn.Linear:
+    path = replayed.split_point.path
+    layer = model.get_submodule(path)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_whole = {id(parameter) for parameter in trainable} == {id(parameter) for parameter in layer.parameters()}
+    is_fed_vectors = [tensor.ndim for tensor in replayed.train[0]["activations"]] == [1]
+    if not (isinstance(layer, nn.Linear) and is_whole and is_fed_vectors):
+        raise ModelError(
+            f"phases.{phase}.learning_rate: auto needs a head that is one linear layer with nothing random in front "
+            f"of it; here {len(trainable)} tensors train behind {path}, a {type(layer).__name__}; give a number"
+        )
+    return layer
+
+
+def _head_inputs(replayed: ReplayedData) -> HeadInputs:
+    train, validation = replayed.train, replayed.validation
+    assert validation is not None  # `auto` without validation images is refused with the recipe
+    *views, asked = (view.rows(range(len(view)))[0].float() for view in (*train.views, *validation.views))
+    labels, validation_labels = (torch.from_numpy(np.asarray(part.labels)) for part in (train, validation))
+    return HeadInputs(views, labels, asked, validation_labels)
+
+
 def search_head(
-    layer: nn.Module,
+    layer: nn.Linear,
     inputs: HeadInputs,
     *,
     arguments: TrainingArguments,
@@ -100,30 +158,18 @@ def search_head(
 
     Args:
         layer: The head, with its start values; not changed.
-        inputs: Of the head.
-        arguments: Settings of the phase; their learning_rate and weight_decay are not used.
+        inputs: What it sees.
+        arguments: Settings of the phase.
         loss: Of the phase.
-        metrics: By the names that metric_for_best_model may have, from probabilities (M, K) and labels (M,).
+        metrics: By the names that metric_for_best_model may have.
         grid: Learning rates and weight decays to try; `default_grid` when None.
         patience: Evaluations without improvement after which the phase would end; None is never.
-
-    Returns:
-        The same on every process that is given the same.
-
-    Raises:
-        ModelError: If the head isn't one linear layer.
-        RecipeError: If there is nothing to choose by, or the phase has an optimizer or a schedule that can't be
-            tried.
-        TrainingError: If no head can be chosen.
     """
-    if not isinstance(layer, nn.Linear):
-        raise ModelError(
-            f"learning_rate: auto needs a head that is one linear layer; found {type(layer).__name__}; give a number"
-        )
     _check(arguments, inputs)
-    course = Course.of(arguments, len(inputs.labels))
-    points = grid or default_grid(course.steps)
+    steps = PhaseSteps.of(arguments, len(inputs.labels))
+    points = grid or default_grid(steps.total)
     metric = metrics[str(arguments.metric_for_best_model).removeprefix("eval_")]
+    sign = 1 if arguments.greater_is_better else -1
     bytes_per_head = 16 * sum(value.numel() for value in layer.parameters())  # with gradient and two moments
     at_once = min(max(_BUDGET // bytes_per_head, 1), len(points))
     _LOG.info(
@@ -131,16 +177,16 @@ def search_head(
     )
     table: list[GridPoint] = []
     for start in range(0, len(points), at_once):
-        heads = Heads(layer, points[start : start + at_once], course)
-        standings = [_Standing(bool(arguments.greater_is_better), patience) for _ in range(len(heads))]
-        for step in train_heads(heads, inputs, course, loss):
-            if course.evaluates(step):
+        heads = Heads(layer, points[start : start + at_once], steps)
+        standings = [_Standing(sign, patience) for _ in heads.points]
+        for step in train_heads(heads, inputs, steps, loss):
+            if steps.evaluates_after(step):
                 _evaluate(heads, standings, inputs, metric, step)
         table += [
-            GridPoint(*point, epoch=course.epoch(standing.step), score=standing.best)
+            GridPoint(*point, epoch=steps.epoch(standing.step), score=standing.best)
             for point, standing in zip(heads.points, standings, strict=True)
         ]
-    return _choose(table, bool(arguments.greater_is_better))
+    return _choose(table, sign)
 
 
 def default_grid(steps: int) -> list[tuple[float, float]]:
@@ -158,84 +204,33 @@ def default_grid(steps: int) -> list[tuple[float, float]]:
     ]
 
 
-def learning_rates(arguments: TrainingArguments, rate: float, steps: int) -> list[float]:
-    """The learning rate of each step, as the phase's schedule has it for a highest rate.
-
-    Raises:
-        RecipeError: If the schedule depends on how the training goes, or refuses the rate.
-    """
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=rate)
-    kind, options = SchedulerType(arguments.lr_scheduler_type), arguments.lr_scheduler_kwargs
-    try:
-        scheduler = get_scheduler(
-            kind,
-            optimizer=optimizer,
-            num_warmup_steps=arguments.get_warmup_steps(steps),
-            num_training_steps=steps,
-            scheduler_specific_kwargs=options if isinstance(options, dict) else None,
-        )
-    except ValueError as error:
-        raise RecipeError(f"learning_rate: auto can't try {rate:g}: {error}") from error
-    if not isinstance(scheduler, LambdaLR):
-        raise RecipeError(
-            f"learning_rate: auto needs a schedule that is known before; found lr_scheduler_type {kind.value}; give a "
-            "number"
-        )
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
-
-
 @dataclass(frozen=True)
-class Course:
-    """Steps, epochs and evaluations of a phase, as transformers.Trainer counts them.
-
-    Attributes:
-        arguments: Settings of the phase.
-        images: Training images.
-        used: Images of an epoch that train.
-        images_per_step: Over all processes and accumulated batches; the last step of an epoch may have fewer.
-        per_epoch: Steps per epoch.
-        steps: Steps in all.
-    """
+class PhaseSteps:
+    """Steps, epochs and evaluations of a phase, as transformers.Trainer counts them."""
 
     arguments: TrainingArguments
     images: int
-    used: int
-    images_per_step: int
+    used: int  # of the images, in an epoch
+    images_per_step: int  # over all processes and accumulated batches; the last step of an epoch may have fewer
     per_epoch: int
-    steps: int
+    total: int
 
     @classmethod
-    def of(cls, arguments: TrainingArguments, images: int) -> "Course":
-        """Count.
-
-        Raises:
-            RecipeError: If no batch is left.
-        """
+    def of(cls, arguments: TrainingArguments, images: int) -> "PhaseSteps":
+        """Count; that a batch is left was checked when the phase was planned."""
         batch = arguments.train_batch_size * arguments.world_size
         used = images // batch * batch if arguments.dataloader_drop_last else images
-        if used == 0:
-            raise RecipeError(
-                f"a batch of {batch} is larger than the {images} training images, and dataloader_drop_last leaves it "
-                "out"
-            )
         per_step = batch * arguments.gradient_accumulation_steps
         per_epoch = math.ceil(used / per_step)
-        steps = arguments.max_steps
-        if steps <= 0:
-            steps = math.ceil(arguments.num_train_epochs * per_epoch)
-        return cls(arguments, images, used, per_step, per_epoch, steps)
+        total = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * per_epoch)
+        return cls(arguments, images, used, per_step, per_epoch, total)
 
     def batches(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Epoch and image indices of every step, in the order of hfft.data.images.batches.EpochOrder."""
-        for epoch in range(math.ceil(self.steps / self.per_epoch)):
+        for epoch in range(math.ceil(self.total / self.per_epoch)):
             generator = torch.Generator().manual_seed(self.arguments.seed + epoch)
             order = torch.randperm(self.images, generator=generator)[: self.used]
-            for batch in order.split(self.images_per_step)[: self.steps - epoch * self.per_epoch]:
+            for batch in order.split(self.images_per_step)[: self.total - epoch * self.per_epoch]:
                 yield epoch, batch
 
     def epoch(self, step: int) -> float:
@@ -244,57 +239,71 @@ class Course:
         accumulation = self.arguments.gradient_accumulation_steps
         return epoch + steps * accumulation / math.ceil(self.used * accumulation / self.images_per_step)
 
-    def evaluates(self, step: int) -> bool:
+    def evaluates_after(self, step: int) -> bool:
         """Whether the Trainer evaluates after a step, counted from 1."""
-        is_last = step == self.steps
+        is_last = step == self.total
         if self.arguments.eval_strategy == "epoch":
             return (is_last or step % self.per_epoch == 0) and self.epoch(step) >= self.arguments.eval_delay
         every = self.arguments.eval_steps or 1
-        every = math.ceil(self.steps * every) if every < 1 else every
+        every = math.ceil(self.total * every) if every < 1 else every
         return (is_last or step % every == 0) and step >= self.arguments.eval_delay
+
+    def learning_rates(self, rate: float) -> list[float]:
+        """The learning rate of each step; RecipeError if that isn't known before or the highest rate is refused."""
+        optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=rate)
+        kind, options = SchedulerType(self.arguments.lr_scheduler_type), self.arguments.lr_scheduler_kwargs
+        try:
+            scheduler = get_scheduler(
+                kind,
+                optimizer=optimizer,
+                num_warmup_steps=self.arguments.get_warmup_steps(self.total),
+                num_training_steps=self.total,
+                scheduler_specific_kwargs=options if isinstance(options, dict) else None,
+            )
+        except ValueError as error:
+            raise RecipeError(f"learning_rate: auto can't try {rate:g}: {error}") from error
+        if not isinstance(scheduler, LambdaLR):
+            found = f"found lr_scheduler_type {kind.value}"
+            raise RecipeError(f"learning_rate: auto needs a schedule that is known before; {found}; give a number")
+        rates = []
+        for _ in range(self.total):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return rates
 
 
 class Heads:
     """Copies of a linear layer that train at once, each with its own rate, decay and gradient norm."""
 
-    def __init__(self, layer: nn.Linear, points: Sequence[tuple[float, float]], course: Course) -> None:
-        """Copy the layer.
-
-        Args:
-            layer: Gives the start values.
-            points: Learning rate and weight decay of each of the G copies.
-            course: Of the phase.
-        """
-        arguments = course.arguments
-        schedules = {rate: learning_rates(arguments, rate, course.steps) for rate, _ in points}
+    def __init__(self, layer: nn.Linear, points: Sequence[tuple[float, float]], steps: PhaseSteps) -> None:
+        """Copy the layer G times, once for each learning rate and weight decay."""
+        schedules = {rate: steps.learning_rates(rate) for rate, _ in points}
         self._rates = [schedules[rate] for rate, _ in points]
         self.points = points
         self.weight = layer.weight.detach().float().repeat(len(points), 1, 1)  # (G, K, D)
         self.bias = None if layer.bias is None else layer.bias.detach().float().repeat(len(points), 1)  # (G, K)
-        self._values = [self.weight] if self.bias is None else [self.weight, self.bias]
-        self._gradients = [torch.zeros_like(value) for value in self._values]
-        self._max_norm = arguments.max_grad_norm
+        tensors = [self.weight] if self.bias is None else [self.weight, self.bias]
+        self._gradients = [torch.zeros_like(tensor) for tensor in tensors]
+        self._max_norm = steps.arguments.max_grad_norm
         groups = []
-        for values, gradients, decays in zip(self._values, self._gradients, (True, False), strict=False):
+        for values, gradients, decays in zip(tensors, self._gradients, (True, False), strict=False):
             for value, gradient, (rate, decay) in zip(values, gradients, points, strict=True):
                 parameter = nn.Parameter(value)  # shares memory with its slice
                 parameter.grad = gradient
                 groups.append({"params": [parameter], "lr": rate, "weight_decay": decay if decays else 0.0})
-        kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+        kind, options = Trainer.get_optimizer_cls_and_kwargs(steps.arguments)
         self._optimizer = kind(groups, **options)
 
-    def __len__(self) -> int:
-        """Number of heads G."""
-        return len(self.points)
-
-    def take(self, step: int, inputs: torch.Tensor, labels: torch.Tensor, loss: ImageLoss) -> None:
+    def step(self, number: int, inputs: torch.Tensor, labels: torch.Tensor, loss: ImageLoss) -> None:
         """Take an optimizer step, counted from 1, with every head, on inputs (B, D) and labels (B,)."""
+        heads = len(self.points)
         logits = (inputs @ self.weight.flatten(0, 1).T).unflatten(1, self.weight.shape[:2])  # (B, G, K)
         if self.bias is not None:
             logits += self.bias
         rows = logits.flatten(0, 1).requires_grad_()  # (B * G, K)
         # Heads share no parameter: the gradient of the sum of their losses holds the gradient of each.
-        targets = labels.repeat_interleave(len(self), dim=0)
+        targets = labels.repeat_interleave(heads, dim=0)
         loss({"logits": rows}, targets, num_items_in_batch=labels.numel()).backward()
         slopes = rows.grad
         assert slopes is not None
@@ -302,8 +311,8 @@ class Heads:
         for gradient in self._gradients[1:]:
             torch.sum(slopes.view_as(logits), dim=0, out=gradient)
         self._clip()
-        for number, group in enumerate(self._optimizer.param_groups):
-            group["lr"] = self._rates[number % len(self)][step - 1]
+        for place, group in enumerate(self._optimizer.param_groups):
+            group["lr"] = self._rates[place % heads][number - 1]
         self._optimizer.step()
 
     def logits(self, head: int, inputs: torch.Tensor) -> torch.Tensor:
@@ -321,15 +330,14 @@ class Heads:
             gradient *= scale.view(-1, *[1] * (gradient.ndim - 1))
 
 
-def train_heads(heads: Heads, inputs: HeadInputs, course: Course, loss: ImageLoss) -> Iterator[int]:
+def train_heads(heads: Heads, inputs: HeadInputs, steps: PhaseSteps, loss: ImageLoss) -> Iterator[int]:
     """Train heads for the steps of a phase; yields the number of each step, from 1, after it was taken."""
-    device, arguments = heads.weight.device, course.arguments
-    batches = bar("learning rate", course.steps, course.batches(), unit="steps", shown=not arguments.disable_tqdm)
+    device, shown = heads.weight.device, not steps.arguments.disable_tqdm
+    batches = bar("learning rate", steps.total, steps.batches(), unit="steps", shown=shown)
     for step, (epoch, batch) in enumerate(batches, start=1):
         view = inputs.train[epoch % len(inputs.train)]
         features = view[batch.to(view.device)].to(device, torch.float32)  # (B, D)
-        labels = inputs.labels[batch.to(inputs.labels.device)].to(device)  # (B,)
-        heads.take(step, features, labels, loss)
+        heads.step(step, features, inputs.labels[batch.to(inputs.labels.device)].to(device), loss)
         yield step
 
 
@@ -337,20 +345,21 @@ def train_heads(heads: Heads, inputs: HeadInputs, course: Course, loss: ImageLos
 class _Standing:
     """What the Trainer would remember of a head."""
 
-    greater_is_better: bool
+    sign: int
     patience: int | None
     best: float | None = None
     step: int = 0
     stale: int = 0
-    has_failed: bool = False
+    has_ended: bool = False
 
-    @property
-    def has_ended(self) -> bool:
-        return self.has_failed or (self.patience is not None and self.stale >= self.patience)
-
-    def take(self, score: float, step: int) -> None:
-        is_better = self.best is None or (score > self.best if self.greater_is_better else score < self.best)
+    def take(self, score: float | None, step: int) -> None:
+        """Take note of an evaluation; None where the phase would fail."""
+        if score is None:
+            self.best, self.step, self.has_ended = None, 0, True
+            return
+        is_better = self.best is None or self.sign * score > self.sign * self.best
         self.stale = 0 if is_better else self.stale + 1
+        self.has_ended = self.patience is not None and self.stale >= self.patience
         if is_better:
             self.best, self.step = score, step
 
@@ -361,13 +370,9 @@ def _evaluate(heads: Heads, standings: list[_Standing], inputs: HeadInputs, metr
     for number, standing in enumerate(standings):
         if standing.has_ended:
             continue
-        logits = heads.logits(number, features)
-        if not logits.isfinite().all():
-            standing.best, standing.step, standing.has_failed = None, 0, True
-            continue
-        values = logits.cpu().double()
-        shares = values.sigmoid() if inputs.is_multi_label else values.softmax(dim=1)
-        standing.take(metric(shares.numpy(), labels), step)  # (M, K) float64
+        logits = heads.logits(number, features).cpu().double()
+        probabilities = logits.sigmoid() if inputs.is_multi_label else logits.softmax(dim=1)
+        standing.take(metric(probabilities.numpy(), labels) if logits.isfinite().all() else None, step)
 
 
 def _check(arguments: TrainingArguments, inputs: HeadInputs) -> None:
@@ -380,8 +385,7 @@ def _check(arguments: TrainingArguments, inputs: HeadInputs) -> None:
         raise RecipeError(f"learning_rate: auto found optim {found}; allowed: {allowed}; else give a number")
 
 
-def _choose(table: Sequence[GridPoint], greater_is_better: bool) -> HeadChoice:
-    sign = 1 if greater_is_better else -1
+def _choose(table: Sequence[GridPoint], sign: int) -> HeadChoice:
     scores = {point: sign * point.score for point in table if point.score is not None}
     if not scores:
         raise TrainingError(

@@ -11,7 +11,7 @@ from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
 from hfft.evaluators import attribution
 from hfft.evaluators.attribution import choose_mistakes, read_mistakes
-from hfft.runs.facts import Source, read_facts
+from hfft.runs.facts import SourceFacts, read_facts
 from hfft.runs.record import MISTAKES
 from hfft.system.files import read_json
 
@@ -107,7 +107,7 @@ def test_a_model_that_cannot_be_opened_costs_the_overlays_alone(run):
 
 
 def test_images_that_were_in_memory_are_not_looked_for(run):
-    found = keep_mistakes(replace(read_facts(run), data=Source("memory", "x", None)))
+    found = keep_mistakes(replace(read_facts(run), data=SourceFacts("memory", "x", None)))
     assert {one.missing for one in found.shown} == {"the images were in memory when the run was made"}
 
 

@@ -13,7 +13,6 @@ from hfft.hub.content import (
     check_base,
     collect,
     fill_card,
-    finished_recipe,
     parts,
     refuse_secret,
 )
@@ -209,22 +208,6 @@ def test_the_token_is_never_sent():
         refuse_secret(files, "hf_mine")
     assert "hf_mine" not in str(caught.value)
     refuse_secret(files, "hf_another")
-
-
-@pytest.mark.parametrize(
-    ("missing", "words"),
-    [
-        ("recipe.yaml", r"cells is no run folder; allowed: a folder that `hfft train` made"),
-        ("environment.json", "is no run folder"),
-        ("metrics.json", "this run is not finished; run its `hfft train` command again"),
-    ],
-)
-def test_what_is_no_finished_run(missing, words, make):
-    folder, recipe = make()
-    assert finished_recipe(folder) == recipe
-    (folder / missing).unlink()
-    with pytest.raises(HubError, match=words):
-        finished_recipe(folder)
 
 
 def test_a_file_s_hash_is_that_of_its_content(tmp_path):

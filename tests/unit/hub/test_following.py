@@ -113,7 +113,7 @@ def test_the_card_of_a_finished_run_changes_with_its_recipe_and_is_pushed_again(
     capsys.readouterr()
     assert train({"repo_id": "cells"}, license="MIT", widget=2) == 0
     said = capsys.readouterr().err
-    assert f"{run}: the card was written anew: license mit, widget 2\n{run} is finished" in said
+    assert f"{run}: new card: license mit, widget 2\n{run} is finished" in said
     after = pushable.contents(run)
     assert {path for path in before if before[path] != after[path]} >= {
         "recipe.yaml",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,7 +20,7 @@ from huggingface_hub.utils import _http
 
 import hfft
 from hfft.cli import main
-from hfft.errors import HubError, PushError
+from hfft.errors import HubError, PushError, RunError
 from hfft.hub.pushing import push_run
 from hfft.inference.opening import open_model
 from hfft.recipe.spec import HubSpec
@@ -356,5 +357,42 @@ def test_a_repository_in_a_folder_is_a_model_and_no_run(merged, hub, tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     assert hfft.Classifier.from_pretrained(tmp_path / "cells").classes == pushable.CLASSES
-    with pytest.raises(HubError, match="is no run folder"):
+    with pytest.raises(RunError, match="is no run folder"):
         hfft.push(tmp_path / "cells", "me/other")
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"),
+    [
+        ("recipe.yaml", "is no run folder"),
+        ("environment.json", "is no run folder"),
+        ("metrics.json", "this run is not finished; run its `hfft train` command again"),
+    ],
+)
+def test_what_is_no_finished_run(missing, words, merged, hub, tmp_path):
+    run = shutil.copytree(merged, tmp_path / "cells")
+    (run / missing).unlink()
+    with pytest.raises(RunError, match=words):
+        hfft.push(run, "me/cells")
+    assert hub.requests == []
+
+
+def test_a_run_that_was_moved_still_opens_the_adapter_on_weights_of_its_own(hub, tmp_path):
+    """The adapter sits on what the first phase trained, and nothing in the folder holds its old place."""
+    head = {"unfreeze": "all", "learning_rate": 1e-3}
+    lora = {"adapter": {"on": "attention", "merge": False}, "learning_rate": 1e-2}
+    run = pushable.make_run(tmp_path / "here", phases=[{"name": "all", **head}, {"name": "lora", **lora}])
+    config = json.loads((run / "adapter/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"].startswith("../0-all/checkpoint-")
+    photos = sorted((tmp_path / "here/photos/test").rglob("*.png"))
+    before = [answer.top for answer in hfft.Classifier.from_pretrained(run)(photos)]
+    moved = tmp_path / "there/cells"
+    moved.parent.mkdir()
+    shutil.move(run, moved)
+    for source in (moved, moved / "adapter"):
+        assert [answer.top for answer in hfft.Classifier.from_pretrained(source)(photos)] == before
+    with pytest.raises(HubError, match=f"the adapter sits on {moved}/0-all/checkpoint-"):
+        hfft.push(moved, "me/lora")
+    base = moved / "0-all" / Path(config["base_model_name_or_path"]).name
+    hub.add_repository("me/base", private=True, **{path.name: path.read_bytes() for path in base.iterdir()})
+    assert hfft.push(moved, "me/lora", base_model="me/base").largest_difference < 1e-5

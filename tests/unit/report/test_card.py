@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from hfft.errors import RunError, TrainingError
 from hfft.recipe.loading import load_recipe
 from hfft.report.card import REPOSITORY, render_card, write_report
-from hfft.runs.facts import Source, read_facts
+from hfft.runs.facts import SourceFacts, read_facts
 
 NASTY = ("a|b", "# `c`", "<b>d</b>", "*e*")
 PARSER = MarkdownIt("gfm-like", {"linkify": False})
@@ -56,7 +56,7 @@ def test_hub_ids_are_links_and_folders_are_names(facts):
     text = body(facts)
     assert "[`somewhere/base`](https://huggingface.co/somewhere/base)" in text
     assert "[`somewhere/photos`](https://huggingface.co/datasets/somewhere/photos)" in text
-    text = body(replace(facts, checkpoint=Source("local", "vit", None), data=Source("memory", "x", None)))
+    text = body(replace(facts, checkpoint=SourceFacts("local", "vit", None), data=SourceFacts("memory", "x", None)))
     assert "from `vit` on images in memory" in text
     assert "huggingface.co" not in text
 

@@ -6,7 +6,7 @@ from huggingface_hub import ModelCard
 
 from hfft.report.card import render_card
 from hfft.report.metadata import card_data
-from hfft.runs.facts import Example, Source, read_facts
+from hfft.runs.facts import Example, SourceFacts, read_facts
 
 NASTY = "a: [b] # `c` | 'd' \"e\" 猫"
 
@@ -51,7 +51,7 @@ def test_hub_ids_are_named_with_their_relation(facts):
 
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_what_is_not_on_the_hub_is_no_base_and_no_data_set(facts, kind):
-    source = Source(kind, "owner-like", None)
+    source = SourceFacts(kind, "owner-like", None)
     data = read_back(replace(facts, checkpoint=source, data=source))
     assert {"base_model", "base_model_relation", "datasets"}.isdisjoint(data.to_dict())
     assert {result.dataset_type for result in data.eval_results} == {"imagefolder"}
@@ -75,12 +75,14 @@ def test_the_licence_is_the_recipes_or_unknown(facts):
 
 def test_revisions_and_configurations_of_hub_data_are_told(facts):
     recipe = replace(facts.recipe, data=replace(facts.recipe.data, config="small"))
-    data = card_data(replace(facts, recipe=recipe, data=Source("hub", "somewhere/photos", "abc")))
+    data = card_data(replace(facts, recipe=recipe, data=SourceFacts("hub", "somewhere/photos", "abc")))
     assert {(result.dataset_config, result.dataset_revision) for result in data.eval_results} == {("small", "abc")}
 
 
 def test_names_survive_yaml(facts):
-    data = read_back(replace(facts, data=Source("local", NASTY, None), examples=(Example("examples/0.jpg", NASTY),)))
+    data = read_back(
+        replace(facts, data=SourceFacts("local", NASTY, None), examples=(Example("examples/0.jpg", NASTY),))
+    )
     assert data.to_dict()["widget"] == [{"src": "examples/0.jpg", "example_title": NASTY}]
     assert {result.dataset_name for result in data.eval_results} == {NASTY}
     assert "widget" not in read_back(facts).to_dict()

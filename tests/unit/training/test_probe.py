@@ -12,12 +12,12 @@ from torch import nn
 from torch.nn import functional
 from transformers import TrainerCallback, get_scheduler
 
-from hfft.errors import ModelError, RecipeError, TrainingError
+from hfft.errors import RecipeError, TrainingError
 from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import PhaseSpec
 from hfft.training import probe
 from hfft.training.losses import ImageLoss
-from hfft.training.probe import Course, HeadInputs, Heads, default_grid, search_head, train_heads
+from hfft.training.probe import HeadInputs, Heads, PhaseSteps, default_grid, search_head, train_heads
 from hfft.training.settings import training_arguments
 
 GRID = [(rate, decay) for rate in (1e-3, 1e-2, 1e-1) for decay in (0.0, 0.5)]
@@ -84,11 +84,11 @@ def search(inputs, arguments, *, layer=None, loss=None, **others):
 
 def trained(layer, inputs, arguments, points, loss):
     """Weights of the heads after each step."""
-    course = Course.of(arguments, len(inputs.labels))
-    heads = Heads(layer, points, course)
+    steps = PhaseSteps.of(arguments, len(inputs.labels))
+    heads = Heads(layer, points, steps)
     return {
         step: [value.clone() for value in (heads.weight, heads.bias)]
-        for step in train_heads(heads, inputs, course, loss)
+        for step in train_heads(heads, inputs, steps, loss)
     }
 
 
@@ -170,10 +170,10 @@ def test_heads_are_those_of_a_plain_loop(has_bias, tmp_path):
     weights = torch.tensor([1.0, 2.0, 0.5, 1.0, 3.0])
     layer = nn.Linear(12, 5, bias=has_bias)
     points = [(1e-3, 0.0), (1e-2, 0.3), (1e-1, 0.1)]
-    course = Course.of(arguments, 37)
-    heads = Heads(layer, points, course)
+    steps = PhaseSteps.of(arguments, 37)
+    heads = Heads(layer, points, steps)
     loss = ImageLoss(0.1, weights.tolist())
-    assert [*train_heads(heads, inputs, course, loss)] == [*range(1, 13)]
+    assert [*train_heads(heads, inputs, steps, loss)] == [*range(1, 13)]
     for number, (rate, decay) in enumerate(points):
         alone = nn.Linear(12, 5, bias=has_bias)
         alone.load_state_dict(layer.state_dict())
@@ -240,7 +240,7 @@ def test_a_grid_larger_than_the_budget_is_trained_in_groups(tmp_path, monkeypatc
     whole = search(inputs, settings(tmp_path, metric_for_best_model="log_loss"), layer=layer)
     monkeypatch.setattr(probe, "_BUDGET", 4 * 16 * (12 * 5 + 5) + 1)
     monkeypatch.setattr(
-        probe, "Heads", lambda layer, points, course: made.append(len(points)) or Heads(layer, points, course)
+        probe, "Heads", lambda layer, points, steps: made.append(len(points)) or Heads(layer, points, steps)
     )
     parts = search(inputs, settings(tmp_path, metric_for_best_model="log_loss"), layer=layer)
     assert made == [4, 2]
@@ -307,15 +307,9 @@ def test_patience_ends_a_head_where_its_phase_would_end(tmp_path):
         ({"optim": "sgd"}, "found optim sgd; allowed: adamw_torch, adamw_torch_fused"),
         ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "found lr_scheduler_type reduce_lr_on_plateau"),
         ({"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 5e-3}}, "can't try 0.001: lr_end"),
-        ({"per_device_train_batch_size": 64, "dataloader_drop_last": True}, "a batch of 64 is larger than the 37"),
     ],
     ids=str,
 )
 def test_what_can_not_be_tried_is_refused(arguments, words, tmp_path):
     with pytest.raises(RecipeError, match=words):
         search(noise(), settings(tmp_path, **arguments))
-
-
-def test_a_head_of_several_layers_is_refused(tmp_path):
-    with pytest.raises(ModelError, match="one linear layer; found Sequential"):
-        search(noise(), settings(tmp_path), layer=nn.Sequential(nn.Linear(12, 5)))

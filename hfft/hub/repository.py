@@ -1,4 +1,4 @@
-"""What on the Hub is ours: a list in the repository of what pushes have sent; all else there is left alone."""
+"""A repository on the Hub: which files there are of earlier pushes, and the one commit that brings the new ones."""
 
 import difflib
 import hashlib
@@ -10,17 +10,19 @@ from functools import partial
 from pathlib import Path, PurePath
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi, ModelInfo
+from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi, ModelInfo
 from huggingface_hub.hf_api import RepoFile
 
 from hfft.errors import HubError
-from hfft.hub.content import ADAPTER, ADAPTER_CONFIG, CARD, SHOWN, File
+from hfft.hub.access import Destination, hub_errors, tidy_client
+from hfft.hub.content import File, refuse_secret
+from hfft.runs.record import ADAPTER, ADAPTER_CONFIG, CARD, EXAMPLES, FIGURES, MODEL
 from hfft.system.signals import apart
 from hfft.system.text import printable
 
 MANIFEST = "hfft_files.json"
-"""Name in a repository: path to the sha256 of what was sent there."""
-# What would be opened in the place of, or together with, what is pushed; found beside a model and an adapter.
+"""List in a repository: path to the sha256 of what pushes have sent there; all else is left alone."""
+# What would be opened instead of, or together with, what is pushed; found beside a model and an adapter.
 _OPENED = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG, "*processor_config.json")
 _OPENED_FIRST = ("model.safetensors", ADAPTER_CONFIG, "*processor_config.json")
 _SHOWN_LINES = 20
@@ -41,9 +43,7 @@ class Remote:
         """
         self._api, self._there, self._folder = api, there, folder
         self.paths = frozenset(sibling.rfilename for sibling in there.siblings or ())
-        self.listed: dict[str, str] | None = None
-        if MANIFEST in self.paths:
-            self.listed = _read_list(self.content(MANIFEST))
+        self.listed = _read_list(self.content(MANIFEST)) if MANIFEST in self.paths else None
 
     def content(self, path: str) -> bytes:
         """Of a small file."""
@@ -56,19 +56,69 @@ class Remote:
             return []
         tree = self._api.list_repo_tree(self._there.id, recursive=True, revision=self._there.sha)
         large = {file.path: file.lfs.sha256 for file in tree if isinstance(file, RepoFile) and file.lfs is not None}
-        return [path for path in paths if (large.get(path) or self._digest(path)) == listed[path]]
+        return [path for path in paths if (large.get(path) or _digest(self.content(path))) == listed[path]]
 
-    def _digest(self, path: str) -> str:
-        return hashlib.sha256(self.content(path)).hexdigest()
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _read_list(content: bytes) -> dict[str, str]:
     try:
-        found = json.loads(content)["files"]
-        return {str(path): str(digest) for path, digest in found.items()}
+        return {str(path): str(digest) for path, digest in json.loads(content)["files"].items()}
     except (ValueError, TypeError, KeyError, AttributeError):
         _LOG.warning(f"{MANIFEST} on the Hub can't be read: nothing there is taken for an earlier push")
         return {}
+
+
+def send(
+    api: HfApi,
+    destination: Destination,
+    files: list[File],
+    message: str,
+    *,
+    create_pr: bool = False,
+    earlier: Mapping[str, str] | None = None,
+) -> tuple[CommitInfo, list[File]]:
+    """Make one commit of the files, and of the removal of what an earlier push left.
+
+    `HfApi.upload_folder` would make several commits, so that somebody could open half a push (huggingface_hub 2.4).
+    Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
+    Files there that hfft hasn't pushed stay, also a card.
+
+    Args:
+        api: The Hub's client.
+        destination: Where to.
+        files: What to send.
+        message: The commit's title.
+        create_pr: Whether to open a pull request.
+        earlier: What an earlier push has sent there, path to sha256; counts where the repository has no list of it.
+
+    Returns:
+        The commit, and the files that it holds of these, with their list.
+
+    Raises:
+        HubError: If this user may not write there, a file holds the token, or one there would be opened instead.
+        PushError: If it failed.
+    """
+    refuse_secret(files, str(api.token))
+    with hub_errors(f"{destination.repo_id}: uploading"), tidy_client(), TemporaryDirectory(prefix="hfft-") as folder:
+        there = api.model_info(destination.repo_id, revision=destination.revision)
+        files, old = settle(Remote(api, there, Path(folder)), files, earlier or {})
+        if old:
+            _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
+        done = api.create_commit(
+            destination.repo_id,
+            [
+                *(CommitOperationAdd(file.path, file.source) for file in files),
+                *(CommitOperationDelete(path, is_folder=False) for path in old),
+            ],
+            commit_message=message,
+            revision=destination.revision,
+            create_pr=create_pr,
+            parent_commit=there.sha,
+        )
+    return done, files
 
 
 def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> tuple[list[File], list[str]]:
@@ -109,13 +159,13 @@ def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: 
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
         remote = Remote(api, there, Path(aside))
-    own = {ADAPTER: ADAPTER_CONFIG, "model": "model.safetensors"}
+    own = {ADAPTER: ADAPTER_CONFIG, MODEL: "model.safetensors"}
     files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
     _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
 
 
 def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
-    """Files of an earlier push that would be opened with the new ones: other shards, another kind of result, figures.
+    """Paths of an earlier push that would be opened with the new files: other shards, another kind of result, figures.
 
     Args:
         ours: Paths in the repository that an earlier push has sent.
@@ -126,7 +176,7 @@ def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
     for path in ours:
         folder, _, name = path.rpartition("/")
         is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
-        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, *SHOWN)):
+        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, FIGURES, EXAMPLES)):
             old.append(path)
     return old
 
@@ -134,7 +184,7 @@ def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
 def _refuse_hidden(others: frozenset[str], files: Sequence[File]) -> None:
     """Refuse to put a model where a file of somebody else's would be opened first."""
     sent = {file.path for file in files}
-    folders = {path.rpartition("/")[0] for path in sent if path.rpartition("/")[0] in ("", ADAPTER)}
+    folders = {path.rpartition("/")[0] for path in sent} & {"", ADAPTER}
     first = [
         path
         for path in sorted(others - sent)
@@ -153,20 +203,14 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
         return True
     theirs = remote.content(card.path)
     assert isinstance(card.source, bytes)
-    if hashlib.sha256(theirs).hexdigest() == listed or theirs == card.source:
+    if _digest(theirs) == listed or theirs == card.source:
         return True
     texts = [content.decode("utf-8", "replace").splitlines() for content in (theirs, card.source)]
     lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
     shown = [printable(line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
-    _LOG.warning(
-        "\n".join(
-            [
-                f"{CARD} on the Hub isn't the one that hfft pushed, and is kept; to have the run's, remove it "
-                "there and push again:",
-                *shown,
-                *more,
-            ]
-        )
+    told = (
+        f"{CARD} on the Hub isn't the one that hfft pushed, and is kept; remove it there and push again for the run's:"
     )
+    _LOG.warning("\n".join([told, *shown, *more]))
     return False

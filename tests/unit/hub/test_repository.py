@@ -6,7 +6,7 @@ import pytest
 
 from hfft.errors import HubError
 from hfft.hub.content import File
-from hfft.hub.manifest import MANIFEST, leftovers, settle
+from hfft.hub.repository import MANIFEST, leftovers, settle
 
 MODEL = ("config.json", "model.safetensors", "preprocessor_config.json")
 
