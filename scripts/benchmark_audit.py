@@ -59,7 +59,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as made:
         os.environ["HF_HOME"] = f"{made}/home"  # read when the libraries are imported
-        from hfft.commands.check_data import inspect
+        from hfft.commands.check_data import check_data
 
         total = make_photos(Path(made, "photos"), arguments.images, tuple(arguments.size))
         print(f"{arguments.images:,} images of {arguments.size[0]} x {arguments.size[1]}, {total / 2**20:,.0f} MiB")
@@ -69,7 +69,7 @@ def main() -> None:
             watch = Thread(target=_watch, args=(stop, seen), daemon=True)
             watch.start()
             begun, used = time.monotonic(), time.process_time()
-            found = inspect(f"{made}/photos")
+            found = check_data(f"{made}/photos")
             taken, cpu = time.monotonic() - begun, time.process_time() - used
             stop.set()
             watch.join()

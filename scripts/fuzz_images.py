@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hfft.data.audit.examining import examine_content
+from hfft.data.audit.audit import examine_content
 from hfft.data.images.decoding import decode, decode_bytes, on_background
 from hfft.errors import DataError
 

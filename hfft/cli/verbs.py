@@ -125,13 +125,12 @@ def _print_plan(plan: Any, title: str) -> None:
 def run_check_data(arguments: argparse.Namespace) -> int:
     """Look at the images, and print what is wrong with them."""
     with quick_imports():
-        from hfft.commands.check_data import inspect
-        from hfft.data.audit.findings import KINDS, described
+        from hfft.commands.check_data import check_data
+        from hfft.data.audit.findings import KINDS
 
-    found = inspect(arguments.source, arguments.overrides)
+    found = check_data(arguments.source, arguments.overrides)
     if arguments.json:
-        findings = [described(finding) for finding in found.findings]
-        _print_json(splits=found.splits, findings=findings, warnings=found.warnings)
+        _print_json(**found.to_dict())
         return found.exit_code
     print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
     print_line()

@@ -1,17 +1,17 @@
-"""A source or a recipe -> everything that is to know of its images, without training: `hfft check-data`."""
+"""A source or a recipe -> what is wrong with its images, without training: `hfft check-data`."""
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from datasets import Dataset
 
-from hfft.data.audit.audit import Audit, Look, audit
+from hfft.data.audit.audit import Audit, audit
 from hfft.data.audit.filtering import gray_of, joined
-from hfft.data.audit.findings import KINDS, Finding, Splits, find
+from hfft.data.audit.findings import KINDS, Finding, in_order, list_findings
 from hfft.data.sources.advice import check_found
 from hfft.data.sources.class_folders import find_ignored
 from hfft.data.sources.labels import class_names, count_keys
@@ -27,16 +27,32 @@ _RECIPES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True)
-class Inspection:
+class SplitSummary:
+    """The images of a split.
+
+    Attributes:
+        images: How many.
+        counts: Class to its number of images.
+        sizes: Width and height in pixels of the `smallest`, `median` and `largest` image; None where no header was
+            read.
+    """
+
+    images: int
+    counts: dict[str, int]
+    sizes: dict[str, list[int]] | None
+
+
+@dataclass(frozen=True)
+class DataCheck:
     """What was found.
 
     Attributes:
-        splits: By split: `images`, `counts` by class, and `sizes`: the smallest, median and largest width and height.
+        splits: By name.
         findings: In the order of `KINDS`.
         warnings: What was said while the source was read.
     """
 
-    splits: dict[str, dict[str, Any]]
+    splits: dict[str, SplitSummary]
     findings: tuple[Finding, ...]
     warnings: tuple[str, ...] = ()
 
@@ -48,7 +64,7 @@ class Inspection:
     @property
     def conclusion(self) -> str:
         """One line."""
-        images = sum(split["images"] for split in self.splits.values())
+        images = sum(split.images for split in self.splits.values())
         harm = sum(finding.severity == "harm" for finding in self.findings)
         notes = len(self.findings) - harm
         if not self.findings and not self.warnings:
@@ -62,22 +78,30 @@ class Inspection:
         kinds = {kind: [finding for finding in self.findings if finding.kind == kind] for kind in KINDS}
         return {kind: findings for kind, findings in kinds.items() if findings}
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `hfft check-data --json` prints it."""
+        return {
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "findings": [finding.to_dict() for finding in self.findings],
+            "warnings": self.warnings,
+        }
+
     def summary(self) -> list[tuple[str, ...]]:
         """Split, images, classes and sizes, as a table."""
         rows = []
         for name, split in self.splits.items():
-            sizes = ("-", "-", "-") if split["sizes"] is None else (f"{w} x {h}" for w, h in split["sizes"].values())
-            classes = sum(count > 0 for count in split["counts"].values())
-            rows.append((name, f"{split['images']:,}", str(classes), *sizes))
+            sizes = ("-", "-", "-") if split.sizes is None else (f"{w} x {h}" for w, h in split.sizes.values())
+            classes = sum(count > 0 for count in split.counts.values())
+            rows.append((name, f"{split.images:,}", str(classes), *sizes))
         return rows
 
     def class_counts(self) -> list[tuple[str, ...]]:
         """Class and its number of images in each split, as a table."""
-        labels = list(next(iter(self.splits.values()))["counts"])
-        return [(label, *(f"{split['counts'][label]:,}" for split in self.splits.values())) for label in labels]
+        labels = list(next(iter(self.splits.values())).counts)
+        return [(label, *(f"{split.counts[label]:,}" for split in self.splits.values())) for label in labels]
 
 
-def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
+def check_data(source: str, overrides: Sequence[str] = ()) -> DataCheck:
     """Audit a source as it is, or the splits that a recipe makes of it.
 
     Args:
@@ -88,37 +112,32 @@ def inspect(source: str, overrides: Sequence[str] = ()) -> Inspection:
         HfftError: If the source can't be read at all, or the recipe is wrong.
     """
     with kept_warnings() as warnings:
-        inspection = _read_and_inspect(source, overrides)
-    return dataclasses.replace(inspection, warnings=tuple(warnings))
+        found = _read_and_check(source, overrides)
+    return dataclasses.replace(found, warnings=tuple(warnings))
 
 
-def _read_and_inspect(source: str, overrides: Sequence[str]) -> Inspection:
+def _read_and_check(source: str, overrides: Sequence[str]) -> DataCheck:
     if source.lower().endswith(_RECIPES) and Path(source).is_file():
         recipe = load_recipe(source, overrides)
-        images = load_data(recipe.data, recipe.seed)
-        return _inspect(dict(images.splits), recipe.data, "train")
+        return _check(load_data(recipe.data, recipe.seed).splits, recipe.data)
     # A recipe's own checks, of a recipe that has nothing but data.
     rest = {"name": "check", "model": {"checkpoint": "none"}, "phases": [{"name": "head"}]}
     spec = load_recipe({**rest, "data": {"source": source}}, overrides).data
     if spec.splits != DataSpec(source=source).splits:
-        images = load_data(spec, 0)
-        return _inspect(dict(images.splits), spec, "train")
+        return _check(load_data(spec, 0).splits, spec)
     found = read_source(spec)
     train = next((name for name in found.splits if name.lower() in SPLIT_NAMES["train"]), next(iter(found.splits)))
-    refused, labels = None, ()
     try:
         labels = choose_splits(found, spec, 0).labels
-    except DataError as error:
+    except DataError:
         if not any(map(len, found.splits.values())):
             raise
-        refused = error
-    inspection = _inspect(found.splits, spec, train)
-    if refused is None:
-        findings = tuple(_unused(finding, labels) for finding in inspection.findings)
-        return dataclasses.replace(inspection, findings=findings)
-    if inspection.exit_code == 0:
-        raise refused
-    return inspection
+        check = _check(found.splits, spec, train)
+        if check.exit_code == 0:  # no finding says why training refuses the source
+            raise
+        return check
+    check = _check(found.splits, spec, train)
+    return dataclasses.replace(check, findings=tuple(_unused(finding, labels) for finding in check.findings))
 
 
 def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
@@ -129,29 +148,21 @@ def _unused(finding: Finding, labels: Sequence[str]) -> Finding:
     return finding
 
 
-def _inspect(splits: dict[str, Dataset], spec: DataSpec, train: str) -> Inspection:
+def _check(splits: Mapping[str, Dataset], spec: DataSpec, train: str = "train") -> DataCheck:
     labels = class_names(next(iter(splits.values())))
     rows = joined(splits.values())
     check_found(rows, spec.source)
-    done = audit(rows, "checking images", Look(spec.audit, spec.background, spec.source))
-    numbers = _numbers(splits)
+    done = audit(rows, spec.audit, background=spec.background, cached_for=spec.source)
+    ends = np.cumsum([len(part) for part in splits.values()])
+    numbers = dict(zip(splits, np.split(np.arange(len(rows)), ends[:-1]), strict=True))
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
-    found = find(Splits(done, numbers, labels, train), gray)
-    folder, ignored = folder_at(spec.source), []
+    findings = list_findings(done, numbers, labels, train=train, gray=gray)
+    folder = folder_at(spec.source)
     if folder is not None and _is_of_files(rows):
-        found_files = find_ignored(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
-        ignored = [Finding("left out", reason, (name,), 1) for name, reason in found_files]
-    order = list(KINDS)
-    findings = sorted([*found, *ignored], key=lambda finding: order.index(finding.kind))
-    return Inspection(
-        {name: _described(done, part, labels) for name, part in numbers.items()},
-        tuple(findings),
-    )
-
-
-def _numbers(splits: dict[str, Dataset]) -> dict[str, np.ndarray]:
-    starts = np.cumsum([0, *(len(part) for part in splits.values())])
-    return {name: np.arange(starts[place], starts[place + 1]) for place, name in enumerate(splits)}
+        ignored = find_ignored(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
+        findings += [Finding("left out", reason, (name,), 1) for name, reason in ignored]
+    summaries = {name: _summarize(done, part, labels) for name, part in numbers.items()}
+    return DataCheck(summaries, tuple(in_order(findings)))
 
 
 def _is_of_files(rows: Dataset) -> bool:
@@ -159,13 +170,13 @@ def _is_of_files(rows: Dataset) -> bool:
     return image is not None and image["bytes"] is None and "?" not in image["path"]
 
 
-def _described(done: Audit, numbers: np.ndarray, labels: Sequence[str]) -> dict[str, Any]:
-    records, classes = done.records[numbers], done.labels[numbers]
+def _summarize(done: Audit, numbers: np.ndarray, labels: Sequence[str]) -> SplitSummary:
+    records = done.records[numbers]
     known = records[records["width"] > 0]
     sizes = None
     if len(known):
         order = np.argsort(known["width"].astype(np.int64) * known["height"], kind="stable")
-        places = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
-        sizes = {name: [int(known["width"][row]), int(known["height"][row])] for name, row in places.items()}
-    counts = count_keys(classes, len(labels)).tolist()
-    return {"images": len(numbers), "counts": dict(zip(labels, counts, strict=True)), "sizes": sizes}
+        chosen = {"smallest": order[0], "median": order[len(order) // 2], "largest": order[-1]}
+        sizes = {name: [int(known["width"][row]), int(known["height"][row])] for name, row in chosen.items()}
+    counts = count_keys(done.labels[numbers], len(labels)).tolist()
+    return SplitSummary(len(numbers), dict(zip(labels, counts, strict=True)), sizes)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 from accelerate.logging import get_logger
 from datasets import Dataset
 
-from hfft.data.audit.filtering import check_rows, describe_split, fingerprint_of
+from hfft.data.audit.filtering import describe_split, fingerprint_of, readable_rows
 from hfft.data.images.resize_mode import check_processor
 from hfft.data.images.workers import worker_deaths_explained
 from hfft.data.sources.reading import images_of_run, load_rows
@@ -64,7 +64,8 @@ def evaluate(
     check_processor(classifier.processor)
     if data is not None:
         task = "multi_label" if classifier.is_multi_label else "single_label"
-        rows = readable_rows(DataSpec(source=data, task=task, bad_images=bad_images), classifier.classes, split)
+        spec = DataSpec(source=data, task=task, bad_images=bad_images)
+        rows = readable_rows(load_rows(spec, classifier.classes, split), classifier.classes, spec)
     else:
         rows = own_rows(Path(source), split or "test")
     name = split or "test"
@@ -90,17 +91,6 @@ def _tell_of_absent(scores: Scores) -> None:
             f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes "
             f"({listed(absent)}): macro F1 takes each of them as 0, {left_out} leaves them out"
         )
-
-
-def readable_rows(spec: DataSpec, classes: tuple[str, ...], split: str | None) -> Dataset:
-    """Labelled images of a source for a model with these classes, without those that can't be read.
-
-    Raises:
-        DataError: If the source can't be used, or images can't be read and the data section says stop.
-    """
-    rows = load_rows(spec, classes, split)
-    gone = [skip.file for skip in check_rows(rows, classes, spec)]
-    return load_rows(spec, classes, split, without=gone) if gone else rows
 
 
 def own_rows(folder: Path, split: str) -> Dataset:

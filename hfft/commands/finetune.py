@@ -14,10 +14,10 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.finishing import update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
-from hfft.commands.prepare import checked_images, load_network, make_job, precision_of
+from hfft.commands.prepare import load_network, make_job, precision_of
 from hfft.commands.reopening import score_result
 from hfft.commands.run import Run
-from hfft.data.audit.filtering import describe_images
+from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluators.protocol import Evaluator, Job
@@ -107,7 +107,7 @@ def _finetune(
     with _timed(seconds, "data"):
         found = prepare(recipe, data, model, processes=PartialState().num_processes)
         check_callbacks(callbacks, recipe, found.images)
-        checked = checked_images(found.images, recipe, data)
+        checked = check_images(found.source, found.images, recipe.data, recipe.seed)
         make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)

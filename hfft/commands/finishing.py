@@ -12,10 +12,10 @@ import pandas as pd
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
-from hfft.commands.prepare import checked_images
+from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
-from hfft.data.sources.reading import ImageData, load_data
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.errors import RunError
 from hfft.inference.opening import open_model
 from hfft.metrics.scores import Scores
@@ -129,7 +129,8 @@ def update_finished(
         _check_model(record, recipe, given)
     changed, images = card_changes(record, recipe), None
     if "widget" in changed or (data is None and has_other_source(record, recipe)):
-        checked = checked_images(load_data(recipe.data, recipe.seed, data), recipe, data)
+        source = read_source(recipe.data, data)
+        checked = check_images(source, choose_splits(source, recipe.data, recipe.seed), recipe.data, recipe.seed)
         check_same_images(record, checked.fingerprints)
         images = checked.images
     lacks_page = recipe.report and not (folder / PAGE).is_file()

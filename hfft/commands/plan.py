@@ -13,7 +13,8 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
 
 from hfft.data.images.resize_mode import fit_processor
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.reading import ImageData, load_data
+from hfft.data.sources.reading import ImageData, choose_splits, read_source
+from hfft.data.sources.rows import Source
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.metrics import METRICS, MetricFunction
 from hfft.metrics.multilabel import SET_METRICS
@@ -42,12 +43,14 @@ class Prepared:
     """What the phases of a recipe are checked against, before any pixel is read.
 
     Attributes:
-        images: As they were found.
+        source: All rows.
+        images: Their splits, with images that can't be read.
         config: Of the network, with the images' labels.
         processor: The image processor.
         plans: What each phase would do.
     """
 
+    source: Source
     images: ImageData
     config: Any
     processor: Any
@@ -86,7 +89,8 @@ def prepare(
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    images = load_data(recipe.data, recipe.seed, data)
+    source = read_source(recipe.data, data)
+    images = choose_splits(source, recipe.data, recipe.seed)
     if model is None:
         config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
         check_weights(recipe.model.checkpoint)
@@ -99,7 +103,7 @@ def prepare(
     if model is not None:
         check_reopens(model, pixels, trust_remote_code=recipe.model.trust_remote_code)
     plans = check_phases(recipe, config, images, pixels, processes=processes)
-    return Prepared(images, config, processor, plans)
+    return Prepared(source, images, config, processor, plans)
 
 
 def check_phases(

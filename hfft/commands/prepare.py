@@ -1,19 +1,18 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets import DatasetDict
 from transformers import PreTrainedModel
 
 from hfft.commands.plan import Prepared, loss_of, metrics_of, phases_in
-from hfft.data.audit.filtering import Checked, check_images
+from hfft.data.audit.filtering import Checked
 from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.labels import targets_of
-from hfft.data.sources.reading import ImageData, load_data
+from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
 from hfft.metrics.compute_metrics import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
@@ -25,15 +24,6 @@ from hfft.system.distributed import on_main
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision
-
-
-def checked_images(images: ImageData, recipe: Recipe, data: DatasetDict | None) -> Checked:
-    """The images of a recipe, or of data in memory, without those that can't be read."""
-
-    def reload(gone: Collection[str]) -> ImageData:
-        return load_data(recipe.data, recipe.seed, data, without=gone)
-
-    return check_images(images, recipe.data, recipe.data.source if data is None else None, reload)
 
 
 def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:

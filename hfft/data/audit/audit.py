@@ -1,37 +1,73 @@
-"""Every image file is read, decoded and fingerprinted once before training, by threads, with what was found kept."""
+"""Each image is read, decoded and measured once before training, in threads; results are cached by content."""
 
 import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
+from PIL import Image
 
-from hfft.data.audit.examining import LEVELS, RECORD, SIDE, Examined, digest_of, examine_content
-from hfft.data.images.decoding import RULE, read_row
+from hfft.data.images.decoding import RULE, Decoded, decode_small, open_image, read_content
+from hfft.data.images.modes import from_black, has_profile, is_deep, on_background
 from hfft.data.sources.labels import label_keys
 from hfft.errors import DataError
 from hfft.system.files import write_folder
 from hfft.system.progress import SOON, bar
 
-_TOGETHER = 8  # images that a thread takes at once
+Color = tuple[int, int, int]
+SIDE = 32  # of a thumbnail, pixels
+# Bits of `traits`.
+DEEP, FLOATS, TRANSPARENT, FRAMES, INKS, BLANK = (1 << bit for bit in range(6))
+RECORD = np.dtype(
+    [
+        ("digest", "S32"),  # of the file's content, in hexadecimal digits; empty where it can't be read
+        ("format", "S8"),  # Pillow's name
+        ("width", np.uint32),
+        ("height", np.uint32),
+        ("traits", np.uint16),
+        ("peak", np.float32),  # the largest value of a deep image
+        ("broken", np.uint8),
+    ]
+)
+_BATCH = 8  # images that a thread takes at once
 _DECODERS = ("pillow", "simplejpeg", "pillow-heif")
+_LARGE = 16_000_000  # pixels; such images are decoded one at a time
+_ONE_LARGE = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The result for one image.
+
+    Attributes:
+        record: Values of `RECORD`.
+        problem: Why it can't be decoded, or None.
+        remark: What its decoder remarked, or None.
+        thumbnail: (32, 32) uint8, gray; None where nothing was decoded.
+    """
+
+    record: tuple[Any, ...]
+    problem: str | None = None
+    remark: str | None = None
+    thumbnail: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in rows, in their order.
+    """The results for rows, in their order.
 
     Attributes:
         files: Name of each row, (N,).
@@ -52,89 +88,124 @@ class Audit:
     def fingerprint(self, rows: Sequence[int] | np.ndarray | None = None) -> str:
         """Hash over the name, label and content of some rows; of all when None."""
         digest = hashlib.blake2b(digest_size=16)
-        numbers = range(len(self.files)) if rows is None else rows
-        for row in numbers:
+        for row in range(len(self.files)) if rows is None else rows:
             content = bytes.fromhex(self.records["digest"][row].decode())
             digest.update(f"{self.files[row]}\0{self.labels[row]}\0".encode() + content)
         return digest.hexdigest()
 
-    @property
-    def broken(self) -> dict[str, str]:
-        """Name of each row that can't be decoded, and why."""
-        return {self.files[row]: problem for row, problem in sorted(self.problems.items())}
-
     def numbers(self, rows: Dataset) -> np.ndarray:
         """The numbers of some of the rows, found by their names."""
-        places = {file: place for place, file in enumerate(self.files)}
-        return np.array([places[file] for file in rows["file"][:]], dtype=np.int64)
+        numbers = {file: number for number, file in enumerate(self.files)}
+        return np.array([numbers[file] for file in rows["file"][:]], dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class Look:
-    """How images are looked at.
-
-    Attributes:
-        level: `full` decodes each of them, `quick` reads their headers, `off` their bytes.
-        background: Color that shows through transparent pixels.
-        source: What the images are of; what was found is kept under this name. None keeps nothing.
-    """
-
-    level: str = "full"
-    background: tuple[int, int, int] | None = None
-    source: str | None = None
-
-
-def audit(rows: Dataset, name: str, look: Look | None = None) -> Audit:
-    """Look at every image of a split, in parallel; the result is the same for any number of threads.
-
-    A file whose content was looked at before, by the same rule and the same decoders, is only read.
+def audit(
+    rows: Dataset, level: str = "full", *, background: Color | None = None, cached_for: str | None = None
+) -> Audit:
+    """Examine every image of some rows, in parallel; the result is the same for any number of threads.
 
     Args:
         rows: Columns `image` (not decoded), `label` and `file`.
-        name: Shown beside the progress bar, which appears when the work takes more than three seconds.
-        look: How closely; in full when None.
+        level: `full` decodes each image, `quick` reads its header, `off` its bytes alone.
+        background: Color that shows through transparent pixels.
+        cached_for: Source of the images. Content of this source that an earlier audit decoded, by the same rule and
+            the same decoders, is read and not decoded; None caches nothing.
     """
-    look = look or Look()
-    kept = _Kept.load(look)
+    cache = _Cache(None if cached_for is None else _cache_folder(cached_for, level, background))
+
+    def examine(image: dict[str, Any] | None) -> Examined:
+        try:
+            content = read_content(image)
+        except DataError as error:
+            return Examined((b"", b"", 0, 0, 0, 0.0, 1), str(error))
+        return cache.find(digest_of(content)) or examine_content(content, level, background)
+
     records = np.zeros(len(rows), dtype=RECORD)
-    thumbnails = _on_disk(len(rows))
+    thumbnails = _thumbnails_on_disk(len(rows))
     problems: dict[int, str] = {}
     remarks: dict[int, str] = {}
-    results = _examined(rows, partial(_examine, kept, look))
-    for place, found in enumerate(bar(name, len(rows), results, delay=SOON)):
-        records[place] = found.record
+    for row, found in enumerate(bar("checking images", len(rows), _in_threads(rows, examine), delay=SOON)):
+        records[row] = found.record
         if found.thumbnail is not None:
-            thumbnails[place] = found.thumbnail
+            thumbnails[row] = found.thumbnail
         if found.problem is not None:
-            problems[place] = found.problem
+            problems[row] = found.problem
         if found.remark is not None:
-            remarks[place] = found.remark
+            remarks[row] = found.remark
     done = Audit(tuple(rows["file"][:]), label_keys(rows), records, thumbnails, problems, remarks)
-    kept.save(look, done)
+    if level != "off":
+        cache.extend(done)
     return done
 
 
-def _examine(kept: "_Kept", look: Look, row: dict[str, Any]) -> Examined:
+def digest_of(content: bytes) -> bytes:
+    """Hash of a file's content, 32 hexadecimal digits."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
+
+
+def examine_content(content: bytes, level: str, background: Color | None = None) -> Examined:
+    """Examine an encoded image at a level of `audit`; what can't be decoded is a problem and no exception."""
+    digest = digest_of(content)
+    if level == "off":
+        return Examined((digest, b"", 0, 0, 0, 0.0, 0))
     try:
-        content = read_row(row)
+        image = open_image(content)
+        if level == "quick":
+            return Examined((digest, *_header(image), 0.0, 0))
+        if image.width * image.height > _LARGE:
+            with _ONE_LARGE:
+                return _decoded(content, digest, background)
+        return _decoded(content, digest, background)
     except DataError as error:
-        return Examined((b"", b"", 0, 0, 0, 0.0, LEVELS.index(look.level), 1), str(error))
-    return kept.find(digest_of(content)) or examine_content(content, look.level, look.background)
+        return Examined((digest, b"", 0, 0, 0, 0.0, 1), str(error))
 
 
-def _examined(rows: Dataset, look: Callable[[dict[str, Any]], Examined]) -> Iterator[Examined]:
-    """Results in the order of the rows; a few rows are in memory at a time, as they may hold their images' bytes."""
+def _header(image: Image.Image) -> tuple[bytes, int, int, int]:
+    """Format, width, height and traits."""
+    has_frames = False
+    if image.format != "MPO":  # a photo with a preview of itself
+        with suppress(OSError, ValueError, EOFError, SyntaxError):  # damaged behind the first frame
+            has_frames = getattr(image, "is_animated", False)
+    traits = (FRAMES if has_frames else 0) | (INKS if has_profile(image) else 0)
+    return (image.format or "").encode(), image.width, image.height, traits
 
-    def several(start: int) -> list[Examined]:
-        part = rows[start : start + _TOGETHER]
-        return [look({"image": image, "file": file}) for image, file in zip(part["image"], part["file"], strict=True)]
+
+def _decoded(content: bytes, digest: bytes, background: Color | None) -> Examined:
+    image, picture, remark = decode_small(content)
+    kind, width, height, traits = _header(image)
+    peak = 0.0
+    if is_deep(image):
+        peak = float(np.asarray(from_black(image)).max())
+        traits |= DEEP | (FLOATS if image.mode == "F" else 0)
+    if isinstance(picture, Image.Image) and picture.mode == "RGBA":
+        traits |= TRANSPARENT
+    gray = _gray(on_background(picture, background))
+    low, high = gray.getextrema()
+    if high - low <= 2:  # pyright: ignore[reportOperatorIssue]
+        traits |= BLANK
+    thumbnail = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))
+    return Examined((digest, kind, width, height, traits, peak, 0), None, remark, thumbnail)
+
+
+def _gray(picture: Decoded) -> Image.Image:
+    if isinstance(picture, torch.Tensor):  # (1 or 3, H, W)
+        pixels = picture[0] if picture.shape[0] == 1 else picture.permute(1, 2, 0)
+        picture = Image.fromarray(pixels.numpy())
+    return picture.convert("L")
+
+
+def _in_threads(rows: Dataset, examine: Callable[[dict[str, Any] | None], Examined]) -> Iterator[Examined]:
+    """Results in the order of the rows; few rows are in memory at a time, as they may hold their images' bytes."""
+
+    def examine_batch(start: int) -> list[Examined]:
+        return [examine(image) for image in rows[start : start + _BATCH]["image"]]
 
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting: deque[Future[list[Examined]]] = deque()
     pool = ThreadPoolExecutor(threads, "hfft-audit")
     try:
-        for start in range(0, len(rows), _TOGETHER):
-            waiting.append(pool.submit(several, start))
+        for start in range(0, len(rows), _BATCH):
+            waiting.append(pool.submit(examine_batch, start))
             if len(waiting) > 2 * threads:
                 yield from waiting.popleft().result()
         while waiting:
@@ -143,7 +214,7 @@ def _examined(rows: Dataset, look: Callable[[dict[str, Any]], Examined]) -> Iter
         pool.shutdown(cancel_futures=True)
 
 
-def _on_disk(count: int) -> np.ndarray:
+def _thumbnails_on_disk(count: int) -> np.ndarray:
     """(N, 32, 32) uint8 zeros in a file without a name, so that they take no memory that is needed elsewhere."""
     if count == 0:
         return np.zeros((0, SIDE, SIDE), np.uint8)
@@ -151,80 +222,67 @@ def _on_disk(count: int) -> np.ndarray:
         return np.memmap(stream, np.uint8, "w+", shape=(count, SIDE, SIDE))
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What was found earlier in images of the same source, by the hash of their content.
+def _cache_folder(source: str, level: str, background: Color | None) -> Path:
+    """A folder for each source, level, background, decoding rule and set of decoders."""
+    decoders = []
+    for package in _DECODERS:
+        with suppress(PackageNotFoundError):
+            decoders.append(f"{package} {version(package)}")
+    key = json.dumps([source, level, background, RULE, RECORD.str, SIDE, decoders], default=str)
+    return Path(HF_HOME) / "hfft" / "audits" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
 
-    Attributes:
-        order: Sorts `records` by digest.
-        records: (N,) of `RECORD`.
-        thumbnails: (N, 32, 32), mapped from the file.
-        texts: Digest to `[problem, remark]`, for those that have one.
+
+class _Cache:
+    """Results of earlier audits, by the hash of an image's content.
+
+    The folder holds records.npy, thumbnails.npy, which is mapped, and texts.json: digest to `[problem, remark]`.
     """
 
-    order: np.ndarray
-    records: np.ndarray
-    thumbnails: np.ndarray
-    texts: Mapping[str, Sequence[str | None]]
-
-    @classmethod
-    def load(cls, look: Look) -> "_Kept":
-        """Nothing where there is nothing, or what is there can't be read."""
-        folder = _folder(look)
+    def __init__(self, folder: Path | None) -> None:
+        """Empty where there is no folder, or what is there can't be read."""
+        self._folder = folder
+        self._records, self._thumbnails = np.zeros(0, RECORD), np.zeros((0, SIDE, SIDE), np.uint8)
+        self._texts: dict[str, Sequence[str | None]] = {}
         if folder is not None:
             with suppress(OSError, ValueError, EOFError):
                 records = np.load(folder / "records.npy", allow_pickle=False)
                 thumbnails = np.load(folder / "thumbnails.npy", mmap_mode="r", allow_pickle=False)
                 texts = json.loads((folder / "texts.json").read_text("utf-8"))
                 if records.dtype == RECORD and thumbnails.shape == (len(records), SIDE, SIDE):
-                    return cls(np.argsort(records["digest"], kind="stable"), records, thumbnails, texts)
-        return cls(np.zeros(0, np.int64), np.zeros(0, RECORD), np.zeros((0, SIDE, SIDE), np.uint8), {})
+                    self._records, self._thumbnails, self._texts = records, thumbnails, texts
+        self._order = np.argsort(self._records["digest"], kind="stable")
+        self._digests = self._records["digest"][self._order]
 
-    def save(self, look: Look, done: Audit) -> None:
-        """Keep what was found, beside what was there; a folder that can't be written keeps nothing."""
-        folder = _folder(look)
+    def find(self, digest: bytes) -> Examined | None:
+        """The result for an image with this content."""
+        rank = int(np.searchsorted(self._digests, digest))
+        if rank == len(self._digests) or self._digests[rank] != digest:
+            return None
+        row = self._order[rank]
+        problem, remark = self._texts.get(digest.decode(), (None, None))
+        thumbnail = None if problem is not None else np.asarray(self._thumbnails[row])
+        return Examined(tuple(self._records[row].tolist()), problem, remark, thumbnail)
+
+    def extend(self, done: Audit) -> None:
+        """Add what is new; a folder that can't be written keeps nothing."""
         digests = done.records["digest"]
-        new = np.flatnonzero((digests != b"") & ~np.isin(digests, self.records["digest"]))
-        if folder is None or look.level == "off" or len(new) == 0:
+        new = np.flatnonzero((digests != b"") & ~np.isin(digests, self._digests))
+        if self._folder is None or len(new) == 0:
             return
-        texts = dict(self.texts)
+        texts, old = dict(self._texts), len(self._records)
         for row in {*done.problems, *done.remarks} & set(new.tolist()):
             texts[digests[row].decode()] = (done.problems.get(row), done.remarks.get(row))
-        old = len(self.records)
 
-        def write(aside: Path) -> None:
-            np.save(aside / "records.npy", np.concatenate([self.records, done.records[new]]))
+        def write(folder: Path) -> None:
+            np.save(folder / "records.npy", np.concatenate([self._records, done.records[new]]))
             shape = (old + len(new), SIDE, SIDE)
-            thumbnails = np.lib.format.open_memmap(aside / "thumbnails.npy", "w+", np.uint8, shape)
-            thumbnails[:old] = self.thumbnails
+            thumbnails = np.lib.format.open_memmap(folder / "thumbnails.npy", "w+", np.uint8, shape)
+            thumbnails[:old] = self._thumbnails
             for start in range(0, len(new), 4096):
                 thumbnails[old + start : old + start + 4096] = done.thumbnails[new[start : start + 4096]]
             thumbnails.flush()
-            (aside / "texts.json").write_text(json.dumps(texts), "utf-8")
+            (folder / "texts.json").write_text(json.dumps(texts), "utf-8")
 
         with suppress(OSError):
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            write_folder(folder, write)
-
-    def find(self, digest: bytes) -> Examined | None:
-        """What was found in an image with this content."""
-        place = int(np.searchsorted(self.records["digest"], digest, sorter=self.order))
-        if place == len(self.order) or self.records["digest"][self.order[place]] != digest:
-            return None
-        row = self.order[place]
-        problem, remark = self.texts.get(digest.decode(), (None, None))
-        record = self.records[row]
-        thumbnail = None if problem is not None else np.asarray(self.thumbnails[row])
-        return Examined(tuple(record.tolist()), problem, remark, thumbnail)
-
-
-def _folder(look: Look) -> Path | None:
-    """Where findings are kept: a folder for each source, rule, level and set of decoders."""
-    if look.source is None:
-        return None
-    decoders = []
-    for package in _DECODERS:
-        with suppress(PackageNotFoundError):
-            decoders.append(f"{package} {version(package)}")
-    key = json.dumps([look.source, look.level, look.background, RULE, RECORD.str, SIDE, decoders], default=str)
-    return Path(HF_HOME) / "hfft" / "audits" / hashlib.blake2b(key.encode(), digest_size=12).hexdigest()
+            self._folder.parent.mkdir(parents=True, exist_ok=True)
+            write_folder(self._folder, write)

@@ -1,28 +1,27 @@
-"""Images of a recipe -> those that can be trained on, with what was left out, and what was found; in all processes."""
+"""The images of a run that can be read, before they are split: what was left out, and what the audit found."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
-from accelerate import PartialState
 from datasets import Dataset, concatenate_datasets
 from PIL import Image
 
-from hfft.data.audit.audit import Audit, Look, audit
-from hfft.data.audit.findings import Finding, Splits, described, find
-from hfft.data.images.decoding import decode, read_row
+from hfft.data.audit.audit import Audit, audit
+from hfft.data.audit.findings import Finding, list_findings
+from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.labels import spoken_label, targets_of
-from hfft.data.sources.reading import ImageData
+from hfft.data.sources.labels import count_keys, spoken_label, targets_of
+from hfft.data.sources.reading import ImageData, choose_splits
+from hfft.data.sources.rows import Source, without_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.distributed import meet, on_main
+from hfft.system.distributed import on_main
 from hfft.system.messages import say, warn
 
-_SHOWN = 10
+_SHOWN = 10  # files or findings that a message names
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Checked:
         images: Without those that were left out.
         fingerprints: By split.
         skipped: What was left out.
-        findings: What else there is to know.
+        findings: What else the audit found.
     """
 
     images: ImageData
@@ -65,7 +64,7 @@ def describe_images(checked: Checked) -> dict[str, Any]:
         "task": images.task,
         "splits": {name: describe_split(images, name, fingerprint) for name, fingerprint in prints.items()},
         "skipped": [asdict(skip) for skip in checked.skipped],
-        "findings": [described(finding) for finding in checked.findings],
+        "findings": [finding.to_dict() for finding in checked.findings],
     }
 
 
@@ -81,92 +80,74 @@ def describe_split(images: ImageData, split: str, fingerprint: str) -> dict[str,
     }
 
 
-def check_images(
-    images: ImageData, spec: DataSpec, source: str | None, reload: Callable[[Collection[str]], ImageData]
-) -> Checked:
-    """Audit all splits, leave out what can't be read or stop, and tell what was found; the same in every process.
+def check_images(source: Source, images: ImageData, spec: DataSpec, seed: int) -> Checked:
+    """Audit the images of a run, and split the source again without those that can't be read; alike in every process.
 
-    What can't be read is gone before a fraction is carved from train, so that everything is as if it had not been
-    there.
+    Everything is as if these images had not been there. Images of the splits alone are opened: `data.max_per_class`
+    may leave most of a source aside, and where it does, others take the place of those left out.
 
     Args:
-        images: As they were found.
+        source: All rows.
+        images: The splits of all rows, as `choose_splits` makes them.
         spec: Says how closely to look, and what to do.
-        source: Name of the data, in messages and for what is kept of the audit; None keeps nothing.
-        reload: Gives the images without the rows of these names.
+        seed: As for `choose_splits`.
 
     Raises:
         DataError: If images can't be read and the recipe says stop, or hardly any are left of a class, or images of
             the training split are in another one and the recipe says stop.
     """
-    where = source or "data"
     skipped: tuple[Skip, ...] = ()
+    done: Audit | None = None  # in the main process alone
+
+    def find_unreadable() -> tuple[Skip, ...]:
+        nonlocal done
+        # The audit of data in memory, which has no name of its own, is not cached.
+        cached_for = spec.source if source.name == spec.source else None
+        done = audit(rows, spec.audit, background=spec.background, cached_for=cached_for)
+        return _unreadable(done, images.labels, spec, source.name)
+
     while True:
         rows = joined(images.splits.values())
-        check_found(rows, where)
-        done = _audited(rows, Look(spec.audit, spec.background, source))
-        new = on_main(partial(_skips, done, images.labels))
-        refuse_or_tell(new, images, spec, where)
+        check_found(rows, source.name)
+        new = on_main(find_unreadable)
         skipped += new
-        kept = reload([skip.file for skip in skipped]) if new else images
-        # Where a class takes few of its images (data.max_per_class), others come in the place of those left out.
-        if set(rows["file"][:]).issuperset(file for part in kept.splits.values() for file in part["file"][:]):
+        if new:
+            images = choose_splits(source.without([skip.file for skip in skipped]), spec, seed)
+        if set(rows["file"][:]).issuperset(file for part in images.splits.values() for file in part["file"][:]):
             break
-        images = kept
-    fingerprints, findings = on_main(lambda: _conclude(_known(done), rows, kept, spec))
-    findings = (*(Finding("broken", skip.reason, (skip.file,), 1) for skip in skipped), *findings)
-    _tell(findings, spec, where)
-    return Checked(kept, fingerprints, skipped, findings)
+
+    def conclude() -> tuple[dict[str, str], tuple[Finding, ...]]:
+        assert done is not None
+        numbers = {split: done.numbers(part) for split, part in images.splits.items()}
+        found = [Finding("broken", skip.reason, (skip.file,), 1) for skip in skipped]
+        if spec.audit != "off":
+            gray = gray_of(rows, spec.background) if spec.audit == "full" else None
+            found += list_findings(done, numbers, images.labels, gray=gray)
+        _report(found, spec, source.name)
+        return {split: done.fingerprint(part) for split, part in numbers.items()}, tuple(found)
+
+    fingerprints, findings = on_main(conclude)
+    return Checked(images, fingerprints, skipped, findings)
 
 
-def check_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> tuple[Skip, ...]:
-    """The rows that can't be read, in every process; warned of, or refused.
+def readable_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> Dataset:
+    """The rows that can be read, in every process.
 
     Raises:
         DataError: As for `check_images`, but for leaks.
     """
     check_found(rows, spec.source)
-    done = _audited(rows, Look(spec.audit, spec.background, spec.source))
-    skipped = on_main(partial(_skips, done, labels))
-    refuse_or_tell(skipped, ImageData({"test": rows}, tuple(labels)), spec, spec.source)
-    return skipped
+
+    def find_unreadable() -> tuple[Skip, ...]:
+        done = audit(rows, spec.audit, background=spec.background, cached_for=spec.source)
+        return _unreadable(done, labels, spec, spec.source)
+
+    return without_files(rows, [skip.file for skip in on_main(find_unreadable)])
 
 
 def fingerprint_of(rows: Dataset) -> str:
     """Hash over the names, labels and contents of rows, in every process; decodes nothing."""
-    done = _audited(rows, Look("off"))
-    return on_main(lambda: _known(done).fingerprint())
-
-
-def _audited(rows: Dataset, look: Look) -> Audit | None:
-    """None in all processes but the main one."""
-    done = audit(rows, "checking images", look) if PartialState().is_main_process else None
-    meet()
-    return done
-
-
-def _known(done: Audit | None) -> Audit:
-    assert done is not None
-    return done
-
-
-def _skips(done: Audit | None, labels: Sequence[str]) -> tuple[Skip, ...]:
-    done = _known(done)
-    return tuple(
-        Skip(done.files[row], spoken_label(done.labels[row], labels), problem)
-        for row, problem in sorted(done.problems.items())
-    )
-
-
-def _conclude(
-    done: Audit, rows: Dataset, kept: ImageData, spec: DataSpec
-) -> tuple[dict[str, str], tuple[Finding, ...]]:
-    numbers = {split: done.numbers(part) for split, part in kept.splits.items()}
-    fingerprints = {split: done.fingerprint(part) for split, part in numbers.items()}
-    if spec.audit == "off":
-        return fingerprints, ()
-    gray = gray_of(rows, spec.background) if spec.audit == "full" else None
-    return fingerprints, tuple(find(Splits(done, numbers, kept.labels), gray))
+    return on_main(lambda: audit(rows, "off").fingerprint())
 
 
 def joined(parts: Iterable[Dataset]) -> Dataset:
@@ -176,73 +157,58 @@ def joined(parts: Iterable[Dataset]) -> Dataset:
 
 def gray_of(rows: Dataset, background: tuple[int, int, int] | None) -> Callable[[int], Image.Image]:
     """Number of a row to its image in mode L."""
-    return lambda number: decode(read_row(rows[number]), background).convert("L")
+    return lambda number: decode(read_content(rows[number]["image"]), background).convert("L")
 
 
-def refuse_or_tell(skipped: Sequence[Skip], images: ImageData, spec: DataSpec, where: str) -> None:
-    """Stop at images that can't be read, or warn of them.
-
-    Raises:
-        DataError: If the recipe says stop, or more than half of a class can't be read.
-    """
-    if not skipped:
-        return
-    lines = [f"  {skip.file}: {skip.reason}" for skip in skipped[:_SHOWN]]
-    if len(skipped) > _SHOWN:
-        lines.append(f"  and {len(skipped) - _SHOWN} more")
-    files = "1 file is" if len(skipped) == 1 else f"{len(skipped)} files are"
+def _unreadable(done: Audit, labels: Sequence[str], spec: DataSpec, where: str) -> tuple[Skip, ...]:
+    """The rows that can't be read, warned of; an error if the recipe says stop, or most images of a class are lost."""
+    rows = sorted(done.problems)
+    if not rows:
+        return ()
+    skips = tuple(Skip(done.files[row], spoken_label(done.labels[row], labels), done.problems[row]) for row in rows)
+    files = "1 file is" if len(skips) == 1 else f"{len(skips)} files are"
+    lines = _shortened([f"  {skip.file}: {skip.reason}" for skip in skips])
     if spec.bad_images == "stop":
         raise DataError("\n".join([f"{where}: {files} no readable image; repair or remove:", *lines]))
-    bad = Counter(label for skip in skipped for label in _labels_in(skip, images))
-    every = Counter({label: sum(images.counts(split)[label] for split in images.splits) for label in bad})
-    lost = [f"{label} ({count} of {every[label]})" for label, count in bad.items() if 2 * count > every[label]]
+    counts = zip(count_keys(done.labels[rows], len(labels)), count_keys(done.labels, len(labels)), strict=True)
+    lost = [f"{name} ({bad} of {every})" for name, (bad, every) in zip(labels, counts, strict=True) if 2 * bad > every]
     if lost:
         what = f"{where}: more than half of the images can't be read in the class {', '.join(lost)}; repair them or "
         raise DataError("\n".join([f"{what}remove the class:", *lines]))
     warn("\n".join([f"{where}: left out: {files} no readable image:", *lines]))
+    return skips
 
 
-def _labels_in(skip: Skip, images: ImageData) -> Sequence[str]:
-    """The classes of an image that was left out."""
-    if not images.is_multi_label:
-        return (skip.label,)
-    for rows in images.splits.values():
-        if skip.file in (files := rows["file"][:]):
-            return [images.labels[number] for number in rows[files.index(skip.file)]["label"]]
-    return ()
-
-
-def _tell(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
-    """Warn of what makes the numbers wrong; count the rest in one line."""
+def _report(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
+    """Warn of what makes the numbers wrong, or stop at it; count the rest in one line."""
     leaks = [finding for finding in findings if finding.kind in ("leak", "near leak")]
     if leaks:
         images = sum(finding.count for finding in leaks)
         what = f"{where}: {images} images are the same in two splits, so that scores will be too good"
-        lines = _lines(leaks)
         if spec.leaks == "stop":
-            raise DataError("\n".join([f"{what}; remove them, or say data.leaks=warn:", *lines]))
-        warn("\n".join([f"{what}:", *lines]))
+            raise DataError("\n".join([f"{what}; remove them, or say data.leaks=warn:", *_lines(leaks)]))
+        warn("\n".join([f"{what}:", *_lines(leaks)]))
     wrong = [finding for finding in findings if finding.kind in ("two labels", "near two labels", "mixed ranges")]
     if wrong:
         warn("\n".join([f"{where}: labels or pixels contradict each other:", *_lines(wrong)]))
-    deep = [finding for finding in findings if finding.kind == "deep"]
-    if deep:
-        _warn_of_deep(deep[0].count, where)
+    for finding in findings:
+        if finding.kind == "deep":
+            images = "1 image has" if finding.count == 1 else f"{finding.count} images have"
+            warn(
+                f"{where}: {images} more than 8 bits per channel, which are scaled to 8 here; transformers' own "
+                'pipeline("image-classification") saturates them instead: use the model through hfft.Classifier, or '
+                "convert the files to 8 bits"
+            )
     notes = Counter(finding.kind for finding in findings if finding.severity == "note" and finding.kind != "deep")
     if notes:
-        told = ", ".join(f"{kind} {count}" for kind, count in notes.items())
-        say(f"{where}: also found: {told}; data.json and `hfft check-data` name them")
+        counts = ", ".join(f"{kind} {count}" for kind, count in notes.items())
+        say(f"{where}: also found: {counts}; data.json and `hfft check-data` name them")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:
-    lines = [f"  {finding.kind} ({finding.detail}): {', '.join(finding.files[:4])}" for finding in findings[:_SHOWN]]
-    return [*lines, *([f"  and {len(findings) - _SHOWN} more"] if len(findings) > _SHOWN else [])]
+    return _shortened([f"  {one.kind} ({one.detail}): {', '.join(one.files[:4])}" for one in findings])
 
 
-def _warn_of_deep(count: int, source: str) -> None:
-    images = "1 image has" if count == 1 else f"{count} images have"
-    warn(
-        f"{source}: {images} more than 8 bits per channel, which are scaled to 8 here; transformers' own "
-        'pipeline("image-classification") saturates them instead: use the model through hfft.Classifier, or convert '
-        "the files to 8 bits"
-    )
+def _shortened(lines: list[str]) -> list[str]:
+    more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    return lines[:_SHOWN] + more

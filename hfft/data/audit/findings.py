@@ -1,17 +1,17 @@
-"""What an audit says of a data set: leaks, duplicates, contradicting labels, odd images and classes, as one list."""
+"""Findings of an audit: leaks, duplicates, contradicting labels, odd images and classes, as one list."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from hfft.data.audit.audit import Audit
+from hfft.data.audit.audit import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT, Audit
 from hfft.data.audit.duplicates import group, same_pictures
-from hfft.data.audit.examining import BLANK, DEEP, FLOATS, FRAMES, INKS, TRANSPARENT
 from hfft.data.images.modes import float_range
 from hfft.data.sources.folders import endings
 from hfft.data.sources.labels import UNLABELLED, alike_classes, count_keys, spoken_label
@@ -73,135 +73,140 @@ class Finding:
         """`harm` or `note`."""
         return KINDS[self.kind][0]
 
-
-def described(finding: Finding) -> dict[str, Any]:
-    """A finding as JSON has it."""
-    return {"severity": finding.severity, **asdict(finding)}
+    def to_dict(self) -> dict[str, Any]:
+        """As data.json and `hfft check-data --json` have it."""
+        return {"severity": self.severity, **asdict(self)}
 
 
 @dataclass(frozen=True)
-class Splits:
-    """Splits of audited rows.
+class _Rows:
+    """All rows of all splits, one after the other.
 
     Attributes:
-        audit: Of all rows, and maybe of others.
-        rows: Name of each split to the numbers of its rows in the audit.
+        audit: Of these rows, and maybe of others.
         labels: Class names.
-        train: The split that classes are judged by.
+        splits: Split names.
+        numbers: Of each row in the audit, (N,).
+        parts: Index of each row's split, (N,).
     """
 
     audit: Audit
-    rows: Mapping[str, np.ndarray]
     labels: Sequence[str]
-    train: str = "train"
-
-
-@dataclass(frozen=True)
-class _Table:
-    """All rows of all splits, one after the other: their numbers in the audit, files, classes, splits, records."""
-
+    splits: Sequence[str]
     numbers: np.ndarray
-    files: list[str]
-    classes: np.ndarray
     parts: np.ndarray
-    records: np.ndarray
+
+    @cached_property
+    def files(self) -> list[str]:
+        return [self.audit.files[number] for number in self.numbers.tolist()]
+
+    @cached_property
+    def classes(self) -> np.ndarray:
+        return self.audit.labels[self.numbers]
+
+    @cached_property
+    def records(self) -> np.ndarray:
+        return self.audit.records[self.numbers]
+
+    def summary(self, kind: str, chosen: np.ndarray, detail: str) -> Iterator[Finding]:
+        """One finding on all chosen rows, a mask (N,), if there are any."""
+        rows = np.flatnonzero(chosen).tolist()
+        if rows:
+            yield Finding(kind, detail, tuple(self.files[row] for row in rows[:_LISTED]), len(rows))
 
 
-def find(splits: Splits, gray: Callable[[int], Image.Image] | None = None) -> list[Finding]:
-    """Everything that an audit tells, in the order of `KINDS`, then of the rows.
+def list_findings(
+    audit: Audit,
+    splits: Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    *,
+    train: str = "train",
+    gray: Callable[[int], Image.Image] | None = None,
+) -> list[Finding]:
+    """All findings on some splits, in the order of `KINDS`, then of the rows.
 
     Args:
-        splits: The audited splits.
+        audit: Of all rows of the splits, and maybe of others.
+        splits: Name of each split to the numbers of its rows in the audit.
+        labels: Class names.
+        train: The split that classes are judged by.
         gray: Number of a row in the audit to its image in mode L, to compare those whose thumbnails are alike; None
             compares none.
     """
-    numbers = np.concatenate([np.zeros(0, np.int64), *splits.rows.values()])
-    audit = splits.audit
-    parts = np.repeat(np.arange(len(splits.rows)), [len(rows) for rows in splits.rows.values()])
-    files = [audit.files[number] for number in numbers.tolist()]
-    table = _Table(numbers, files, audit.labels[numbers], parts, audit.records[numbers])
+    numbers = np.concatenate([np.zeros(0, np.int64), *splits.values()])
+    parts = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits.values()])
+    rows = _Rows(audit, labels, list(splits), numbers, parts)
+    broken = sorted(set(audit.problems) & set(numbers.tolist()))
     found = [
-        *_broken(audit, numbers),
-        *_classes(splits),
-        *_groups(splits, table, gray),
-        *_images(splits, table),
-        *_deep(table),
+        *(Finding("broken", audit.problems[number], (audit.files[number],), 1) for number in broken),
+        *_classes(rows, train),
+        *_equal_images(rows, gray),
+        *_images(rows),
+        *_deep(rows),
     ]
+    return in_order(found)
+
+
+def in_order(findings: Iterable[Finding]) -> list[Finding]:
+    """Findings in the order of `KINDS`."""
     order = list(KINDS)
-    return sorted(found, key=lambda finding: order.index(finding.kind))
+    return sorted(findings, key=lambda finding: order.index(finding.kind))
 
 
-def _broken(audit: Audit, numbers: np.ndarray) -> Iterator[Finding]:
-    """The rows that can't be decoded."""
-    for number in sorted(set(audit.problems) & set(numbers.tolist())):
-        yield Finding("broken", audit.problems[number], (audit.files[number],), 1)
-
-
-def _classes(splits: Splits) -> Iterator[Finding]:
-    for rows in splits.rows.values():
-        unlabelled = rows[_lacking(splits.audit.labels[rows])].tolist()
-        if unlabelled:
-            files = tuple(splits.audit.files[row] for row in unlabelled[:_LISTED])
-            yield Finding("unlabelled", f"{len(unlabelled)} rows without a label", files, len(unlabelled))
-    train = splits.rows[splits.train]
-    labels, is_broken = splits.audit.labels[train], splits.audit.records["broken"][train]
-    counts = count_keys(labels[is_broken == 0], len(splits.labels)).tolist()
-    for label, count in zip(splits.labels, counts, strict=True):
+def _classes(rows: _Rows, train: str) -> Iterator[Finding]:
+    has_label = np.fromiter((key not in (UNLABELLED, (UNLABELLED,)) for key in rows.classes.tolist()), bool)
+    for part in range(len(rows.splits)):
+        without = ~has_label & (rows.parts == part)
+        yield from rows.summary("unlabelled", without, f"{without.sum()} rows without a label")
+    is_trained_on = (rows.parts == rows.splits.index(train)) & (rows.records["broken"] == 0)
+    counts = count_keys(rows.classes[is_trained_on], len(rows.labels)).tolist()
+    for label, count in zip(rows.labels, counts, strict=True):
         if count == 0:
             yield Finding("empty class", f"{label}: no image to train on")
         elif count < RARE:
             yield Finding("rare class", f"{label}: {count} to train on")
-    for alike in alike_classes(splits.labels):
+    for alike in alike_classes(rows.labels):
         yield Finding("like another class", ", ".join(map(repr, alike)))
 
 
-def _groups(splits: Splits, table: _Table, gray: Callable[[int], Image.Image] | None) -> Iterator[Finding]:
-    digests = table.records["digest"]
+def _equal_images(rows: _Rows, gray: Callable[[int], Image.Image] | None) -> Iterator[Finding]:
+    digests = rows.records["digest"]
     _, firsts, which, counts = np.unique(digests, return_index=True, return_inverse=True, return_counts=True)
-    usable = (digests != b"") & (table.records["broken"] == 0)
-    copies: dict[int, list[int]] = {}
+    usable = (digests != b"") & (rows.records["broken"] == 0)
+    copies: dict[int, list[int]] = {}  # the first row with a content to all of them
     for row in np.flatnonzero((counts[which] > 1) & usable).tolist():
         copies.setdefault(int(firsts[which[row]]), []).append(row)
-    for rows in copies.values():
-        yield from _judge(splits, table, rows, near=False)
+    for equal in copies.values():
+        yield from _judge(rows, equal)
     if gray is None:
         return
     once = np.sort(firsts[usable[firsts]])  # one of each content
-    pairs = same_pictures(splits.audit.thumbnails, table.numbers[once], gray)
+    pairs = same_pictures(rows.audit.thumbnails, rows.numbers[once], gray)
     for places in group(pairs):
-        rows = sorted(row for place in places for row in copies.get(int(once[place]), [int(once[place])]))
-        yield from _judge(splits, table, rows, near=True)
+        equal = sorted(row for place in places for row in copies.get(int(once[place]), [int(once[place])]))
+        yield from _judge(rows, equal, near="near ")
 
 
-def _judge(splits: Splits, table: _Table, rows: list[int], *, near: bool) -> Iterator[Finding]:
+def _judge(rows: _Rows, equal: list[int], near: str = "") -> Iterator[Finding]:
     """One finding for each way in which a group of equal images is wrong."""
-    parts, classes = sorted(set(table.parts[rows].tolist())), sorted(set(table.classes[rows].tolist()))
-    names = list(splits.rows)
+    parts: list[int] = sorted(set(rows.parts[equal].tolist()))
+    classes = sorted(set(rows.classes[equal].tolist()))
     found = []
     if len(parts) > 1:
-        found.append(("leak", " and ".join(names[part] for part in parts)))
+        found.append(("leak", " and ".join(rows.splits[part] for part in parts)))
     if len(classes) > 1:
-        found.append(("two labels", _names(splits.labels, classes)))
+        found.append(("two labels", " and ".join(spoken_label(key, rows.labels) for key in classes)))
     if not found:
-        found.append(("duplicate", f"{len(rows)} times in {names[parts[0]]}"))
+        found.append(("duplicate", f"{len(equal)} times in {rows.splits[parts[0]]}"))
     for kind, detail in found:
-        yield Finding(f"near {kind}" if near else kind, detail, tuple(table.files[row] for row in rows), len(rows))
+        yield Finding(near + kind, detail, tuple(rows.files[row] for row in equal), len(equal))
 
 
-def _names(labels: Sequence[str], numbers: Sequence[Any]) -> str:
-    return " and ".join(spoken_label(number, labels) for number in numbers)
-
-
-def _lacking(keys: np.ndarray) -> np.ndarray:
-    """Whether nobody has labelled a row, (N,) bool."""
-    return np.fromiter((key in (UNLABELLED, (UNLABELLED,)) for key in keys.tolist()), bool, len(keys))
-
-
-def _images(splits: Splits, table: _Table) -> Iterator[Finding]:
-    width, height, traits = (table.records[name] for name in ("width", "height", "traits"))
+def _images(rows: _Rows) -> Iterator[Finding]:
+    width, height, traits = (rows.records[name] for name in ("width", "height", "traits"))
     known = width > 0  # `off` reads no headers
     small, large = np.minimum(width, height), np.maximum(width, height)
-    yield from _misnamed(table.files, table.records["format"])
+    yield from _misnamed(rows)
     typical = float(np.median(small[known])) if known.any() else 0.0
     for kind, chosen in (
         ("tiny", known & ((small < TINY) | ((small < 32) & (small < typical / 4)))),
@@ -210,40 +215,33 @@ def _images(splits: Splits, table: _Table) -> Iterator[Finding]:
         ("blank", (traits & BLANK) > 0),
     ):
         for row in np.flatnonzero(chosen).tolist():
-            yield Finding(kind, f"{width[row]} x {height[row]} pixels", (table.files[row],), 1)
-    for row, number in enumerate(table.numbers.tolist()):
-        if number in splits.audit.remarks:
-            yield Finding("damaged", splits.audit.remarks[number], (table.files[row],), 1)
-    yield from _summary(table, "transparent", (traits & TRANSPARENT) > 0, "data.background lays them over a color")
-    yield from _summary(table, "frames", (traits & FRAMES) > 0, "the first is used")
-    yield from _summary(table, "inks", (traits & INKS) > 0, 'pipeline("image-classification") shows other colors')
+            yield Finding(kind, f"{width[row]} x {height[row]} pixels", (rows.files[row],), 1)
+    for row, number in enumerate(rows.numbers.tolist()):
+        if number in rows.audit.remarks:
+            yield Finding("damaged", rows.audit.remarks[number], (rows.files[row],), 1)
+    yield from rows.summary("transparent", (traits & TRANSPARENT) > 0, "data.background lays them over a color")
+    yield from rows.summary("frames", (traits & FRAMES) > 0, "the first is used")
+    yield from rows.summary("inks", (traits & INKS) > 0, 'pipeline("image-classification") shows other colors')
 
 
-def _misnamed(files: list[str], formats: np.ndarray) -> Iterator[Finding]:
+def _misnamed(rows: _Rows) -> Iterator[Finding]:
     promised = endings()
-    for row, name in enumerate(formats.tolist()):
-        ending = PurePath(files[row]).suffix.lower()
-        told, found = promised.get(ending), name.decode()
-        if name and told is not None and told != found and {told, found} not in _ALIKE:
-            yield Finding("wrong ending", f"is {found}", (files[row],), 1)
+    for file, name in zip(rows.files, rows.records["format"].tolist(), strict=True):
+        expected, found = promised.get(PurePath(file).suffix.lower()), name.decode()
+        if found and expected is not None and expected != found and {expected, found} not in _ALIKE:
+            yield Finding("wrong ending", f"is {found}", (file,), 1)
 
 
-def _deep(table: _Table) -> Iterator[Finding]:
-    traits, peaks = table.records["traits"], table.records["peak"]
+def _deep(rows: _Rows) -> Iterator[Finding]:
+    traits, peaks = rows.records["traits"], rows.records["peak"]
     floats, deep = (traits & FLOATS) > 0, (traits & DEEP) > 0
-    yield from _summary(table, "deep", deep, 'scaled to 8 bits; pipeline("image-classification") saturates them')
+    yield from rows.summary("deep", deep, 'scaled to 8 bits; pipeline("image-classification") saturates them')
     ranges = [float_range(peak) or 0 for peak in peaks[floats].tolist()]
     if len(set(ranges)) > 1:
-        told = ", ".join(f"{count} within 0 to {top}" for top, count in sorted(Counter(ranges).items()))
-        yield from _summary(table, "mixed ranges", floats, f"{told}, and each is scaled by its own range")
+        counts = ", ".join(f"{count} within 0 to {top}" for top, count in sorted(Counter(ranges).items()))
+        yield from rows.summary("mixed ranges", floats, f"{counts}, and each is scaled by its own range")
     integers = deep & ~floats
     if integers.any() and 0 < peaks[integers].max() < 65535 / 8:
         levels = int(peaks[integers].max() / 257) + 1
-        told = f"no value above {peaks[integers].max():g} of 65535, so that {levels} of 256 levels remain"
-        yield from _summary(table, "few levels", integers, told)
-
-
-def _summary(table: _Table, kind: str, chosen: np.ndarray, detail: str) -> Iterator[Finding]:
-    rows = np.flatnonzero(chosen).tolist()
-    if rows:
-        yield Finding(kind, detail, tuple(table.files[row] for row in rows[:_LISTED]), len(rows))
+        detail = f"no value above {peaks[integers].max():g} of 65535, so that {levels} of 256 levels remain"
+        yield from rows.summary("few levels", integers, detail)

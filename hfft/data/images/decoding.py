@@ -86,15 +86,17 @@ def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
 
 
 @_file_errors()
-def read_content(image: dict[str, Any]) -> bytes:
-    """Encoded bytes of an image.
+def read_content(image: dict[str, Any] | None) -> bytes:
+    """Encoded bytes of a row's image.
 
     Args:
         image: `bytes`, or where they are None, the `path` of a file or, from `part_of`, of a part of one.
 
     Raises:
-        DataError: If the file can't be read.
+        DataError: If there is none, or its file can't be read.
     """
+    if image is None:
+        raise DataError("the row holds no image")
     if image["bytes"] is not None:
         return image["bytes"]
     path = opened_path(image["path"])
@@ -107,17 +109,6 @@ def read_content(image: dict[str, Any]) -> bytes:
     if len(content) < int(part[3]):
         raise OSError(f"{printable_path(part[1])} ends in the middle of the image")
     return content
-
-
-def read_row(row: dict[str, Any]) -> bytes:
-    """The encoded image of a row.
-
-    Raises:
-        DataError: If it has none, or its file can't be read.
-    """
-    if row["image"] is None:
-        raise DataError("the row holds no image")
-    return read_content(row["image"])
 
 
 def decode(
@@ -159,7 +150,7 @@ def decode_row(row: dict[str, Any]) -> Decoded:
         DataError: If it can't be decoded.
     """
     try:
-        return decode_bytes(read_row(row))
+        return decode_bytes(read_content(row["image"]))
     except DataError as error:
         raise DataError(f"{row['file']}: {error}") from error
 

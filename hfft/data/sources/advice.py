@@ -49,8 +49,8 @@ def looked_for(path: Path) -> str:
     path, parent = _existing_part(path)
     lost = path.relative_to(parent).parts[0]
     meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
-    told = f"; did you mean {meant!r}?" if meant else ""
-    return f"looked for {path}: {parent} holds no {lost!r}{told}"
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    return f"looked for {path}: {parent} holds no {lost!r}{hint}"
 
 
 def _existing_part(path: Path) -> tuple[Path, Path]:
@@ -77,7 +77,7 @@ def advice_for(files: Iterable[Path]) -> str:
     return f"; {'; '.join(known)}" if known else ""
 
 
-def check_header(names: Sequence[str], where: str, *, is_row: bool = False) -> None:
+def check_header_row(names: Sequence[str], where: str, *, is_row: bool = False) -> None:
     """A first line that names an image is a row.
 
     Raises:

@@ -11,7 +11,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for, refuse_unused
-from hfft.data.sources.columns import PARENT_FOLDER, Columns
+from hfft.data.sources.columns import PARENT_FOLDER, TableColumns
 from hfft.data.sources.folders import UNREAD, holds_images, image_files, is_image_file, subfolders, visible_files
 from hfft.data.sources.labels import UNLABELLED, label_texts, natural, same_class
 from hfft.data.sources.layout import CLASS_FOLDER, FolderLayout, find_layout, split_in, words_of
@@ -91,7 +91,7 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Ta
     classes = sorted({text for text in texts if text is not None}, key=natural)
     splits = {split: _raw_rows(folders, folder, labels, classes) for split, folders in found.items()}
     empty = {split: _empty_classes(folders, labels) for split, folders in found.items()}
-    columns = Columns("image", CLASS_FOLDER, group=spec.group_column, has_paths=True)
+    columns = TableColumns("image", CLASS_FOLDER, group=spec.group_column, has_paths=True)
     return Table(spec.source, splits, columns, root=folder, empty=empty)
 
 
@@ -183,13 +183,7 @@ def _warn_of_inner_folders(folders: Sequence[ClassFolder], folder: Path) -> None
 
 
 def find_ignored(folder: Path, files: Collection[str], *, by_folder: bool = False) -> Iterator[tuple[str, str]]:
-    """Images that are left out of a folder of class folders, by name or first bytes: each name, and the reason.
-
-    Args:
-        folder: Holds class folders, or split folders of class folders.
-        files: Names of the rows, below the folder.
-        by_folder: As `find_layout` has it.
-    """
+    """Images that are left out of a folder of class folders, by name or first bytes: each name, and the reason."""
     layout = find_layout(folder, by_folder=by_folder)
     loose = set(_loose_files(folder, layout.roots))
     within = {

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, Value
 
-from hfft.data.sources.advice import check_header, check_paths
+from hfft.data.sources.advice import check_header_row, check_paths
 from hfft.data.sources.folders import endings
 from hfft.data.sources.labels import Label, is_number, is_text
 from hfft.data.sources.layout import (
@@ -61,7 +61,7 @@ class SplitColumnError(DataError):
 
 
 @dataclass(frozen=True)
-class Columns:
+class TableColumns:
     """The columns that a table of images is used by.
 
     Attributes:
@@ -99,14 +99,8 @@ class Columns:
         return ", ".join(f"{role} {name!r}" for role, name in named.items() if name is not None)
 
 
-def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> Columns:
+def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> TableColumns:
     """Which columns hold images, labels, weights, groups and splits.
-
-    Args:
-        rows: With any columns.
-        spec: For what was asked.
-        where: Names the source in errors.
-        of_files: Whether text may be paths.
 
     Raises:
         NoColumnError: If no column fits.
@@ -114,7 +108,7 @@ def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool)
         DataError: If a column isn't there, or several fit.
     """
     if of_files:
-        check_header(rows.column_names, where)
+        check_header_row(rows.column_names, where)
     images = _image_columns(rows)
     if of_files and not images:
         images = _path_columns(rows)
@@ -128,7 +122,7 @@ def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool)
     weight = None if asked is None else _column(asked, [], rows, f"{where}: weight_column")
     label = _label(rows, spec, image, f"{where}: label_column", has_paths=has_paths)
     group = _group_column(spec.group_column, rows, has_paths, f"{where}: group_column")
-    return Columns(image, label, weight, group, split, has_paths, unused)
+    return TableColumns(image, label, weight, group, split, has_paths, unused)
 
 
 def _column(asked: str | None, candidates: Sequence[str], rows: Dataset, where: str) -> str:

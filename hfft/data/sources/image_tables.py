@@ -9,7 +9,7 @@ from datasets import Dataset, concatenate_datasets
 
 from hfft.data.sources.advice import advice_for, refuse_unused
 from hfft.data.sources.class_folders import class_folders, read_class_folders
-from hfft.data.sources.columns import Columns, NoColumnError, SplitColumnError, choose_columns
+from hfft.data.sources.columns import NoColumnError, SplitColumnError, TableColumns, choose_columns
 from hfft.data.sources.datasets_library import TABLES, read_table
 from hfft.data.sources.folders import files_ending, image_files, visible_files
 from hfft.data.sources.layout import (
@@ -46,7 +46,7 @@ class LabelTables:
     """
 
     splits: dict[str, RawRows]
-    columns: Columns
+    columns: TableColumns
     warnings: tuple[str, ...] = ()
 
 
@@ -81,19 +81,13 @@ def _is_small_table(file: Path) -> bool:
 def _read_label_tables(folder: Path, files: Sequence[Path], spec: DataSpec, problem: str) -> LabelTables:
     """The tables of a folder that name its images and hold their labels, by split.
 
-    Args:
-        folder: Holds images.
-        files: Tables below it.
-        spec: For the columns that were asked for.
-        problem: Why the folders tell no classes, for errors.
-
     Raises:
         UndecidedError: If a table names the images, and which column holds labels can't be decided.
         DataError: If no table fits, or several.
     """
     images = [path_below(path, folder) for path in image_files(folder)]
     named = _naming_images(folder, files, images, spec, problem)
-    chosen: dict[Path, Columns] = {}
+    chosen: dict[Path, TableColumns] = {}
     lacking = {}
     for file, (rows, column) in named.items():
         try:
@@ -207,7 +201,7 @@ def _contradicts(tables: LabelTables, folders: Collection[str]) -> bool:
     return not len(found) == len({name for name, _ in found}) == len({label for _, label in found})
 
 
-def _labels_by_folder(rows: Dataset, columns: Columns) -> set[tuple[str, str]]:
+def _labels_by_folder(rows: Dataset, columns: TableColumns) -> set[tuple[str, str]]:
     """Folders of images, each with every label of its images."""
     folders = [str(path).rpartition("/")[0] for path in rows[columns.image][:]]
     if columns.label == CLASS_FOLDER:

@@ -65,13 +65,7 @@ def label_text(value: Any) -> str | None:
 
 
 def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list[str | None]:
-    """The label of each row as `label_text` has it; logs where texts lost spaces.
-
-    Args:
-        values: Of one type.
-        files: Names of the rows.
-        where: Names the source.
-    """
+    """The label of each row as `label_text` has it; logs where texts lost spaces."""
     known = {value: label_text(value) for value in set(values)}
     texts = [known[value] for value in values]
     changed = {value for value, text in known.items() if isinstance(value, str) and text not in (None, value)}
@@ -99,10 +93,7 @@ def same_class(name: str) -> str:
 def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -> dict[str, str]:
     """Each spelling that occurs -> the name of its class, which is one of them; classes are in their order.
 
-    Args:
-        found: Labels as `label_text` has them.
-        declared: Names that a data set declares, which come first, in their order.
-        where: Names the source in warnings.
+    `declared` are names that a data set declares, which come first, in their order.
     """
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys([*declared, *sorted(set(found), key=natural)]):

@@ -103,11 +103,7 @@ def folders_of(path: object) -> list[str]:
 
 
 def divide(paths: Sequence[Sequence[str]]) -> tuple[list[str], list[Sequence[str]]] | None:
-    """The split of each path by its first folder, and the folders below; None where not all begin with one of a split.
-
-    Args:
-        paths: The folders that each leads through.
-    """
+    """The split of each path by its first folder, and the folders below it; None where not all begin with a split."""
     known = split_names(folders[0] for folders in paths if folders)
     if not known or not all(folders and folders[0] in known for folders in paths):
         return None

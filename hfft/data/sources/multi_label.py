@@ -132,11 +132,6 @@ def class_list_columns(rows: Dataset) -> list[str]:
 def flag_columns(rows: Dataset, without: Sequence[str | None], where: str) -> tuple[str, ...]:
     """Columns that hold 0 and 1 alone, two or more of them; else none.
 
-    Args:
-        rows: With any columns.
-        without: Columns that are something else.
-        where: Names the source in errors.
-
     Raises:
         DataError: With the first other value of a column that holds mostly 0 and 1, which a guess would leave out.
     """
@@ -180,10 +175,6 @@ def detect_multi_label(labels: LabelValues, task: str) -> bool:
     """Whether rows have any number of labels each: as asked, or as their values show.
 
     Lists of classes are, and so are lists or columns of 0 and 1 that don't have one 1 in every row.
-
-    Args:
-        labels: Of all rows.
-        task: `auto`, `single_label` or `multi_label`.
 
     Raises:
         DataError: With the first row that has not the one label that was asked for.
@@ -266,11 +257,6 @@ def _warn_of_separators(values: Sequence[Any], where: str) -> None:
 
 def read_multi_label(labels: LabelValues, label: Label, declared: Sequence[str]) -> tuple[list[str], _Rows]:
     """Names of the classes, and by split the class indices of each row, ascending; None for a row without labels.
-
-    Args:
-        labels: Of all rows.
-        label: The columns.
-        declared: Names that the tables declare for the classes.
 
     Raises:
         DataError: With the first row that holds something else.

@@ -11,7 +11,7 @@ from pathlib import Path
 from datasets import Dataset, Value
 
 from hfft.data.images.decoding import stored_path
-from hfft.data.sources.advice import advice_for, check_header, check_paths, missing_path, not_found, refuse_unused
+from hfft.data.sources.advice import advice_for, check_header_row, check_paths, missing_path, not_found, refuse_unused
 from hfft.data.sources.columns import first_paths
 from hfft.data.sources.datasets_library import read_table
 from hfft.data.sources.folders import endings, filled_subfolders, is_image_file, subfolders, visible_files
@@ -32,11 +32,7 @@ _UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts in front of a
 def read_path_tables(files: Mapping[str, Path], spec: DataSpec, root: Path, *, depth: int = 0) -> Table:
     """Tables of paths by split; paths begin at `image_folder`, else at the table's own folder.
 
-    Args:
-        files: Of each split.
-        spec: The recipe's data section.
-        root: Folder that images are named below.
-        depth: Folders below it that tell no class.
+    Images are named below `root`, of whose folders the first `depth` tell no class.
     """
     images = spec.image_folder and Path(expanded(spec.image_folder))
     if images and not images.is_dir():
@@ -140,7 +136,7 @@ def resolve_paths(
     column = max(counts, key=lambda name: counts[name], default=None)
     if column is None or counts[column] == 0:
         return None
-    check_header([column], str(file), is_row=bool(names.find(column, base)) and column[:1].isdigit())
+    check_header_row([column], str(file), is_row=bool(names.find(column, base)) and column[:1].isdigit())
     paths: list[str | None] = []
     for value in rows[column][:]:
         found = () if value is None else names.find(value, base)
@@ -167,7 +163,7 @@ def _locate_images(rows: Dataset, base: Path, spec: DataSpec, file: Path) -> tup
     Raises:
         DataError: If several images are called the same.
     """
-    check_header(rows.column_names, str(file))
+    check_header_row(rows.column_names, str(file))
     paths = first_paths(rows, spec)
     if paths is None or not base.is_dir() or _exist(paths[:3], base):
         return rows, spec

@@ -29,10 +29,10 @@ from hfft.data.sources.labels import (
 from hfft.data.sources.layout import files_by_split, find_layout
 from hfft.data.sources.path_tables import metadata_files, read_metadata, read_path_tables, read_text_tables
 from hfft.data.sources.rows import Source, make_rows
-from hfft.data.sources.splits import carved_fractions, existing_split, labelled, once, split_rows
+from hfft.data.sources.splits import existing_split, plan_splits, rows_to_measure, split_rows
 from hfft.data.sources.table import Table
 from hfft.data.sources.text_tables import TEXT_TABLES
-from hfft.data.sources.webdataset import read_shards, tar_files
+from hfft.data.sources.webdataset import read_shards
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.runs.record import RunRecord
@@ -103,16 +103,19 @@ def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
         DataError: If there are no splits as asked, or too few classes, or one without training images.
     """
     where = source.name
-    own = existing_split(source.splits, spec.splits.train, where)
-    for folder in source.empty.get(own, ()):
+    plan = plan_splits(source.splits, spec.splits, where)
+    for folder in source.empty.get(plan.named["train"], ()):
         raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    splits = split_rows(source.splits, spec.splits, seed=seed, where=where, max_per_class=spec.max_per_class)
-    _warn_of_empty(source, [split for split in source.empty if split != own])
-    _report_unused(source.splits, spec, own, where)
-    splits = _without_unused(splits, where)
+    splits = split_rows(source.splits, plan, seed=seed, where=where, max_per_class=spec.max_per_class)
+    _warn_of_empty(source, source.splits)
+    unused = [
+        f"{name} ({len(rows):,} rows)" for name, rows in source.splits.items() if name not in plan.named.values()
+    ]
+    if unused:
+        say(f"{where}: not used: {', '.join(unused)}")
+    splits = _without_unused_classes(splits, where)
     labels = class_names(splits["train"])
-    carved = tuple(carved_fractions(source.splits, spec.splits))
-    data = ImageData(splits=splits, labels=labels, columns=source.columns, carved=carved, shards=source.shards)
+    data = ImageData(splits, labels, source.columns, carved=tuple(plan.carved), shards=source.shards)
     _check_classes(data, where)
     _warn_of_names(labels, where)
     return data
@@ -141,8 +144,8 @@ def load_rows(
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
         say(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
-    parts = [once(labelled(part, name, spec.source), name, spec.source) for name, part in found.items()]
-    used = {name for part in parts for name in _used(part)}
+    parts = [rows_to_measure(part, name, spec.source) for name, part in found.items()]
+    used = {name for part in parts for name in _used_classes(part)}
     known = known_as(used, labels)
     unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
     if unknown:
@@ -157,28 +160,17 @@ def _warn_of_empty(found: Source, splits: Collection[str]) -> None:
         warn(f"{folder}: the class folder holds no images")
 
 
-def _report_unused(found: Mapping[str, Dataset], spec: DataSpec, own: str, where: str) -> None:
-    """Name the splits of the source that are used for nothing."""
-    carved = carved_fractions(found, spec.splits)
-    wanted = {"validation": spec.splits.validation, "test": spec.splits.test}
-    named = [name if split == "auto" else str(split) for name, split in wanted.items() if split and name not in carved]
-    used = {own, *(existing_split(found, name, where) for name in named)}
-    unused = [f"{name} ({len(rows):,} rows)" for name, rows in found.items() if name not in used]
-    if unused:
-        say(f"{where}: not used: {', '.join(unused)}")
-
-
-def _used(rows: Dataset) -> list[str]:
+def _used_classes(rows: Dataset) -> list[str]:
     """The classes that rows have."""
     names = class_names(rows)
     counts = count_keys(label_keys(rows), len(names))
     return [name for name, count in zip(names, counts.tolist(), strict=True) if count]
 
 
-def _without_unused(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
+def _without_unused_classes(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
     """Rows with the names of those classes alone that any of them has."""
     names = class_names(splits["train"])
-    used = {name for rows in splits.values() for name in _used(rows)}
+    used = {name for rows in splits.values() for name in _used_classes(rows)}
     unused = [name for name in names if name not in used]
     if not unused or SOFT_LABELS in splits["train"].column_names:  # a class may be nowhere the likeliest
         return splits
@@ -234,7 +226,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Table:
         return read_parquet_folder(folder, files, spec)
     if files := files_ending(folder, TEXT_TABLES):
         return read_text_tables(folder, files, spec)
-    if files := tar_files(folder):
+    if files := files_ending(folder, (".tar",)):
         return read_shards(files_by_split(folder, files), folder, spec)
     saved = next((file for file in visible_files(folder) if file.name in SAVED), None)
     if saved is not None:

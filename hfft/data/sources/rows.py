@@ -75,10 +75,6 @@ def row_features(names: Sequence[str]) -> Features:
 def make_rows(table: Table, task: str) -> Source:
     """Give a table our columns and one list of class names.
 
-    Args:
-        table: Of a reader.
-        task: `auto`, `single_label` or `multi_label`.
-
     Raises:
         DataError: If a column holds something else than what it is used for.
     """

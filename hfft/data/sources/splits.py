@@ -1,7 +1,7 @@
 """Rows by the splits of a source -> train, validation and test: named, carved, or folds; stratified and seeded."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from datasets import Dataset
@@ -17,17 +17,52 @@ CARVED = {"validation": 0.15, "test": 0.15}
 _GROUP = "group"  # column of a table of rows; needed for splitting alone
 
 
+@dataclass(frozen=True)
+class SplitPlan:
+    """Where the splits of a run come from.
+
+    Attributes:
+        named: Split to the source's own split; `train` is always there.
+        carved: Split to the fraction or fold that is taken out of train.
+    """
+
+    named: dict[str, str]
+    carved: dict[str, float | Fold]
+
+
+def plan_splits(found: Collection[str], spec: SplitSpec, where: str) -> SplitPlan:
+    """Match what is asked for with the source's own splits; `auto` carves a split only where the source has none.
+
+    Raises:
+        DataError: If a split isn't there, or is used twice.
+    """
+    named, carved = {"train": existing_split(found, spec.train, where)}, {}
+    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
+        has_own = any(split.lower() in SPLIT_NAMES[name] for split in found)
+        if wanted == "auto":
+            wanted = name if has_own else CARVED[name]
+        if isinstance(wanted, float | Fold):
+            carved[name] = wanted
+        elif wanted is not None:
+            chosen = existing_split(found, str(wanted), where)
+            used = next((split for split, other in named.items() if other == chosen), None)
+            if used is not None:
+                raise DataError(f"data.splits.{name}: {chosen!r} is used for {used} already")
+            named[name] = chosen
+    return SplitPlan(named, carved)
+
+
 def split_rows(
-    found: dict[str, Dataset], spec: SplitSpec, *, seed: int, where: str, max_per_class: int | None = None
+    found: Mapping[str, Dataset], plan: SplitPlan, *, seed: int, where: str, max_per_class: int | None = None
 ) -> dict[str, Dataset]:
-    """Choose the splits of a run.
+    """The splits of a run.
 
     What is carved from train is a function of its rows and the seed: fewer training images per class, or another
     test split, leave validation as it is.
 
     Args:
         found: Rows by the source's own split names; those with a column `group` are never divided within a group.
-        spec: Where each split comes from.
+        plan: Where each split comes from.
         seed: Decides which images a carved split takes.
         where: Names the source in errors.
         max_per_class: Most training images of a class, chosen at random; all when None.
@@ -36,24 +71,16 @@ def split_rows(
         `train`, and `validation` and `test` where there are any, without the column `group`.
 
     Raises:
-        DataError: If a split isn't there, or holds a row without a label.
+        DataError: If a row has no label, or a group would be divided.
     """
-    own = existing_split(found, spec.train, where)
-    every = labelled(found[own], own, where)
-    train = _first_rows(every)
-    used = {own: "train"}
-    splits: dict[str, Dataset] = {}
-    shares = carved_fractions(found, spec)
-    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
-        if wanted is None or name in shares:
-            continue
-        chosen = existing_split(found, name if wanted == "auto" else str(wanted), where)
-        if chosen in used:
-            raise DataError(f"data.splits.{name}: {chosen!r} is used for {used[chosen]} already")
-        used[chosen] = name
-        splits[name] = once(labelled(found[chosen], chosen, where), chosen, where)
+    own = plan.named["train"]
+    _check_labelled(found[own], own, where)
+    train = _first_rows(found[own])
+    splits = {
+        name: rows_to_measure(found[split], split, where) for name, split in plan.named.items() if name != "train"
+    }
     _check_groups(train, splits, where)
-    splits.update(_carve(train, shares, seed, where))
+    splits |= _carve(train, plan.carved, seed, where)
     if max_per_class is not None:
         if is_multi_label(train):
             raise DataError(
@@ -61,28 +88,13 @@ def split_rows(
                 "choice of images would do as it says; leave it out for multi-label data"
             )
         splits["train"] = splits["train"].select(_at_most(label_array(splits["train"]), max_per_class, seed))
-    splits["train"] = _with_repeats(splits["train"], every, own, where) if len(train) < len(every) else splits["train"]
+    if len(train) < len(found[own]):
+        splits["train"] = _with_repeats(splits["train"], found[own], own, where)
     chosen = {name: splits[name] for name in ("train", "validation", "test") if name in splits}
     return {name: rows.remove_columns(list({_GROUP} & set(rows.column_names))) for name, rows in chosen.items()}
 
 
-def carved_fractions(found: Mapping[str, Any], spec: SplitSpec) -> dict[str, float | Fold]:
-    """The splits that are taken out of train, and how much of it; `auto` takes one only where the source has none.
-
-    Args:
-        found: By the source's own split names.
-        spec: Where each split comes from.
-    """
-    shares: dict[str, float | Fold] = {}
-    for name, wanted in (("validation", spec.validation), ("test", spec.test)):
-        has_own = any(alias in (split.lower() for split in found) for alias in SPLIT_NAMES[name])
-        share = CARVED[name] if wanted == "auto" and not has_own else wanted
-        if isinstance(share, float | Fold):
-            shares[name] = share
-    return shares
-
-
-def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
+def existing_split(found: Collection[str], wanted: str, where: str) -> str:
     """The source's name of a split: the same, or another word for it.
 
     Raises:
@@ -97,12 +109,20 @@ def existing_split(found: Mapping[str, Any], wanted: str, where: str) -> str:
     raise DataError(f"{where}: there is no split {wanted!r}; found: {', '.join(found)}")
 
 
-def labelled(rows: Dataset, split: str, where: str) -> Dataset:
-    """The rows as they are.
+def rows_to_measure(rows: Dataset, split: str, where: str) -> Dataset:
+    """The rows of a split, each image once.
 
     Raises:
-        DataError: If any has no label.
+        DataError: If a row has no label.
     """
+    _check_labelled(rows, split, where)
+    firsts = _first_rows(rows)
+    if len(firsts) < len(rows):
+        say(f"{where}: left out {len(rows) - len(firsts)} of {len(rows)} rows of {split!r}, which repeat an image")
+    return firsts
+
+
+def _check_labelled(rows: Dataset, split: str, where: str) -> None:
     missing = np.flatnonzero(lacks_label(rows))
     if len(missing):
         first = rows[int(missing[0])]["file"]
@@ -111,15 +131,6 @@ def labelled(rows: Dataset, split: str, where: str) -> Dataset:
             f"{missing[0]} ({first}); fill them in"
             f"{', or leave the split out, such as data.splits.test=null' if len(missing) == len(rows) else ''}"
         )
-    return rows
-
-
-def once(rows: Dataset, split: str, where: str) -> Dataset:
-    """Rows to measure on: each image counts once, and rows that repeat one are left out with a word."""
-    firsts = _first_rows(rows)
-    if len(firsts) < len(rows):
-        say(f"{where}: left out {len(rows) - len(firsts)} of {len(rows)} rows of {split!r}, which repeat an image")
-    return firsts
 
 
 def _first_rows(rows: Dataset) -> Dataset:
@@ -154,24 +165,23 @@ def _check_groups(train: Dataset, others: Mapping[str, Dataset], where: str) -> 
             )
 
 
-def _carve(train: Dataset, shares: dict[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
-    """Take shares out of train and leave the rest; order is kept within each part. Folds are taken first."""
+def _carve(train: Dataset, carved: Mapping[str, float | Fold], seed: int, where: str) -> dict[str, Dataset]:
+    """Take splits out of train and leave the rest; order is kept within each part. Folds are taken first."""
     labels = label_array(train)
     groups = np.asarray(train[_GROUP][:]) if _GROUP in train.column_names else None
     rest = np.arange(len(train))
     taken: dict[str, np.ndarray] = {}
-    for name, share in shares.items():
-        if isinstance(share, Fold):
-            parts = _folds(labels[rest], None if groups is None else groups[rest], share.of, seed)
-            taken[name] = rest[parts == share.fold]
-            rest = rest[parts != share.fold]
-    fractions = {name: share for name, share in shares.items() if isinstance(share, float)}
+    for name, fold in carved.items():
+        if isinstance(fold, Fold):
+            numbers = _folds(labels[rest], None if groups is None else groups[rest], fold.of, seed)
+            taken[name] = rest[numbers == fold.fold]
+            rest = rest[numbers != fold.fold]
+    fractions = {name: fraction for name, fraction in carved.items() if isinstance(fraction, float)}
     if groups is None:
         parts = _carve_rows(labels[rest], fractions, seed)
     else:
         parts = _carve_groups(labels[rest], groups[rest], fractions, seed)
-    for name, places in parts.items():
-        taken[name] = rest[places]
+    taken |= {name: rest[places] for name, places in parts.items()}
     if groups is not None and any(len(places) == 0 for places in taken.values()):
         raise DataError(
             f"{where}: data.group_column: {len(set(groups))} groups are too few, or too uneven, for the splits "
@@ -202,11 +212,10 @@ def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> d
 def _carve_groups(
     labels: np.ndarray, groups: np.ndarray, fractions: dict[str, float], seed: int
 ) -> dict[str, np.ndarray]:
-    """As `_carve_rows`, but a group goes to one split; class shares are met as well as the groups allow."""
-    names = ["train", *fractions]
-    shares = np.asarray([1 - sum(fractions.values()), *fractions.values()])
-    parts = _assign_groups(labels, groups, shares, seed)
-    return {name: np.flatnonzero(parts == number) for number, name in enumerate(names)}
+    """As `_carve_rows`, but a group goes to one split; fractions of the classes are met as well as groups allow."""
+    wanted = np.asarray([1 - sum(fractions.values()), *fractions.values()])
+    parts = _assign_groups(labels, groups, wanted, seed)
+    return {name: np.flatnonzero(parts == number) for number, name in enumerate(["train", *fractions])}
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> np.ndarray:
@@ -214,9 +223,8 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     if groups is not None:
         return _assign_groups(labels, groups, np.full(count, 1 / count), seed)
     if labels.ndim == 2:
-        return _assign_multi_label(
-            labels, np.tile(labels.sum(axis=0) / count, (count, 1)), np.full(count, 1 / count), seed
-        )
+        targets = np.tile(labels.sum(axis=0) / count, (count, 1))
+        return _assign_multi_label(labels, targets, np.full(count, 1 / count), seed)
     rng = np.random.default_rng(seed)
     folds = np.empty(len(labels), dtype=np.int64)
     start = 0  # where the class before ended, so that small classes don't all begin in the first fold
@@ -227,14 +235,10 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
     return folds
 
 
-def _assign_groups(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
     """Number of the part of each row, (N,); whole groups, the largest first, go where their classes lack most.
 
-    Args:
-        labels: (N,), or (N, K) of 0 and 1.
-        groups: (N,).
-        shares: Of each part, (P,); they sum to 1.
-        seed: Breaks ties between groups of a size.
+    `labels` is (N,), or (N, K) of 0 and 1; `groups` is (N,); `fractions` of the parts, (P,), sum to 1.
     """
     names, numbers = np.unique(groups, return_inverse=True)
     if labels.ndim == 2:  # with a class that all images are of, so that those without a label are shared out too
@@ -245,11 +249,11 @@ def _assign_groups(labels: np.ndarray, groups: np.ndarray, shares: np.ndarray, s
     counts = np.zeros((len(names), present.shape[1]))
     np.add.at(counts, numbers, present)
     totals = counts.sum(axis=0)  # (K,)
-    lacking = shares[:, None] * totals  # (P, K)
+    lacking = fractions[:, None] * totals  # (P, K)
     parts = np.empty(len(names), dtype=np.int64)
     order = np.random.default_rng(seed).permutation(len(names))
     for group in order[np.argsort(-counts[order].sum(axis=1), kind="stable")]:
-        # How much less far from its target each part would be, in squared shares of the class.
+        # How much less far from its target each part would be, in squared fractions of the class.
         gain = ((lacking**2 - (lacking - counts[group]) ** 2) / totals**2).sum(axis=1)  # (P,)
         parts[group] = int(np.argmax(gain))
         lacking[parts[group]] -= counts[group]
@@ -272,37 +276,29 @@ def _carve_multi_label(labels: np.ndarray, fractions: Mapping[str, float], seed:
 
     One split is carved after the other, so that the first doesn't depend on the size of the second. Each takes at
     least one image of a label that can spare it, and train is left with one, as far as the other labels of the images
-    allow it.
-
-    Args:
-        labels: Which labels each image has, (N, K) of 0 and 1.
-        fractions: Split name to its share of the images.
-        seed: Decides between images that would do as well.
+    allow it. `labels` is (N, K) of 0 and 1.
     """
     rest = np.arange(len(labels))
     taken: dict[str, np.ndarray] = {}
     for number, (name, fraction) in enumerate(fractions.items()):
         counts = labels[rest].sum(axis=0, dtype=int)  # (K,)
         wanted = np.clip(np.round(fraction * labels.sum(axis=0)), 1, np.maximum(counts - 1, 0))
-        share = min(fraction * len(labels) / len(rest), 1.0)
+        rate = min(fraction * len(labels) / len(rest), 1.0)
         targets = np.stack([counts - wanted, wanted])
-        parts = _assign_multi_label(labels[rest], targets, np.asarray([1 - share, share]), seed + number)
+        parts = _assign_multi_label(labels[rest], targets, np.asarray([1 - rate, rate]), seed + number)
         parts[_kept_back(labels[rest], parts)] = 0
         taken[name], rest = rest[parts == 1], rest[parts == 0]
     return {"train": rest, **taken}
 
 
-def _assign_multi_label(labels: np.ndarray, targets: np.ndarray, shares: np.ndarray, seed: int) -> np.ndarray:
+def _assign_multi_label(labels: np.ndarray, targets: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
     """Number of the part of each image, (N,).
 
-    Args:
-        labels: (N, K) of 0 and 1.
-        targets: Images of each label that each part is to have, (P, K).
-        shares: Of the images that each part is to have, (P,); they sum to 1.
-        seed: Decides between images and parts that would do as well.
+    `labels` is (N, K) of 0 and 1, `targets` the images of each label that each part is to have, (P, K), and
+    `fractions` those of all images, (P,), which sum to 1.
     """
     rng = np.random.default_rng(seed)
-    lacking, room = targets.astype(float), shares * len(labels)  # (P, K), (P,)
+    lacking, room = targets.astype(float), fractions * len(labels)  # (P, K), (P,)
     parts = np.full(len(labels), -1)
     left = labels.sum(axis=0, dtype=int)  # images of each label that are in no part yet
     present = labels.astype(bool)

@@ -7,7 +7,7 @@ from pathlib import Path
 from datasets import Dataset, Value
 
 from hfft.data.sources.columns import (
-    Columns,
+    TableColumns,
     choose_columns,
     is_label_name,
     normalized_name,
@@ -53,7 +53,7 @@ class Table:
 
     name: str
     splits: dict[str, RawRows]
-    columns: Columns
+    columns: TableColumns
     root: Path | None = None
     description: str = ""
     empty: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -66,16 +66,11 @@ def make_table(
     *,
     name: str | None = None,
     root: Path | None = None,
-    columns: Columns | None = None,
+    columns: TableColumns | None = None,
 ) -> Table:
     """Rows by split, or in one table that a column or folders divide, as a table.
 
-    Args:
-        splits: By split name.
-        spec: For the columns that were asked for.
-        name: Of the source, in messages; `spec.source` when None.
-        root: As for `Table`.
-        columns: Where they are chosen already.
+    Columns are chosen where none are given. `root` is that of the `Table`; its name is `spec.source` when None.
 
     Raises:
         DataError: If a column isn't there, or can't be decided, or splits contradict each other.
@@ -111,7 +106,7 @@ def _check_split_column(splits: Mapping[str, RawRows], column: str | None, spec:
         warn(f"{problem}, which is not used")
 
 
-def _report_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str) -> None:
+def _report_columns(columns: TableColumns, rows: Dataset, spec: DataSpec, where: str) -> None:
     """Log which columns were found by their values, whatever their names, and which are not used."""
     for reason in columns.unused:
         warn(f"{where}: {reason}")
@@ -124,7 +119,7 @@ def _report_columns(columns: Columns, rows: Dataset, spec: DataSpec, where: str)
 
 
 def _with_labels(
-    splits: dict[str, RawRows], known: Collection[str], columns: Columns, where: str
+    splits: dict[str, RawRows], known: Collection[str], columns: TableColumns, where: str
 ) -> dict[str, RawRows]:
     """The splits that have the columns that are used; one that lacks nothing but labels is left out with a warning."""
     kept = {}
@@ -139,7 +134,7 @@ def _with_labels(
     return kept
 
 
-def _divided(splits: dict[str, RawRows], columns: Columns, where: str) -> dict[str, RawRows]:
+def _divided(splits: dict[str, RawRows], columns: TableColumns, where: str) -> dict[str, RawRows]:
     """Divide a single table by its column of splits, or by the split folders that its paths begin with."""
     if len(splits) > 1:
         return splits

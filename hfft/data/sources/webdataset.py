@@ -17,7 +17,7 @@ from datasets import Dataset, Value
 
 from hfft.data.images.decoding import part_of
 from hfft.data.sources.advice import refuse_unused
-from hfft.data.sources.folders import endings, visible_files
+from hfft.data.sources.folders import endings
 from hfft.data.sources.layout import CLASS_FOLDER, divide
 from hfft.data.sources.table import RawRows, Table, make_table
 from hfft.data.sources.text_tables import dataset_of
@@ -27,11 +27,6 @@ from hfft.system.progress import SOON, bar
 from hfft.system.text import printable_path
 
 _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
-
-
-def tar_files(folder: Path) -> list[Path]:
-    """Tar files at any depth below a folder, in order of their names, hidden ones left out."""
-    return sorted(path for path in visible_files(folder) if path.suffix == ".tar" and path.is_file())
 
 
 def read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Table:

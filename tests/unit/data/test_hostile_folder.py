@@ -4,11 +4,11 @@ import hostile
 import pytest
 from pictures import make_photos
 
-from hfft.commands.check_data import inspect
+from hfft.commands.check_data import check_data
 
 
 def found_in(folder):
-    return {(finding.kind, frozenset(finding.files)) for finding in inspect(str(folder)).findings}
+    return {(finding.kind, frozenset(finding.files)) for finding in check_data(str(folder)).findings}
 
 
 def test_there_are_enough_defects():
@@ -17,8 +17,8 @@ def test_there_are_enough_defects():
 
 
 def test_a_clean_folder_has_no_findings(tmp_path):
-    inspection = inspect(str(hostile.make_clean(tmp_path / "photos")))
-    assert (inspection.findings, inspection.exit_code) == ((), 0)
+    check = check_data(str(hostile.make_clean(tmp_path / "photos")))
+    assert (check.findings, check.exit_code) == ((), 0)
 
 
 @pytest.mark.parametrize("name", hostile.ALL)
@@ -29,14 +29,14 @@ def test_a_defect_alone(name, tmp_path):
 
 def test_all_defects_together(tmp_path):
     expected = hostile.make_hostile(tmp_path / "photos")
-    inspection = inspect(str(tmp_path / "photos"))
-    assert {(finding.kind, frozenset(finding.files)) for finding in inspection.findings} == expected
-    assert len(inspection.findings) == len(expected)
-    assert inspection.exit_code == 1
+    check = check_data(str(tmp_path / "photos"))
+    assert {(finding.kind, frozenset(finding.files)) for finding in check.findings} == expected
+    assert len(check.findings) == len(expected)
+    assert check.exit_code == 1
 
 
 def test_files_that_are_no_rows_where_folders_called_like_splits_are_classes(tmp_path):
     folder = make_photos(tmp_path / "photos", {"train": 8, "test": 8})
     (folder / "train/raw.dng").touch()
-    (finding,) = inspect(str(folder), ["data.label_column=class_folder"]).findings
+    (finding,) = check_data(str(folder), ["data.label_column=class_folder"]).findings
     assert (finding.kind, finding.files) == ("left out", ("train/raw.dng",))

@@ -7,7 +7,7 @@ import pytest
 from pictures import make_photos
 from shards import write_tar
 
-from hfft.commands.check_data import inspect
+from hfft.commands.check_data import check_data
 from hfft.data.images.decoding import decode_row, part_of, read_content, stored_path
 from hfft.data.sources.reading import load_data, read_source
 from hfft.errors import DataError
@@ -36,7 +36,7 @@ def test_files_of_class_folders(folder):
     rows = data.splits["train"]
     assert set(rows["file"][:]) == {f"{label}/{name}" for label in ("ant", "bee") for name in NAMES.values()}
     assert {np.asarray(decode_row(row)).shape for row in rows} == {(44, 40, 3)}
-    assert {finding.kind for finding in inspect(str(folder)).findings} == {"rare class"}
+    assert {finding.kind for finding in check_data(str(folder)).findings} == {"rare class"}
 
 
 def test_folders_of_classes_and_splits(tmp_path):

@@ -1,12 +1,17 @@
+import re
+
 import numpy as np
 import pytest
 import tiny
 import transformers
 from PIL import Image
 
+from hfft.data.images.resize_mode import fit_processor
 from hfft.data.images.transforms import evaluation_transform
 from hfft.inference.onnx_predict import open_picture, preprocess
-from hfft.inference.preprocessing import preprocessing_steps
+from hfft.inference.preprocessing import plan_preprocessing, preprocessing_steps
+from hfft.model.checkpoint import reopen
+from hfft.recipe.spec import DataSpec
 
 SQUARE = {"height": 24, "width": 24}
 PROCESSORS = {
@@ -73,3 +78,23 @@ def test_a_picture_is_upright_and_has_eight_bits(tmp_path):
     assert np.array_equal(open_picture(tmp_path / "deep.png"), np.full((3, 4, 3), 77))
     Image.fromarray(np.full((3, 4), 77 / 255, np.float32)).save(tmp_path / "float.tiff")
     assert np.array_equal(open_picture(tmp_path / "float.tiff"), np.full((3, 4, 3), 77))
+
+
+@pytest.mark.parametrize(
+    ("kind", "words", "opens_in_js"),
+    [
+        ("plain", [], True),
+        ("letterbox", ["no predict.py: .*letterbox", "transformers.js .*letterbox"], False),
+        ("background", ["know no background"], True),
+        ("timm", ["transformers.js .*timm_wrapper"], False),
+    ],
+)
+def test_what_others_have_to_do_without(kind, words, opens_in_js, tmp_path):
+    model, processor = reopen(tiny.save(tmp_path / "net", "timm_wrapper" if kind == "timm" else "vit", 3))
+    changes = {"letterbox": {"fit": "letterbox"}, "background": {"background": (10, 200, 90)}}.get(kind)
+    if changes is not None:
+        processor = fit_processor(processor, model.config, DataSpec(source="photos", **changes))
+    found = plan_preprocessing(model.config, processor, evaluation_transform(processor))
+    assert len(found.missing) == len(words)
+    assert all(re.search(word, line) for word, line in zip(words, found.missing, strict=True))
+    assert (found.opens_in_js, found.steps is None) == (opens_in_js, kind == "letterbox")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from hfft.data.audit.examining import examine_content
+from hfft.data.audit.audit import examine_content
 from hfft.data.images import formats
 from hfft.data.images.decoding import decode, decode_bytes, decode_small
 from hfft.data.images.modes import open_picture

@@ -10,7 +10,7 @@ from PIL import Image as PillowImage
 from hfft.data.audit.filtering import check_images, fingerprint_of
 from hfft.data.sources.labels import label_array, label_keys, targets_of
 from hfft.data.sources.multi_label import SEPARATORS
-from hfft.data.sources.reading import load_data, load_rows, read_source
+from hfft.data.sources.reading import choose_splits, load_data, load_rows, read_source
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 
@@ -278,7 +278,8 @@ def test_an_image_that_can_not_be_read_is_left_out_with_all_its_labels(folder):
     source = write(folder, NAMES, map(flags, SETS))
     (folder / "3.png").write_bytes(PICTURE[:30])
     spec = DataSpec(source=source, splits=ALL)
-    checked = check_images(load_data(spec, 0), spec, None, lambda gone: load_data(spec, 0, without=gone))
+    images = read_source(spec)
+    checked = check_images(images, choose_splits(images, spec, 0), spec, 0)
     assert [(skip.file, skip.label) for skip in checked.skipped] == [("3.png", "bee + cat")]
     assert checked.images.counts("train") == {"ant": 3, "bee": 2, "cat": 2}
 
@@ -288,8 +289,9 @@ def test_most_images_of_a_label_must_be_readable(folder):
     for number in (1, 3):  # two of three images of cat, one of three of bee
         (folder / f"{number}.png").write_bytes(PICTURE[:30])
     spec = DataSpec(source=source, splits=ALL)
+    images = read_source(spec)
     with pytest.raises(DataError, match=r"more than half of the images can't be read in the class cat \(2 of 3\);"):
-        check_images(load_data(spec, 0), spec, None, lambda gone: load_data(spec, 0, without=gone))
+        check_images(images, choose_splits(images, spec, 0), spec, 0)
 
 
 def test_a_fingerprint_knows_the_labels(folder):

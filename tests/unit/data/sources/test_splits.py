@@ -6,7 +6,7 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 
 from hfft.data.sources.labels import label_array
 from hfft.data.sources.reading import load_data
-from hfft.data.sources.splits import split_rows
+from hfft.data.sources.splits import plan_splits, split_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
 from hfft.recipe.values import Fold
@@ -168,7 +168,8 @@ def multi_label_rows(labels, groups=None):
 
 
 def split_multi_label(labels, groups=None, seed=0, **spec):
-    return split_rows({"train": multi_label_rows(labels, groups)}, SplitSpec(**spec), seed=seed, where="x")
+    plan = plan_splits(["train"], SplitSpec(**spec), "x")
+    return split_rows({"train": multi_label_rows(labels, groups)}, plan, seed=seed, where="x")
 
 
 @pytest.mark.parametrize("seed", range(5))
