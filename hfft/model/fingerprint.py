@@ -28,11 +28,7 @@ _TYPED_IN: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
 def hash_modules(modules: Mapping[str, nn.Module]) -> str:
-    """Hash of what `describe_modules` says of some modules, and of the values of their tensors.
-
-    Args:
-        modules: By path.
-    """
+    """Hash of what `describe_modules` says of modules by path, and of the values of their tensors."""
     owned = ((path, name, tensor) for path, module in modules.items() for name, tensor in own_tensors(module))
     tensors = {plain_name(f"{path}.{name}"): tensor for path, name, tensor in owned}
     return hashlib.blake2b((describe_modules(modules) + hash_weights(tensors)).encode(), digest_size=16).hexdigest()
@@ -52,12 +48,9 @@ def hash_architecture(modules: Mapping[str, nn.Module]) -> str:
 
 
 def describe_modules(modules: Mapping[str, nn.Module]) -> str:
-    """Classes, settings and code of modules; shape, type and order in memory of the tensors that they own themselves.
+    """Classes, settings and code of modules by path; shape, type and order in memory of the tensors that they own.
 
     What an adapter adds to a path doesn't count.
-
-    Args:
-        modules: By path.
     """
     lines = []
     for path, module in modules.items():

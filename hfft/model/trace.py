@@ -47,12 +47,7 @@ class Call:
 
 
 def trace(model: nn.Module, pixels: torch.Tensor) -> dict[str, Call]:
-    """Every module that runs in a forward pass, in the order of entry.
-
-    Args:
-        model: The classifier, in evaluation mode.
-        pixels: Images as the network takes them, (2, C, H, W), where the model is.
-    """
+    """Every module that runs in a forward pass over two images, (2, C, H, W), by path, in the order of entry."""
     two, three = _record(model, pixels), _record(model, torch.cat([pixels, pixels[:1]]))
     return {
         path: Call(call.entered, call.left, call.times, _merge(call.output, three[path].output))

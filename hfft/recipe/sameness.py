@@ -1,10 +1,10 @@
-"""Which keys of a recipe make another run of it, and which a run may go on with otherwise."""
+"""The keys of a recipe that change no number of the result: an unfinished run continues with other values of them."""
 
 import dataclasses
 
 from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe
 
-# Fields of TrainingArguments: how images are fetched, what is said and kept, how long is waited.
+# Fields of TrainingArguments: loading of images, logging, what is kept on disk, timeouts.
 _NEUTRAL = (
     *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
     *("dataloader_pin_memory", "dataloader_multiprocessing_context", "per_device_eval_batch_size"),
@@ -15,11 +15,10 @@ _NEUTRAL = (
 )
 
 
-def what_trains(recipe: Recipe) -> Recipe:
-    """The recipe without the keys that change no number of the result.
+def without_neutral_keys(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults of the keys that don't change the result: place, hub, report, speed.
 
-    Those are where the run lies, where it is pushed to, how it is shown, and how fast it is. Checkpoint and images are
-    left as they are written: whether they are the same can't be told from their names.
+    Checkpoint and images stay as they are written: whether two names stand for the same can't be seen from the names.
     """
     return dataclasses.replace(
         recipe,
@@ -36,7 +35,7 @@ def what_trains(recipe: Recipe) -> Recipe:
 
 
 def _phase(phase: PhaseSpec) -> PhaseSpec:
-    """The phase with the arguments that count; `logging_steps` do where they say how often it evaluates."""
+    """`logging_steps` counts where it is the evaluation interval, too."""
     asked = phase.arguments
     counts = {"logging_steps"} if asked.get("eval_strategy") == "steps" and "eval_steps" not in asked else set()
     arguments = {name: value for name, value in asked.items() if name in counts or name not in _NEUTRAL}

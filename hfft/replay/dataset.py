@@ -13,7 +13,7 @@ from hfft.replay.store import Recording
 
 
 class ActivationDataset(Dataset[dict[str, Any]]):
-    """The activations of a split in the place of its images; epochs take turns with the views."""
+    """The activations of a split instead of its images; epochs take turns with the views."""
 
     def __init__(self, views: Sequence[Recording], labels: Sequence[Any]) -> None:
         """Wrap recordings with one row per image, one for each view; labels are class indices or rows of shares."""

@@ -107,8 +107,8 @@ def choose_engine(
         _check_available(pixels.device)
         if asked == ONNXRUNTIME:
             return Engine(ONNXRUNTIME, _verified_onnxruntime(network, pixels, autocast))
-        place = f"{key}, {_circumstances(network, pixels, autocast)}"
-        run, speed = plain.run, _recall(memory, place)
+        circumstances = f"{key}, {_circumstances(network, pixels, autocast)}"
+        run, speed = plain.run, _recall(memory, circumstances)
         if speed is None and _is_short(run, pixels, images):
             _LOG.info(f"frozen pass: torch; {images} images are too few to try onnxruntime")
             return plain
@@ -116,7 +116,7 @@ def choose_engine(
             begun = time.perf_counter()
             run = _verified_onnxruntime(network, pixels, autocast)
             speed = speed or _measure(plain.run, run, pixels, time.perf_counter() - begun)
-            _remember(memory, place, speed)
+            _remember(memory, circumstances, speed)
         if speed.favours_onnxruntime(images):
             return Engine(ONNXRUNTIME, run, speed.onnxruntime)
         return Engine(EAGER, plain.run, speed.torch)
@@ -284,17 +284,17 @@ def _seconds(run: Run, pixels: Tensor) -> float:
     return time.perf_counter() - begun
 
 
-def _recall(memory: Path | None, place: str) -> _Speed | None:
+def _recall(memory: Path | None, circumstances: str) -> _Speed | None:
     try:
-        return _Speed(**recall(memory)[place])
+        return _Speed(**recall(memory)[circumstances])
     except (KeyError, TypeError):  # nothing that this version has written
         return None
 
 
-def _remember(memory: Path | None, place: str, speed: _Speed) -> None:
+def _remember(memory: Path | None, circumstances: str, speed: _Speed) -> None:
     if memory is not None:
         with suppress(OSError):  # the next run measures again
-            remember(memory, place, vars(speed))
+            remember(memory, circumstances, vars(speed))
 
 
 def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> str:
@@ -311,7 +311,7 @@ def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | N
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:
-    """Channels last where the convolutions' weights are; a 1x1 convolution fits both and doesn't tell."""
+    """Channels last where the convolutions' weights are; a 1x1 convolution fits both."""
     weights = [weight for weight in network.parameters() if weight.dim() == 4]
     last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
     return torch.channels_last if last else torch.contiguous_format

@@ -105,12 +105,12 @@ class SplitPoint:
         return hash_architecture(self._front)
 
     @contextmanager
-    def reached(self, tell: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
-        """Tell what enters the module in forward passes, tensors with one row per image, (B, ...)."""
+    def reached(self, receive: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
+        """Receive what enters the module in forward passes, tensors with one row per image, (B, ...)."""
 
         def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
             leaves = pytree.tree_leaves((args, kwargs))
-            tell(tuple(leaves[each.number] for each in self._inputs))
+            receive(tuple(leaves[each.number] for each in self._inputs))
 
         handle = self._module.register_forward_pre_hook(hook, with_kwargs=True)
         try:

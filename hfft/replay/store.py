@@ -259,17 +259,14 @@ def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] =
         Whether there is room, on the disk too. If there can't be, nothing is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder / "room"):  # two runs that look at once would each take the other's locks for runs at work
-        return _make_room(folder, needed, budget, {_path(folder, key) for key in keep})
-
-
-def _make_room(folder: Path, needed: int, budget: int, kept: Collection[Path]) -> bool:
-    sizes = {path: _folder_bytes(path) for path in folder.glob(f"*{_SUFFIX}")}
-    free = shutil.disk_usage(folder).free
-    excess = max(sum(sizes.values()) + needed - budget, needed + _MARGIN_BYTES - free)
-    if excess <= 0:
-        return True
+    kept = {_path(folder, key) for key in keep}
     with ExitStack() as held:
+        held.enter_context(_lock(folder / "room"))  # two runs at once would take each other's locks for runs at work
+        sizes = {path: _folder_bytes(path) for path in folder.glob(f"*{_SUFFIX}")}
+        free = shutil.disk_usage(folder).free
+        excess = max(sum(sizes.values()) + needed - budget, needed + _MARGIN_BYTES - free)
+        if excess <= 0:
+            return True
         removable = [path for path in sorted(sizes, key=_last_use) if path not in kept and _hold(held, path)]
         if excess > sum(sizes[path] for path in removable):
             return False

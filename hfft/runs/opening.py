@@ -15,7 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hfft.errors import RecipeError, RunError
 from hfft.recipe.loading import RECIPE, dump_recipe, load_recipe
-from hfft.recipe.sameness import what_trains
+from hfft.recipe.sameness import without_neutral_keys
 from hfft.recipe.spec import Recipe
 from hfft.runs.locating import files_fingerprint
 from hfft.runs.record import RunRecord, write_start
@@ -44,7 +44,7 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
     if overwrite:
         return False
-    before, now = _trained_before(record, recipe), dump_recipe(what_trains(recipe))
+    before, now = _trained_before(record, recipe), dump_recipe(without_neutral_keys(recipe))
     if before != now:
         lines = difflib.unified_diff(before.splitlines(), now.splitlines(), "there", "asked", lineterm="", n=0)
         shown = "\n".join(f"  {line}" for line in lines if not line.startswith("@@"))
@@ -72,7 +72,7 @@ def _trained_before(record: RunRecord, now: Recipe) -> str:
     was_local = environment.get("origin", {}).get("data", {}).get("kind") == "local"
     if is_same_place(data.source, now.data.source) or (is_local and was_local):  # images are compared by content
         data = dataclasses.replace(data, source=now.data.source, image_folder=now.data.image_folder)
-    return dump_recipe(what_trains(dataclasses.replace(before, model=model, data=data)))
+    return dump_recipe(without_neutral_keys(dataclasses.replace(before, model=model, data=data)))
 
 
 def _is_same_checkpoint(before: str, now: str, files_before: str | None) -> bool:

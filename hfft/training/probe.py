@@ -38,8 +38,7 @@ _LEAST_SHRINKING = 0.05  # of the weights by their decay, over the phase
 
 _LOG = get_logger(__name__)
 
-Metric = Callable[[np.ndarray, np.ndarray], float]
-"""Probabilities (M, K) and labels, (M,) or multi-label (M, K) -> a score."""
+Metric = Callable[[np.ndarray, np.ndarray], float]  # probabilities (M, K), labels (M,) or multi-label (M, K)
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,8 @@ class HeadInputs:
     """What the head sees.
 
     Attributes:
-        train: Views of the N training images, one (N, D) float tensor each; epoch e trains on view e modulo their
-            number.
-        labels: Class indices of the training images, (N,), or shares of the classes, (N, K).
+        train: Views of the training images, (N, D) each; epoch e trains on view e modulo their number.
+        labels: Class indices, (N,), or shares of the classes, (N, K).
         validation: (M, D).
         validation_labels: (M,), or multi-label (M, K) of 0 and 1.
     """
@@ -85,9 +83,9 @@ class HeadChoice(GridPoint):
 def with_rate(
     model: Any, data: PhaseData, replayed: ReplayedData | None, arguments: TrainingArguments, phase: PhaseRun
 ) -> PhaseSpec:
-    """The phase with numbers in the place of `auto`, found once and kept in its folder (search.json).
+    """The phase with numbers instead of `auto`, found once and kept in its folder (search.json).
 
-    An HfftError says why none can be found: the head is more than a layer, or nothing of it is recorded.
+    An error says why none can be found: the head is more than a layer, or nothing of it is recorded.
     """
     if phase.spec.arguments.get("learning_rate") != AUTO:
         return phase.spec
@@ -311,8 +309,8 @@ class Heads:
         for gradient in self._gradients[1:]:
             torch.sum(slopes.view_as(logits), dim=0, out=gradient)
         self._clip()
-        for place, group in enumerate(self._optimizer.param_groups):
-            group["lr"] = self._rates[place % heads][number - 1]
+        for index, group in enumerate(self._optimizer.param_groups):
+            group["lr"] = self._rates[index % heads][number - 1]
         self._optimizer.step()
 
     def logits(self, head: int, inputs: torch.Tensor) -> torch.Tensor:
@@ -397,7 +395,6 @@ def _choose(table: Sequence[GridPoint], sign: int) -> HeadChoice:
     equals = {point.learning_rate for point, score in scores.items() if score == scores[best]}
     if len(edges) > 1 and equals <= edges:
         side = "smallest" if best.learning_rate == min(edges) else "largest"
-        _LOG.warning(
-            f"learning_rate: auto chose {best.learning_rate:g}, the {side} of those tried; one beyond it may be better"
-        )
+        chosen = f"{best.learning_rate:g}, the {side} of those tried"
+        _LOG.warning(f"learning_rate: auto chose {chosen}; one beyond it may be better")
     return HeadChoice(best.learning_rate, best.weight_decay, best.epoch, best.score, tuple(table))

@@ -113,7 +113,7 @@ def test_what_depends_on_other_images_is_not_kept(running, path):
 
 @pytest.mark.parametrize("family", ["swin", "swinv2", "pvt_v2", "focalnet", "donut-swin"])
 def test_checkpointed_activations_keep_the_place(family):
-    """A whole stage is then computed again in the backward pass, with what lies in front of the place in it."""
+    """A whole stage is then computed again in the backward pass, with what lies in front of the split point in it."""
     plain = find_split_point(prepared(family, {"blocks": 1}), ONE)
     model = prepared(family, {"blocks": 1})
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
@@ -125,7 +125,7 @@ def test_checkpointed_activations_keep_the_place(family):
 
 
 def test_random_numbers_of_an_accelerator_are_noticed(monkeypatch):
-    """Its state is looked at beside the CPU's; here a counter stands for it."""
+    """Its state is looked at with the CPU's; here a counter stands for it."""
     states = iter(range(100))
     fake = SimpleNamespace(get_rng_state=lambda device: torch.tensor(next(states)), manual_seed=lambda seed: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: fake)
