@@ -11,8 +11,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from hfft.report.card import FIGURES, REPOSITORY
+from hfft.report.card import REPOSITORY
 from hfft.runs.facts import read_facts
+from hfft.runs.record import FIGURES
 from hfft.system.markdown import fence
 
 _HEAD = """\

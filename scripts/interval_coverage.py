@@ -11,7 +11,7 @@ import numpy as np
 
 from hfft.metrics.bootstrap import Interval, with_intervals
 from hfft.metrics.metrics import measure, tally
-from hfft.metrics.multilabel import SetOutcomes, set_intervals
+from hfft.metrics.multilabel import LabelOutcomes, label_intervals
 from hfft.metrics.paired_tests import differences
 from hfft.report.words import spoken
 
@@ -48,9 +48,9 @@ def main() -> None:
     print_table("images of each class", rows)
     rows = {}
     for images, labels in SETS:
-        truth = SetOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).metrics
+        truth = LabelOutcomes.of_logits(*labelled(np.random.default_rng(1), 200_000, labels)).metrics
         draw = partial(labelled, images=images, labels=labels)
-        found = simulated(max(repeats // 5, 1), lambda rng, d=draw: set_intervals(SetOutcomes.of_logits(*d(rng))))
+        found = simulated(max(repeats // 5, 1), lambda rng, d=draw: label_intervals(LabelOutcomes.of_logits(*d(rng))))
         rows[f"{images} x {labels}"] = cells(found, truth)
     print_table("images x labels", rows)
     rows = {}

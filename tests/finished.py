@@ -17,12 +17,10 @@ from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.metrics.bootstrap import with_intervals
-from hfft.metrics.per_class import class_scores
-from hfft.metrics.scoring import Scores
+from hfft.metrics.scores import Scores, class_scores
 from hfft.recipe.loading import load_recipe
 from hfft.runs.opening import describe_start, open_folder
-from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult, Plan
-from hfft.runs.record import result_name
+from hfft.runs.record import Group, PhaseRecord, PhaseResult, Plan, result_name
 
 PICTURE = toy.png(Image.new("RGB", (8, 8)))
 

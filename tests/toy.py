@@ -15,7 +15,7 @@ from PIL import Image
 from hfft.data.images.batches import Collator, Examples
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.rows import row_features
-from hfft.metrics.compute_metrics import validating
+from hfft.metrics.evaluate_modules import validating
 from hfft.metrics.metrics import METRICS
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.replay.cache import Origin

@@ -37,7 +37,7 @@ _ALL = (
     ),
     *(
         "hfft.report.card",
-        "hfft.report.comparing",
+        "hfft.report.compare_page",
         "hfft.report.page",
         "hfft.commands.finetune",
         "hfft.commands.sweep",

@@ -283,12 +283,9 @@ def run_demo(arguments: argparse.Namespace) -> None:
 def run_report(arguments: argparse.Namespace) -> None:
     """Render card, page and figures of a finished run anew."""
     with quick_imports():
-        from hfft.report.card import write_report
-        from hfft.report.page import write_page
+        from hfft.commands.report import report_run
 
-    card, *figures = write_report(arguments.folder)
-    page = write_page(arguments.folder, trust_remote_code=arguments.trust_remote_code)
-    for path in (card, page, *figures):
+    for path in report_run(arguments.folder, trust_remote_code=arguments.trust_remote_code):
         print_line(str(path))
 
 
@@ -356,7 +353,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
     content = dataclasses.asdict(found)
     if html is not None:
         with quick_imports():
-            from hfft.report.comparing import write_comparison
+            from hfft.report.compare_page import write_comparison
 
         write_comparison(content, html)
     if as_json:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from hfft.errors import RunError
 from hfft.metrics.bootstrap import Interval
-from hfft.metrics.multilabel import SetOutcomes, set_differences
+from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
-from hfft.metrics.scores import flags_of, holds_sets, logits_of
+from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
 from hfft.runs.record import RunRecord
 from hfft.system.paths import expanded
 from hfft.system.text import listed
@@ -168,7 +168,7 @@ class _Finished:
 
     def predictions(self, split: str) -> pd.DataFrame:
         table = self.record.predictions.query("split == @split")
-        if holds_sets(table):  # lists can't be merged on
+        if is_multi_label_table(table):  # lists can't be merged on
             table = table.assign(label=[tuple(sorted(names)) for names in table["label"]])
         return table
 
@@ -222,15 +222,15 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
 
 def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
     names = first.labels
-    if holds_sets(table):
+    if is_multi_label_table(table):
         truth = flags_of(table["label"], names)
         outcomes = [
-            SetOutcomes.of_logits(
+            LabelOutcomes.of_logits(
                 logits_of(table, names, f" {which}"), truth, flags_of(table[f"prediction {which}"], names)
             )
             for which in ("first", "second")
         ]
-        found = set_differences(*outcomes)
+        found = label_differences(*outcomes)
         right = [outcome.right for outcome in outcomes]
     else:
         both = [table[[f"probability {name} {which}" for name in names]].to_numpy() for which in ("first", "second")]

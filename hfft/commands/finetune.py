@@ -12,10 +12,9 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.commands.finishing import update_finished, write_results
+from hfft.commands.finishing import score_result, update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
 from hfft.commands.prepare import load_network, make_job, precision_of
-from hfft.commands.reopening import score_result
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit
@@ -28,8 +27,7 @@ from hfft.model.given import take_model
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.runs.opening import describe_start, is_done, open_folder
-from hfft.runs.phase_record import PhaseResult
-from hfft.runs.record import MODEL, result_name
+from hfft.runs.record import MODEL, PhaseResult, result_name
 from hfft.system.distributed import join, on_main
 from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
@@ -171,7 +169,7 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
 
 
 def _write_page(job: Job) -> None:
-    from hfft.report.page import try_page  # and matplotlib
+    from hfft.commands.report import try_page  # and matplotlib
 
     try_page(job.folder, job.images, trust_remote_code=job.recipe.model.trust_remote_code)
 

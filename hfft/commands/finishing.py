@@ -1,8 +1,8 @@
-"""The end of a run: its results are written down; a finished run that is asked for again gets what it lacks."""
+"""The end of a run: its result is scored and written down; a finished run that is asked for again is completed."""
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,29 @@ from datasets import DatasetDict
 
 from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
+from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, choose_splits, read_source
-from hfft.errors import RunError
+from hfft.errors import RunError, TrainingError
+from hfft.evaluators.held_out import ForwardPass, score_held_out
+from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.inference.classifier import Classifier
 from hfft.inference.opening import open_model
+from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
 from hfft.metrics.selective import describe_confidence, store_confidence
+from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
+from hfft.replay.engine import scoring_engine
 from hfft.runs.facts import read_facts
 from hfft.runs.opening import card_changes, check_same_images, has_other_source
 from hfft.runs.record import (
     EXAMPLES,
     FIGURES,
     PAGE,
+    PhaseRecord,
+    PhaseResult,
     RunRecord,
     result_name,
     write_metrics,
@@ -36,11 +45,60 @@ from hfft.runs.record import (
 )
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import write_folder
+from hfft.system.machine import cpus_per_process
+from hfft.system.text import listed
 from hfft.training.failures import failures_explained
+from hfft.training.model_selection import Selection
+from hfft.training.settings import EVAL_BATCH
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
 _LOG = get_logger(__name__)
+
+
+def score_result(
+    job: Job, network: Any, results: Sequence[PhaseResult], selection: Selection, evaluators: Sequence[Evaluator]
+) -> Result:
+    """Score the folder that was written and not the network in memory: that is what users will open.
+
+    Args:
+        job: Of the run.
+        network: What the run ends with, in memory.
+        results: Of all phases.
+        selection: Which phase's model it is.
+        evaluators: One may compute more in the same pass over the images.
+
+    Raises:
+        TrainingError: If the folder doesn't hold what was trained.
+    """
+    recipe, folder = job.recipe, job.folder / result_name(job.recipe)
+    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
+    if classifier.classes != job.images.labels:
+        found, wanted = listed(classifier.classes), listed(job.images.labels)
+        raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
+    set_memory_format(classifier.model, recipe.model.memory_format)
+    in_memory, reopened = (network, evaluation_transform(job.processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, job.images.splits["train"], str(folder)))
+    arguments = recipe.phases[-1].arguments
+    forward = ForwardPass(
+        classifier.transform,
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
+        choose_run=scoring_engine(PhaseRecord(job.phases[0].folder).engine()),
+    )
+    result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
+    asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []
+    joint = next((one for one in asked if one is not None), None)
+    scores = score_held_out(classifier.model, job.held_out, forward, joint, classes=job.images.labels)
+    if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
+        check_validation(
+            results[selection.number].metrics,
+            scores["validation"],
+            types={job.phases[selection.number].spec.precision, recipe.replay.dtype},
+            phase=selection.phase,
+            where=str(folder),
+        )
+    return dataclasses.replace(result, scores=scores)
 
 
 def write_results(
@@ -170,8 +228,8 @@ def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) ->
 
 
 def _write_page(folder: Path, recipe: Recipe, images: ImageData | None) -> None:
+    from hfft.commands.report import try_page
     from hfft.report.card import write_report
-    from hfft.report.page import try_page
 
     with failures_explained("report"):
         write_report(folder)

@@ -17,7 +17,7 @@ from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.data.sources.rows import Source
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.metrics import METRICS, MetricFunction
-from hfft.metrics.multilabel import SET_METRICS
+from hfft.metrics.multilabel import LABEL_METRICS
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
@@ -27,7 +27,7 @@ from hfft.recipe.dependencies import warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import weights_place
-from hfft.runs.phase_record import Plan
+from hfft.runs.record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
@@ -269,7 +269,7 @@ def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
 
 def metrics_of(images: ImageData) -> Mapping[str, MetricFunction]:
     """The metrics of a task; the first is what phases are judged by, unless they say otherwise."""
-    return SET_METRICS if images.is_multi_label else METRICS
+    return LABEL_METRICS if images.is_multi_label else METRICS
 
 
 def loss_of(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:

@@ -14,7 +14,7 @@ from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
-from hfft.metrics.compute_metrics import validating
+from hfft.metrics.evaluate_modules import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.cache import Origin

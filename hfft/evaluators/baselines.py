@@ -13,10 +13,10 @@ from hfft.data.sources.labels import label_array
 from hfft.evaluators.held_out import JointPass, measure_logits, measure_splits
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, Job, Result
-from hfft.metrics.multilabel import log_odds
+from hfft.metrics.probabilities import log_odds
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import restore_weights
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 
 NEIGHBOURS = 20  # and the temperature: the protocol of DINO, https://hf.co/papers/2104.14294
 _TEMPERATURE = 0.07

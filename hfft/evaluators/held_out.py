@@ -12,8 +12,7 @@ from torch import nn
 from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label, label_array
-from hfft.metrics.metrics import softmax
-from hfft.metrics.multilabel import sigmoid
+from hfft.metrics.probabilities import sigmoid, softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.scoring import Logits, Run, compute, divided
 from hfft.metrics.thresholds import choose_thresholds

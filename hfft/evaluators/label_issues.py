@@ -22,8 +22,7 @@ from hfft.evaluators.features import as_before
 from hfft.evaluators.held_out import ForwardPass
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, Job
-from hfft.runs.phase_record import PhaseRecord
-from hfft.runs.record import LABEL_ISSUES
+from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process

@@ -12,7 +12,7 @@ from hfft.evaluators.held_out import ForwardPass, JointPass
 from hfft.metrics.scores import Scores
 from hfft.recipe.spec import Recipe
 from hfft.replay.replay import Replay
-from hfft.runs.phase_record import PhaseResult
+from hfft.runs.record import PhaseResult
 from hfft.training.model_selection import Selection
 from hfft.training.phase_data import PhaseData, PhaseRun
 

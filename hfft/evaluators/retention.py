@@ -28,7 +28,7 @@ from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.checkpoint import load_original
 from hfft.model.freezing import hash_tensors
 from hfft.recipe.spec import ModelSpec
-from hfft.runs.phase_record import RETENTION
+from hfft.runs.record import RETENTION
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
 from hfft.training.phase_data import PhaseRun

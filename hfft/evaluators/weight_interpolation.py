@@ -19,13 +19,14 @@ from accelerate.logging import get_logger
 from hfft.data.images.batches import Examples
 from hfft.errors import RecipeError, TrainingError
 from hfft.evaluators.protocol import Evaluator, Job, Result
-from hfft.metrics.metrics import measure, softmax, tally
-from hfft.metrics.multilabel import SetOutcomes
+from hfft.metrics.metrics import measure, tally
+from hfft.metrics.multilabel import LabelOutcomes
+from hfft.metrics.probabilities import softmax
 from hfft.model.checkpoint import saved_weights
 from hfft.model.restoring import left_as_it_was
 from hfft.recipe.dependencies import is_greater_better
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import meet
 from hfft.training.settings import EVAL_BATCH
 
@@ -186,7 +187,9 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
     for alpha in ALPHAS:
         answers = np.concatenate(logits[alpha])  # (N, K)
         several = trial.is_multi_label
-        found = SetOutcomes.of_logits(answers, labels).metrics if several else measure(tally(softmax(answers), labels))
+        found = (
+            LabelOutcomes.of_logits(answers, labels).metrics if several else measure(tally(softmax(answers), labels))
+        )
         curve.append({"alpha": alpha, **found})
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals

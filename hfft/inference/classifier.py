@@ -16,7 +16,7 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import DataError, ModelError
 from hfft.inference.opening import Opening, local_folder, model_source, move_model, open_model
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_one_image, read_ahead
-from hfft.metrics.multilabel import to_probabilities
+from hfft.metrics.probabilities import to_probabilities
 from hfft.metrics.selective import kept_temperature, kept_threshold
 from hfft.metrics.thresholds import at_temperature, kept_thresholds
 from hfft.model.checkpoint import has_many_labels, labels_of

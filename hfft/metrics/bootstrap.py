@@ -1,15 +1,17 @@
-"""95 % intervals of metrics that hold with few images, from the probabilities and labels that `score` hands over.
+"""95 % intervals of metrics that hold with few images.
 
 Shares of images get exact binomial intervals. Means over the classes get the interval of a share of fewer images, as
 many as would vary as much. A mean of losses has an interval where enough answers are wrong. Simulated coverage:
 scripts/interval_coverage.py. Resampling is not used: it covers less near 0 and 1, and nothing where all are right.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.metrics.metrics import Tally, losses, measure, tally
+from hfft.metrics.metrics import Tally, measure, tally
+from hfft.metrics.probabilities import image_losses
 
 Interval = dict[str, float | None]
 """`value`, and `low` and `high`, which are None where there are too few images to say."""
@@ -24,8 +26,10 @@ _TAIL = 0.025
 _PRIOR = 2  # images of average difficulty that each class has more, for its variance
 
 
-def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0) -> dict[str, Interval]:
-    """Every metric with its 95 % interval.
+def with_intervals(
+    probabilities: np.ndarray, labels: np.ndarray, *, seed: int = 0, values: Mapping[str, float] | None = None
+) -> dict[str, Interval]:
+    """Every headline metric with its 95 % interval.
 
     The intervals are conditional on how many images each class has: they say how far a metric would move with other
     images of the same classes in the same numbers, not with another mix of classes.
@@ -40,18 +44,19 @@ def with_intervals(probabilities: np.ndarray, labels: np.ndarray, *, seed: int =
         probabilities: (N, K).
         labels: (N,), N > 0.
         seed: Changes nothing. Earlier versions resampled by it, and programs of that time still pass it.
+        values: The metrics, where they are known already.
     """
     table = ClassTable.of(probabilities, labels)
-    found, wrong = measure(table.counts), len(labels) - int(table.hits.sum())
+    found, wrong = values or measure(table.counts), len(labels) - int(table.hits.sum())
     return {
         "accuracy": share(found["accuracy"], len(labels)),
         "balanced_accuracy": table.balanced_accuracy(found["balanced_accuracy"]),
         "macro_f1": table.macro_f1(found["macro_f1"]),
-        "log_loss": mean_loss(found["log_loss"], losses(probabilities, labels), wrong),
+        "log_loss": mean_loss(found["log_loss"], image_losses(probabilities, labels), wrong),
     }
 
 
-def interval(value: float, low: float, high: float) -> Interval:
+def interval_of(value: float, low: float, high: float) -> Interval:
     """The interval, which holds its value whatever the rounding."""
     return {"value": value, "low": min(low, value), "high": max(high, value)}
 
@@ -64,7 +69,7 @@ def too_few(value: float) -> Interval:
 def share(value: float, images: float, *, most: float = 1.0) -> Interval:
     """The interval of a share of images; where it can't be more than `most`, of that."""
     low, high = exact_share(min(value / most, 1.0) * images, images)
-    return interval(value, low * most, high * most)
+    return interval_of(value, low * most, high * most)
 
 
 def exact_share(hits: float, trials: float) -> tuple[float, float]:
@@ -107,18 +112,12 @@ def skewed_mean(value: float, values: np.ndarray) -> Interval:
     if abs(skew) > 1e-6:
         ends = 3 / skew * (np.cbrt(1 + skew * (ends - skew / (6 * count))) - 1)
     low, high = value - spread * (count / (count - 1)) ** 0.5 * ends
-    return interval(value, float(low), float(high))
+    return interval_of(value, float(low), float(high))
 
 
 @dataclass(frozen=True)
 class ClassTable:
-    """Who was taken for whom, by the classes that occur.
-
-    Attributes:
-        labels: Class of each image, (N,).
-        predicted: Class that it was taken for, (N,).
-        counts: Of images by class.
-    """
+    """The class (N,) and the predicted class (N,) of each image, and their counts by class."""
 
     labels: np.ndarray
     predicted: np.ndarray
@@ -126,7 +125,7 @@ class ClassTable:
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "ClassTable":
-        """Count."""
+        """Count the images of probabilities (N, K)."""
         return cls(labels, probabilities.argmax(axis=1), tally(probabilities, labels))
 
     @property
@@ -168,7 +167,7 @@ class ClassTable:
         down = float(np.max(hits / images - ends[0])) / len(images)
         up = float(np.max(ends[1] - hits / images)) / len(images)
         low, high = exact_share(value * count, count)
-        return interval(value, max(min(low, value - down), 0.0), min(max(high, value + up), 1.0))
+        return interval_of(value, max(min(low, value - down), 0.0), min(max(high, value + up), 1.0))
 
     def macro_f1(self, value: float) -> Interval:
         """The interval of the mean F1 `value`."""
@@ -220,3 +219,11 @@ def wilson_ends(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.nd
     half = Z * np.sqrt(shares * (1 - shares) / trials + z2 / (4 * trials)) / (1 + z2)
     # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
     return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)
+
+
+def wilson(hits: int, trials: int) -> tuple[float, float, float]:
+    """A share and the ends of its 95 % interval; 0, 0 and 1 where nothing was tried."""
+    if trials == 0:
+        return 0.0, 0.0, 1.0
+    low, high = wilson_ends(np.array(hits), np.array(trials))
+    return hits / trials, float(low), float(high)

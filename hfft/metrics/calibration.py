@@ -1,45 +1,56 @@
-"""How far probabilities can be believed: accuracy beside confidence, and expected calibration error."""
+"""How far probabilities can be trusted: expected calibration error, and the temperature that lowers it.
 
+Source: Guo et al., https://hf.co/papers/1706.04599. Log probabilities stand for logits: a temperature takes no notice
+of the constant between them.
+"""
+
+import math
 from typing import Any
 
 import numpy as np
 
+from hfft.metrics.probabilities import log_odds, logs, sigmoid, softmax64
+
 _BINS = 10
+_COLDEST, _HOTTEST = 0.05, 20.0
 
 
 def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS) -> dict[str, Any]:
-    """Compare the probability of the predicted class with how often that class is right.
+    """Compare probabilities of N > 0 images with how often they are right.
 
-    Images are put into bins of equal width by the probability of their predicted class. The expected calibration
-    error is the mean distance between a bin's accuracy and its mean probability, weighted by images.
-    Source: Guo et al., https://hf.co/papers/1706.04599.
+    With one label per image it is the probability of the predicted class. With any number it is that of each label,
+    compared with the share of images that have the label; the error is then the mean over the labels, and the bins
+    count pairs of image and label.
 
     Args:
-        probabilities: (N, K), N > 0.
-        labels: Class index of each image, (N,).
-        bins: How many; 10 are enough to look at.
+        probabilities: (N, K).
+        labels: Class indices (N,), or (N, K) of 0 and 1.
+        bins: Number of bins of equal width.
 
     Returns:
-        `expected_calibration_error`, and `bins` that hold images, in ascending order: the `low` and `high` end of
-        each, its `images`, their mean `confidence` and their `accuracy`.
+        `expected_calibration_error`, the mean distance between a bin's accuracy and its mean probability, weighted
+        by images; and `bins` that hold images, in ascending order: `low` and `high` end, `images`, mean `confidence`
+        and `accuracy`.
     """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    right = probabilities.argmax(axis=1) == labels
-    error, found = calibration_bins(confidence, right, bins)
-    return {"expected_calibration_error": error, "bins": found}
+    if labels.ndim == 1:
+        error, found = _compare(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
+        return {"expected_calibration_error": error, "bins": found}
+    has = labels > 0
+    errors = [_compare(probabilities[:, k], has[:, k], bins)[0] for k in range(labels.shape[1])]
+    _, together = _compare(probabilities.ravel(), has.ravel(), bins)
+    return {"expected_calibration_error": float(np.mean(errors)), "bins": together}
 
 
-def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[float, list[dict[str, Any]]]:
-    """The expected calibration error of confidences (N,) in what is right or not, (N,) bool, and its bins."""
+def _compare(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[float, list[dict[str, Any]]]:
     confidence = confidence.astype(np.float64)
-    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper end
+    numbers = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # a bin holds its upper end
     found = []
-    for place in np.unique(places).tolist():
-        chosen = places == place
+    for number in np.unique(numbers).tolist():
+        chosen = numbers == number
         found.append(
             {
-                "low": place / bins,
-                "high": (place + 1) / bins,
+                "low": number / bins,
+                "high": (number + 1) / bins,
                 "images": int(chosen.sum()),
                 "confidence": float(confidence[chosen].mean()),
                 "accuracy": float(right[chosen].mean()),
@@ -47,3 +58,53 @@ def calibration_bins(confidence: np.ndarray, right: np.ndarray, bins: int) -> tu
         )
     error = sum(part["images"] * abs(part["accuracy"] - part["confidence"]) for part in found) / len(right)
     return float(error), found
+
+
+def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """The number that logits are divided by for the least log loss, from 0.05 to 20.
+
+    The loss is convex in the inverse of the temperature; its derivative is brought to 0 by Newton's steps, held
+    within bounds that close in.
+
+    Args:
+        probabilities: (N, K).
+        labels: (N,).
+
+    Returns:
+        1 where every answer is right: the loss would fall all the way to a temperature of 0, at which the model is
+        sure of everything, and nothing in these images speaks against that.
+    """
+    if np.all(probabilities.argmax(axis=1) == labels):
+        return 1.0
+    logits = logs(probabilities)
+    wanted = logits[np.arange(len(labels)), labels].mean()
+    low, high = 1 / _HOTTEST, 1 / _COLDEST
+    inverse = 1.0
+    for _ in range(60):
+        shares = softmax64(logits * inverse)
+        mean = (shares * logits).sum(axis=1)
+        slope = mean.mean() - wanted
+        low, high = (inverse, high) if slope < 0 else (low, inverse)
+        bend = ((shares * logits**2).sum(axis=1) - mean**2).mean()
+        step = inverse - slope / bend if bend > 0 else math.nan
+        step = step if low < step < high else math.sqrt(low * high)
+        if abs(step - inverse) <= 1e-9 * inverse:
+            break
+        inverse = step
+    return float(1 / inverse)
+
+
+def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities (N, K) at a temperature, float64; the order within an image stays."""
+    return softmax64(logs(probabilities) / temperature)
+
+
+def answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities of labels (N, K) as those of no and yes, (N * K, 2), and what is right, (N * K,)."""
+    return answers_of_logits(log_odds(probabilities), labels)
+
+
+def answers_of_logits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of logits (N, K), which lose nothing where a model is sure."""
+    flat = logits.ravel()
+    return np.stack([sigmoid(-flat), sigmoid(flat)], axis=1), (labels.ravel() > 0).astype(np.int64)

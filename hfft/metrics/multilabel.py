@@ -1,30 +1,30 @@
-"""Metrics where an image has any number of labels, each predicted by itself.
+"""Metrics where an image has any number of labels, each predicted by itself; their intervals and differences.
 
-Every metric takes probabilities (N, K), each from 0 to 1, and labels (N, K) of 0 and 1; `SetOutcomes` keeps logits,
-as a probability near 1 can't say how sure it is. An image is given the labels whose probability is 0.5 or more, unless
-the caller says which; `measure_sets` has the formulas, which work on counts so that intervals can apply them to many
-resamples at once.
+Labels are (N, K) of 0 and 1. `LabelOutcomes` keeps logits, as a probability near 1 can't say how sure it is. An image
+is given the labels whose probability is 0.5 or more, unless the caller says which. `measure_labels` has the formulas,
+which work on counts, so that intervals apply them to many resamples at once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.metrics.bootstrap import LEAST_WRONG, Interval, Z, interval, mean_loss, share, too_few
-from hfft.metrics.metrics import softmax
+from hfft.metrics.bootstrap import LEAST_WRONG, Interval, Z, interval_of, mean_loss, share, too_few
+from hfft.metrics.calibration import calibration
+from hfft.metrics.metrics import area_under_roc, by_name, finite, mean_or_nan
 from hfft.metrics.paired_tests import f1_slopes, summed
+from hfft.metrics.probabilities import log_loss, log_odds, logit_losses, sigmoid
 
 _RESAMPLES, _LEAST_RESAMPLES, _WORK = 1000, 200, 2**27  # numbers that all resamples look at, in about a second
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
 _LEAST_OF_LABEL = 20  # images with it, and without it
 _OVER_LABELS = ("mean_average_precision", "macro_f1")
-_TINY = np.finfo(np.float32).tiny
 
 
 @dataclass(frozen=True)
-class SetTally:
-    """What the metrics are computed from: of one set of images, or of R resamples in a leading dimension.
+class LabelTally:
+    """What the metrics are computed from: of all images, or of R resamples in a leading dimension.
 
     Attributes:
         images: Images that have each label, (K,) or (R, K).
@@ -46,9 +46,14 @@ class SetTally:
     loss: np.ndarray
     is_there: np.ndarray
 
+    @property
+    def f1(self) -> np.ndarray:
+        """F1 of each label; 0 for one that no image has and none was given, as in scikit-learn."""
+        return 2 * self.hits / np.maximum(self.images + self.predicted, 1)
+
 
 @dataclass(frozen=True)
-class SetOutcomes:
+class LabelOutcomes:
     """What a model says of images, and what is true.
 
     Attributes:
@@ -62,14 +67,14 @@ class SetOutcomes:
     predicted: np.ndarray
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "SetOutcomes":
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "LabelOutcomes":
         """The outcomes of probabilities, by a threshold of 0.5 where it isn't said what was predicted."""
         given = probabilities >= 0.5 if predicted is None else predicted
         return cls.of_logits(log_odds(probabilities), labels, given)
 
     @classmethod
-    def of_logits(cls, logits: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "SetOutcomes":
-        """The same of logits, which lose nothing where a model is sure."""
+    def of_logits(cls, logits: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "LabelOutcomes":
+        """The same of logits."""
         given = logits >= 0 if predicted is None else predicted
         return cls(logits.astype(np.float64), np.asarray(labels) > 0, np.asarray(given, dtype=bool))
 
@@ -93,19 +98,19 @@ class SetOutcomes:
     @property
     def losses(self) -> np.ndarray:
         """Negative log probability of each entry being as it is, in nats, (N, K)."""
-        return np.logaddexp(0, np.where(self.labels, -self.logits, self.logits))
+        return logit_losses(self.logits, self.labels)
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Every metric, as `measure_sets` has it."""
-        return {name: float(value) for name, value in measure_sets(self.tally()).items()}
+        """The headline metrics, as `measure_labels` has them."""
+        return {name: float(value) for name, value in measure_labels(self.tally()).items()}
 
-    def tally(self, weights: np.ndarray | None = None) -> SetTally:
+    def tally(self, weights: np.ndarray | None = None) -> LabelTally:
         """Count images as often as weights (R, N) say; each once, without a leading dimension, when None."""
         times = np.ones((1, len(self.labels))) if weights is None else weights.astype(np.float64)
         count = times.sum(axis=1)  # (R,)
         wrong = self.wrong
-        found = SetTally(
+        found = LabelTally(
             images=times @ self.labels,
             hits=times @ (self.labels & self.predicted),
             predicted=times @ self.predicted,
@@ -117,21 +122,21 @@ class SetOutcomes:
         )
         if weights is not None:
             return found
-        return SetTally(**{name: value if name == "is_there" else value[0] for name, value in vars(found).items()})
+        return LabelTally(**{name: value if name == "is_there" else value[0] for name, value in vars(found).items()})
 
 
-def measure_sets(counts: SetTally) -> dict[str, np.ndarray]:
-    """Every metric, () or (R,).
+def measure_labels(counts: LabelTally) -> dict[str, np.ndarray]:
+    """The headline metrics, () or (R,).
 
     A label that no image has is left out of the mean average precision, and counts in macro F1: as 0 if it was given
-    to an image or occurs in none of the images at all; in a resample that lacks it by chance it is left out.
+    to an image or occurs in none of the images at all; in a resample that lacks it by chance it is left out. Subset
+    accuracy is the share of images that are given just their labels, Hamming loss the share of wrong entries.
     """
-    f1 = 2 * counts.hits / np.maximum(counts.images + counts.predicted, 1)  # (..., K)
     is_by_chance = (counts.images + counts.predicted == 0) & counts.is_there
     total = counts.images.sum(axis=-1) + counts.predicted.sum(axis=-1)
     return {
         "mean_average_precision": _mean_of_known(counts.average_precision),
-        "macro_f1": _mean_of_known(np.where(is_by_chance, np.nan, f1)),
+        "macro_f1": _mean_of_known(np.where(is_by_chance, np.nan, counts.f1)),
         "micro_f1": 2 * counts.hits.sum(axis=-1) / np.maximum(total, 1),
         "subset_accuracy": counts.exact,
         "hamming_loss": counts.wrong,
@@ -139,80 +144,51 @@ def measure_sets(counts: SetTally) -> dict[str, np.ndarray]:
     }
 
 
-def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logits (N, K) -> probabilities (N, K) in float64, each label by itself."""
-    return np.exp(-np.logaddexp(0, -logits.astype(np.float64)))
+def label_details(outcomes: LabelOutcomes) -> dict[str, float]:
+    """Metrics without intervals, in the order of metrics.json; one that isn't defined is left out.
 
-
-def log_odds(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities (N, K) -> logits (N, K) in float64.
-
-    A probability of 1 is one that was rounded to it: the logit is 17 in float32, and 37 in float64; that of 0 is -87.
+    ROC AUC, expected calibration error (`calibration`) and Brier score (the squared distance of a probability from 0
+    or 1) are means over the labels; ROC AUC leaves out a label that all images have, or none has.
     """
-    step = np.finfo(probabilities.dtype if probabilities.dtype.kind == "f" else np.float64).epsneg
-    values = probabilities.astype(np.float64)
-    return np.log(np.maximum(values, _TINY)) - np.log(np.maximum(1 - values, step / 2))
+    counts, probabilities = outcomes.tally(), sigmoid(outcomes.logits)
+    total = counts.images.sum()
+    found = {
+        "weighted_f1": float(np.average(counts.f1, weights=counts.images)) if total else float("nan"),
+        "macro_precision": float((counts.hits / np.maximum(counts.predicted, 1)).mean()),
+        "macro_recall": float((counts.hits / np.maximum(counts.images, 1)).mean()),
+        **_ranked_and_calibrated(outcomes.logits, probabilities, outcomes.labels),
+        "labels_per_image": float(total / len(outcomes.labels)),
+        "predicted_per_image": float(counts.predicted.sum() / len(outcomes.labels)),
+    }
+    return finite(found)
 
 
-def to_probabilities(logits: np.ndarray, *, is_multi_label: bool) -> np.ndarray:
-    """Logits (N, K) -> probabilities (N, K): of one class among all, float32, or of each label by itself, float64."""
-    return sigmoid(logits) if is_multi_label else softmax(logits)
+def _ranked_and_calibrated(scores: np.ndarray, probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    areas = [area_under_roc(scores[:, k], labels[:, k] > 0) for k in range(labels.shape[1])]
+    return {
+        "roc_auc": mean_or_nan([area for area in areas if area is not None]),
+        "expected_calibration_error": calibration(probabilities, labels)["expected_calibration_error"],
+        "brier_score": float(np.mean(np.square(probabilities.astype(np.float64) - (labels > 0)))),
+    }
 
 
-def entry_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log probability of each label being as it is, in nats, (N, K)."""
-    return SetOutcomes.of(probabilities, labels).losses
+def _measured(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """The headline metrics of probabilities; the log loss is summed as `log_loss` does."""
+    return {**LabelOutcomes.of(probabilities, labels).metrics, "log_loss": log_loss(probabilities, labels)}
 
 
-def mean_average_precision(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the labels of the average precision, as scikit-learn has it; a label of no image is left out."""
-    return _measured(probabilities, labels, "mean_average_precision")
+LABEL_METRICS = by_name(
+    _measured,
+    ("mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "log_loss"),
+)
+LABEL_DETAILS = by_name(
+    lambda probabilities, labels: _ranked_and_calibrated(probabilities, probabilities, labels),
+    ("roc_auc", "expected_calibration_error", "brier_score"),
+)
 
 
-def macro_f1(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean F1 of all K labels; one that no image has and none was given counts as 0, as in scikit-learn."""
-    return _measured(probabilities, labels, "macro_f1")
-
-
-def micro_f1(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """F1 of all images and labels counted together."""
-    return _measured(probabilities, labels, "micro_f1")
-
-
-def subset_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of images that are given just their labels, no more and no fewer."""
-    return _measured(probabilities, labels, "subset_accuracy")
-
-
-def hamming_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Share of wrong entries among all images and labels."""
-    return _measured(probabilities, labels, "hamming_loss")
-
-
-def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over images and labels of the negative log probability that the label is as it is, in nats."""
-    return float(entry_losses(probabilities, labels).mean())
-
-
-SET_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "mean_average_precision": mean_average_precision,
-    "macro_f1": macro_f1,
-    "micro_f1": micro_f1,
-    "subset_accuracy": subset_accuracy,
-    "hamming_loss": hamming_loss,
-    "log_loss": log_loss,
-}
-
-
-def sets_with_intervals(
-    probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None
-) -> dict[str, Interval]:
-    """`set_intervals` of probabilities (N, K), by a threshold of 0.5 where it isn't said what was predicted."""
-    return set_intervals(SetOutcomes.of(probabilities, labels, predicted))
-
-
-def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
-    """Every metric with its 95 % interval.
+def label_intervals(outcomes: LabelOutcomes, values: dict[str, float] | None = None) -> dict[str, Interval]:
+    """Every headline metric with its 95 % interval.
 
     Subset accuracy has the exact interval of a share. Each other share has that of as many images as would vary as
     much, by resamples of the images: 1,000, and fewer, 200 at least, where images times labels are more than 134,217.
@@ -222,11 +198,12 @@ def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
 
     Args:
         outcomes: Of N > 0 images.
+        values: The metrics, where they are known already.
     """
     images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
-    parts = [measure_sets(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
+    parts = [measure_labels(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
     found = {}
-    for name, value in outcomes.metrics.items():
+    for name, value in (values or outcomes.metrics).items():
         if name == "log_loss":
             found[name] = mean_loss(value, outcomes.losses.mean(axis=1), wrong)
         elif name == "subset_accuracy":
@@ -241,8 +218,8 @@ def set_intervals(outcomes: SetOutcomes) -> dict[str, Interval]:
     return found
 
 
-def set_differences(first: SetOutcomes, second: SetOutcomes) -> dict[str, Interval]:
-    """Every metric of the second model minus that of the first, with its 95 % interval, as in `differences`.
+def label_differences(first: LabelOutcomes, second: LabelOutcomes) -> dict[str, Interval]:
+    """Every headline metric of the second model minus that of the first, with its 95 % interval, as in `differences`.
 
     The interval of the subset accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more. That
     of the mean average precision comes from resamples, and is None where a label has fewer than 20 images with or
@@ -265,15 +242,15 @@ def set_differences(first: SetOutcomes, second: SetOutcomes) -> dict[str, Interv
     if first.has_many and wrong >= LEAST_WRONG:
         name = "mean_average_precision"
         pairs = [
-            measure_sets(second.tally(weights))[name] - measure_sets(first.tally(weights))[name]
+            measure_labels(second.tally(weights))[name] - measure_labels(first.tally(weights))[name]
             for weights in _resamples(first.labels.shape)
         ]
         half = Z * _error(value[name], np.concatenate(pairs)) ** 0.5
-        found[name] = interval(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
+        found[name] = interval_of(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
     return found
 
 
-def _parts(first: SetOutcomes, second: SetOutcomes) -> dict[str, np.ndarray]:
+def _parts(first: LabelOutcomes, second: LabelOutcomes) -> dict[str, np.ndarray]:
     """What each image adds to a difference, (N,), by metric, where it is a sum over the images."""
     images, classes = first.labels.shape
     has = first.labels.sum(axis=0)  # (K,)
@@ -293,10 +270,6 @@ def _parts(first: SetOutcomes, second: SetOutcomes) -> dict[str, np.ndarray]:
 def _error(value: float, resampled: np.ndarray) -> float:
     """Mean squared error of a metric, from resamples (R,): its variance, and its bias with few images."""
     return float(np.mean((resampled - value) ** 2))
-
-
-def _measured(probabilities: np.ndarray, labels: np.ndarray, name: str) -> float:
-    return SetOutcomes.of(probabilities, labels).metrics[name]
 
 
 def _resamples(shape: tuple[int, ...]) -> Iterator[np.ndarray]:

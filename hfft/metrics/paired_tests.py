@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.metrics.bootstrap import ClassTable, Interval, Z, exact_share, interval, mean_loss, too_few
-from hfft.metrics.metrics import losses, measure
+from hfft.metrics.bootstrap import ClassTable, Interval, Z, exact_share, interval_of, mean_loss, too_few
+from hfft.metrics.metrics import measure
+from hfft.metrics.probabilities import image_losses
 
 _HALVINGS = 60
 
@@ -44,7 +45,7 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> di
     right, was_right = other.predicted == labels, one.predicted == labels
     gained = right.astype(float) - was_right  # (N,)
     weights = 1 / (one.present.sum() * one.images[labels])
-    lost = losses(second, labels) - losses(first, labels)
+    lost = image_losses(second, labels) - image_losses(first, labels)
     parts, most = _f1_parts(one, other), float(one.present.mean())
     return {
         "accuracy": summed(gained / len(labels), len(labels)),
@@ -96,14 +97,14 @@ def summed(parts: np.ndarray, images: float, *, most: float = 1.0) -> Interval:
     value, sizes = float(parts.sum()), np.abs(parts)
     total = float(sizes.sum())
     if total == 0:
-        return interval(value, *_score_limits(0.0, 0.0, images))
+        return interval_of(value, *_score_limits(0.0, 0.0, images))
     squares = float(np.square(sizes).sum())
     count = min(images, total / squares)
     gained, lost = (total + value) / 2 * count, (total - value) / 2 * count
     low, high = _score_limits(gained, lost, count)
     differing = total**2 / squares
     ends = exact_share(round((total + value) / 2 / total * differing, 9), round(differing, 9))
-    return interval(value, min(low, 0.0) if ends[0] <= 0.5 else low, max(high, 0.0) if ends[1] >= 0.5 else high)
+    return interval_of(value, min(low, 0.0) if ends[0] <= 0.5 else low, max(high, 0.0) if ends[1] >= 0.5 else high)
 
 
 def _score_limits(gained: float, lost: float, count: float) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Predictions of a model on a split, and what they are worth: for one label per image, and for any number."""
+"""Predictions of a model on a split and their metrics: for one label per image, and for any number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ import pandas as pd
 from datasets import Dataset
 
 from hfft.data.sources.labels import is_multi_label, label_array
-from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.bootstrap import Interval, wilson, with_intervals
 from hfft.metrics.calibration import calibration
-from hfft.metrics.multilabel import SetOutcomes, log_odds, set_intervals, sigmoid
-from hfft.metrics.multilabel_secondary import set_calibration, set_details, set_scores
-from hfft.metrics.per_class import class_scores, confusion
-from hfft.metrics.secondary import details
+from hfft.metrics.evaluate_modules import headline_metrics, label_headline_metrics
+from hfft.metrics.metrics import details
+from hfft.metrics.multilabel import LabelOutcomes, label_details, label_intervals
+from hfft.metrics.probabilities import log_odds, sigmoid
 from hfft.metrics.thresholds import DEFAULT
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Predictions of a model on a split, and what they are worth.
+    """Predictions of a model on a split, and their metrics.
 
     Attributes:
         classes: Class names.
@@ -43,30 +43,19 @@ class Scores:
         """More metrics, without intervals."""
         return details(self.probabilities, self.labels)
 
-    def table(self, split: str) -> pd.DataFrame:
-        """One row per image, as in predictions.parquet."""
-        best = self.probabilities.argmax(axis=1)
-        names = np.asarray(self.classes, dtype=object)
-        table = pd.DataFrame(
-            {
-                "split": split,
-                "file": self.files,
-                "label": names[self.labels],
-                "prediction": names[best],
-                "probability": self.probabilities.max(axis=1),
-            }
-        )
-        columns = {f"probability {name}": self.probabilities[:, k] for k, name in enumerate(self.classes)}
-        return pd.concat([table, pd.DataFrame(columns)], axis=1)
-
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
-        """Class to predicted class to images."""
-        return confusion(self.probabilities.argmax(axis=1), self.labels, self.classes)
+        """Class to predicted class to images; zeros are left out."""
+        pairs = np.stack([self.labels, self.probabilities.argmax(axis=1)])
+        (labels, given), counts = np.unique(pairs, axis=1, return_counts=True)  # each (P,)
+        found: dict[str, dict[str, int]] = {name: {} for name in self.classes}
+        for label, answer, count in zip(labels.tolist(), given.tolist(), counts.tolist(), strict=True):
+            found[self.classes[label]][self.classes[answer]] = count
+        return found
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """Accuracy beside confidence."""
+        """Accuracy by confidence; see `calibration`."""
         return calibration(self.probabilities, self.labels)
 
     @property
@@ -74,63 +63,68 @@ class Scores:
         """Name of the metric that comes first."""
         return next(iter(self.metrics))
 
+    def table(self, split: str) -> pd.DataFrame:
+        """One row per image, as in predictions.parquet."""
+        names = np.asarray(self.classes, dtype=object)
+        columns: dict[str, Any] = {
+            "split": split,
+            "file": self.files,
+            "label": names[self.labels],
+            "prediction": names[self.probabilities.argmax(axis=1)],
+            "probability": self.probabilities.max(axis=1),
+        }
+        return pd.DataFrame(
+            columns | {f"probability {name}": self.probabilities[:, k] for k, name in enumerate(names)}
+        )
+
 
 @dataclass(frozen=True)
-class SetScores(Scores):
+class LabelScores(Scores):
     """The same where an image has any number of labels.
 
     Attributes:
         labels: Which labels each image has, (N, K) uint8 of 0 and 1.
         probabilities: Of each label by itself, (N, K) float64.
         thresholds: The probability from which a label is given, (K,).
-        logits: What the probabilities come from, (N, K).
+        logits: Of the probabilities, (N, K).
     """
 
     thresholds: np.ndarray
     logits: np.ndarray
 
     @property
-    def outcomes(self) -> SetOutcomes:
+    def outcomes(self) -> LabelOutcomes:
         """What was predicted and what is true."""
-        return SetOutcomes.of_logits(self.logits, self.labels, self.probabilities >= self.thresholds)
+        return LabelOutcomes.of_logits(self.logits, self.labels, self.probabilities >= self.thresholds)
 
     @property
     def details(self) -> dict[str, float]:
         """More metrics, without intervals."""
-        return set_details(self.outcomes)
+        return label_details(self.outcomes)
 
     @property
     def confusion(self) -> dict[str, dict[str, int]]:
         """Empty: no label is taken for another where each is predicted by itself."""
         return {}
 
-    @property
-    def calibration(self) -> dict[str, Any]:
-        """Share of images that have a label beside its probability."""
-        return set_calibration(self.probabilities, self.labels)
-
     def table(self, split: str) -> pd.DataFrame:
         """One row per image, as in predictions.parquet: `label` and `prediction` are lists of class names.
 
-        A probability near 1 doesn't tell how sure a model is, so the logits are beside them.
+        A probability near 1 doesn't tell how sure a model is, so there are columns of logits, too.
         """
         names = np.asarray(self.classes, dtype=object)
-        table = pd.DataFrame({"split": split, "file": self.files})
-        for column, sets in (("label", self.labels > 0), ("prediction", self.outcomes.predicted)):
-            table[column] = [names[row].tolist() for row in sets]
-        numbers = (("probability", self.probabilities), ("logit", self.logits))
-        columns = {
-            f"{kind} {name}": values[:, k].astype(np.float32)
-            for kind, values in numbers
-            for k, name in enumerate(self.classes)
-        }
-        return pd.concat([table, pd.DataFrame(columns)], axis=1)
+        columns: dict[str, Any] = {"split": split, "file": self.files}
+        for column, flags in (("label", self.labels > 0), ("prediction", self.outcomes.predicted)):
+            columns[column] = [names[row].tolist() for row in flags]
+        for kind, values in (("probability", self.probabilities), ("logit", self.logits)):
+            columns |= {f"{kind} {name}": values[:, k].astype(np.float32) for k, name in enumerate(names)}
+        return pd.DataFrame(columns)
 
 
 def measured(
     values: np.ndarray, rows: Dataset, classes: Sequence[str], thresholds: np.ndarray | None = None
 ) -> Scores:
-    """What predictions for the images of a split are worth.
+    """Scores of predictions for the images of a split.
 
     Args:
         values: Probabilities of the classes, or of multi-label rows logits, (N, K).
@@ -138,47 +132,82 @@ def measured(
         classes: Class names.
         thresholds: Of multi-label rows, the probability from which a label is given, (K,); 0.5 for all when None.
     """
-    labels, classes = label_array(rows), tuple(classes)
+    labels, classes, files = label_array(rows), tuple(classes), tuple(rows["file"][:])
     if not is_multi_label(rows):
-        return Scores(
-            classes=classes,
-            files=tuple(rows["file"][:]),
-            labels=labels,
-            probabilities=values,
-            metrics=with_intervals(values, labels),
-            by_class=class_scores(values.argmax(axis=1), labels, classes),
-        )
+        metrics = with_intervals(values, labels, values=headline_metrics(values, labels))
+        return Scores(classes, files, labels, values, metrics, class_scores(values.argmax(axis=1), labels, classes))
     limits = np.full(len(classes), DEFAULT) if thresholds is None else thresholds
     probabilities = sigmoid(values)
-    outcomes = SetOutcomes.of_logits(values, labels, probabilities >= limits)
-    return SetScores(
-        classes=classes,
-        files=tuple(rows["file"][:]),
-        labels=labels,
-        probabilities=probabilities,
-        metrics=set_intervals(outcomes),
-        by_class=set_scores(outcomes, limits, classes),
-        thresholds=limits,
-        logits=values,
-    )
+    outcomes = LabelOutcomes.of_logits(values, labels, probabilities >= limits)
+    metrics = label_intervals(outcomes, label_headline_metrics(values, labels, limits))
+    by_class: Any = label_scores(outcomes, limits, classes)
+    return LabelScores(classes, files, labels, probabilities, metrics, by_class, limits, values)
 
 
-def holds_sets(table: pd.DataFrame) -> bool:
+def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each class, with the ends of their 95 % intervals.
+
+    The intervals are Wilson's for shares of images: of those of the class (recall), of those that were taken for it
+    (precision). F1 is 2 J / (1 + J), where J is the share of right ones among the images that are of the class or were
+    taken for it, and its interval is that of J.
+    Sources: Wilson, JASA 22 (1927), 209-212; Hand et al., F*: an interpretable transformation of the F-measure,
+    https://arxiv.org/abs/2008.00103.
+
+    Args:
+        predicted: Class index that each image was given, (N,).
+        labels: Class index of each image, (N,).
+        classes: Class names.
+
+    Returns:
+        Class name to `precision`, `recall` and `f1`, each with `_low` and `_high`, and `images` of the class and
+        `predicted` images. Without images, or predictions, a share is 0 and its interval reaches from 0 to 1.
+    """
+    counts = (np.bincount(part, minlength=len(classes)) for part in (labels[predicted == labels], labels, predicted))
+    return {name: _class_row(*map(int, row)) for name, *row in zip(classes, *counts, strict=True)}
+
+
+def label_scores(outcomes: LabelOutcomes, thresholds: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Scores of each label as in `class_scores`, with its average precision (None without images) and threshold."""
+    counts = outcomes.tally()
+    rows = zip(classes, counts.hits, counts.images, counts.predicted, strict=True)
+    table: dict[str, dict[str, Any]] = {name: _class_row(*map(int, row)) for name, *row in rows}
+    for row, precision, threshold in zip(table.values(), counts.average_precision, thresholds, strict=True):
+        row |= {"average_precision": None if np.isnan(precision) else float(precision), "threshold": float(threshold)}
+    return table
+
+
+def _class_row(hits: int, images: int, predicted: int) -> dict[str, float]:
+    """The row of a class in `class_scores`, of its images, its predictions, and what is both."""
+    jaccard = wilson(hits, images + predicted - hits)
+    shares = {
+        "precision": wilson(hits, predicted),
+        "recall": wilson(hits, images),
+        "f1": (2 * hits / max(images + predicted, 1), *(2 * j / (1 + j) for j in jaccard[1:])),
+    }
+    named = {
+        f"{share}{ending}": value
+        for share, values in shares.items()
+        for ending, value in zip(("", "_low", "_high"), values, strict=True)
+    }
+    return {**named, "images": images, "predicted": predicted}
+
+
+def is_multi_label_table(table: pd.DataFrame) -> bool:
     """Whether a table of predictions is of images with any number of labels."""
     return len(table) > 0 and not isinstance(table["label"].iloc[0], str)
 
 
 def flags_of(column: pd.Series, classes: Sequence[str]) -> np.ndarray:
     """Lists of class names, as a table of predictions has them, to (N, K) uint8 of 0 and 1."""
-    places = {name: place for place, name in enumerate(classes)}
+    numbers = {name: number for number, name in enumerate(classes)}
     found = np.zeros((len(column), len(classes)), dtype=np.uint8)
     for row, names in enumerate(column):
-        found[row, [places[name] for name in names]] = 1
+        found[row, [numbers[name] for name in names]] = 1
     return found
 
 
 def logits_of(table: pd.DataFrame, classes: Sequence[str], ending: str = "") -> np.ndarray:
-    """Logits (N, K) in a table of predictions of sets; earlier versions kept probabilities alone.
+    """Logits (N, K) in a multi-label table of predictions; earlier versions kept probabilities alone.
 
     Args:
         table: Of predictions.

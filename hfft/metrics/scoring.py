@@ -16,7 +16,7 @@ from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import is_multi_label
 from hfft.errors import DataError
-from hfft.metrics.metrics import softmax
+from hfft.metrics.probabilities import softmax
 from hfft.metrics.scores import Scores, measured
 from hfft.metrics.thresholds import kept_thresholds
 from hfft.system.progress import SOON, bar

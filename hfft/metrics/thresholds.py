@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from hfft.errors import ModelError
-from hfft.metrics.multilabel import SetOutcomes, sigmoid
-from hfft.metrics.multilabel_secondary import set_calibration
 from hfft.model.checkpoint import CONFIG_FIELD
 
 FIELD = "label_thresholds"  # of the section of hfft in config.json
@@ -55,12 +53,6 @@ def kept_thresholds(config: Any, classes: int) -> np.ndarray:
             "1, in the order of the outputs; remove the key to take 0.5 for all"
         )
     return np.asarray(found, dtype=np.float64)
-
-
-def quality(outcomes: SetOutcomes, *, bins: int) -> dict[str, float]:
-    """Log loss and expected calibration error, as `confidence` in metrics.json has them."""
-    error = set_calibration(sigmoid(outcomes.logits), outcomes.labels, bins=bins)["expected_calibration_error"]
-    return {"log_loss": float(outcomes.losses.mean()), "expected_calibration_error": error}
 
 
 def _best(scores: np.ndarray, has: np.ndarray) -> float:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import safe_open
 
 from hfft.errors import ModelError
+from hfft.recipe.loading import RECIPE
 from hfft.system.files import read_json
 
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -82,7 +83,7 @@ def _other_folder(folder: Path) -> str | None:
     """What a folder is, if it holds models and is none."""
     if (folder / "config.json").exists():
         return None
-    inside = sorted(path.parent.name for name in ("recipe.yaml", "config.json") for path in folder.glob(f"*/{name}"))
+    inside = sorted(path.parent.name for name in (RECIPE, "config.json") for path in folder.glob(f"*/{name}"))
     return f"{folder} is no model, and holds some; name one of them: {', '.join(inside[:5])}" if inside else None
 
 

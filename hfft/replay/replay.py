@@ -25,7 +25,7 @@ from hfft.replay.engine import EAGER, ONNXRUNTIME, Engine, choose_engine, eager
 from hfft.replay.extraction import FrozenPass
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.replay.store import Recording
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import meet, on_main
 from hfft.system.machine import package_versions
 

@@ -1,4 +1,4 @@
-"""Class names as figures can show them: in fonts that have their characters, and short."""
+"""Class names as figures can show them: short, and in fonts that have their characters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from matplotlib import font_manager
 
 _FIRST = "DejaVu Sans"  # comes with matplotlib
 _NO_LETTERS = ("Last Resort", "DejaVu Sans Display", "STIXNon", "STIXSize")  # boxes and single signs
-_LONGEST = 24  # characters
+_LONGEST = 22  # characters
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,16 @@ def letter(names: Sequence[str]) -> Lettering:
         if not lacking:
             break
     shown = [
-        _shortened(line) if line and not lacking & set(map(ord, line)) else f"#{place}"
+        shortened(line) if line and not lacking & set(map(ord, line)) else f"#{place}"
         for place, line in enumerate(lines)
     ]
     return Lettering(tuple(families), tuple(shown))
 
 
-def _shortened(line: str) -> str:
-    """Long names often begin alike, so both ends stay."""
-    if len(line) <= _LONGEST:
-        return line
-    return f"{line[: _LONGEST // 2]}…{line[1 - _LONGEST // 2 :]}"
+def shortened(name: str) -> str:
+    """A name in one line of 22 characters at most; long names often begin alike, so both ends stay."""
+    line = " ".join(name.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[1 - _LONGEST // 2 :]}"
 
 
 @cache

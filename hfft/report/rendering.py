@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ import jinja2
 from markupsafe import Markup
 
 from hfft._version import __version__
-from hfft.report.matrix import Matrix
-from hfft.report.words import duration, spoken
+from hfft.report.confusion import Matrix
+from hfft.report.words import spoken, time_in_words
+from hfft.runs.facts import Measured
 from hfft.system.text import printable
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -43,6 +46,12 @@ def embedded(picture: Path) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
+def lowest_tick(values: Sequence[Measured]) -> float:
+    """Where a track begins that shows shares with their intervals up to 1: a multiple of 0.1, 0.9 at most."""
+    least = min(value.least for value in values)
+    return min(math.floor(max(least - 0.02, 0) * 10) / 10, 0.9)
+
+
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
@@ -56,10 +65,10 @@ def _environment() -> jinja2.Environment:
     environment.globals |= {
         "classes_of": _classes_of,
         "counted": lambda split: f"{split.images:,} {split.name} images",
-        "duration": duration,
+        "duration": time_in_words,
         "number": _number,
         "percent": _percent,
-        "place": _place,
+        "position": _position,
         "short": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
         "signed": lambda value: f"{value:+.3f}",
         "spoken": spoken,
@@ -76,8 +85,8 @@ def _percent(value: float, digits: int = 1, *, bare: bool = False) -> str:
     return f"{100 * value:.{digits}f}" + ("" if bare else " %")
 
 
-def _place(value: float, low: float, high: float) -> str:
-    """Where a value lies on its track, in percent of the way."""
+def _position(value: float, low: float, high: float) -> str:
+    """Where a value lies on its track, in percent of its length."""
     return f"{min(max(100 * (value - low) / (high - low), 0), 100):.2f}"
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.facts import PhaseFacts, RunFacts
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.training.callbacks import headline_in
 
 _MINUTE, _HOUR = 60, 3600
 
 
-def duration(seconds: float) -> str:
+def time_in_words(seconds: float) -> str:
     """For example `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
@@ -36,7 +36,7 @@ def rates(groups: tuple[Group, ...]) -> str:
     return f"{highest:.3g}" if highest == lowest else f"{highest:.3g} ({top}) to {lowest:.3g} ({bottom})"
 
 
-def what_trains(spec: PhaseSpec, trains: str) -> str:
+def trained_parts(spec: PhaseSpec, trains: str) -> str:
     """What a phase trained, for example `blocks 8-11 of 12, norm, head`, and with which adapter."""
     if spec.adapter is None:
         return trains
@@ -65,7 +65,7 @@ def how_trained(phase: PhaseFacts) -> str:
         )
     replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
     return (
-        f"Trained {what_trains(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "
+        f"Trained {trained_parts(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "
         f"{taken} of {plan.batch_in_words} ({passes}), {optimizer}, "
         f"learning rate {rates(plan.groups)}, {schedule} schedule, weight decay {decay:g}.{kept}{replayed}"
     )
@@ -96,7 +96,7 @@ def for_all_phases(recipe: Recipe) -> str:
     return " ".join(sentences)
 
 
-def machine(environment: Mapping[str, Any]) -> str:
+def machine_in_words(environment: Mapping[str, Any]) -> str:
     """For example `cpu (AMD EPYC, 2 cores)`; `2 processes on cuda (NVIDIA A100)`."""
     device = str(environment["device"]).partition(":")[0]
     cores = f", {environment['cores']} cores" if device == "cpu" else ""
@@ -164,3 +164,23 @@ def interpolation_in_words(facts: RunFacts) -> str:
         f"The weights lie {facts.interpolation['alpha']:g} of the way from the model of the head phase (0) to the "
         f"final one (1), {chosen}"
     )
+
+
+def retention_rows(facts: RunFacts) -> list[dict[str, Any]]:
+    """What was measured of the encoder after each phase; empty where nothing was, or no phase changed it.
+
+    Each row has `phase`, the number of parts that it `changed`, `drift`, `cka` and `nearest`; and `agreement` and
+    `divergence` of the old head's answers where the checkpoint has a head.
+    """
+    phases: Mapping[str, Any] = facts.retention.get("phases", {})
+    if not any(phase["changed"] for phase in phases.values()):
+        return []
+    has_old_task = any(phase["old_task"] is not None for phase in phases.values())
+    rows = []
+    for name, phase in phases.items():
+        old, entering = phase["old_task"] or {}, phase["head_input"] or {}
+        answers = {"agreement": old.get("agreement"), "divergence": old.get("kl_divergence")} if has_old_task else {}
+        features = {"drift": entering.get("cosine_drift"), "cka": entering.get("cka")}
+        nearest = phase["knn_accuracy"]["after"]
+        rows.append({"phase": name, "changed": len(phase["changed"]), **answers, **features, "nearest": nearest})
+    return rows

@@ -9,8 +9,7 @@ from typing import Any
 from hfft.errors import RunError, first_line
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import adapter_base
-from hfft.runs.phase_record import RESULT, RETENTION, PhaseRecord, PhaseResult, Plan
-from hfft.runs.record import ADAPTER, ENVIRONMENT, RunRecord
+from hfft.runs.record import ADAPTER, ENVIRONMENT, RESULT, RETENTION, PhaseRecord, PhaseResult, Plan, RunRecord
 from hfft.system.files import read_json
 
 HELD_OUT = ("test", "validation")  # the first that a run has is the one to judge it by
@@ -47,16 +46,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class is recognised; see evaluation/classes.py.
+    """How one class is recognised; see metrics/per_class.py.
 
     Attributes:
-        precision: Share of right ones among the images taken for it; without meaning where there are none.
-        recall: Share of right ones among its images; without meaning where there are none.
-        f1: Of both.
+        precision: Without meaning where no image was taken for the class.
+        recall: Without meaning where the class has no images.
+        f1: The harmonic mean of both.
         images: Images of the class.
         predicted: Images taken for it.
-        average_precision: Of a label by itself; None where no image has it, or an image has one label.
-        threshold: The probability from which an image is given the label; None where it has one label.
+        average_precision: Multi-label only; None where no image has the label.
+        threshold: Multi-label only: the probability from which an image is given the label.
     """
 
     precision: Measured
@@ -70,7 +69,7 @@ class ClassScores:
 
 @dataclass(frozen=True)
 class Bin:
-    """Images whose predicted class has a probability in (low, high]; see evaluation/calibration.py."""
+    """Images whose predicted class has a probability in (low, high]; see metrics/calibration.py."""
 
     low: float
     high: float
@@ -81,18 +80,18 @@ class Bin:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split, and how the result does on it.
+    """A split, and how the result does on it; nothing is measured on the training images.
 
     Attributes:
         name: `train`, `validation` or `test`.
-        images: How many.
-        counts: By class.
+        images: Their number.
+        counts: Images by class.
         is_carved: Whether it was taken out of the training images at random.
-        metrics: By name; empty for the training images.
-        by_class: By class; empty for the training images.
+        metrics: By name.
+        by_class: By class.
         confusion: Class to predicted class to images; zeros are left out.
-        calibration_error: Expected calibration error; None for the training images.
-        bins: That it is computed from.
+        calibration_error: Expected calibration error.
+        bins: What the calibration error is computed from.
     """
 
     name: str
@@ -108,15 +107,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class PhaseFacts:
-    """A phase: what was asked for, planned and reached.
-
-    Attributes:
-        spec: Of the recipe.
-        plan: What trained, at which rates, for how many steps.
-        result: How it ended.
-        history: The Trainer's log: one entry per logged step or evaluation, each with `step` and `epoch`.
-        engine: What computed the frozen part once, for replay; None where every step computed it.
-    """
+    """A phase: what was asked for, planned and reached; `history` and `engine` as in PhaseRecord."""
 
     spec: PhaseSpec
     plan: Plan
@@ -158,28 +149,22 @@ class RunFacts:
     """A finished run.
 
     Attributes:
-        folder: The run folder.
         result: Folder of the model or the adapter.
-        recipe: Resolved.
         labels: Class names, in the order of the model's outputs.
         is_multi_label: Whether an image has any number of them.
         splits: By name: train, then what else there is.
-        phases: In order.
         checkpoint: What it was fine-tuned from.
         data: What it was fine-tuned on.
         environment: Content of environment.json.
-        seconds: By stage, of the process that finished the run.
-        model_type: Of the network, as transformers calls it.
-        code: The module that the network brings along; None where it is transformers' or timm's own.
-        adapter_base: What an adapter has to be added to; None for a plain model.
+        seconds: By part of the run, in the process that finished it.
+        config: Content of the result's config.json.
+        adapter_base: Checkpoint or folder that an adapter is added to; None for a plain model.
         examples: Images for the widget.
-        kept: Why it is the model of which phase, in a sentence; empty where nobody asked.
+        kept: Why the result is the model of `kept_phase`, in a sentence; empty in runs of early versions.
+        kept_phase: Name of the phase whose model the run ended with.
         baselines: Name to `about`, a sentence, and metrics by split.
-        retention: As in metrics.json; empty where it wasn't measured.
-        interpolation: As in metrics.json; empty where there was none.
-        confidence: As in metrics.json; empty without validation images.
-        findings: Of the audit, as in data.json.
-        skipped: Images that can't be read, as in data.json.
+        retention: As in metrics.json, like `interpolation` and `confidence`; empty where nothing was measured.
+        findings: Of the audit, as in data.json, like `skipped`.
         blocks: Phase that changed the encoder to block to `cka` and `cosine_drift`.
     """
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from xxhash import xxh3_128
 
 from hfft.errors import ModelError, RecipeError
-from hfft.runs.phase_record import PhaseRecord
-from hfft.runs.record import ADAPTER_CONFIG, GIVEN, RunRecord
+from hfft.runs.record import ADAPTER_CONFIG, GIVEN, PhaseRecord, RunRecord
 from hfft.system.files import read_json
 from hfft.system.paths import folder_at
 

@@ -9,7 +9,7 @@ from accelerate.logging import get_logger
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
 

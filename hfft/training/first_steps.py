@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import PEFT_PREFIX
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 
 _STEPS = 8  # before a tensor that hasn't moved is looked at: LoRA's A and what is behind a head of zeros start late
 _FEWEST = 4  # of a shorter phase, before what had no gradient is taken for a fault

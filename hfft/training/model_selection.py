@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.runs.phase_record import PhaseResult
+from hfft.runs.record import ADAPTER, MODEL, PhaseResult
 from hfft.training.callbacks import HEADLINES, headline_in
 
 _MOST_DIGITS = 6
@@ -69,10 +69,10 @@ def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
         for number, value in zip((step.before, step.after), step.values, strict=True):
             values[phases[number].name][step.metric] = value
     words = why or _in_words(steps, phases, best)
-    folder = "model"
+    folder = MODEL
     if adapter is not None and not adapter.merge:  # the recipe asks for this folder, which no other phase can give
         words += "" if best == last else ", but adapter.merge: false asks for the adapter"
-        folder, best = "adapter", last
+        folder, best = ADAPTER, last
     name = phases[best].name
     return Selection(best, name, f"{words}: {folder}/ is that of {name}", values)
 

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.spec import Recipe
-from hfft.runs.phase_record import PhaseRecord, PhaseResult
-from hfft.runs.record import ADAPTER, GIVEN, RunRecord
+from hfft.runs.record import ADAPTER, GIVEN, PhaseRecord, PhaseResult, RunRecord
 from hfft.system.distributed import meet
 from hfft.training.model_selection import Selection, select_phase
 

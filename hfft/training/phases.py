@@ -28,7 +28,7 @@ from hfft.model.freezing import Freeze
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
-from hfft.runs.phase_record import Group, PhaseRecord, PhaseResult
+from hfft.runs.record import Group, PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
 from hfft.system.launch import is_fsdp_asked
 from hfft.system.signals import patient

@@ -14,7 +14,7 @@ from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_trainable, trainable_names, unused_parameters
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
-from hfft.runs.phase_record import Group, Plan
+from hfft.runs.record import Group, Plan
 
 # transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
 _DEFAULTS = {

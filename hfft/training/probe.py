@@ -23,7 +23,7 @@ from hfft.errors import ModelError, RecipeError, TrainingError
 from hfft.recipe.arguments import AUTO
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ReplayedData
-from hfft.runs.phase_record import PhaseRecord
+from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import on_main
 from hfft.system.progress import bar
 from hfft.training.losses import ImageLoss

@@ -16,7 +16,7 @@ from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory

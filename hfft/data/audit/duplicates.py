@@ -1,4 +1,4 @@
-"""Pictures that were saved twice: found among thumbnails in far less than quadratic time, then compared closely."""
+"""Near duplicates: pairs of similar thumbnails, found in far less than quadratic time, then compared closely."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,7 +21,7 @@ _PAIRS = 1 << 20  # that are compared at once
 _CROWD = 64  # thumbnails in a cell, from which on those alike are found through one of them
 _ROUNDS = 200
 _MOST_PAIRS = 200_000_000  # candidates that are compared
-_MOST_LOOKS = 50_000  # pairs of images that are opened
+_MOST_OPENED = 50_000  # pairs of images that are opened
 
 
 def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -36,11 +36,11 @@ def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
         thumbnails: (N, S, S) uint8, in memory or mapped; plain ones have no pairs.
         rows: Numbers of those that are compared, (R,); the pairs are of places in it.
     """
-    chosen = _Rows(thumbnails, rows)
-    projected, usable = _project(chosen)
+    projected, usable = _project(thumbnails, rows)
     radius = float(np.sqrt(2 - 2 * CORRELATION)) * 1.001
     keys = _cells(projected, radius)
-    absorbed, found = _crowds(chosen, usable, keys)
+    absorbed, found = _crowds(thumbnails, rows[usable], keys)
+    found = [usable[pairs] for pairs in found]
     left = np.flatnonzero(~absorbed)
     projected, usable, keys = projected[left], usable[left], keys[left]
     for pairs in _neighbors(keys):
@@ -48,7 +48,7 @@ def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
         pairs = usable[pairs[near]]
         for start in range(0, len(pairs), _CHUNK):
             part = pairs[start : start + _CHUNK]
-            first, second = (_unit(chosen[part[:, side]]) for side in (0, 1))
+            first, second = (_unit(thumbnails[rows[part[:, side]]]) for side in (0, 1))
             found.append(part[(first * second).sum(axis=1) > CORRELATION])
     pairs = np.sort(np.concatenate([np.zeros((0, 2), np.int64), *found]), axis=1)
     return pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
@@ -98,40 +98,25 @@ def same_pictures(
     """
     found: list[tuple[int, int]] = []
     known: dict[int, int] = {}  # index -> a picture that it is the same as
-    kept: tuple[int, Image.Image] | None = None
-    looks = 0
+    last: tuple[int, Image.Image] | None = None  # the first image of the last pair
+    opened = 0
     first: int
     second: int
     for first, second in similar_pairs(thumbnails, rows).tolist():
-        if looks == _MOST_LOOKS:
-            many = f"more than {_MOST_LOOKS} pairs of images are nearly alike"
+        if opened == _MOST_OPENED:
+            many = f"more than {_MOST_OPENED} pairs of images are nearly alike"
             warn(f"near duplicates: {many}; the others are not compared")
             break
         same = known.get(first, first)
         if same == known.get(second, second):
             continue
-        if kept is None or kept[0] != first:
-            kept = (first, gray(int(rows[first])))
-        looks += 1
-        if is_same_picture(kept[1], gray(int(rows[second]))):
+        if last is None or last[0] != first:
+            last = (first, gray(int(rows[first])))
+        opened += 1
+        if is_same_picture(last[1], gray(int(rows[second]))):
             found.append((first, second))
             known[second] = same
     return found
-
-
-class _Rows:
-    """Some rows of an array that may be mapped from a file; copies no more than is asked for."""
-
-    def __init__(self, array: np.ndarray, rows: np.ndarray) -> None:
-        self._array = array
-        self._rows = rows
-        self.shape = (len(rows), *array.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
-        return np.asarray(self._array[self._rows[part]])
 
 
 def _unit(thumbnails: np.ndarray) -> np.ndarray:
@@ -141,12 +126,12 @@ def _unit(thumbnails: np.ndarray) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
 
 
-def _project(thumbnails: _Rows) -> tuple[np.ndarray, np.ndarray]:
-    """Projections of those that aren't plain, (M, D) float32, and their indices, (M,)."""
+def _project(thumbnails: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Projections of the rows that aren't plain, (M, D) float32, and their indices, (M,)."""
     basis = _low_frequencies(thumbnails.shape[1])
     parts, indices = [], []
-    for start in range(0, len(thumbnails), _CHUNK):
-        chunk = thumbnails[start : start + _CHUNK]
+    for start in range(0, len(rows), _CHUNK):
+        chunk = thumbnails[rows[start : start + _CHUNK]]
         usable = np.flatnonzero(chunk.std(axis=(1, 2)) >= _PLAIN)
         parts.append(_unit(chunk[usable]) @ basis)
         indices.append(usable + start)
@@ -174,8 +159,8 @@ _HALF = 64  # cells on each side of 0
 _STRIDES = (2 * _HALF) ** np.arange(_GRID, dtype=np.int64)
 
 
-def _crowds(thumbnails: _Rows, usable: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
-    """In crowded cells: which thumbnails are like an earlier one, (M,) bool, and each with that one, (P, 2) arrays."""
+def _crowds(thumbnails: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
+    """In crowded cells: which of M rows are like an earlier one, (M,) bool, and each with that one, (P, 2) arrays."""
     absorbed, pairs = np.zeros(len(keys), dtype=bool), []
     order = np.argsort(keys, kind="stable")
     _, starts, counts = np.unique(keys[order], return_index=True, return_counts=True)
@@ -185,15 +170,15 @@ def _crowds(thumbnails: _Rows, usable: np.ndarray, keys: np.ndarray) -> tuple[np
             if len(members) <= _CROWD:
                 break
             leader, members = members[0], members[1:]
-            unit = _unit(thumbnails[usable[leader : leader + 1]])[0]
+            unit = _unit(thumbnails[rows[leader : leader + 1]])[0]
             alike = np.concatenate(
                 [
-                    _unit(thumbnails[usable[members[start : start + _CHUNK]]]) @ unit > CORRELATION
+                    _unit(thumbnails[rows[members[start : start + _CHUNK]]]) @ unit > CORRELATION
                     for start in range(0, len(members), _CHUNK)
                 ]
             )
             absorbed[members[alike]] = True
-            pairs.append(np.stack([np.full(alike.sum(), usable[leader]), usable[members[alike]]], axis=1))
+            pairs.append(np.stack([np.full(alike.sum(), leader), members[alike]], axis=1))
             members = members[~alike]
     return absorbed, pairs
 
@@ -229,7 +214,7 @@ def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
 def _products(
     starts: np.ndarray, counts: np.ndarray, other_starts: np.ndarray, other_counts: np.ndarray
 ) -> Iterator[np.ndarray]:
-    """Every place of a run with every place of the run beside it, (P, 2), `_PAIRS` or little more at a time."""
+    """Every point of a cell with every point of its neighbor, (P, 2), `_PAIRS` or little more at a time."""
     rows = np.repeat(np.arange(len(starts)), counts)  # which run each place of the first kind is in
     firsts = starts[rows] + np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
     for part in _batches(other_counts[rows]):

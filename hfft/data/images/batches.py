@@ -29,25 +29,23 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
         seed: int | None = None,
         targets: np.ndarray | None = None,
     ) -> None:
-        """Wrap the rows.
+        """Wrap the rows, which have columns `image` (not decoded), `label` and `file`.
 
         Args:
-            rows: Columns `image` (not decoded), `label` and `file`.
+            rows: Of one split.
             transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
                 smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
             targets: Shares of the classes in the place of the labels, (N, K) float32; multi-label rows have 0 and 1
                 in any case.
         """
-        self.labels: Any = self._own_labels(rows) if targets is None else targets
+        self.labels: Any = targets
+        if targets is None:
+            self.labels = label_array(rows).astype(np.float32) if is_multi_label(rows) else rows["label"][:]
         self.rows = rows
         self.transform = transform
         self.seed = seed
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # seen by living workers too
-
-    @staticmethod
-    def _own_labels(rows: Dataset) -> Any:
-        return label_array(rows).astype(np.float32) if is_multi_label(rows) else rows["label"][:]
 
     def __len__(self) -> int:
         """Images in the split."""
@@ -88,18 +86,12 @@ class EpochOrder(torch.utils.data.Sampler[int]):
     """
 
     def __init__(self, examples: Examples, *, seed: int, multiple: int, chances: torch.Tensor | None = None) -> None:
-        """Choose the order.
+        """Order the examples' epoch by seed and epoch, with fillers up to a multiple of a number.
 
-        Args:
-            examples: What is ordered; they know the epoch.
-            seed: Seeds the order, together with the epoch.
-            multiple: The number of indices is filled up to a multiple of it.
-            chances: How often each image comes, (N,), in relation to others: as many as there are images are drawn,
-                some several times. Each once when None.
+        With `chances`, the relative frequency of each image, (N,), as many as there are images are drawn, some several
+        times; each once when None.
         """
-        self._chances = chances
-        self._examples = examples
-        self._seed = seed
+        self._chances, self._examples, self._seed = chances, examples, seed
         self._fillers = -len(examples) % multiple
 
     def __len__(self) -> int:
@@ -126,16 +118,11 @@ class Collator:
     def __init__(
         self, mixup: float = 0.0, classes: int = 0, floats: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> None:
-        """Choose what happens to a batch.
+        """Mix pairs of images, if at all, with a share of the Beta distribution of this alpha; 0 is off.
 
-        Args:
-            mixup: Alpha of the Beta distribution that pairs of images are mixed with; 0 is off.
-            classes: Number of classes K; needed for mixup.
-            floats: `Transform.floats` of the examples; needed for mixup of 8-bit pixels.
+        Mixup needs the number of classes K, and for 8-bit pixels the examples' `Transform.floats`.
         """
-        self.mixup = mixup
-        self.classes = classes
-        self.floats = floats
+        self.mixup, self.classes, self.floats = mixup, classes, floats
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Stack the examples; with mixup on, mix training examples each with its mirror in the batch.
@@ -177,11 +164,9 @@ def stack_labels(examples: Sequence[dict[str, Any]]) -> torch.Tensor:
 
 
 def chances_of(labels: Sequence[int], sampler: str) -> torch.Tensor | None:
-    """How often images come in training, (N,), by their class: `balanced` as often from each class, `sqrt` half way.
+    """Relative frequency of each image in training, (N,), by its class index; None for the sampler `shuffle`.
 
-    Args:
-        labels: Class indices.
-        sampler: `shuffle` (each once, None), `balanced` or `sqrt`.
+    `balanced` draws as often from each class, `sqrt` is half way.
     """
     if sampler == "shuffle":
         return None

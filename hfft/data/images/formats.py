@@ -87,11 +87,11 @@ def open_header(encoded: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(encoded), formats=formats())
         except UnidentifiedImageError as error:
             raise ValueError(_why_unidentified(encoded)) from error
-        check_header(image)
+        check_image(image)
         return image
 
 
-def check_header(image: Image.Image) -> None:
+def check_image(image: Image.Image) -> None:
     """Refuse an open image that is too large, or a TIFF that would come out wrong.
 
     Raises:

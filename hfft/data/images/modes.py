@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageCms, ImageOps, TiffImagePlugin
 from PIL.ExifTags import Base as ExifTag
 
-from hfft.data.images.formats import PILLOW_ERRORS, check_content, check_header, open_header, pillow_errors
+from hfft.data.images.formats import PILLOW_ERRORS, check_content, check_image, open_header, pillow_errors
 
 _RANGES = (1, 255, 65535)  # floating-point values are taken to lie between 0 and one of these
 _ROWS = 256  # scaled at once in double precision
@@ -42,7 +42,7 @@ def read_picture(image: Image.Image, encoded: bytes | None = None) -> Image.Imag
         ValueError: If it can't be decoded, or not to the pixels that it shows.
     """
     with pillow_errors():
-        check_header(image)
+        check_image(image)
         if encoded is not None:
             check_content(image, encoded)
         _scale_transparent_color(image)

@@ -21,16 +21,11 @@ _SHAPES = ((90, 40), (40, 90), (64, 64), (20, 31))  # height and width of the im
 
 
 def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
-    """The processor with the recipe's `fit` and `background`, in settings that are saved with the model; tried out.
+    """A processor with the recipe's resize mode and background, in settings that are saved with the model.
 
-    `fit` is said in transformers' own words, so that its pipelines do the same: a size of height and width for
-    `squash`; for `letterbox` a largest height and width, and a center crop, which adds black bars. timm's processors
-    are told by `crop_mode` in the config. `background` is a setting of ours, which only hfft reads.
-
-    Args:
-        processor: The checkpoint's own.
-        config: The network's; timm's processor is part of it, and so it is changed.
-        spec: The recipe's data section.
+    The mode is written in transformers' own settings, so that its pipelines do the same: a size of height and width
+    for `squash`; for `letterbox` a largest height and width, and a center crop, which adds black bars; `crop_mode` for
+    timm's processors, in the config, which is changed. `background` is a setting of ours, which only hfft reads.
 
     Raises:
         ModelError: If the processor can't do it, or does something else instead; if it can't take images of any shape,
@@ -49,7 +44,11 @@ def _fitted(processor: Any, config: Any, spec: DataSpec) -> Any:
         return _fit_timm(processor, config, fit, spec.background)
     if fit is not None:
         scale = pixel_scale(processor)
-        _check_size(processor, scale)
+        if processed(processor, _noise(300, 300)).shape[1:] != (scale.height, scale.width):
+            raise ModelError(
+                f"data.fit: {type(processor).__name__} leaves images as large as they are; set in the checkpoint's "
+                "preprocessor_config.json do_resize: true and a size of height and width"
+            )
         fitting = (one for one in _candidates(processor, fit, scale) if _does(one, fit, scale))
         found = next(fitting, None)
         if found is None:
@@ -103,22 +102,12 @@ def try_processor(processor: Any) -> list[tuple[int, ...]]:
     return made
 
 
-def _check_size(processor: Any, scale: PixelScale) -> None:
-    """Refuse to fit images to a size that a processor doesn't have."""
-    other = processed(processor, _noise(300, 300)).shape[1:]
-    if other != (scale.height, scale.width):
-        raise ModelError(
-            f"data.fit: {type(processor).__name__} leaves images as large as they are; set in the checkpoint's "
-            "preprocessor_config.json do_resize: true and a size of height and width"
-        )
-
-
 def _noise(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def copy_fit(config: Any, other: Any) -> None:
-    """Tell another config of the network what `fit_processor` told one; the other is saved with the model."""
+    """Copy what `fit_processor` wrote into a config to another one, which is saved with the model."""
     if config.model_type == "timm_wrapper":
         other.pretrained_cfg = config.pretrained_cfg
 
@@ -160,16 +149,16 @@ def _does(processor: Any, fit: str, scale: PixelScale) -> bool:
     """Whether images of noise come out as they should."""
     rng = np.random.default_rng(0)
     level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
-    asked = processor.resample
-    filter_ = Image.Resampling[asked.upper()] if isinstance(asked, str) else Image.Resampling(asked)
-    resample = pil_torch_interpolation_mapping[filter_]
+    name = processor.resample
+    resample = Image.Resampling[name.upper()] if isinstance(name, str) else Image.Resampling(name)
+    interpolation = pil_torch_interpolation_mapping[resample]
     for shape in _SHAPES:
         image = torch.from_numpy(rng.integers(0, 256, (3, *shape), dtype=np.uint8))
         size = [scale.height, scale.width]
         if fit == "letterbox":
             share = min(scale.height / shape[0], scale.width / shape[1])
             size = [int(shape[0] * share), int(shape[1] * share)]
-        resized = functional.resize(image, size, interpolation=resample, antialias=True)
+        resized = functional.resize(image, size, interpolation=interpolation, antialias=True)
         expected = scale(functional.center_crop(resized, [scale.height, scale.width]))
         try:
             shown = Image.fromarray(image.permute(1, 2, 0).numpy())

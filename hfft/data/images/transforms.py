@@ -15,9 +15,13 @@ from torchvision.transforms.v2 import functional
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from hfft.data.images.decoding import Decoded, on_background
+from hfft.data.images.decoding import Decoded
+from hfft.data.images.modes import on_background
 from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
+
+_SHOWN = 160  # characters of somebody else's reason
+_BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ def evaluation_transform(processor: Any) -> Transform:
 
     Most processors can be taken apart into a resize and crop of 8-bit pixels, and a scale, which is several times
     faster. It is done where images of noise come out the same. Transparent images are laid over the background that
-    the processor's settings name, if they do (`data.fitting`).
+    the processor's settings name, if they do (`resize_mode`).
     """
     return _opaque(_evaluation(processor), processor)
 
@@ -54,11 +58,7 @@ def evaluation_transform(processor: Any) -> Transform:
 def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
     """Crop at random, or resize as in evaluation; then flips and RandAugment, at the size that the model takes.
 
-    Random decisions come from torch's global generator; `data.batches.Examples` seeds it for each image.
-
-    Args:
-        processor: The checkpoint's image processor.
-        augment: What to do.
+    Random decisions come from torch's global generator; `Examples` seeds it for each image.
 
     Raises:
         ModelError: If a crop was asked for and the processor does not make images of one size.
@@ -88,19 +88,15 @@ def _evaluation(processor: Any) -> Transform:
 
 
 def _opaque(transform: Transform, processor: Any) -> Transform:
-    return Transform(partial(_without_transparency, background_of(processor), transform.pixels), transform.scale)
+    """The transform behind one that lays transparent pixels over the processor's background."""
+    lay = partial(on_background, background=background_of(processor))
+    return Transform(transforms.Compose([lay, transform.pixels]), transform.scale)
 
 
 def background_of(processor: Any) -> tuple[int, int, int] | None:
-    """The color that a processor's settings put behind transparent pixels (`data.fitting`)."""
+    """The color that a processor's settings put behind transparent pixels (`resize_mode`)."""
     color = getattr(processor, "background", None)
     return None if color is None else (int(color[0]), int(color[1]), int(color[2]))
-
-
-def _without_transparency(
-    background: tuple[int, int, int] | None, pixels: Callable[[Decoded], torch.Tensor], image: Decoded
-) -> torch.Tensor:
-    return pixels(on_background(image, background))
 
 
 def _random_crop(processor: Any, scale: "PixelScale", share: tuple[float, float]) -> Callable[[Any], Any]:
@@ -214,10 +210,6 @@ def _interpolation(processor: Any) -> InterpolationMode:
         return InterpolationMode(asked) if asked in {mode.value for mode in InterpolationMode} else _BICUBIC
     by_pillow = {Image.Resampling.NEAREST: InterpolationMode.NEAREST, Image.Resampling.BILINEAR: _BILINEAR}
     return by_pillow.get(Image.Resampling(asked), _BICUBIC)
-
-
-_SHOWN = 160  # characters of somebody else's reason
-_BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
 
 
 def _process(processor: Any, image: Decoded) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A process that reads images and died: told from other errors of the system, and explained."""
+"""A worker process of a DataLoader that was killed: recognized among other errors of the system, and explained."""
 
 import pickle
 import traceback
@@ -16,12 +16,7 @@ _DYING = 1.0  # seconds, at most, between the ends of a process's connections
 
 @contextmanager
 def worker_deaths_explained(title: str, advice: str) -> Iterator[None]:
-    """Raise a TrainingError in the place of what torch raises where a worker of a DataLoader was killed.
-
-    Args:
-        title: Of what is done.
-        advice: What to do.
-    """
+    """Raise a TrainingError, with a title and advice, in the place of torch's error for a worker that was killed."""
     try:
         with dead_workers_named():
             yield

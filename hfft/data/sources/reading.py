@@ -77,21 +77,18 @@ class ImageData:
         return {label: int(count) for label, count in zip(self.labels, found, strict=True)}
 
 
-def load_data(
-    spec: DataSpec, seed: int, data: DatasetDict | None = None, *, without: Collection[str] = ()
-) -> ImageData:
+def load_data(spec: DataSpec, seed: int, data: DatasetDict | None = None) -> ImageData:
     """Find the images of a recipe and split them: `read_source` and `choose_splits` at once.
 
     Args:
         spec: The recipe's data section.
         seed: Decides which images a carved split takes.
         data: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
-        without: Names of rows that are left out before anything is split, such as those that can't be decoded.
 
     Raises:
         DataError: If the source can't be found, or has no images, labels or splits as asked.
     """
-    return choose_splits(read_source(spec, data).without(without), spec, seed)
+    return choose_splits(read_source(spec, data), spec, seed)
 
 
 def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
@@ -121,22 +118,19 @@ def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
     return data
 
 
-def load_rows(
-    spec: DataSpec, labels: tuple[str, ...], split: str | None = None, *, without: Collection[str] = ()
-) -> Dataset:
+def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None) -> Dataset:
     """Rows of a labelled source for an existing model, with label indices in the model's order.
 
     Args:
         spec: Where the images are.
         labels: The model's class names.
         split: One of the source's splits; all of its rows when None.
-        without: Names of rows that are left out.
 
     Raises:
         DataError: If these rows have classes that the model does not know.
     """
     source = read_source(spec)
-    found = source.without(without).splits
+    found = source.splits
     if split is not None:
         own = existing_split(found, split, spec.source)
         found = {own: found[own]}
@@ -290,4 +284,5 @@ def images_of_run(folder: Path) -> ImageData:
     source = recipe.data.source
     if origin.get("kind") == "local" and not Path(expanded(source)).exists():
         raise DataError(f"data.source of {folder}: {missing_path(source)}")
-    return load_data(recipe.data, recipe.seed, without=[skip["file"] for skip in run.skipped])
+    source = read_source(recipe.data).without([skip["file"] for skip in run.skipped])
+    return choose_splits(source, recipe.data, recipe.seed)

@@ -10,7 +10,7 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.errors import TrainingError
 from hfft.evaluators import weight_interpolation
 from hfft.evaluators.weight_interpolation import ALPHAS, Trial, find_alpha, interpolate
-from hfft.metrics.metrics import log_loss, softmax
+from hfft.metrics.probabilities import log_loss, softmax
 from hfft.model.anatomy import dissect
 
 

@@ -20,7 +20,7 @@ def test_a_program_without_hfft_holds_each_name_once(module):
     ]
     names = Counter(one.id for one in targets if isinstance(one, ast.Name))
     names += Counter(node.name for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef))
-    assert {"open_picture", "check_header"} <= set(names)
+    assert {"open_picture", "check_image"} <= set(names)
     assert [name for name, count in names.items() if count > 1] == []
 
 

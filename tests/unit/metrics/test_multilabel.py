@@ -3,18 +3,23 @@ import pytest
 from sklearn import metrics as sk
 
 from hfft.metrics.bootstrap import exact_share
-from hfft.metrics.evaluate_modules import SET_MODULES, ProbabilityMetric
+from hfft.metrics.calibration import calibration
+from hfft.metrics.evaluate_modules import MULTI_LABEL_MODULES, ProbabilityMetric
 from hfft.metrics.multilabel import (
-    SET_METRICS,
-    SetOutcomes,
-    log_odds,
-    measure_sets,
-    set_differences,
-    sets_with_intervals,
-    sigmoid,
+    LABEL_METRICS,
+    LabelOutcomes,
+    label_details,
+    label_differences,
+    label_intervals,
+    measure_labels,
 )
-from hfft.metrics.multilabel_secondary import set_calibration, set_details, set_scores
 from hfft.metrics.paired_tests import mcnemar
+from hfft.metrics.probabilities import log_odds, sigmoid
+from hfft.metrics.scores import label_scores
+
+
+def intervals(shares, truth):
+    return label_intervals(LabelOutcomes.of(shares, truth))
 
 
 def draw(images=60, labels=5, seed=0, digits=None):
@@ -43,7 +48,7 @@ def test_metrics_are_those_of_scikit_learn(shares, truth):
         if exact.min() > 0 and exact.max() < 1
         else None,
     }
-    for name, metric in SET_METRICS.items():
+    for name, metric in LABEL_METRICS.items():
         if expected[name] is not None:
             assert metric(shares, truth) == pytest.approx(expected[name], abs=1e-9), name
 
@@ -51,7 +56,7 @@ def test_metrics_are_those_of_scikit_learn(shares, truth):
 @pytest.mark.parametrize(("shares", "truth"), CASES)
 def test_details_are_those_of_scikit_learn(shares, truth):
     given = shares >= 0.5
-    found = set_details(SetOutcomes.of(shares, truth))
+    found = label_details(LabelOutcomes.of(shares, truth))
     count = truth.shape[1]
     assert found["weighted_f1"] == pytest.approx(sk.f1_score(truth, given, average="weighted", zero_division=0))
     assert found["macro_precision"] == pytest.approx(
@@ -68,7 +73,7 @@ def test_scores_by_label_are_those_of_scikit_learn(shares, truth):
     names = [f"c{k}" for k in range(truth.shape[1])]
     limits = np.linspace(0.2, 0.7, len(names))
     given = shares >= limits
-    found = set_scores(SetOutcomes.of(shares, truth, given), limits, names)
+    found = label_scores(LabelOutcomes.of(shares, truth, given), limits, names)
     for k, row in enumerate(found.values()):
         precision, recall, f1, _ = sk.precision_recall_fscore_support(
             truth[:, k], given[:, k], average="binary", zero_division=0
@@ -83,20 +88,22 @@ def test_scores_by_label_are_those_of_scikit_learn(shares, truth):
 def test_a_label_that_no_image_has():
     shares, truth = draw()
     truth[:, 2] = 0
-    found = {name: metric(shares, truth) for name, metric in SET_METRICS.items()}
+    found = {name: metric(shares, truth) for name, metric in LABEL_METRICS.items()}
     others = [0, 1, 3, 4]
     assert found["mean_average_precision"] == pytest.approx(
         sk.average_precision_score(truth[:, others], shares[:, others])
     )
     assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, shares >= 0.5, average="macro", zero_division=0))
-    assert set_scores(SetOutcomes.of(shares, truth), np.full(5, 0.5), list("abcde"))["c"]["average_precision"] is None
-    intervals = sets_with_intervals(shares, truth)
-    assert [name for name, row in intervals.items() if row["low"] is None] == ["log_loss"]  # of 60 images
+    assert (
+        label_scores(LabelOutcomes.of(shares, truth), np.full(5, 0.5), list("abcde"))["c"]["average_precision"] is None
+    )
+    found = intervals(shares, truth)
+    assert [name for name, row in found.items() if row["low"] is None] == ["log_loss"]  # of 60 images
 
 
 def test_no_label_at_all():
     shares, truth = draw(images=4)
-    found = sets_with_intervals(shares, truth * 0)
+    found = intervals(shares, truth * 0)
     assert found["mean_average_precision"] == {"value": 0, "low": None, "high": None}
     assert found["hamming_loss"]["value"] == pytest.approx(np.mean(shares >= 0.5))
 
@@ -105,10 +112,10 @@ def test_a_resample_is_measured_as_its_images_would_be():
     shares, truth = draw(seed=4, digits=1)
     rng = np.random.default_rng(0)
     weights = rng.multinomial(len(truth), np.full(len(truth), 1 / len(truth)), size=6)
-    found = measure_sets(SetOutcomes.of(shares, truth).tally(weights))
+    found = measure_labels(LabelOutcomes.of(shares, truth).tally(weights))
     for number, times in enumerate(weights):
         rows = np.repeat(np.arange(len(truth)), times)
-        alone = measure_sets(SetOutcomes.of(shares[rows], truth[rows]).tally())
+        alone = measure_labels(LabelOutcomes.of(shares[rows], truth[rows]).tally())
         for name, values in found.items():
             assert values[number] == pytest.approx(float(alone[name])), name
 
@@ -116,7 +123,7 @@ def test_a_resample_is_measured_as_its_images_would_be():
 def test_intervals_are_as_wide_as_other_images_would_make_them():
     value, width = [], []
     for seed in range(60):
-        row = sets_with_intervals(*draw(images=150, seed=100 + seed))["mean_average_precision"]
+        row = label_intervals(LabelOutcomes.of(*draw(images=150, seed=100 + seed)))["mean_average_precision"]
         assert row["low"] <= row["value"] <= row["high"]
         value.append(row["value"])
         width.append(row["high"] - row["low"])
@@ -126,7 +133,7 @@ def test_intervals_are_as_wide_as_other_images_would_make_them():
 @pytest.mark.parametrize("images", [2, 10, 40])
 def test_all_right_leaves_a_doubt(images):
     truth = np.arange(3 * images).reshape(-1, 3) % 2
-    found = sets_with_intervals(np.where(truth > 0, 0.99, 0.01), truth)
+    found = intervals(np.where(truth > 0, 0.99, 0.01), truth)
     for name in ("mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy"):
         assert found[name]["value"] - found[name]["low"] >= 0.99 - exact_share(images, images)[0], name
     assert found["hamming_loss"]["high"] >= 0.99 * exact_share(0, images)[1]
@@ -135,8 +142,8 @@ def test_all_right_leaves_a_doubt(images):
 
 def test_simulated_intervals_cover_the_truth():
     for images, labels, repeats in ((10, 5, 100), (100, 3, 100)):
-        truths = measure_sets(SetOutcomes.of(*draw(20_000, labels, seed=0)).tally())
-        found = [sets_with_intervals(*draw(images, labels, seed=200 + k)) for k in range(repeats)]
+        truths = measure_labels(LabelOutcomes.of(*draw(20_000, labels, seed=0)).tally())
+        found = [label_intervals(LabelOutcomes.of(*draw(images, labels, seed=200 + k))) for k in range(repeats)]
         for name, truth in truths.items():
             rows = [one[name] for one in found if one[name]["low"] is not None]
             assert np.mean([one["low"] <= truth <= one["high"] for one in rows] or [1]) >= 0.93, (images, name)
@@ -144,17 +151,17 @@ def test_simulated_intervals_cover_the_truth():
 
 def test_intervals_of_many_images_come_from_fewer_resamples_and_are_reproducible():
     shares, truth = draw(images=3000, labels=60)
-    assert sets_with_intervals(shares, truth) == sets_with_intervals(shares, truth)
+    assert intervals(shares, truth) == intervals(shares, truth)
 
 
 def test_differences_are_those_of_the_metrics():
     (first, truth), (second, _) = draw(seed=5), draw(seed=6)
-    found = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(second, truth))
-    for name, metric in SET_METRICS.items():
+    found = label_differences(LabelOutcomes.of(first, truth), LabelOutcomes.of(second, truth))
+    for name, metric in LABEL_METRICS.items():
         assert found[name]["value"] == pytest.approx(metric(second, truth) - metric(first, truth))
         if name not in ("mean_average_precision", "log_loss"):  # 60 images are too few
             assert found[name]["low"] < found[name]["value"] < found[name]["high"]
-    same = set_differences(SetOutcomes.of(first, truth), SetOutcomes.of(first, truth))
+    same = label_differences(LabelOutcomes.of(first, truth), LabelOutcomes.of(first, truth))
     for name in ("macro_f1", "micro_f1", "subset_accuracy", "hamming_loss"):
         assert same[name]["value"] == 0
         assert same[name]["low"] == pytest.approx(-same[name]["high"])
@@ -168,15 +175,15 @@ def test_the_subset_accuracy_differs_clearly_where_mcnemar_says_so():
         first = np.full(truth.shape, 0.1)
         second = first.copy()
         first[:better, 0] = second[39, 1] = 0.9
-        outcomes = [SetOutcomes.of(shares, truth) for shares in (first, second)]
+        outcomes = [LabelOutcomes.of(shares, truth) for shares in (first, second)]
         test = mcnemar(*(~outcome.wrong.any(axis=1) for outcome in outcomes))
-        assert (set_differences(*outcomes)["subset_accuracy"]["low"] > 0) == (test.p_value < 0.05)
+        assert (label_differences(*outcomes)["subset_accuracy"]["low"] > 0) == (test.p_value < 0.05)
 
 
 def test_calibration_is_the_mean_over_the_labels():
     shares = np.array([[0.25, 0.9], [0.25, 0.9], [0.25, 0.9], [0.25, 0.9]], np.float32)
     truth = np.array([[1, 1], [0, 1], [0, 0], [0, 0]])
-    found = set_calibration(shares, truth)
+    found = calibration(shares, truth)
     assert found["expected_calibration_error"] == pytest.approx((0 + 0.4) / 2, abs=1e-6)
     assert [(part["images"], part["accuracy"]) for part in found["bins"]] == [(4, 0.25), (4, 0.5)]
 
@@ -186,16 +193,16 @@ def test_an_answer_costs_what_its_logit_says(size):
     logits = np.array([[size, -size]])
     for truth in ([[0, 1]], [[1, 0]]):
         expected = np.mean(np.logaddexp(0, np.where(truth, -logits, logits)))
-        outcomes = SetOutcomes.of_logits(logits, np.array(truth))
+        outcomes = LabelOutcomes.of_logits(logits, np.array(truth))
         assert outcomes.losses.mean() == pytest.approx(expected, rel=1e-9)
-        assert SET_METRICS["log_loss"](sigmoid(logits), np.array(truth)) == pytest.approx(expected, abs=1e-3)
+        assert LABEL_METRICS["log_loss"](sigmoid(logits), np.array(truth)) == pytest.approx(expected, abs=1e-3)
 
 
 def test_logits_are_ranked_where_probabilities_are_all_1():
     logits, truth = np.array([[40.0], [45.0], [50.0], [55.0]]), np.array([[0], [0], [1], [1]])
-    outcomes = SetOutcomes.of_logits(logits, truth)
-    assert float(measure_sets(outcomes.tally())["mean_average_precision"]) == 1
-    assert set_details(outcomes)["roc_auc"] == 1
+    outcomes = LabelOutcomes.of_logits(logits, truth)
+    assert float(measure_labels(outcomes.tally())["mean_average_precision"]) == 1
+    assert label_details(outcomes)["roc_auc"] == 1
 
 
 def test_a_probability_of_1_was_rounded():
@@ -205,10 +212,10 @@ def test_a_probability_of_1_was_rounded():
     assert sigmoid(np.array([[-1000.0, 0.0, 1000.0]])).tolist() == [[0.0, 0.5, 1.0]]
 
 
-@pytest.mark.parametrize("name", sorted(SET_MODULES))
+@pytest.mark.parametrize("name", sorted(MULTI_LABEL_MODULES))
 def test_every_metric_is_a_module(name):
     shares, truth = draw()
     module = ProbabilityMetric(name, is_multi_label=True)
     module.add_batch(predictions=shares[:30].tolist(), references=truth[:30].tolist())
     module.add_batch(predictions=shares[30:].tolist(), references=truth[30:].tolist())
-    assert module.compute() == {name: pytest.approx(SET_MODULES[name](shares, truth))}
+    assert module.compute() == {name: pytest.approx(MULTI_LABEL_MODULES[name](shares, truth))}

@@ -2,9 +2,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Sequence, Value
+from scipy.stats import binomtest
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from hfft.metrics.multilabel import sigmoid
-from hfft.metrics.scores import SetScores, logits_of, measured
+from hfft.metrics.bootstrap import wilson
+from hfft.metrics.probabilities import sigmoid
+from hfft.metrics.scores import LabelScores, Scores, class_scores, logits_of, measured
 from hfft.metrics.selective import describe_confidence
 from hfft.metrics.thresholds import choose_thresholds
 
@@ -28,7 +31,7 @@ def sure(images=120, seed=0):
 def test_sure_labels_are_scored_by_their_logits():
     logits, truth = sure()
     found = measured(logits, rows(truth), NAMES)
-    assert isinstance(found, SetScores)
+    assert isinstance(found, LabelScores)
     expected = np.logaddexp(0, np.where(truth, -logits, logits)).mean()
     assert found.metrics["log_loss"]["value"] == pytest.approx(expected, rel=1e-6)
     told = describe_confidence({"validation": found})
@@ -57,3 +60,57 @@ def test_a_table_keeps_logits_and_older_ones_are_read(tmp_path):
     older = again[[name for name in again.columns if not name.startswith("logit ")]]
     assert (np.sign(logits_of(older, NAMES)) == np.sign(logits)).all()
     assert logits_of(older, NAMES).max() == pytest.approx(17.3, abs=0.1)  # float32 tells no more of a sure label
+
+
+CLASSES = ("ant", "bee", "cat", "dog")
+
+
+def answers(images=200, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 3, images)  # no dog, though some are taken for one
+    return np.where(rng.random(images) < 0.7, labels, rng.integers(0, 4, images)), labels
+
+
+def test_scores_agree_with_scikit_learn():
+    predicted, labels = answers()
+    expected = precision_recall_fscore_support(labels, predicted, labels=range(4), zero_division=0)
+    table = class_scores(predicted, labels, CLASSES)
+    for number, name in enumerate(CLASSES):
+        found = [table[name][key] for key in ("precision", "recall", "f1", "images")]
+        assert found == pytest.approx([column[number] for column in expected])
+    assert table["dog"]["predicted"] == np.sum(predicted == 3) > 0
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 5), (5, 5), (1, 1), (37, 50), (999, 1000)])
+def test_intervals_of_shares_are_those_of_scipy(hits, trials):
+    expected = binomtest(hits, trials).proportion_ci(method="wilson")
+    assert wilson(hits, trials) == pytest.approx((hits / trials, expected.low, expected.high), abs=1e-12)
+
+
+def test_what_was_never_tried_may_be_anything():
+    table = class_scores(np.array([0, 0]), np.array([0, 0]), ("ant", "bee"))
+    bee = table["bee"]
+    assert [(bee[f"{key}_low"], bee[f"{key}_high"]) for key in ("precision", "recall", "f1")] == [(0.0, 1.0)] * 3
+    assert 0 < table["ant"]["recall_low"] < 0.5 < table["ant"]["recall_high"] == 1.0
+
+
+@pytest.mark.parametrize(("images", "recall"), [(8, 0.8), (60, 0.5), (60, 0.95)])
+def test_95_of_100_intervals_of_f1_contain_the_truth(images, recall):
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1], images)
+    truth = recall  # both classes alike: as many false positives as false negatives
+    hits = 0
+    for _ in range(500):
+        predicted = np.where(rng.random(len(labels)) < recall, labels, 1 - labels)
+        found = class_scores(predicted, labels, ("a", "b"))["a"]
+        hits += found["f1_low"] <= truth <= found["f1_high"]
+    assert hits / 500 >= 0.92
+
+
+def test_the_confusion_counts_every_image_once():
+    predicted, labels = answers()
+    found = Scores(CLASSES, (), labels, np.eye(4)[predicted], {}, {}).confusion
+    matrix = confusion_matrix(labels, predicted, labels=range(4))
+    assert [[found[row].get(column, 0) for column in CLASSES] for row in CLASSES] == matrix.tolist()
+    assert found["dog"] == {}
+    assert all(count > 0 for row in found.values() for count in row.values())

@@ -3,15 +3,13 @@ import json
 import numpy as np
 import pytest
 
-from hfft.metrics.calibration import calibration
-from hfft.metrics.metrics import log_loss, softmax
-from hfft.metrics.scoring import Scores
+from hfft.metrics.calibration import calibrated, fit_temperature
+from hfft.metrics.probabilities import log_loss, softmax
+from hfft.metrics.scores import Scores
 from hfft.metrics.selective import (
-    calibrated,
     confidences,
     describe_confidence,
     find_threshold,
-    fit_temperature,
     risk_coverage,
     store_confidence,
 )
@@ -28,48 +26,6 @@ def drawn(temperature, images=4000, classes=4):
 def scores(probabilities, labels):
     names = tuple(str(k) for k in range(probabilities.shape[1]))
     return Scores(names, tuple(map(str, range(len(labels)))), labels, probabilities, {}, {})
-
-
-@pytest.mark.parametrize("temperature", [0.4, 1.0, 3.0])
-def test_the_temperature_that_was_put_in_is_found(temperature):
-    probabilities, labels = drawn(temperature)
-    found = fit_temperature(probabilities, labels)
-    assert found == pytest.approx(temperature, rel=0.06)
-    least = log_loss(calibrated(probabilities, found), labels)
-    for other in (0.97 * found, 1.03 * found, 1.0):
-        assert least <= log_loss(calibrated(probabilities, other), labels) + 1e-7
-
-
-def test_calibrated_probabilities_are_the_softmax_of_divided_logits():
-    logits = np.random.default_rng(0).normal(size=(6, 5)) * 4
-    assert calibrated(softmax(logits), 2.5) == pytest.approx(softmax(logits / 2.5), abs=1e-6)
-    assert (calibrated(softmax(logits), 2.5).argsort(axis=1) == logits.argsort(axis=1)).all()
-
-
-def test_no_wrong_answer_gives_no_reason_to_be_more_certain():
-    assert fit_temperature(np.array([[0.6, 0.4], [0.3, 0.7]]), np.array([0, 1])) == 1
-
-
-def test_a_model_that_is_always_wrong_stops_at_the_bound():
-    assert fit_temperature(np.array([[0.9, 0.1], [0.9, 0.1]]), np.array([1, 1])) == pytest.approx(20)
-
-
-def expected_calibration_error(probabilities, labels):
-    return calibration(probabilities, labels, bins=15)["expected_calibration_error"]
-
-
-def test_fifteen_bins_tell_apart_what_ten_do_not():
-    probabilities = np.array([[0.62, 0.38]] * 2 + [[0.69, 0.31]] * 2)
-    labels = np.array([0, 0, 1, 1])  # right at 0.62, wrong at 0.69
-    assert expected_calibration_error(probabilities, labels) == pytest.approx((0.38 + 0.69) / 2)
-    assert calibration(probabilities, labels)["expected_calibration_error"] == pytest.approx(0.655 - 0.5)
-
-
-def test_calibration_lowers_the_error_of_a_model_that_is_too_certain():
-    probabilities, labels = drawn(3.0)
-    found = fit_temperature(probabilities, labels)
-    before = expected_calibration_error(probabilities, labels)
-    assert expected_calibration_error(calibrated(probabilities, found), labels) < before / 4
 
 
 def test_risk_grows_from_the_most_confident_answer_on():

@@ -5,8 +5,10 @@ import pytest
 from sklearn.metrics import f1_score
 
 from hfft.errors import ModelError
-from hfft.metrics.multilabel import SET_METRICS, sigmoid
-from hfft.metrics.selective import answers, calibrated_labels, fit_temperature, kept_threshold
+from hfft.metrics.calibration import answers, fit_temperature
+from hfft.metrics.multilabel import LABEL_METRICS
+from hfft.metrics.probabilities import log_odds, sigmoid
+from hfft.metrics.selective import kept_threshold
 from hfft.metrics.thresholds import at_temperature, choose_thresholds, kept_thresholds
 
 
@@ -55,10 +57,10 @@ def test_a_temperature_makes_log_loss_small():
     sure = sigmoid(3 * logits)  # three times too sure
     temperature = fit_temperature(*answers(sure, truth))
     assert temperature == pytest.approx(3, rel=0.1)
-    best = SET_METRICS["log_loss"](calibrated_labels(sure, temperature), truth)
+    best = LABEL_METRICS["log_loss"](sigmoid(log_odds(sure) / temperature), truth)
     for other in (0.8 * temperature, 1.25 * temperature):
-        assert best < SET_METRICS["log_loss"](calibrated_labels(sure, other), truth)
-    assert np.allclose(calibrated_labels(sure, 3.0), sigmoid(logits), atol=1e-5)
+        assert best < LABEL_METRICS["log_loss"](sigmoid(log_odds(sure) / other), truth)
+    assert np.allclose(sigmoid(log_odds(sure) / 3), sigmoid(logits), atol=1e-5)
 
 
 def config(**content):

@@ -230,8 +230,8 @@ def test_the_recipe_of_an_older_run_may_hold_what_is_refused_today(tmp_path):
     path.write_text(json.dumps({**FILE, "training": {"eval_steps": 5, "max_steps": 0, "use_cache": True}}))
     with pytest.raises(RecipeError, match="3 problems"):
         load_recipe(path)
-    assert read_recipe(tmp_path).training == {"eval_steps": 5, "max_steps": 0, "use_cache": True}
+    assert read_recipe(path).training == {"eval_steps": 5, "max_steps": 0, "use_cache": True}
     for text in ("- 1", json.dumps({**FILE, "nmae": 1})):
         path.write_text(text)
         with pytest.raises(RecipeError, match="1 problem"):
-            read_recipe(tmp_path)
+            read_recipe(path)

@@ -1,17 +1,34 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import finished
 import pytest
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hfft.errors import RunError, TrainingError
 from hfft.recipe.loading import load_recipe
-from hfft.report.card import REPOSITORY, render_card, write_report
-from hfft.runs.facts import SourceFacts, read_facts
+from hfft.report.card import REPOSITORY, card_data, render_card, write_report
+from hfft.runs.facts import Example, SourceFacts, read_facts
 
+NASTY_YAML = "a: [b] # `c` | 'd' \"e\" 猫"
 NASTY = ("a|b", "# `c`", "<b>d</b>", "*e*")
+PHASE = {
+    "changed": ["block 3"],
+    "old_task": {"classes": 1000, "agreement": 0.484, "kl_divergence": 0.3126},
+    "knn_accuracy": {"before": 0.8085, "after": 0.8164},
+    "head_input": {"cka": 0.9505, "cosine_drift": 0.1147},
+}
+HEAD = {
+    "changed": [],
+    "old_task": {"classes": 1000, "agreement": 1.0, "kl_divergence": 0.0},
+    "knn_accuracy": {"before": 0.8085, "after": 0.8085},
+    "head_input": {"cka": 1.0, "cosine_drift": 0.0},
+}
+SAMPLE = {"split": "validation", "images": 200}
+INTERPOLATION = {"alpha": 0.3, "metric": "log_loss", "images": 394, "curve": []}
 PARSER = MarkdownIt("gfm-like", {"linkify": False})
 
 
@@ -200,3 +217,118 @@ def test_baselines_and_why_which_phase_was_kept_are_said(facts):
     assert "left out" not in text
     assert "last did not improve validation accuracy (0.9 after head): model/ is that of head." in text
     assert "What is simpler" not in body(facts)
+
+
+def read_back(facts):
+    """The metadata as the Hub reads it."""
+    return ModelCard(render_card(facts, {})).data
+
+
+def test_the_results_are_those_of_the_test_images(facts):
+    data = read_back(facts)
+    assert data.model_name == "run"
+    found = {result.metric_type: result for result in data.eval_results}
+    assert found["accuracy"].metric_value == 0.75
+    assert set(found) == {"accuracy", "balanced_accuracy", "f1", "log_loss"}
+    assert (found["f1"].metric_name, found["f1"].metric_args) == ("macro F1", {"average": "macro"})
+    for result in data.eval_results:
+        assert result.task_type == "image-classification"
+        assert (result.dataset_type, result.dataset_name) == ("somewhere/photos", "somewhere/photos")
+        assert result.dataset_split == "test"
+
+
+def test_without_test_images_they_are_those_of_validation_or_none(tmp_path):
+    run = finished.make_run(tmp_path / "a", counts={"train": 8, "validation": 4})
+    assert {result.dataset_split for result in read_back(read_facts(run)).eval_results} == {"validation"}
+    run = finished.make_run(tmp_path / "b", counts={"train": 8})
+    assert read_back(read_facts(run)).eval_results is None
+
+
+def test_hub_ids_are_named_with_their_relation(facts):
+    data = read_back(facts).to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("somewhere/base", "finetune")
+    assert data["datasets"] == ["somewhere/photos"]
+    assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-classification")
+    assert data["tags"] == ["hfft", "image-classification", "vit"]
+
+
+@pytest.mark.parametrize("kind", ["local", "memory"])
+def test_what_is_not_on_the_hub_is_no_base_and_no_data_set(facts, kind):
+    source = SourceFacts(kind, "owner-like", None)
+    data = read_back(replace(facts, checkpoint=source, data=source))
+    assert {"base_model", "base_model_relation", "datasets"}.isdisjoint(data.to_dict())
+    assert {result.dataset_type for result in data.eval_results} == {"imagefolder"}
+
+
+def test_an_adapter_says_so_unless_its_base_is_in_the_run(facts):
+    data = read_back(replace(facts, adapter_base="somewhere/base")).to_dict()
+    assert (data["base_model"], data["base_model_relation"], data["library_name"]) == (
+        *("somewhere/base", "adapter"),
+        "peft",
+    )
+    own = read_back(replace(facts, adapter_base="/disk/run/0-head/checkpoint-10"))
+    assert {"base_model", "base_model_relation"}.isdisjoint(own.to_dict())
+    assert "/disk" not in str(own)
+
+
+def test_the_licence_is_the_recipes_or_unknown(facts):
+    assert read_back(facts).license == "unknown"
+    assert read_back(replace(facts, recipe=replace(facts.recipe, license="CC-BY-4.0"))).license == "cc-by-4.0"
+
+
+def test_revisions_and_configurations_of_hub_data_are_told(facts):
+    recipe = replace(facts.recipe, data=replace(facts.recipe.data, config="small"))
+    data = card_data(replace(facts, recipe=recipe, data=SourceFacts("hub", "somewhere/photos", "abc")))
+    assert {(result.dataset_config, result.dataset_revision) for result in data.eval_results} == {("small", "abc")}
+
+
+def test_names_survive_yaml(facts):
+    data = read_back(
+        replace(facts, data=SourceFacts("local", NASTY_YAML, None), examples=(Example("examples/0.jpg", NASTY_YAML),))
+    )
+    assert data.to_dict()["widget"] == [{"src": "examples/0.jpg", "example_title": NASTY_YAML}]
+    assert {result.dataset_name for result in data.eval_results} == {NASTY_YAML}
+    assert "widget" not in read_back(facts).to_dict()
+
+
+def card(folder, **options):
+    return (finished.make_run(folder / "run", **options) / "model" / "README.md").read_text()
+
+
+def test_the_card_says_what_is_left_after_each_phase_and_how_far_the_weights_went(tmp_path):
+    retention = {"sample": SAMPLE, "phases": {"head": HEAD, "last": PHASE}}
+    text = card(tmp_path, more={"retention": retention, "interpolation": INTERPOLATION})
+    assert "on 200 validation images" in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    assert ["head", "1.000", "0.000", "0.000", "1.000", "0.808"] in rows
+    assert ["last", "0.484", "0.313", "0.115", "0.951", "0.816"] in rows
+    assert "The weights lie 0.3 of the way" in text
+    assert "chosen by log loss on 394 validation images" in text
+
+
+def test_without_an_old_task_there_is_no_column_for_it(tmp_path):
+    retention = {"sample": SAMPLE, "phases": {"last": {**PHASE, "old_task": None, "head_input": None}}}
+    text = card(tmp_path, more={"retention": retention})
+    assert "old head" not in text
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "|" in line]
+    assert ["last", "-", "-", "0.816"] in rows
+    assert "The weights lie" not in text
+
+
+def test_an_encoder_that_no_phase_changed_needs_no_table(tmp_path):
+    assert "pretrained encoder" not in card(tmp_path, more={"retention": {"sample": SAMPLE, "phases": {"head": HEAD}}})
+
+
+def test_the_card_names_the_temperature_of_config_json(tmp_path):
+    text = card(tmp_path)  # three of four answers are right, with a probability of 0.9 each
+    kept = json.loads((tmp_path / "run/model/config.json").read_text())["hfft"]["temperature"]
+    assert kept == pytest.approx(2, abs=0.001)  # odds of 9 to 1 become the 3 to 1 that they are
+    assert "Divided by a temperature of 2.000, fitted on 8 validation images" in text
+    assert "expected calibration error (15 bins) of 0.000 instead of 0.150" in text
+
+
+def test_a_card_without_validation_images_or_of_an_older_run_says_nothing_of_it(tmp_path):
+    assert "temperature" not in card(tmp_path, counts={"train": 8, "test": 4})
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    write_report(tmp_path / "run", metrics=metrics)
+    assert "temperature" not in (tmp_path / "run/model/README.md").read_text()

@@ -15,11 +15,12 @@ from markupsafe import Markup
 from pages import Page
 from PIL import Image
 
+from hfft.commands.report import make_page, try_page
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.errors import ModelError, RunError, TrainingError
 from hfft.evaluators.attribution import choose_mistakes, keep_mistakes
-from hfft.report.page import render_page, try_page, write_page
+from hfft.report.page import render_page, write_page
 from hfft.report.rendering import _environment
 from hfft.runs.facts import read_facts
 from hfft.runs.record import MISTAKES
@@ -304,19 +305,19 @@ def test_ten_thousand_test_images_are_a_page_that_can_be_sent(tmp_path):
 
 
 def test_the_same_run_gives_the_same_bytes(run):
-    first = write_page(run, images_of(("ant", "bee"))).read_bytes()
+    first = make_page(run, images_of(("ant", "bee"))).read_bytes()
     assert write_page(run).read_bytes() == first  # the pictures are kept in the run
 
 
 def test_images_that_are_gone_are_said_to_be(tmp_path):
     run = finished.make_run(tmp_path / "run", data={"source": str(tmp_path / "nowhere")})
-    words = Page.of(write_page(run).read_text(encoding="utf-8")).words
+    words = Page.of(make_page(run).read_text(encoding="utf-8")).words
     assert words.count("No picture: the images can't be read where the recipe says") == 2
     assert "Where the network looked is not shown: the images can't be read where" in words
 
 
 def test_a_picture_that_was_removed_is_said_to_be_missing(run):
-    write_page(run, images_of(("ant", "bee")))
+    make_page(run, images_of(("ant", "bee")))
     facts = read_facts(run)
     mistakes = keep_mistakes(facts, open_model=cannot_open)
     (run / MISTAKES / "0.jpg").unlink()
@@ -360,7 +361,7 @@ def test_no_path_of_the_disk_is_on_the_page(tmp_path):
 def test_a_run_survives_a_page_that_cannot_be_written(run, caplog):
     (run / "report.html").mkdir()
     with pytest.raises(TrainingError, match=r"report\.html: can't be written: .*`hfft report .*` writes it"):
-        write_page(run)
+        make_page(run)
     with caplog.at_level(logging.INFO, logger="hfft"):
         try_page(run, images_of(("ant", "bee")))
     assert f"`hfft report {run}` tries it again" in caplog.text

@@ -5,9 +5,17 @@ import pytest
 
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
-from hfft.report.words import duration, for_all_phases, how_trained, machine, rates, shared_recipe, what_trains
+from hfft.report.words import (
+    for_all_phases,
+    how_trained,
+    machine_in_words,
+    rates,
+    shared_recipe,
+    time_in_words,
+    trained_parts,
+)
 from hfft.runs.facts import read_facts
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 
 
 @pytest.mark.parametrize(
@@ -22,11 +30,11 @@ from hfft.runs.phase_record import Group
     ],
 )
 def test_durations(seconds, words):
-    assert duration(seconds) == words
+    assert time_in_words(seconds) == words
 
 
 def test_more_than_a_day_is_hours():
-    assert duration(26 * 3600 + 59 * 60) == "26 h 59 min"
+    assert time_in_words(26 * 3600 + 59 * 60) == "26 h 59 min"
 
 
 def group(part, rate):
@@ -42,10 +50,10 @@ def test_rates_are_one_or_the_highest_and_the_lowest():
 def test_an_adapter_is_described():
     adapter = AdapterSpec(method="dora", r=4, lora_alpha=8)
     spec = PhaseSpec(name="p", adapter=adapter)
-    assert what_trains(spec, "adapter in block 3 of 4, head") == (
+    assert trained_parts(spec, "adapter in block 3 of 4, head") == (
         "adapter in block 3 of 4, head (dora on attention, r 4, lora_alpha 8, then added to the weights)"
     )
-    assert what_trains(replace(spec, adapter=replace(adapter, merge=False)), "x").endswith("kept apart)")
+    assert trained_parts(replace(spec, adapter=replace(adapter, merge=False)), "x").endswith("kept apart)")
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +129,7 @@ def test_hub_ids_and_other_words_stay_in_the_shared_recipe(tmp_path):
 
 def test_machines():
     environment = {"device": "cpu", "hardware": "AMD EPYC", "cores": 2, "processes": 1}
-    assert machine(environment) == "cpu (AMD EPYC, 2 cores)"
-    assert machine({**environment, "processes": 4}) == "4 processes on cpu (AMD EPYC, 2 cores each)"
+    assert machine_in_words(environment) == "cpu (AMD EPYC, 2 cores)"
+    assert machine_in_words({**environment, "processes": 4}) == "4 processes on cpu (AMD EPYC, 2 cores each)"
     gpus = {"device": "cuda:0", "hardware": "NVIDIA A100", "cores": 12, "processes": 8}
-    assert machine(gpus) == "8 processes on cuda (NVIDIA A100)"
+    assert machine_in_words(gpus) == "8 processes on cuda (NVIDIA A100)"

@@ -107,3 +107,11 @@ def test_a_file_of_another_version_is_an_error(folder):
     change(folder / "environment.json", origin={"checkpoint": {"kind": "hub"}, "data": {}})
     with pytest.raises(RunError, match="can't be read"):
         read_facts(folder)
+
+
+def test_the_phase_that_was_kept_is_a_value_and_not_read_out_of_a_sentence(tmp_path):
+    phases = [{"name": f"all-{number}", "unfreeze": "all"} for number in range(12)]
+    kept = {"phase": "all-11", "reason": "model/ is that of all-11"}
+    assert read_facts(finished.make_run(tmp_path / "run", phases=phases, more={"kept": kept})).kept_phase == "all-11"
+    early = read_facts(finished.make_run(tmp_path / "early", phases=phases))
+    assert (early.kept, early.kept_phase) == ("", "all-11")

@@ -7,7 +7,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hfft.errors import TrainingError
-from hfft.runs.phase_record import Group
+from hfft.runs.record import Group
 from hfft.training.first_steps import FirstSteps
 
 PartialState()  # which loggers ask

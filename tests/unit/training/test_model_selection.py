@@ -1,7 +1,7 @@
 import pytest
 
 from hfft.recipe.loading import load_recipe
-from hfft.runs.phase_record import PhaseResult
+from hfft.runs.record import PhaseResult
 from hfft.training.model_selection import select_phase
 
 WORSE, BETTER = {"accuracy": 0.8533, "log_loss": 0.5}, {"accuracy": 0.8612, "log_loss": 0.4}

@@ -1,4 +1,4 @@
-"""Label hints on the page: pictures of the first of them, or why there are none."""
+"""Label issues on the page: pictures of the first of them, or why there are none."""
 
 import json
 import shutil
@@ -8,17 +8,17 @@ import pytest
 from pages import Page
 
 from hfft.data.sources.reading import ImageData
-from hfft.report.doubts import keep_doubts
+from hfft.evaluators.label_pictures import keep_label_pictures, read_label_issues
 from hfft.report.page import render_page
 from hfft.runs.facts import read_facts
-from hfft.runs.record import HINT_PICTURES
+from hfft.runs.record import LABEL_PICTURES
 
 IMAGES = ImageData({"train": finished._rows(("ant", "bee"), 20, finished.PICTURE)}, ("ant", "bee"))
 
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    return finished.make_run(tmp_path_factory.mktemp("doubts") / "run")
+    return finished.make_run(tmp_path_factory.mktemp("labels") / "run")
 
 
 @pytest.fixture
@@ -27,30 +27,31 @@ def run(finished_run, tmp_path):
     return shutil.copytree(finished_run, tmp_path / "run")
 
 
-def note(run, *files, left_out=None):
+def note(run, *files, left_out=None, name="label_issues.json"):
     hints = [
         {"rank": n, "row": n, "file": file, "label": "ant", "label_probability": 0.125}
         | {"believed": "bee", "believed_probability": 0.75}
         for n, file in enumerate(files, start=1)
     ]
     content = {"left_out": left_out, "images": 40, "folds": 5, "accuracy": 0.9, "seconds": 1.0, "hints": hints}
-    (run / "label_issues.json").write_text(json.dumps(content))
+    (run / name).write_text(json.dumps(content))
 
 
 def shown(run, images=None):
     facts = read_facts(run)
-    return Page.of(render_page(facts, None, keep_doubts(facts, images)))
+    keep_label_pictures(facts, images)
+    return Page.of(render_page(facts, None, read_label_issues(run)))
 
 
-def test_the_least_believed_stand_with_their_pictures(run):
+def test_those_that_look_most_wrong_stand_with_their_pictures(run):
     note(run, *(f"0/{n}" for n in range(14)))
     words = shown(run, IMAGES).words
-    assert "14 of 40 training images look like another class" in words
-    assert "here are the 12 whose label it believes least" in words
+    assert "14 of 40 training labels look wrong" in words
+    assert "here are the 12 that look most wrong" in words
     assert "ant may be bee 0.750 bee, 0.125 ant 0/0" in words
     assert "0/12" not in words
     assert "No picture" not in words
-    assert {path.name for path in (run / HINT_PICTURES).iterdir()} == {"hints.json", *(f"{n}.jpg" for n in range(12))}
+    assert {path.name for path in (run / LABEL_PICTURES).iterdir()} == {"shown.json", *(f"{n}.jpg" for n in range(12))}
 
 
 def test_pictures_outlive_the_images_but_not_another_list(run):
@@ -68,9 +69,14 @@ def test_images_that_are_gone_or_have_another_label_now(run):
 
 
 def test_none_and_none_looked_for(run):
-    assert "Least believed" not in shown(run).words
+    assert "Labels that look wrong" not in shown(run).words
     note(run)
-    assert "every label of 40 training images is believed" in shown(run).words
+    assert "None of 40 training labels looks wrong" in shown(run).words
     note(run, left_out="an image has more than one label")
     assert "They were not looked for: an image has more than one label" in shown(run).words
-    assert not (run / HINT_PICTURES).exists()
+    assert not (run / LABEL_PICTURES).exists()
+
+
+def test_the_file_of_an_earlier_version_is_read(run):
+    note(run, "0/1", name="label_hints.json")
+    assert "ant may be bee 0.750 bee, 0.125 ant 0/1" in shown(run, IMAGES).words

@@ -3,7 +3,7 @@ from dataclasses import replace
 import finished
 import pytest
 
-from hfft.report.matrix import Cell, lay_out
+from hfft.report.confusion import Cell, lay_out
 from hfft.runs.facts import read_facts
 
 

@@ -1,12 +1,11 @@
 """Finished runs side by side, as a page of one file in the style of report.html."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hfft.errors import TrainingError
-from hfft.report.rendering import render
+from hfft.report.rendering import lowest_tick, render
 from hfft.report.words import headline, spoken
 from hfft.runs.facts import Measured
 from hfft.system.files import write_text
@@ -20,11 +19,7 @@ _RETENTION = {
 
 
 def write_comparison(found: Mapping[str, Any], file: Path) -> None:
-    """Write the page.
-
-    Args:
-        found: A `comparison.Comparison` as a dictionary.
-        file: Where to.
+    """Write the page of a `compare.Comparison`, as a dictionary.
 
     Raises:
         TrainingError: If it can't be written.
@@ -39,17 +34,13 @@ def render_comparison(found: Mapping[str, Any]) -> str:
     """The page's text; `found` as for `write_comparison`."""
     short = _short_names([row["run"] for row in found["rows"]])
     rows = [
-        {
-            **row,
-            "run": short[row["run"]],
-            "metrics": {name: Measured(**value) for name, value in row["metrics"].items()},
-        }
+        {**row, "run": short[row["run"]], "metrics": {name: Measured(**one) for name, one in row["metrics"].items()}}
         for row in found["rows"]
     ]
     names = list(rows[0]["metrics"])
     first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
-    beside = sorted((row for row in rows if first in row["metrics"]), key=lambda row: -row["metrics"][first].value)
-    least = min(row["metrics"][first].least for row in beside)
+    compared = [{"name": row["run"], "value": row["metrics"][first]} for row in rows if first in row["metrics"]]
+    compared.sort(key=lambda row: -row["value"].value)
     measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
     return render(
         "compare.html",
@@ -59,13 +50,8 @@ def render_comparison(found: Mapping[str, Any]) -> str:
             "rows": rows,
             "names": names,
             "headline": spoken(first),
-            "run": beside[0]["run"],
-            "best": beside[0]["metrics"][first],
-            "beside": [
-                {"name": row["run"], "value": row["metrics"][first], "is_own": place == 0}
-                for place, row in enumerate(beside)
-            ],
-            "beside_low": min(math.floor(max(least - 0.02, 0) * 10) / 10, 0.9),
+            "compared": [{**row, "is_own": row is compared[0]} for row in compared],
+            "lowest": lowest_tick([row["value"] for row in compared]),
             "retention": {name: _RETENTION[name] for name in measured},
             "pair": None if found["pair"] is None else _pair(found["pair"], short),
             "notes": found["notes"],
@@ -84,14 +70,13 @@ def _short_names(runs: Sequence[str]) -> dict[str, str]:
 
 
 def _pair(pair: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
-    differences = []
+    rows = []
     for name, value in pair["differences"].items():
         is_known = value["low"] is not None
         is_clear = is_known and (value["low"] > 0 or value["high"] < 0)
         less_is_better = name.endswith("loss")  # as transformers has it
         better = pair["second" if (value["value"] > 0) != less_is_better else "first"]
         unclear = "no clear difference" if is_known else "too few images to say"
-        which = f"{short[better]} is better" if is_clear else unclear
-        differences.append({"name": spoken(name), "value": Measured(**value), "words": which})
-    names = {place: short[pair[place]] for place in ("first", "second")}
-    return {**pair, **names, "rows": differences}
+        words = f"{short[better]} is better" if is_clear else unclear
+        rows.append({"name": spoken(name), "value": Measured(**value), "words": words})
+    return {**pair, "first": short[pair["first"]], "second": short[pair["second"]], "rows": rows}
