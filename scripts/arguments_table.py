@@ -14,7 +14,7 @@ from pathlib import Path
 
 from hfft.errors import HfftError
 from hfft.recipe.loading import load_recipe
-from hfft.training.phases import try_arguments
+from hfft.training.settings import try_arguments
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from argument_values import TRIALS, Trial  # pyright: ignore[reportMissingImports]

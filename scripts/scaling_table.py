@@ -22,8 +22,7 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
-from hfft.training.memory import activation_bytes
-from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.plan import activation_bytes, plan_phase, prepare_phase
 
 LARGE_VIT = {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096}
 NETWORKS = {

@@ -20,7 +20,7 @@ from hfft.cli.verbs import (
     run_train,
 )
 from hfft.errors import nearest
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import printable
 
 _MODEL = "run folder, model folder, adapter folder or Hub id"

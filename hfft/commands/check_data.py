@@ -20,8 +20,8 @@ from hfft.data.sources.reading import choose_splits, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import kept_warnings
-from hfft.system.paths import folder_at
+from hfft.system.distributed import kept_warnings
+from hfft.system.files import folder_at
 
 _RECIPES = (".yaml", ".yml")
 

@@ -14,7 +14,7 @@ from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
 from hfft.runs.record import RunRecord
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import listed
 
 _SPLITS = ("test", "validation")

@@ -17,8 +17,8 @@ from hfft.metrics.scoring import Scores, score
 from hfft.recipe.spec import DataSpec
 from hfft.runs.record import RunRecord
 from hfft.system.distributed import join
+from hfft.system.files import expanded
 from hfft.system.machine import cpus_per_process
-from hfft.system.paths import expanded
 from hfft.system.text import listed
 from hfft.training.settings import EVAL_BATCH
 

@@ -34,8 +34,7 @@ from hfft.system.liveness import watched
 from hfft.system.locking import RunLock
 from hfft.system.progress import bars
 from hfft.training.failures import failures_explained
-from hfft.training.model_selection import select_phase
-from hfft.training.phase_artifacts import keep_given, plain_network, restore_kept
+from hfft.training.model_selection import keep_given, plain_network, restore_selected, select_phase
 from hfft.training.phases import run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 
@@ -147,7 +146,7 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
     selection = select_phase(recipe, results)
     _LOG.info(selection.reason)
     with failures_explained("result"):
-        restore_kept(network, recipe, results, selection, folder)
+        restore_selected(network, recipe, selection, folder)
     for evaluator in evaluators:
         with measuring(evaluator):
             evaluator.before_saving(job, network)

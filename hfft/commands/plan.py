@@ -31,11 +31,9 @@ from hfft.runs.record import Plan
 from hfft.system.launch import check_launch_options
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
-from hfft.training.memory import activation_bytes, refuses_one_image
-from hfft.training.phases import try_arguments
-from hfft.training.plan import expand_phases, plan_phase, prepare_phase
-from hfft.training.recomputation import check_recomputation
+from hfft.training.plan import activation_bytes, expand_phases, plan_phase, prepare_phase, refuses_one_image
 from hfft.training.reporting import check_reporting
+from hfft.training.settings import check_activation_checkpointing, try_arguments
 
 
 @dataclass(frozen=True)
@@ -211,7 +209,7 @@ def _skeleton(recipe: Recipe, config: Any, phase: PhaseSpec, pixels: torch.Tenso
     """A network without weights, set up for a phase."""
     try:
         skeleton = prepare_phase(load_skeleton(recipe.model, config), phase, pixels.to("meta"))
-        check_recomputation(skeleton, phase.arguments)
+        check_activation_checkpointing(skeleton, phase.arguments)
     except ModelError as error:
         raise ModelError(f"phases.{phase.name}: {error}") from error
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:

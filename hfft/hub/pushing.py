@@ -20,8 +20,8 @@ from hfft.model.remote_code import check_code
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.runs.facts import read_facts
 from hfft.runs.record import ADAPTER, RunRecord, write_pushes
+from hfft.system.files import expanded
 from hfft.system.lazy_imports import quick_imports
-from hfft.system.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

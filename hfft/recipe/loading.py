@@ -28,7 +28,7 @@ from hfft.recipe.spec import (
     RetainSpec,
     SplitSpec,
 )
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import printable
 
 RECIPE = "recipe.yaml"

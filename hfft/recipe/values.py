@@ -9,7 +9,7 @@ from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Fiel
 from pydantic.dataclasses import dataclass
 
 from hfft.errors import nearest
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")

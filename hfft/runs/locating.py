@@ -7,8 +7,7 @@ from xxhash import xxh3_128
 
 from hfft.errors import ModelError, RecipeError
 from hfft.runs.record import ADAPTER_CONFIG, GIVEN, PhaseRecord, RunRecord
-from hfft.system.files import read_json
-from hfft.system.paths import folder_at
+from hfft.system.files import folder_at, read_json
 
 _FILES = ("config.json", "*processor_config.json", "adapter_config.json", "*.safetensors", "*.index.json", "*.py")
 _PIECE = 2**24  # bytes

@@ -20,9 +20,9 @@ from hfft.recipe.spec import Recipe
 from hfft.runs.locating import files_fingerprint
 from hfft.runs.record import RunRecord, write_start
 from hfft.system.distributed import meet, on_main
+from hfft.system.files import expanded, is_same_place
 from hfft.system.launch import spread_by
 from hfft.system.machine import describe_environment
-from hfft.system.paths import expanded, is_same_place
 
 _LOG = get_logger(__name__)
 

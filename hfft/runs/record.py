@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hfft.errors import RunError
 from hfft.recipe.loading import RECIPE, dump_recipe, read_recipe
 from hfft.recipe.spec import Recipe
-from hfft.system.files import read_json, write_file, write_json, write_text
-from hfft.system.paths import expanded
+from hfft.system.files import expanded, read_json, write_file, write_json, write_text
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,12 +3,15 @@
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.logging import get_logger
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 from torch.distributed import FileStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
@@ -26,6 +29,9 @@ _PAUSES = (0.001, 0.05)  # seconds between two looks at the store: at first, and
 _imported_by = os.getpid()
 _turns = itertools.count()  # the same number in every process, as all of them come to the same places
 _store: Store | None = None
+_kept: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+
+_LOG = get_logger(__name__)
 
 
 def join(limit: int | None = None) -> PartialState:
@@ -122,3 +128,29 @@ def leave() -> None:
     _store = None
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def inform(message: str) -> None:
+    """Log a line."""
+    PartialState()  # the logger asks it which process this is
+    _LOG.info(message)
+
+
+def warn(message: str) -> None:
+    """Log a warning."""
+    PartialState()
+    _LOG.warning(message)
+    kept = _kept.get()
+    if kept is not None:
+        kept.append(message)
+
+
+@contextmanager
+def kept_warnings() -> Iterator[list[str]]:
+    """A list that fills with what `warn` says meanwhile."""
+    kept: list[str] = []
+    token = _kept.set(kept)
+    try:
+        yield kept
+    finally:
+        _kept.reset(token)

@@ -1,20 +1,31 @@
-"""What happens between training steps: the data learns the epoch, progress is shown, history written, a stop saved."""
+"""Callbacks of a phase: epochs, progress, history, stopping, and whether what trains really moves."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from torch.distributed.tensor import DTensor
 from tqdm import tqdm
 from transformers import EarlyStoppingCallback, TrainerCallback
 
-from hfft.runs.record import PhaseRecord
+from hfft.errors import TrainingError
+from hfft.model.anatomy import PEFT_PREFIX
+from hfft.recipe.spec import PhaseSpec
+from hfft.runs.record import Group, PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
 
 HEADLINES = ("accuracy", "mean_average_precision")
 """What results are judged by, unless a recipe says otherwise: where images have one label, and any number of them."""
+_CHECK_AFTER = 8  # steps: LoRA's A and what is behind a head of zeros start late
+_LEAST_STEPS = 4  # of a shorter phase, a tensor without a gradient is no fault
+_STEPS_MORE = 4  # in which tensors that haven't moved are compared whole
+_COMPARED = 64  # numbers of a tensor that are compared first
+_SHOWN = 3
+
 _LOG = get_logger(__name__)
 
 
@@ -29,7 +40,7 @@ def is_evaluation(entry: Mapping[str, Any]) -> bool:
 
 
 class EpochSetter(TrainerCallback):
-    """Tells the training examples which epoch begins; Accelerate does not when processes share the images."""
+    """Sets the epoch of the training examples; Accelerate doesn't where processes share the images."""
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Pass the epoch on."""
@@ -37,20 +48,20 @@ class EpochSetter(TrainerCallback):
 
 
 class HistoryWriter(TrainerCallback):
-    """Keeps history.jsonl: one line per logged step or evaluation, of this process and of those it continues."""
+    """Keeps history.jsonl: one line per log entry, those before an interruption included."""
 
     def __init__(self, record: PhaseRecord) -> None:
         """Choose the phase."""
-        self.record = record
+        self._record = record
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Rewrite the file from the Trainer's own log, which a continued phase restores."""
         if state.is_world_process_zero:
-            self.record.write_history(state.log_history)
+            self._record.write_history(state.log_history)
 
 
 class Stopper(TrainerCallback):
-    """Saves and ends where a signal has asked for it, in all processes after the same step."""
+    """Saves and ends where a signal asked for it, in all processes after the same step."""
 
     def __init__(self, title: str) -> None:
         """Choose what the log calls the phase."""
@@ -186,3 +197,153 @@ class PhaseProgress(TrainerCallback):
         now = time.monotonic()
         passed, self._event = now - self._event, now
         return passed
+
+
+class FirstSteps(TrainerCallback):
+    """Checks in the first optimizer steps that all that a phase trains gets a gradient and moves.
+
+    A step counts if the optimizer took it, at a rate above 0. A few numbers of each tensor are compared with those
+    before the first step; only tensors of which none of these has changed are compared whole.
+    """
+
+    def __init__(self, title: str, groups: Sequence[Group]) -> None:
+        """Take what the log calls the phase, such as `phase 1/2 head`, and the plan's groups of what trains."""
+        self._title = title
+        self._parts = {name: group.part for group in groups for name in group.names}
+        self._steps = 0
+        self._parameters: dict[str, torch.nn.Parameter] = {}
+        self._before: dict[str, torch.Tensor] = {}
+        self._had_gradient: set[str] = set()
+        self._watched: dict[str, torch.Tensor] = {}  # whole copies
+        self._nonzero: dict[str, torch.Tensor] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copy a few numbers of each tensor, or of this process's shard of it."""
+        self._steps, self._watched, self._had_gradient = 0, {}, set()
+        found = {name.removeprefix("module."): value for name, value in kwargs["model"].named_parameters()}
+        self._parameters = {name: found[name] for name in self._parts if name in found}
+        self._before = {name: _some(value) for name, value in self._trained().items()}
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Look at the gradients, which are still there."""
+        if not self._before or not _counts(kwargs.get("optimizer")):
+            return
+        trained = self._trained()
+        self._steps += 1
+        self._had_gradient |= {name for name, value in trained.items() if value.grad is not None}
+        for name in self._watched:
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                self._nonzero[name] = self._nonzero[name] | _local(gradient).any()
+        if self._steps == _CHECK_AFTER:
+            still = self._still(args, trained)
+            self._check_gradients(args, trained, still)
+            self._watch(trained, still)
+        elif self._steps == _CHECK_AFTER + _STEPS_MORE:
+            self._report(args, kwargs.get("optimizer"))
+            self._before, self._watched = {}, {}
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Of a phase with few steps, only tensors without any gradient are a fault."""
+        if self._before and _LEAST_STEPS <= self._steps < _CHECK_AFTER:
+            trained = self._trained()
+            self._check_gradients(args, trained, self._still(args, trained))
+
+    def _trained(self) -> dict[str, torch.nn.Parameter]:
+        """What trains by the plan, without what a user's callback has frozen since."""
+        return {name: value for name, value in self._parameters.items() if value.requires_grad}
+
+    def _still(self, args: Any, trained: dict[str, Any]) -> list[str]:
+        """Names of the tensors of which no number that was taken has changed, in any process."""
+        names = [name for name in trained if name in self._before]
+        changed = [(_some(trained[name]) != self._before[name]).any() for name in names]
+        return [name for name, moved in zip(names, _together(args, changed), strict=True) if not moved]
+
+    def _check_gradients(self, args: Any, trained: dict[str, Any], still: list[str]) -> None:
+        """Raise where tensors that didn't move had no gradient, unless the optimizer takes all gradients away."""
+        flags = [*(name in self._had_gradient for name in still), bool(self._had_gradient)]
+        *had, any_had = _together(args, [torch.tensor(flag) for flag in flags])
+        lacking = [name for name, one in zip(still, had, strict=True) if any_had and not one]
+        if lacking:
+            raise TrainingError(
+                f"{self._title}: {len(lacking)} of {len(trained)} tensors that should train got no gradient in "
+                f"{self._steps} steps and stay as they are, such as {_listed(lacking)}. Something in the recipe, in a "
+                "callback or in the network's own code cuts their gradient off"
+            )
+
+    def _watch(self, trained: dict[str, Any], still: list[str]) -> None:
+        self._watched = {name: _local(trained[name].detach()).clone() for name in still}
+        self._nonzero = {name: torch.zeros((), dtype=torch.bool, device=v.device) for name, v in self._watched.items()}
+
+    def _report(self, args: Any, optimizer: Any) -> None:
+        """Log why tensors that didn't move in the last steps either stay as they are."""
+        trained = self._trained()
+        names = [name for name in self._watched if name in trained]
+        moved = _together(args, [(_local(trained[name].detach()) != self._watched[name]).any() for name in names])
+        pulled = _together(args, [self._nonzero[name] for name in names])
+        groups = getattr(optimizer, "param_groups", ())
+        rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
+        resting = [
+            (name, pull)
+            for name, has_moved, pull in zip(names, moved, pulled, strict=True)
+            if not has_moved and rates.get(id(trained[name])) != 0
+        ]
+        too_small = [name for name, pull in resting if pull]
+        zero = [name for name, pull in resting if not pull]
+        if too_small:
+            log = _LOG.warning if 2 * len(too_small) > len(trained) else _LOG.info
+            log(
+                f"{self._title}: {len(too_small)} of {len(trained)} tensors have a gradient and don't move, such as "
+                f"{_listed(too_small)}: each step is lost in the rounding of {trained[too_small[0]].dtype}; is the "
+                "learning rate too small?"
+            )
+        alive = {self._parts[name] for name in trained if name not in zero}
+        parts = sorted({self._parts[name] for name in zero} - alive)
+        if parts:
+            _LOG.warning(
+                f"{self._title}: {', '.join(parts)}: nothing is trained there, as every gradient was exactly zero in "
+                f"the first {self._steps} steps"
+            )
+        elif zero:
+            _LOG.info(
+                f"{self._title}: {len(zero)} of {len(trained)} tensors have gradients of exactly zero and don't move, "
+                f"such as {_listed(zero)}"
+            )
+
+
+def own_callbacks(title: str, folder: Path, spec: PhaseSpec) -> list[TrainerCallback]:
+    """Callbacks of every phase, besides its checks and its progress."""
+    own = [EpochSetter(), HistoryWriter(PhaseRecord(folder)), Stopper(title)]
+    return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
+
+
+def _counts(optimizer: Any) -> bool:
+    """Whether an optimizer took the step, at a rate above 0; loss scaling skips steps, a warm-up begins at 0."""
+    if getattr(optimizer, "step_was_skipped", False):
+        return False
+    rates = [group.get("lr") for group in getattr(optimizer, "param_groups", ())]
+    return not rates or any(rate is None or rate > 0 for rate in rates)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _some(tensor: torch.Tensor) -> torch.Tensor:
+    """Copies of a few of a tensor's numbers, evenly spread; of this process's part of it."""
+    flat = _local(tensor.detach()).reshape(-1)
+    return flat[:: max(1, len(flat) // _COMPARED)].clone()
+
+
+def _together(args: Any, flags: Sequence[torch.Tensor]) -> list[bool]:
+    """Of each flag, whether it is set in any process; for all processes together."""
+    if not flags:
+        return []
+    found = torch.stack([flag.to(args.device, torch.float32) for flag in flags])
+    if args.world_size > 1:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+    return [bool(flag) for flag in found.tolist()]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(name.removeprefix(PEFT_PREFIX) for name in names[:_SHOWN])

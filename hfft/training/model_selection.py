@@ -1,11 +1,20 @@
-"""Which phase's model a run ends with: the best on the validation images, and why, in a sentence."""
+"""Which phase's model a run ends with, the best on the validation images and why; its weights and adapter."""
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState
+from transformers import PreTrainedModel
+
+from hfft.model.adapters import merge, save_adapter
+from hfft.model.checkpoint import restore_weights, save_model
 from hfft.recipe.dependencies import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.runs.record import ADAPTER, MODEL, PhaseResult
+from hfft.runs.record import ADAPTER, GIVEN, MODEL, PhaseRecord, PhaseResult, RunRecord
+from hfft.system.distributed import meet
 from hfft.training.callbacks import HEADLINES, headline_in
 
 _MOST_DIGITS = 6
@@ -13,13 +22,13 @@ _MOST_DIGITS = 6
 
 @dataclass(frozen=True)
 class Selection:
-    """The phase whose model is the run's result.
+    """The phase whose model is the run's result; `kept` in metrics.json.
 
     Attributes:
-        number: Of the phase, from 0.
+        number: The phase's, from 0.
         phase: Its name.
         reason: Why, in a sentence.
-        values: What was compared, phase name to metric name to its value on the validation images.
+        values: What was compared: phase name to metric name to its value on the validation images.
     """
 
     number: int
@@ -40,15 +49,14 @@ class _Step:
 
 
 def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
-    """The phase to keep of those that have ended.
+    """Select a phase of those that have ended.
 
-    A phase is kept if its `metric_for_best_model` is better than that of the best phase before it; of equal ones the
-    earlier is kept, which changed less. Without validation numbers, with `keep: last`, and before an
-    interpolation, it is the last.
+    It is the best by each phase's `metric_for_best_model`; of equal ones the earlier, which changed less. Without
+    validation numbers, with `keep: last`, and before an interpolation, it is the last.
 
     Args:
-        recipe: Its phases and `keep`.
-        results: Of the first phases, or of all.
+        recipe: The run's.
+        results: Of all phases, or of the first ones.
     """
     phases = recipe.phases[: len(results)]
     last = len(phases) - 1
@@ -75,6 +83,56 @@ def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
         folder, best = ADAPTER, last
     name = phases[best].name
     return Selection(best, name, f"{words}: {folder}/ is that of {name}", values)
+
+
+def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None:
+    """Save a model object that a run begins with, if there is one, where an adapter will name it as its base."""
+    if model is None or (folder / GIVEN).is_dir() or not PartialState().is_main_process:
+        return
+    adapters = [number for number, phase in enumerate(recipe.phases) if phase.adapter is not None]
+    if any(_sits_on_start(recipe, number) for number in adapters):
+        save_model(model, processor, folder / GIVEN)
+
+
+def plain_network(
+    network: Any, processor: Any, recipe: Recipe, results: Sequence[PhaseResult], folder: Path
+) -> PreTrainedModel:
+    """The network after a phase, with an adapter merged into it.
+
+    The adapter is saved if it is the best so far; the merged network, in the phase's folder, where another phase
+    follows: the run may end with it, or another adapter sits on it.
+
+    Args:
+        network: As the phase left it.
+        processor: Its image processor.
+        recipe: The run's.
+        results: Of this phase and those before it.
+        folder: The run folder.
+    """
+    number = len(results) - 1
+    if recipe.phases[number].adapter is None:
+        return network
+    is_last, is_main = number == len(recipe.phases) - 1, PartialState().is_main_process
+    may_be_kept = is_last or (recipe.keep == "best" and results[number].metrics)
+    if is_main and may_be_kept and select_phase(recipe, results).number == number:
+        base, revision = _base(recipe, number, folder)
+        save_adapter(network, processor, folder / ADAPTER, base=base, revision=revision)
+    network = merge(network)
+    if is_main and not is_last:
+        save_model(network, processor, _phase(folder, recipe, number).merged)
+    meet()
+    return network
+
+
+def restore_selected(network: Any, recipe: Recipe, selection: Selection, folder: Path) -> None:
+    """Put the weights of the selected phase into the plain network of the last one; another's adapter folder goes."""
+    meet()  # the main process has written what is read here
+    if selection.number < len(recipe.phases) - 1:
+        weights = _phase(folder, recipe, selection.number).weights
+        assert weights is not None
+        restore_weights(network, weights)
+    if recipe.phases[selection.number].adapter is None and PartialState().is_main_process:
+        shutil.rmtree(folder / ADAPTER, ignore_errors=True)
 
 
 def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> list[_Step]:
@@ -113,15 +171,36 @@ def _sentence(steps: Sequence[_Step], phases: Sequence[PhaseSpec], verb: str) ->
     if any(value != value for value in values.values()):
         return "not every phase was measured on validation images"
     names = " and ".join(phases[step.after].name for step in steps)
-    texts = _told_apart(list(values.values()))
-    told = ", ".join(f"{text} after {phases[n].name}" for n, text in zip(values, texts, strict=True))
-    return f"{names} {verb} validation {steps[0].metric.replace('_', ' ')} ({told})"
+    texts = _distinct(list(values.values()))
+    compared = ", ".join(f"{text} after {phases[n].name}" for n, text in zip(values, texts, strict=True))
+    return f"{names} {verb} validation {steps[0].metric.replace('_', ' ')} ({compared})"
 
 
-def _told_apart(values: Sequence[float]) -> list[str]:
+def _distinct(values: Sequence[float]) -> list[str]:
     """Three digits behind the point, or more where different values would look the same."""
     for digits in range(3, _MOST_DIGITS):
         texts = [f"{value:.{digits}f}" for value in values]
         if len(set(texts)) == len(set(values)):
             return texts
     return [f"{value:.{_MOST_DIGITS}f}" for value in values]
+
+
+def _base(recipe: Recipe, number: int, folder: Path) -> tuple[str, str | None]:
+    """Base model of a phase's adapter, and its revision: the checkpoint, or weights in the run folder."""
+    if _sits_on_start(recipe, number):
+        if (folder / GIVEN).is_dir():
+            return f"../{GIVEN}", None
+        checkpoint, revision = recipe.model.checkpoint, recipe.model.revision
+        return str(Path(checkpoint).resolve()) if Path(checkpoint).is_dir() else checkpoint, revision
+    weights = _phase(folder, recipe, number - 1).weights
+    assert weights is not None
+    return f"../{weights.relative_to(folder).as_posix()}", None  # the run may be moved
+
+
+def _phase(folder: Path, recipe: Recipe, number: int) -> PhaseRecord:
+    return RunRecord(folder).phase(number, recipe.phases[number].name)
+
+
+def _sits_on_start(recipe: Recipe, number: int) -> bool:
+    """Whether the network's body is still the checkpoint's when a phase begins."""
+    return all(phase.trains_head_alone for phase in recipe.phases[:number])

@@ -8,18 +8,20 @@ import copy
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from accelerate.utils import patch_environment
 from ruamel.yaml import YAML
 from transformers import TrainerCallback
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
-from hfft.errors import MissingPackageError, RecipeError, TrainingError, nearest
+from hfft.errors import MissingPackageError, RecipeError, TrainingError, first_line, nearest
 from hfft.recipe.loading import dump_recipe
 from hfft.recipe.spec import Recipe
 from hfft.runs.record import BOARD, REPORTING
@@ -51,8 +53,7 @@ def integrations(report_to: Any) -> list[str]:
         try:
             INTEGRATION_TO_CALLBACK[name]()
         except Exception as error:  # whatever the integration's package raises
-            what = str(error).strip().partition("\n")[0]
-            raise MissingPackageError(f"training.report_to: {name}: {what}; or leave it out") from error
+            raise MissingPackageError(f"training.report_to: {name}: {first_line(error)}; or leave it out") from error
     return names
 
 
@@ -73,23 +74,13 @@ def check_reporting(recipe: Recipe) -> None:
 
 
 def open_reporting(recipe: Recipe, folder: Path) -> list["Reporting"]:
-    """What a run reports with, if its recipe asks for it.
-
-    Args:
-        recipe: Resolved.
-        folder: The run folder.
-    """
+    """One callback if the resolved recipe reports to anything, else none."""
     names = integrations(recipe.training.get("report_to"))
     return [Reporting(names, folder, YAML(typ="safe", pure=True).load(dump_recipe(recipe)))] if names else []
 
 
 def finish_reporting(reporting: Sequence["Reporting"], metrics: Mapping[str, Any]) -> None:
-    """End what `open_reporting` has opened, in the main process.
-
-    Args:
-        reporting: One, or none.
-        metrics: Content of metrics.json.
-    """
+    """End in the main process what `open_reporting` has opened, with the content of metrics.json."""
     values = {
         f"{split}/{name}": found["value"]
         for split in ("validation", "test")
@@ -100,26 +91,20 @@ def finish_reporting(reporting: Sequence["Reporting"], metrics: Mapping[str, Any
 
 
 class Reporting(TrainerCallback):
-    """Hands what the phases of a run log to some integrations, with steps that go on from phase to phase.
+    """Hands what the phases of a run log to integrations, as one experiment with steps that go on.
 
     TensorBoard's files are in the run folder, a folder per phase, and are written anew from the Trainer's own log
     where a phase is continued. What was sent elsewhere is noted, and not sent again.
     """
 
     def __init__(self, names: Sequence[str], folder: Path, recipe: Mapping[str, Any]) -> None:
-        """Choose where to.
-
-        Args:
-            names: Of integrations, as `integrations` returns them.
-            folder: The run folder.
-            recipe: Content of the resolved recipe, which is put beside the curves.
-        """
+        """Take the names of integrations, the run folder, and the content of the resolved recipe."""
         self._folder = folder
         self._recipe = recipe
         self._has_board = BOARD in names
-        self._board: Any = None
+        self._board: Any = None  # of the phase
         self._others = {name: INTEGRATION_TO_CALLBACK[name]() for name in names if name != BOARD}
-        self._begun: set[str] = set()
+        self._has_begun = False
         self._offset = 0  # steps of the phases before
         self._number = 0
         self._last: tuple[Any, Any, Any] | None = None  # arguments, state and control
@@ -131,38 +116,35 @@ class Reporting(TrainerCallback):
         phase = Path(args.output_dir).name
         self._number = int(phase.partition("-")[0])
         self._offset = self._steps_before(self._number)
-        self._last = (self._named(args), state, control)
+        args = self._named(args)
+        self._last = (args, state, control)
         if self._has_board:
-            self._open_board(phase, model)
-        for name, callback in self._others.items():
-            if name not in self._begun:
-                self._begin(name, callback, model)
+            self._board = self._open_board(phase, model)
+        if not self._has_begun:
+            for name, callback in list(self._others.items()):
+                self._begin(name, partial(callback.on_train_begin, args, state, control, model=model))
+            self._has_begun = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """Send on what was logged."""
+        """Send on what was logged, unless a process before this one has."""
         if not state.is_world_process_zero or not logs:
             return
         self._last = (self._named(args), state, control)
         if self._board is not None:
-            self._board.on_log(args, self._shifted(state, state.global_step), control, logs=dict(logs))
-        step, kind = self._offset + state.global_step, _kind(logs)
-        sent = self._note.get("steps", {})
-        if self._others and step > sent.get(kind, -1):
-            self._send({**logs, "phase": self._number + 1}, step)
-            self._keep(steps={**sent, kind: step})
+            self._board.on_log(args, self._at(state.global_step), control, logs=dict(logs))
+        entry = [self._number, len(state.log_history)]
+        if self._others and entry > self._note.get("sent", []):
+            self._send({**logs, "phase": self._number + 1}, self._offset + state.global_step)
+            self._keep(sent=entry)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The phase's curves are whole; the experiment goes on."""
+        """End the phase's curves; the experiment goes on."""
         if self._board is not None:
             self._board.on_train_end(args, state, control)
             self._board = None
 
     def finish(self, metrics: Mapping[str, float]) -> None:
-        """End the experiment with the result: what was measured, beside the recipe.
-
-        Args:
-            metrics: For example `test/accuracy`.
-        """
+        """End the experiment with the metrics of the result, named as `test/accuracy`."""
         if self._has_board:
             self._write_result(metrics)
         if self._last is None:  # all phases had ended before
@@ -170,16 +152,15 @@ class Reporting(TrainerCallback):
         args, state, control = self._last
         sections = {"validation": "eval_result", "test": "test"}  # as transformers sorts names into sections
         parts = [(*name.split("/"), value) for name, value in metrics.items()]
-        logs = {f"{sections[split]}_{name}": value for split, name, value in parts}
-        self._send(logs, self._steps_before(None))
-        for name in list(self._begun):
+        self._send({f"{sections[split]}_{name}": value for split, name, value in parts}, self._steps_before(None))
+        for name, callback in list(self._others.items()):
             with self._tolerated(name):
-                self._others[name].on_train_end(args, state, control)
+                callback.on_train_end(args, state, control)
                 if name == "wandb":
-                    self._others[name]._wandb.finish()
+                    callback._wandb.finish()
 
     def _steps_before(self, number: int | None) -> int:
-        """Steps of the phases before one, or of all: as many as they took, which may be fewer than planned."""
+        """Steps that the phases before one took, or all of them; early stopping may have ended them."""
         results = {int(path.parent.name.partition("-")[0]): path for path in self._folder.glob("*-*/result.json")}
         return sum(read_json(path)["steps"] for n, path in results.items() if number is None or n < number)
 
@@ -188,22 +169,25 @@ class Reporting(TrainerCallback):
         args.run_name = args.run_name or self._folder.name
         return args
 
-    def _shifted(self, state: Any, step: int) -> Any:
-        shifted = copy.copy(state)
-        shifted.global_step = self._offset + step
-        return shifted
+    def _at(self, step: int, *, offset: int | None = None) -> Any:
+        """The Trainer's state at a step of the phase, counted over the run."""
+        assert self._last is not None
+        state = copy.copy(self._last[1])
+        state.global_step = step + (self._offset if offset is None else offset)
+        return state
 
-    def _open_board(self, phase: str, model: Any) -> None:
-        """Begin a phase's curves with what the Trainer has logged of it, in this process or in one before."""
+    def _open_board(self, phase: str, model: Any) -> Any:
+        """A phase's curves, with what the Trainer has logged of it in processes before."""
         assert self._last is not None
         args, state, control = self._last
         folder = self._folder / BOARD / phase
         shutil.rmtree(folder, ignore_errors=True)
-        self._board = INTEGRATION_TO_CALLBACK[BOARD](tb_writer=_board_package()[0](str(folder)))
-        self._board.on_train_begin(args, state, control, model=model)
+        board = INTEGRATION_TO_CALLBACK[BOARD](tb_writer=_board_package()[0](str(folder)))
+        board.on_train_begin(args, state, control, model=model)
         for entry in state.log_history:
             logs = {name: value for name, value in entry.items() if name != "step"}
-            self._board.on_log(args, self._shifted(state, entry["step"]), control, logs=logs)
+            board.on_log(args, self._at(entry["step"]), control, logs=logs)
+        return board
 
     def _write_result(self, metrics: Mapping[str, float]) -> None:
         folder = self._folder / BOARD
@@ -216,53 +200,44 @@ class Reporting(TrainerCallback):
             for name, value in metrics.items():
                 writer.add_scalar(name, value, self._steps_before(None))
 
-    def _begin(self, name: str, callback: Any, model: Any) -> None:
-        assert self._last is not None
-        args, state, control = self._last
+    def _begin(self, name: str, begin: Callable[[], Any]) -> None:
         try:
-            with self._wandb_names():
-                callback.on_train_begin(args, state, control, model=model)
+            with self._one_wandb_run():
+                begin()
         except Exception as error:  # whatever the integration's package raises: no account, no network
             raise TrainingError(
-                f"training.report_to: {name}: {str(error).strip()}; leave it out, or use its offline mode"
+                f"training.report_to: {name}: {first_line(error)}; leave it out, or use its offline mode"
             ) from error
-        self._begun.add(name)
         if name in ("wandb", "trackio"):
             with self._tolerated(name):
-                getattr(callback, f"_{name}").config.update({"recipe": dict(self._recipe)}, allow_val_change=True)
+                package = getattr(self._others[name], f"_{name}")
+                package.config.update({"recipe": dict(self._recipe)}, allow_val_change=True)
 
     @contextmanager
-    def _wandb_names(self) -> Iterator[None]:
-        """One W&B run for a run, also when it is continued; what the user has set counts more."""
-        mine = {"WANDB_RUN_ID": self._note.get("wandb") or uuid.uuid4().hex[:8], "WANDB_RESUME": "allow"}
-        mine = {} if "WANDB_RUN_ID" in os.environ or "wandb" not in self._others else mine
-        if mine:
-            self._keep(wandb=mine["WANDB_RUN_ID"])
-        added = [name for name in mine if name not in os.environ]
-        os.environ.update({name: mine[name] for name in added})
-        try:
+    def _one_wandb_run(self) -> Iterator[None]:
+        """The same W&B run when a run is continued; variables that the user has set count more."""
+        if "wandb" not in self._others or "WANDB_RUN_ID" in os.environ:
             yield
-        finally:
-            for name in added:
-                del os.environ[name]
+            return
+        run_id = self._note.get("wandb") or uuid.uuid4().hex[:8]
+        self._keep(wandb=run_id)
+        with patch_environment(WANDB_RUN_ID=run_id, WANDB_RESUME=os.environ.get("WANDB_RESUME", "allow")):
+            yield
 
     def _send(self, logs: Mapping[str, Any], step: int) -> None:
         assert self._last is not None
-        args, state, control = self._last
-        shifted = copy.copy(state)
-        shifted.global_step = step
-        for name in list(self._begun):
+        args, _, control = self._last
+        for name, callback in list(self._others.items()):
             with self._tolerated(name):
-                self._others[name].on_log(args, shifted, control, logs=dict(logs))
+                callback.on_log(args, self._at(step, offset=0), control, logs=dict(logs))
 
     @contextmanager
     def _tolerated(self, name: str) -> Iterator[None]:
-        """A run doesn't end because nobody can be told of it any more."""
+        """Leave out an integration that fails once the run is under way."""
         try:
             yield
         except Exception as error:  # whatever the integration's package raises
-            _LOG.warning(f"training.report_to: {name} fails and is told nothing more: {str(error).strip()}")
-            self._begun.discard(name)
+            _LOG.warning(f"training.report_to: {name} fails and gets nothing more: {first_line(error)}")
             self._others.pop(name, None)
 
     @property
@@ -285,13 +260,6 @@ def flat(content: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, boo
                 yield from flat(rest, f"{above}{key}.{entry['name']}.")
         else:
             yield f"{above}{key}", value if isinstance(value, bool | int | float | str) else str(value)
-
-
-def _kind(logs: Mapping[str, Any]) -> str:
-    """What is logged at one step several times: training, evaluation, the end of a phase."""
-    if any(name.startswith("eval_") for name in logs):
-        return "eval"
-    return "end" if "train_runtime" in logs else "train"
 
 
 def _board_package() -> tuple[Any, Any]:

@@ -1,22 +1,30 @@
-"""A phase's keys to transformers.TrainingArguments, in which nothing but the recipe has a say."""
+"""A phase's keys to transformers.TrainingArguments, in which nothing but the recipe has a say; tried before a run."""
 
 import copy
+import math
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from accelerate.utils import patch_environment
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 from transformers.training_args import OptimizerNames
 
-from hfft.errors import RecipeError, first_line
+from hfft.errors import ModelError, RecipeError, first_line
+from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO, as_mapping
 from hfft.recipe.dependencies import PLATEAU
 from hfft.recipe.spec import PhaseSpec
+from hfft.runs.record import Group
 from hfft.system.launch import spread_by
 from hfft.system.machine import cpus_per_process
 from hfft.training.callbacks import HEADLINES
+from hfft.training.losses import ImageLoss
+from hfft.training.trainer import PhaseTrainer
 
 EVAL_BATCH = 32  # images per forward pass and process, where a recipe does not say
 _SHARDED_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "sgd")  # others look at whole weights, as Adafactor does
@@ -24,6 +32,10 @@ _NOT_SHARDED = {
     "fp16": "its gradient scaler was not tried there; use bf16",
     "torch_compile": "it was not tried there",
 }
+_CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
+# Options of torch.utils.checkpoint: the reentrant variant gives no gradient where what enters a block has none, as
+# behind a frozen front; without the state of the random generator, dropout differs when a block is computed again.
+_EXACT = {"use_reentrant": False, "preserve_rng_state": True}
 
 
 def training_arguments(
@@ -78,9 +90,85 @@ def training_arguments(
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
-    _check_shardable(spec.name, arguments)
+    _check_shardable(spec, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
+
+
+def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
+    """Make a Trainer, an optimizer and a schedule with a phase's settings, around a network of one weight.
+
+    Args:
+        spec: The phase.
+        seed: The recipe's seed.
+        validate: Whether there are validation images.
+
+    Raises:
+        RecipeError: If that fails; much is refused by the Trainer only, or by a package that is not installed.
+    """
+    with TemporaryDirectory() as scratch:
+        arguments = training_arguments(spec, Path(scratch), seed=seed, validate=validate)
+        arguments.label_smoothing_factor = 0.0  # which Trainer asks a network's config for
+        network = torch.nn.Linear(1, 1)
+        try:
+            trainer = PhaseTrainer(
+                network,
+                arguments,
+                groups=[Group("head", ("weight", "bias"), arguments.learning_rate, arguments.weight_decay)],
+                freeze=Freeze(network),
+                loss=ImageLoss(),
+                floats=torch.Tensor.float,
+                eval_dataset=Dataset.from_dict({"label": [0]}),
+            )
+            steps = 100 + math.ceil(arguments.warmup_steps)
+            trainer.create_optimizer_and_scheduler(num_training_steps=steps)
+            _check_schedule(spec, trainer.lr_scheduler, steps - 1)
+            _check_optimizer_options(spec, arguments)
+        except RecipeError:
+            raise
+        except Exception as error:  # whatever an integration, an optimizer's or a scheduler's package raises
+            raise RecipeError(f"phases.{spec.name}: {first_line(error)}") from error
+
+
+def check_activation_checkpointing(network: Any, arguments: Mapping[str, Any]) -> None:
+    """Switch activation checkpointing on in a network where a phase's arguments ask for it.
+
+    Raises:
+        ModelError: If its architecture can't.
+    """
+    asked = next((name for name in _CHECKPOINTING if arguments.get(name)), None)
+    if asked is None:
+        return
+    enable = getattr(network, "activation_checkpointing_enable", network.gradient_checkpointing_enable)
+    try:
+        enable()
+    except (ValueError, AssertionError, NotImplementedError, AttributeError) as error:
+        raise ModelError(
+            f"{asked}: the architecture {network.config.model_type} can't ({first_line(error).rstrip('.')}); leave it "
+            "out, and take a smaller batch with gradient_accumulation_steps where memory is short"
+        ) from error
+
+
+def end_activation_checkpointing(network: Any) -> None:
+    """Undo what an earlier phase's Trainer has switched on in a plain network."""
+    if getattr(network, "supports_gradient_checkpointing", False):
+        getattr(network, "activation_checkpointing_disable", network.gradient_checkpointing_disable)()
+
+
+def make_checkpointing_exact(arguments: TrainingArguments) -> list[str]:
+    """Set back options of activation checkpointing that would change a gradient.
+
+    Returns:
+        What was changed, for example `use_reentrant: false`.
+    """
+    if not arguments.activation_checkpointing:
+        return []
+    asked: Any = arguments.activation_checkpointing_kwargs
+    options = dict(asked or {})
+    changed = {key: value for key, value in _EXACT.items() if options.get(key, value) != value}
+    options |= _EXACT
+    arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
+    return [f"{key}: {str(value).lower()}" for key, value in changed.items()]
 
 
 def _check_device(spec: PhaseSpec, *, has_accelerator: bool) -> None:
@@ -97,30 +185,22 @@ def _check_device(spec: PhaseSpec, *, has_accelerator: bool) -> None:
         )
 
 
-def _check_shardable(phase: str, arguments: TrainingArguments) -> None:
+def _check_shardable(spec: PhaseSpec, arguments: TrainingArguments) -> None:
     """Refuse settings that don't go with FSDP, where this launch is under it."""
     where = spread_by()
     if where is None:
         return
     for name, reason in _NOT_SHARDED.items():
         if getattr(arguments, name):
-            raise RecipeError(f"phases.{phase}.{name}: not under {where}: {reason}")
+            raise RecipeError(f"phases.{spec.name}.{name}: not under {where}: {reason}")
     kind = OptimizerNames(arguments.optim).value
     if kind not in _SHARDED_OPTIMIZERS:
         allowed = ", ".join(_SHARDED_OPTIMIZERS)
-        raise RecipeError(f"phases.{phase}.optim: found {kind!r}; allowed under {where}: {allowed}")
+        raise RecipeError(f"phases.{spec.name}.optim: found {kind!r}; allowed under {where}: {allowed}")
 
 
-def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:
-    """Refuse what a phase says to its optimizer and the optimizer doesn't read: no value of it makes a difference.
-
-    Args:
-        spec: The phase.
-        arguments: Its settings, of which an optimizer can be made.
-
-    Raises:
-        RecipeError: With the option.
-    """
+def _check_optimizer_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:
+    """Refuse options that the phase's optimizer doesn't read: no value of them makes a difference."""
     where, optim = f"phases.{spec.name}", OptimizerNames(arguments.optim).value
     options = (arguments.optim_args or "").replace(" ", "").split(",")
     for name in (option.partition("=")[0] for option in options if option):
@@ -132,17 +212,8 @@ def check_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:
             raise RecipeError(f"{where}.{name}: the optimizer {optim} doesn't take it; leave it out")
 
 
-def check_schedule(spec: PhaseSpec, scheduler: Any, step: int) -> None:
-    """Refuse values of a schedule's options that are first computed with behind its warm-up, or at an evaluation.
-
-    Args:
-        spec: The phase.
-        scheduler: Is changed.
-        step: One behind the warm-up.
-
-    Raises:
-        RecipeError: If one can't be computed with.
-    """
+def _check_schedule(spec: PhaseSpec, scheduler: Any, step: int) -> None:
+    """Refuse schedule options that fail when they are first computed with: after the warm-up, or at an evaluation."""
     rates = getattr(scheduler, "lr_lambdas", None)
     try:
         if rates is None:  # it follows a metric

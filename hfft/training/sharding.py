@@ -1,11 +1,11 @@
-"""A phase under FSDP 2: its network is spread over the processes, and a whole copy of it stays with each of them.
+"""The trainer of a phase, plain or under FSDP 2, which spreads the network over the processes.
 
 Accelerate shards a network in place and for good. So a phase works on a copy, and what the rest of hfft sees, saves
 and opens again is the whole network, into which the weights are gathered for a checkpoint and when the phase ends.
 """
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,11 +15,16 @@ from accelerate.utils import convert_outputs_to_fp32, get_mixed_precision_contex
 from torch import nn
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PrinterCallback, ProgressCallback, TrainingArguments
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import block_paths
+from hfft.model.freezing import Freeze
+from hfft.replay.dataset import ReplayedData
 from hfft.replay.split_point import SplitPoint
+from hfft.runs.record import Group
+from hfft.training.phase_data import PhaseData
 from hfft.training.trainer import PhaseTrainer, restore
 
 
@@ -32,11 +37,7 @@ class Shards:
     """
 
     def __init__(self, model: Any) -> None:
-        """Take a copy of a network to train.
-
-        Args:
-            model: As `prepare_phase` left it; becomes the whole.
-        """
+        """Take a copy of a network that `prepare_phase` has set up; the network itself becomes the whole."""
         model.train()  # LeViT keeps tensors of a backward pass, which can't be copied, as long as it evaluates
         self.network = copy.deepcopy(model)
         self.whole = model.eval().cpu()
@@ -122,7 +123,7 @@ class Shards:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         tensors = {
             number: {
-                name: _as(parameters[number], value) if is_like(parameters[number], value) else value
+                name: _as(parameters[number], value) if _is_like(parameters[number], value) else value
                 for name, value in own.items()
             }
             for number, own in state["state"].items()
@@ -138,11 +139,7 @@ class Shards:
 
 
 class ShardedTrainer(PhaseTrainer):
-    """Trains a phase on shards, or on the whole network with shards of an optimizer; leaves files of a PhaseTrainer.
-
-    Attributes:
-        shards: The network and its whole copy.
-    """
+    """Trains a phase on shards; leaves the files that a PhaseTrainer leaves."""
 
     shards: Shards
 
@@ -154,14 +151,6 @@ class ShardedTrainer(PhaseTrainer):
         self.model = self.shards.whole
         self._save(output_dir)
         self.model = self.shards.network
-
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-        """Continue from whole files; Trainer would ask DeepSpeed for its own."""
-        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-        if resume_from_checkpoint is not None:
-            self._load_from_checkpoint(resume_from_checkpoint)
-            self._load_optimizer_and_scheduler(resume_from_checkpoint)
-        return prepared
 
     def _whole_network(self) -> Any:
         return self.shards.gather()
@@ -195,7 +184,59 @@ class ShardedTrainer(PhaseTrainer):
         self.shards.spread()
 
 
-def is_like(parameter: torch.Tensor, value: Any) -> bool:
+def make_trainer(
+    model: Any,
+    data: PhaseData,
+    replayed: ReplayedData | None,
+    arguments: TrainingArguments,
+    *,
+    groups: Sequence[Group],
+    freeze: Freeze,
+    shards: Shards | None,
+) -> PhaseTrainer:
+    """The trainer of a phase, over its images or what is recorded of them.
+
+    Args:
+        model: What is trained; of the shards, if there are any.
+        data: The images.
+        replayed: Recorded activations in the place of the images.
+        arguments: Settings of the phase; what would contradict the recipe is changed.
+        groups: The optimizer's parameter groups.
+        freeze: Holds what is frozen.
+        shards: The network under FSDP 2.
+    """
+    if replayed is not None:  # rows of a file that is mapped into memory: no work for others
+        arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
+        arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
+    arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
+    source: PhaseData | ReplayedData = data if replayed is None else replayed
+    loss = data.loss(arguments.label_smoothing_factor)
+    if data.is_multi_label:
+        arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
+    trainer = (PhaseTrainer if shards is None else ShardedTrainer)(
+        model,
+        arguments,
+        groups=groups,
+        freeze=freeze,
+        loss=loss,
+        replayed=replayed,
+        floats=data.floats,
+        train_dataset=source.train,
+        eval_dataset=source.validation,
+        data_collator=source.collate,
+        compute_metrics=data.measure,
+        preprocess_logits_for_metrics=data.reduce,
+    )
+    trainer.chances = data.chances
+    if shards is not None and isinstance(trainer, ShardedTrainer):
+        shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.split_point)
+        trainer.shards = shards
+    for replaced in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(replaced)
+    return trainer
+
+
+def _is_like(parameter: torch.Tensor, value: Any) -> bool:
     """Whether a value of an optimizer's state has a number for each of a parameter."""
     return isinstance(value, torch.Tensor) and value.shape == parameter.shape
 

@@ -1,28 +1,35 @@
-"""The subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole."""
+"""The subclass of transformers.Trainer: groups from the plan, frozen parts held, checkpoints whole and continued."""
 
 import shutil
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from safetensors import SafetensorError, safe_open
 from transformers import Trainer, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import rotate_checkpoints
 
 from hfft.data.images.batches import EpochOrder
-from hfft.errors import TrainingError
+from hfft.errors import TrainingError, first_line
 from hfft.model.adapters import restore_adapter
 from hfft.model.checkpoint import quiet, restore_weights
 from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
 from hfft.runs.record import Group
 from hfft.system.distributed import meet
-from hfft.system.files import publish_folder
+from hfft.system.files import publish_folder, read_json
+from hfft.system.signals import patient
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 
 _ASIDE = ".partial"
+
+_LOG = get_logger(__name__)
 
 
 class PhaseTrainer(Trainer):
@@ -53,9 +60,9 @@ class PhaseTrainer(Trainer):
             args: Settings of the phase.
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
-            loss: Of the logits.
+            loss: Called with the model's outputs.
             floats: Pixels of a batch to what the model takes.
-            replayed: What takes batches of activations, where the data sets hold those.
+            replayed: Feeds recorded activations, where the data sets hold those.
             **data: Data sets, collator, metrics and callbacks, as Trainer takes them.
         """
         self._groups = groups
@@ -213,3 +220,77 @@ def restore(model: Any, folder: str | Path) -> None:
 def clear_partial(folder: Path) -> None:
     """Remove what a killed process was still writing."""
     shutil.rmtree(folder / _ASIDE, ignore_errors=True)
+
+
+def train_to_end(trainer: PhaseTrainer, folder: Path, title: str) -> None:
+    """Train, from the phase's newest whole checkpoint if there is one; leaves the best weights in the model.
+
+    The first Ctrl-C or SIGTERM waits until the step is saved.
+    """
+    with patient():
+        _train_or_continue(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
+
+
+def _train_or_continue(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
+    if unfinished is None:
+        trainer.train()
+    else:
+        _LOG.info(f"{title}: continues from {unfinished.name}")
+        state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
+        if _was_stopped(state):  # Trainer would go on to the next evaluation
+            trainer.end_with(state)
+        else:
+            trainer.train(resume_from_checkpoint=str(unfinished))
+    trainer.save_result()
+
+
+def _was_stopped(state: TrainerState) -> bool:
+    """Whether a callback had ended the phase before its last step when the state was saved."""
+    callbacks: Any = state.stateful_callbacks
+    control = callbacks.get("TrainerControl", {}).get("args", {})
+    return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
+
+
+def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
+    """The checkpoint of a phase with the highest step whose files all open; damaged ones are skipped with a warning.
+
+    Args:
+        folder: The phase's.
+        is_scaled: Whether the phase scales its loss (float16): then the scaler's state has to be there.
+    """
+    found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
+    for _, path in sorted(found.items(), reverse=True):
+        problem = damage(path, is_scaled=is_scaled)
+        if problem is None:
+            return path
+        _LOG.warning(f"{path}: not whole ({problem}); the one before is tried")
+    return None
+
+
+def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
+    """Why a checkpoint can't be continued by this many processes; None where all its files open."""
+    try:
+        weights = [*folder.glob("*.safetensors")]
+        if not weights:
+            return "no weights"
+        config = "adapter_config.json" if (folder / "adapter_model.safetensors").exists() else "config.json"
+        for path in (folder / "trainer_state.json", folder / config):
+            read_json(path)
+        for path in weights:
+            with safe_open(path, framework="pt") as tensors:
+                tensors.keys()
+        # Trainer goes on without the scaler's and the random states, silently.
+        for name in ("optimizer.pt", "scheduler.pt", *(("scaler.pt",) if is_scaled else ()), *_random_states()):
+            with zipfile.ZipFile(folder / name) as archive:
+                broken = archive.testzip()
+            if broken is not None:
+                return f"{name}: {broken} is damaged"
+    except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+        return first_line(error)
+    return None
+
+
+def _random_states() -> list[str]:
+    """The files that Trainer writes, one for each process."""
+    processes = PartialState().num_processes
+    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]

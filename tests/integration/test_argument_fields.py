@@ -16,7 +16,7 @@ from transformers.utils import logging
 from hfft.errors import HfftError
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import PhaseSpec, ReplaySpec
-from hfft.training.phases import try_arguments
+from hfft.training.settings import try_arguments
 
 REPOSITORY = Path(__file__).parents[2]
 BASE = {"num_train_epochs": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4, "dataloader_num_workers": 0}

@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 
 import hfft
 from hfft.errors import ModelError, RunError, TrainingError
-from hfft.training import phase_artifacts
+from hfft.training import model_selection
 
 HEAD = {"name": "head", "unfreeze": "head", "learning_rate": 1e-2}
 
@@ -72,7 +72,7 @@ def test_a_half_precision_model_trains_in_float32(place):
 
 def test_a_folder_that_answers_otherwise_fails_the_run(place, monkeypatch):
     lora = {"name": "lora", "adapter": {"on": "attention", "merge": False}, "learning_rate": 1e-2}
-    monkeypatch.setattr(phase_artifacts, "_base", lambda recipe, number, folder: (str(place / "vit"), None))
+    monkeypatch.setattr(model_selection, "_base", lambda recipe, number, folder: (str(place / "vit"), None))
     with pytest.raises(TrainingError, match="isn't the one that was trained"):
         finetune(place, given(), phases=[lora])
     assert not (place / "runs" / "cells" / "metrics.json").exists()

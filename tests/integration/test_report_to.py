@@ -176,7 +176,7 @@ def test_an_integration_that_fails_later_is_left_alone(workplace, notes, monkeyp
 
     monkeypatch.setattr(Notes, "on_log", fail)
     assert main(["train", "recipe.yaml", "training.report_to=notes"]) == 0
-    assert capsys.readouterr().err.count("report_to: notes fails and is told nothing more: no network") == 1
+    assert capsys.readouterr().err.count("report_to: notes fails and gets nothing more: no network") == 1
 
 
 def test_an_integration_that_can_not_begin_ends_the_run_with_a_line(workplace, notes, monkeypatch, capsys):

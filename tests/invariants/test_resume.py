@@ -10,7 +10,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec
-from hfft.training.checkpoints import newest_checkpoint
+from hfft.training.trainer import newest_checkpoint
 
 AUGMENT = AugmentSpec(crop=(0.5, 1.0), flip=True, mixup=0.2)
 STEPS = {"num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 2}

@@ -106,7 +106,7 @@ def test_the_command_line_imports_heavy_modules_inside_of_functions_only():
         top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
         light = {
             f"hfft.{name}"
-            for name in ("_version", "errors", "system.signals", "system.paths", "system.lazy_imports", "system.text")
+            for name in ("_version", "errors", "system.signals", "system.lazy_imports", "system.files", "system.text")
         }
         assert {
             other for other in imports(name, ast.unparse(top)) if re.match(r"hfft\.", other) and other in SOURCES

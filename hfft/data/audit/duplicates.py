@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from PIL import Image
 
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 
 # Thumbnails whose correlation is higher may show one picture. Among 2,624 solar cells, photographed alike, the most
 # similar two have 0.9983; the same cells saved as JPEG of quality 50 or at half size stay above 0.9988.

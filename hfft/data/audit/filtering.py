@@ -18,8 +18,7 @@ from hfft.data.sources.reading import ImageData, choose_splits
 from hfft.data.sources.rows import Source, without_files
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.distributed import on_main
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, on_main, warn
 
 _SHOWN = 10  # files or findings that a message names
 
@@ -202,7 +201,7 @@ def _report(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
     notes = Counter(finding.kind for finding in findings if finding.severity == "note" and finding.kind != "deep")
     if notes:
         counts = ", ".join(f"{kind} {count}" for kind, count in notes.items())
-        say(f"{where}: also found: {counts}; data.json and `hfft check-data` name them")
+        inform(f"{where}: also found: {counts}; data.json and `hfft check-data` name them")
 
 
 def _lines(findings: Sequence[Finding]) -> list[str]:

@@ -12,7 +12,7 @@ from hfft.data.images.decoding import opened_path
 from hfft.data.sources.folders import endings
 from hfft.errors import DataError, nearest
 from hfft.recipe.spec import DataSpec
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 
 _UNPACK = "unpack it, and name the folder"
 _ADVICE = {

@@ -18,7 +18,7 @@ from hfft.data.sources.layout import CLASS_FOLDER, FolderLayout, find_layout, sp
 from hfft.data.sources.table import RawRows, Table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 from hfft.system.text import path_text, printable_path
 
 _NO_CLASS = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class

@@ -17,8 +17,8 @@ from hfft.data.sources.table import RawRows, Table, make_table
 from hfft.data.sources.text_tables import TEXT_TABLES, read_text_table
 from hfft.errors import DataError, first_line
 from hfft.recipe.spec import DataSpec
+from hfft.system.files import expanded
 from hfft.system.hub_lookup import hub_problem
-from hfft.system.paths import expanded
 
 TABLES = (*TEXT_TABLES, ".parquet")
 SAVED = ("dataset_dict.json", "state.json")  # files of `save_to_disk`

@@ -25,7 +25,7 @@ from hfft.data.sources.path_tables import ImageNames, path_below, resolve_paths
 from hfft.data.sources.table import RawRows, Table, make_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 from hfft.system.text import printable_path
 
 _LARGE = 100_000_000  # bytes of a table; larger ones in a folder of class folders aren't opened

@@ -12,7 +12,7 @@ from datasets.features import LargeList
 from datasets.features import Sequence as SequenceOf
 
 from hfft.errors import DataError
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, warn
 from hfft.system.text import printable
 
 Label = str | tuple[str, ...]  # a column of labels, or one for each class
@@ -72,7 +72,7 @@ def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list
     if changed:
         rows = [row for row, value in enumerate(values) if value in changed]
         first = rows[0]
-        say(
+        inform(
             f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
             f"characters, the first is that of {files[first]}: {values[first]!r} as {texts[first]!r}"
         )

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from hfft.data.sources.folders import filled_subfolders, holds_loose_images, subfolders
-from hfft.system.messages import warn
+from hfft.system.distributed import warn
 
 # Names under which folders and data sets on the Hub keep a split, by the name used here.
 SPLIT_NAMES = {

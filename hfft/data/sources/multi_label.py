@@ -24,7 +24,7 @@ from hfft.data.sources.labels import (
 )
 from hfft.data.sources.layout import split_in
 from hfft.errors import DataError
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, warn
 from hfft.system.text import printable
 
 SEPARATORS = ("|", ";", ",")  # between labels in a text; the first of these that a column has anywhere
@@ -228,7 +228,7 @@ def _are_flags(labels: LabelValues) -> bool:
     if None in flags:
         return False
     split, row, value = rows[odd]
-    say(
+    inform(
         f"{labels.where}: takes the labels as multi-label, as row {row} ({labels.files[split][row]}) has "
         f"{sum(flags[odd] or ())} of the {len(value)} classes"
     )

@@ -19,7 +19,7 @@ from hfft.data.sources.layout import files_by_split, split_names
 from hfft.data.sources.table import RawRows, Table, make_table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import path_text
 
 _METADATA = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")  # as datasets' imagefolder has them

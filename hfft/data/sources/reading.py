@@ -36,8 +36,8 @@ from hfft.data.sources.webdataset import read_shards
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.runs.record import RunRecord
-from hfft.system.messages import say, warn
-from hfft.system.paths import expanded
+from hfft.system.distributed import inform, warn
+from hfft.system.files import expanded
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
         f"{name} ({len(rows):,} rows)" for name, rows in source.splits.items() if name not in plan.named.values()
     ]
     if unused:
-        say(f"{where}: not used: {', '.join(unused)}")
+        inform(f"{where}: not used: {', '.join(unused)}")
     splits = _without_unused_classes(splits, where)
     labels = class_names(splits["train"])
     data = ImageData(splits, labels, source.columns, carved=tuple(plan.carved), shards=source.shards)
@@ -136,7 +136,7 @@ def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None)
         found = {own: found[own]}
     elif len(found) > 1:
         counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
-        say(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+        inform(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
     _warn_of_empty(source, found)
     parts = [rows_to_measure(part, name, spec.source) for name, part in found.items()]
     used = {name for part in parts for name in _used_classes(part)}

@@ -30,7 +30,7 @@ from hfft.data.sources.layout import CLASS_FOLDER
 from hfft.data.sources.multi_label import LabelValues, declared_names, detect_multi_label, read_multi_label
 from hfft.data.sources.table import RawRows, Table
 from hfft.errors import DataError
-from hfft.system.paths import expanded
+from hfft.system.files import expanded
 from hfft.system.text import path_text, printable
 
 

@@ -11,7 +11,7 @@ from hfft.data.sources.layout import SPLIT_NAMES
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold
-from hfft.system.messages import say
+from hfft.system.distributed import inform
 
 CARVED = {"validation": 0.15, "test": 0.15}
 _GROUP = "group"  # column of a table of rows; needed for splitting alone
@@ -118,7 +118,7 @@ def rows_to_measure(rows: Dataset, split: str, where: str) -> Dataset:
     _check_labelled(rows, split, where)
     firsts = _first_rows(rows)
     if len(firsts) < len(rows):
-        say(f"{where}: left out {len(rows) - len(firsts)} of {len(rows)} rows of {split!r}, which repeat an image")
+        inform(f"{where}: left out {len(rows) - len(firsts)} of {len(rows)} rows of {split!r}, which repeat an image")
     return firsts
 
 
@@ -144,7 +144,7 @@ def _with_repeats(train: Dataset, every: Dataset, own: str, where: str) -> Datas
     """All rows of the images that are left for training, with a word."""
     chosen = set(train["file"][:])
     rows = every.select([row for row, file in enumerate(every["file"][:]) if file in chosen])
-    say(
+    inform(
         f"{where}: {len(rows) - len(train)} of {len(rows)} training rows of {own!r} repeat an image, which is "
         "trained on as often; the keys sampler and data.weight_column do such things without more rows"
     )

@@ -16,7 +16,7 @@ from hfft.data.sources.columns import (
 from hfft.data.sources.layout import CLASS_FOLDER, divide, folders_of, split_in, split_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
-from hfft.system.messages import say, warn
+from hfft.system.distributed import inform, warn
 from hfft.system.text import printable
 
 
@@ -115,7 +115,7 @@ def _report_columns(columns: TableColumns, rows: Dataset, spec: DataSpec, where:
     if spec.label_column is None and is_plain and not is_label_name(str(label)):
         warn(f"{where}: takes the labels from {label!r}, whose values alone repeat; data.label_column names another")
     if spec.split_column is None and columns.split is not None and normalized_name(columns.split) != "split":
-        say(f"{where}: takes the splits from the column {columns.split!r}")
+        inform(f"{where}: takes the splits from the column {columns.split!r}")
 
 
 def _with_labels(

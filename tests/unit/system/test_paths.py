@@ -6,7 +6,7 @@ import pytest
 from hfft.cli.parser import build_parser
 from hfft.errors import RecipeError
 from hfft.recipe.loading import dump_recipe, load_recipe
-from hfft.system.paths import expanded, folder_at, is_same_place
+from hfft.system.files import expanded, folder_at, is_same_place
 
 HOME = "/home/ann"
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hfft.errors import TrainingError
 from hfft.runs.record import Group
-from hfft.training.first_steps import FirstSteps
+from hfft.training.callbacks import FirstSteps
 
 PartialState()  # which loggers ask
 ARGUMENTS = SimpleNamespace(device="cpu", world_size=1)

@@ -4,8 +4,7 @@ import torch
 from torch import nn
 
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
-from hfft.training.memory import activation_bytes
-from hfft.training.plan import prepare_phase
+from hfft.training.plan import activation_bytes, prepare_phase
 
 NEED_VALUES = ("perceiver", "perceiver+conv", "perceiver+fourier")
 SHAPE = (4, 3, tiny.SIDE, tiny.SIDE)

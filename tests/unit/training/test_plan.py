@@ -17,9 +17,8 @@ from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec
 from hfft.training import plan as plan_module
-from hfft.training.phases import try_arguments
 from hfft.training.plan import expand_phases, parameter_groups, plan_phase, prepare_phase
-from hfft.training.settings import training_arguments
+from hfft.training.settings import training_arguments, try_arguments
 from hfft.training.trainer import PhaseTrainer
 
 

@@ -9,10 +9,15 @@ import toy
 from safetensors.torch import load_file
 from transformers import Trainer
 
-from hfft.errors import RecipeError
+from hfft.errors import ModelError, RecipeError
 from hfft.recipe.spec import PhaseSpec
-from hfft.training.phases import try_arguments
-from hfft.training.settings import training_arguments
+from hfft.training.settings import (
+    check_activation_checkpointing,
+    end_activation_checkpointing,
+    make_checkpointing_exact,
+    training_arguments,
+    try_arguments,
+)
 
 
 @pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
@@ -129,3 +134,34 @@ def test_a_phase_trains_as_without_the_launchs_precision(monkeypatch, tmp_path):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     after = weights("after")
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "siglip"])
+@pytest.mark.parametrize("switch", ["activation_checkpointing", "gradient_checkpointing"])
+def test_a_family_that_can(family, switch):
+    network = tiny.build(family)
+    check_activation_checkpointing(network, {})
+    assert not network.is_activation_checkpointing
+    check_activation_checkpointing(network, {switch: True})
+    assert network.is_activation_checkpointing
+    end_activation_checkpointing(network)
+    assert not network.is_activation_checkpointing
+
+
+@pytest.mark.parametrize("family", ["resnet", "convnext", "efficientnet", "levit"])
+def test_a_family_that_can_not(family):
+    with pytest.raises(ModelError, match=f"gradient_checkpointing: the architecture {family} can't"):
+        check_activation_checkpointing(tiny.build(family), {"gradient_checkpointing": True})
+    end_activation_checkpointing(tiny.build(family))
+
+
+def test_checkpointing_options_that_change_a_gradient_are_set_back(tmp_path):
+    def changed(options):
+        arguments = {"activation_checkpointing": True, "activation_checkpointing_kwargs": options}
+        made = training_arguments(PhaseSpec(name="p", arguments=arguments), tmp_path, seed=0, validate=False)
+        return make_checkpointing_exact(made), made.activation_checkpointing_kwargs
+
+    assert changed(None) == ([], {"use_reentrant": False, "preserve_rng_state": True})
+    told, options = changed({"use_reentrant": True, "every_n_layers": 2})
+    assert told == ["use_reentrant: false"]
+    assert options == {"use_reentrant": False, "preserve_rng_state": True, "every_n_layers": 2}

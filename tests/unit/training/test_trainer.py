@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, ReplaySpec
-from hfft.training.checkpoints import newest_checkpoint
+from hfft.training.trainer import newest_checkpoint
 
 
 class Snapshots(TrainerCallback):
