@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,13 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.finishing import score_result, update_finished, write_results
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
-from hfft.commands.prepare import Job, load_network, make_job, precision_of
+from hfft.commands.prepare import load_network, make_job, precision_of
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
-from hfft.evaluators.label_issues import hint_labels
-from hfft.evaluators.retaining import Retaining, keep_novelty
-from hfft.evaluators.scored_baselines import Trained
+from hfft.evaluators.protocol import Evaluator, Job
+from hfft.evaluators.registry import evaluators_for
 from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
 from hfft.model.checkpoint import save_model
 from hfft.model.given import take_model
@@ -110,8 +108,7 @@ def _finetune(
         make_repository(recipe)
     with _timed(seconds, "load"):
         set_seed(recipe.seed)
-        load = partial(load_network, recipe, checked.images) if model is None else None
-        network: Any = model if load is None else load()
+        network: Any = load_network(recipe, checked.images) if model is None else model
         copy_fit(found.config, network.config)
     precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
@@ -119,57 +116,51 @@ def _finetune(
         environment = describe_start(recipe, precision=precision, model_given=given, data_given=data is not None)
         open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite)
         keep_given(model, found.processor, recipe, folder)
-    job = make_job(recipe, found, checked, precision)
+    job = make_job(recipe, found, checked, precision, is_loaded=model is None)
     reporting = open_reporting(recipe, folder)
-    with _timed(seconds, "retention"):
-        retaining = Retaining(recipe, network, job.images, job.processor, job.phases, is_loaded=model is None)
-    network, results = _train(job, network, retaining, [*callbacks, *reporting], seconds)
-    kept = select_phase(recipe, results)
-    _LOG.info(kept.reason)
-    with _timed(seconds, "retention"), failures_explained("retention"):
-        retained = retaining.finish(network, job.data)
-    _end(job, network, Trained(job.phases, results, kept, job.data, job.replay, load), retained, seconds)
+    _run(job, network, [*callbacks, *reporting], seconds)
     finish_reporting(reporting, Run(folder).metrics if reporting else {})
     return Run(folder)
 
 
-def _train(
-    job: Job,
-    network: Any,
-    retaining: Retaining,
-    callbacks: Sequence[TrainerCallback],
-    seconds: dict[str, float],
-) -> tuple[Any, list[PhaseResult]]:
-    """Run all phases; what is measured of a phase is measured after it."""
+def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: dict[str, float]) -> None:
+    """Train all phases, save the model of the best, and measure it."""
+    recipe, folder = job.recipe, job.folder
+
+    @contextmanager
+    def measuring(evaluator: Evaluator) -> Iterator[None]:
+        with _timed(seconds, evaluator.name), failures_explained(evaluator.name):
+            yield
+
+    with _timed(seconds, "retention"):
+        evaluators = evaluators_for(job, network)
     results: list[PhaseResult] = []
     for phase in job.phases:
         with _timed(seconds, phase.folder.name):
             network, result = run_phase(network, phase, job.data, replay=job.replay, callbacks=callbacks)
             results.append(result)
-            network = plain_network(network, job.processor, job.recipe, results, job.folder)
-        with _timed(seconds, "retention"), failures_explained("retention"):
-            retaining.after_phase(network, phase)
-        if job.recipe.label_hints and phase.number == 0:
-            with _timed(seconds, "label hints"), failures_explained("label hints"):
-                hint_labels(network, phase, job.data, job.replay, job.processor, job.images.labels)
-    return network, results
-
-
-def _end(
-    job: Job, network: PreTrainedModel, trained: Trained, retained: dict[str, Any], seconds: dict[str, float]
-) -> None:
-    """Write the result, measure it, and write what was measured."""
-    recipe, folder, images = job.recipe, job.folder, job.images
+            network = plain_network(network, job.processor, recipe, results, folder)
+        for evaluator in evaluators:
+            with measuring(evaluator):
+                evaluator.after_phase(job, phase, network)
+    selection = select_phase(recipe, results)
+    _LOG.info(selection.reason)
+    with failures_explained("result"):
+        restore_selected(network, recipe, selection, folder)
+    for evaluator in evaluators:
+        with measuring(evaluator):
+            evaluator.before_saving(job, network)
     with _timed(seconds, "evaluation"), failures_explained("result"):
-        restore_selected(network, recipe, trained.kept, folder)
         if result_name(recipe) == MODEL:
             on_main(lambda: save_model(network, job.processor, folder / MODEL))
-        scores, baselines = score_result(network, job.processor, images, recipe, trained)
-        if recipe.novelty:
-            on_main(lambda: keep_novelty(folder / result_name(recipe), images, recipe))
-    more = {"kept": dataclasses.asdict(trained.kept), "baselines": baselines, **retained}
+        result = score_result(job, network, results, selection, evaluators)
+    sections: dict[str, Any] = {"kept": dataclasses.asdict(selection)}
+    for evaluator in evaluators:
+        with measuring(evaluator):
+            section = evaluator.after_run(job, result)
+        sections |= {} if section is None else {evaluator.name: section}
     with failures_explained("result"):
-        on_main(lambda: write_results(folder, recipe, images, scores, seconds, more))
+        on_main(lambda: write_results(folder, recipe, job.images, dict(result.scores), seconds, sections))
     if recipe.report:
         on_main(lambda: _write_page(job))
     else:

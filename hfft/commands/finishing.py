@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.errors import RunError, TrainingError
-from hfft.evaluators.scored_baselines import Trained, Way, score_beside
+from hfft.evaluators.held_out import ForwardPass, score_held_out
+from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import open_model
 from hfft.metrics.agreement import check_logits, check_validation
@@ -35,6 +36,7 @@ from hfft.runs.record import (
     FIGURES,
     PAGE,
     PhaseRecord,
+    PhaseResult,
     RunRecord,
     result_name,
     write_metrics,
@@ -46,6 +48,7 @@ from hfft.system.files import write_folder
 from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
 from hfft.training.failures import failures_explained
+from hfft.training.model_selection import Selection
 from hfft.training.settings import EVAL_BATCH
 
 _EXAMPLE_SIDE = 512  # pixels at most
@@ -54,50 +57,48 @@ _LOG = get_logger(__name__)
 
 
 def score_result(
-    network: Any, processor: Any, images: ImageData, recipe: Recipe, trained: Trained
-) -> tuple[dict[str, Scores], dict[str, Any]]:
+    job: Job, network: Any, results: Sequence[PhaseResult], selection: Selection, evaluators: Sequence[Evaluator]
+) -> Result:
     """Score the folder that was written and not the network in memory: that is what users will open.
 
     Args:
+        job: Of the run.
         network: What the run ends with, in memory.
-        processor: Its image processor.
-        images: The run's.
-        recipe: The run's.
-        trained: What the run has done.
-
-    Returns:
-        Scores by split, and the baselines.
+        results: Of all phases.
+        selection: Which phase's model it is.
+        evaluators: One may compute more in the same pass over the images.
 
     Raises:
         TrainingError: If the folder doesn't hold what was trained.
     """
-    folder = trained.phases[0].folder.parent / result_name(recipe)
+    recipe, folder = job.recipe, job.folder / result_name(job.recipe)
     classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    if classifier.classes != images.labels:
-        found, wanted = listed(classifier.classes), listed(images.labels)
+    if classifier.classes != job.images.labels:
+        found, wanted = listed(classifier.classes), listed(job.images.labels)
         raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
     set_memory_format(classifier.model, recipe.model.memory_format)
-    in_memory, reopened = (network, evaluation_transform(processor)), (classifier.model, classifier.transform)
-    on_main(lambda: check_logits(in_memory, reopened, images.splits["train"], str(folder)))
+    in_memory, reopened = (network, evaluation_transform(job.processor)), (classifier.model, classifier.transform)
+    on_main(lambda: check_logits(in_memory, reopened, job.images.splits["train"], str(folder)))
     arguments = recipe.phases[-1].arguments
-    way = Way(
+    forward = ForwardPass(
         classifier.transform,
         batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
         workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(PhaseRecord(trained.phases[0].folder).engine()),
+        choose_run=scoring_engine(PhaseRecord(job.phases[0].folder).engine()),
     )
-    splits = {split: images.splits[split] for split in ("validation", "test") if split in images.splits}
-    scores, baselines = score_beside(classifier.model, splits, way, trained, classes=images.labels)
-    kept = trained.kept.number
+    result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
+    asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []
+    joint = next((one for one in asked if one is not None), None)
+    scores = score_held_out(classifier.model, job.held_out, forward, joint, classes=job.images.labels)
     if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
         check_validation(
-            trained.results[kept].metrics,
+            results[selection.number].metrics,
             scores["validation"],
-            types={trained.phases[kept].spec.precision, recipe.replay.dtype},
-            phase=trained.kept.phase,
+            types={job.phases[selection.number].spec.precision, recipe.replay.dtype},
+            phase=selection.phase,
             where=str(folder),
         )
-    return scores, baselines
+    return dataclasses.replace(result, scores=scores)
 
 
 def write_results(

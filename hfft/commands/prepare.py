@@ -1,7 +1,7 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from hfft.data.images.batches import Collator, Examples, chances_of
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData
+from hfft.evaluators.protocol import Job
 from hfft.metrics.evaluate_modules import validating
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
@@ -23,19 +24,6 @@ from hfft.system.distributed import on_main
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a run works with, settled before its first phase."""
-
-    recipe: Recipe
-    folder: Path
-    images: ImageData
-    processor: Any
-    phases: Sequence[PhaseRun]
-    data: PhaseData
-    replay: Replay | None
 
 
 def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:
@@ -54,7 +42,7 @@ def precision_of(recipe: Recipe, network: Any, processor: Any, folder: Path | No
     return on_main(lambda: fastest_precision(network, recipe.phases[-1], pixels, replays=replays, memory=memory))
 
 
-def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) -> Job:
+def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str, *, is_loaded: bool) -> Job:
     """All that the phases of a run need but the network.
 
     Args:
@@ -62,6 +50,7 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         found: From `prepare`.
         checked: The images that can be read.
         precision: What the phases train in, where they don't say so themselves.
+        is_loaded: Whether the network is the checkpoint's, and no model object of the caller's.
     """
     phases, images, folder = phases_in(recipe, precision), checked.images, Path(recipe.output_dir) / recipe.name
     return Job(
@@ -72,6 +61,7 @@ def make_job(recipe: Recipe, found: Prepared, checked: Checked, precision: str) 
         phases=_phase_runs(phases, folder, recipe.seed),
         data=_phase_data(images, found.processor, recipe),
         replay=_replay(recipe, phases, image_origin(recipe, found.processor, checked.fingerprints)),
+        load=partial(load_network, recipe, images) if is_loaded else None,
     )
 
 

@@ -1,9 +1,10 @@
-"""The worst mistakes of a run, with their pictures: chosen from its predictions, kept in its folder `mistakes/`."""
+"""The worst mistakes of a run: their pictures, and where the network looked, kept in the run's folder `mistakes/`."""
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from hfft.data.images.transforms import evaluation_transform, pixel_scale
 from hfft.data.sources.reading import ImageData
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.evaluators.grad_cam import attribute
-from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_of, small
-from hfft.runs.facts import RunFacts
+from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_in, rows_of, small
+from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.runs.facts import HELD_OUT, RunFacts
 from hfft.runs.record import MISTAKES, PREDICTIONS
+from hfft.system.distributed import on_main
 from hfft.system.files import read_json, write_folder, write_json
 
 _LISTED = 24
@@ -58,10 +61,35 @@ class _Overlays:
     reason: str
 
 
+class Attribution(Evaluator):
+    """Keeps the pictures of the worst mistakes, and of what the network looked at, for the page of the run."""
+
+    name = "attribution"
+
+    def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
+        """Write the folder `mistakes/`; metrics.json gets nothing."""
+        on_main(lambda: _try_mistakes(job, result))
+        return None
+
+
+def _try_mistakes(job: Job, result: Result) -> None:
+    """A run has succeeded whatever becomes of these pictures."""
+    split = next((split for split in HELD_OUT if split in result.scores), None)
+    if split is None or not result.scores[split].confusion:
+        return
+    table = result.scores[split].table(split)
+    try:
+        chosen = _worst_mistakes(split, lambda columns: table.loc[:, columns])
+        find_rows = partial(rows_in, job.images, split, chosen.shown)
+        _illustrate(job.folder, chosen, job.images.labels, find_rows, lambda: (result.model, result.processor))
+    except Exception as error:  # hours of training are not lost for a picture
+        _LOG.warning(f"{job.folder}: no pictures of mistakes: {type(error).__name__}: {first_line(error)}")
+
+
 def keep_mistakes(
     facts: RunFacts, images: ImageData | None = None, *, open_model: Callable[[Path], tuple[Any, Any]]
 ) -> Mistakes | None:
-    """Choose the worst mistakes and write their pictures, unless all of them are there already.
+    """Choose the worst mistakes of a finished run and write their pictures, unless all of them are there already.
 
     Args:
         facts: Of a finished run.
@@ -75,18 +103,8 @@ def keep_mistakes(
     chosen = choose_mistakes(facts)
     if chosen is None:
         return None
-    before = read_mistakes(facts.folder)
-    if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
-        return before
-    found, pictures = _illustrated(facts, chosen, images, open_model)
-
-    def write(aside: Path) -> None:
-        for name, picture in pictures.items():
-            picture.save(aside / name, quality=82)
-        write_json(aside / "mistakes.json", dataclasses.asdict(found))
-
-    write_folder(facts.folder / MISTAKES, write)
-    return found
+    find_rows = partial(rows_of, facts, chosen.split, chosen.shown, images)
+    return _illustrate(facts.folder, chosen, facts.labels, find_rows, partial(open_model, facts.result))
 
 
 def choose_mistakes(facts: RunFacts) -> Mistakes | None:
@@ -94,21 +112,24 @@ def choose_mistakes(facts: RunFacts) -> Mistakes | None:
     path, split = facts.folder / PREDICTIONS, facts.judged
     if split is None or not split.confusion or not path.is_file():
         return None
-    answers = pd.read_parquet(path, columns=["split", "file", "label", "prediction", "probability"])
-    answers = answers.loc[answers["split"] == split.name]
+    return _worst_mistakes(split.name, lambda columns: pd.read_parquet(path, columns=columns))
+
+
+def _worst_mistakes(split: str, read: Callable[[list[str]], pd.DataFrame]) -> Mistakes:
+    """The worst mistakes on a split; `read` gives columns of a table as predictions.parquet."""
+    answers = read(["split", "file", "label", "prediction", "probability"])
+    answers = answers.loc[answers["split"] == split]
     wrong = answers.loc[answers["label"] != answers["prediction"]]
-    if not all(isinstance(label, str) for label in wrong["label"]):
-        return None
     worst = wrong.sort_values("probability", ascending=False, kind="stable").head(_LISTED)
     names = [f"probability {label}" for label in worst["label"].unique()]
-    known = pd.read_parquet(path, columns=names).loc[worst.index] if names else worst
+    known = read(names).loc[worst.index] if names else worst
     shown = tuple(
         Shown(
             row.file, row.label, row.prediction, float(known.loc[place, f"probability {row.label}"]), row.probability
         )
         for place, row in zip(worst.index, worst.itertuples(), strict=True)
     )
-    return Mistakes(split.name, len(answers), len(wrong), shown)
+    return Mistakes(split, len(answers), len(wrong), shown)
 
 
 def read_mistakes(folder: Path) -> Mistakes | None:
@@ -124,32 +145,45 @@ def _named(mistakes: Mistakes) -> list[tuple[Any, ...]]:
     return [(mistakes.split, one.file, one.prediction, one.probability) for one in mistakes.shown]
 
 
-def _illustrated(
-    facts: RunFacts, chosen: Mistakes, images: ImageData | None, open_model: Callable[[Path], tuple[Any, Any]]
-) -> tuple[Mistakes, dict[str, Image.Image]]:
-    """The mistakes with the names of their pictures, and the pictures by name."""
-    try:
-        rows = rows_of(facts, chosen.split, chosen.shown, images) if chosen.shown else []
-    except DataError as error:
-        _LOG.warning(f"{facts.folder}: no pictures of mistakes: {error.__cause__ or error}")
-        return _without_pictures(chosen, str(error)), {}
-    pictures, missing = pictures_of(rows)
-    there = {place: row for place, row in enumerate(rows) if row and place in pictures}
-    overlays = _overlays(facts, chosen, there, open_model)
+def _illustrate(
+    folder: Path,
+    chosen: Mistakes,
+    labels: Sequence[str],
+    find_rows: Callable[[], Sequence[dict[str, Any] | None]],
+    open_model: Callable[[], tuple[Any, Any]],
+) -> Mistakes:
+    """Write pictures and mistakes.json, unless they are there; the mistakes with the names of their pictures."""
+    before = read_mistakes(folder)
+    if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
+        return before
     files: dict[str, Image.Image] = {}
-    shown = []
-    for place, one in enumerate(chosen.shown):
-        if place in missing:
-            shown.append(dataclasses.replace(one, missing=missing[place]))
-            continue
-        overlay = f"{place}_seen.jpg" if place in overlays.pictures else None
-        files[f"{place}.jpg"] = pictures[place]
-        files |= {} if overlay is None else {overlay: overlays.pictures[place]}
-        shown.append(dataclasses.replace(one, picture=f"{place}.jpg", overlay=overlay))
-    return (
-        dataclasses.replace(chosen, shown=tuple(shown), block=overlays.block, no_overlay=overlays.reason),
-        files,
-    )
+    try:
+        rows = find_rows() if chosen.shown else []
+    except DataError as error:
+        _LOG.warning(f"{folder}: no pictures of mistakes: {error.__cause__ or error}")
+        found = _without_pictures(chosen, str(error))
+    else:
+        pictures, missing = pictures_of(rows)
+        there = {place: row for place, row in enumerate(rows) if row and place in pictures}
+        overlays = _overlays([labels.index(chosen.shown[place].prediction) for place in there], there, open_model)
+        shown = []
+        for place, one in enumerate(chosen.shown):
+            if place in missing:
+                shown.append(dataclasses.replace(one, missing=missing[place]))
+                continue
+            overlay = f"{place}_seen.jpg" if place in overlays.pictures else None
+            files[f"{place}.jpg"] = pictures[place]
+            files |= {} if overlay is None else {overlay: overlays.pictures[place]}
+            shown.append(dataclasses.replace(one, picture=f"{place}.jpg", overlay=overlay))
+        found = dataclasses.replace(chosen, shown=tuple(shown), block=overlays.block, no_overlay=overlays.reason)
+
+    def write(aside: Path) -> None:
+        for name, picture in files.items():
+            picture.save(aside / name, quality=82)
+        write_json(aside / "mistakes.json", dataclasses.asdict(found))
+
+    write_folder(folder / MISTAKES, write)
+    return found
 
 
 def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
@@ -158,22 +192,19 @@ def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
 
 
 def _overlays(
-    facts: RunFacts,
-    chosen: Mistakes,
-    rows: dict[int, dict[str, Any]],
-    open_model: Callable[[Path], tuple[Any, Any]],
+    targets: Sequence[int], rows: Mapping[int, dict[str, Any]], open_model: Callable[[], tuple[Any, Any]]
 ) -> _Overlays:
+    """Where the network looked for each target class, in rows by place in the list of mistakes."""
     if not rows:
         return _Overlays({}, "", "there are no pictures")
     try:
-        model, processor = open_model(facts.result)
+        model, processor = open_model()
         transform = evaluation_transform(processor)
-        targets = torch.tensor([facts.labels.index(chosen.shown[place].prediction) for place in rows])
         pixels = [transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)
         if len({one.shape for one in pixels}) > 1:
             raise ModelError("the model takes images of several sizes")
         inputs = transform.floats(torch.stack(pixels).to(model.device))
-        found = attribute(model, inputs, targets.to(inputs.device))
+        found = attribute(model, inputs, torch.tensor(targets, device=inputs.device))
         seen = _as_pictures(pixels, processor)
     except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
         return _Overlays({}, "", first_line(error))

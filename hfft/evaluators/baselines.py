@@ -1,29 +1,85 @@
-"""What a result is compared with: the most frequent class, nearest neighbours, and the head phase alone."""
+"""Scores of what is simpler than the result: most frequent class, nearest neighbours, the model of the head phase."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+
+from hfft.data.sources.labels import label_array
+from hfft.evaluators.held_out import JointPass, measure_logits, measure_splits
+from hfft.evaluators.pretrained import Reference
+from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.metrics.probabilities import log_odds
+from hfft.metrics.scores import Scores
+from hfft.model.checkpoint import restore_weights
+from hfft.runs.record import PhaseRecord
 
 NEIGHBOURS = 20  # and the temperature: the protocol of DINO, https://hf.co/papers/2104.14294
 _TEMPERATURE = 0.07
 _NUMBERS_AT_ONCE = 2**24  # float32, of a matrix of similarities
+_MOST_KNOWN = 20_000  # training images whose features are compared with
+_WORTH = 0.25  # of a run's own work: what baselines may take
+_BACKWARD = 3  # forward passes that a training step is worth where all of the network trains
+_TITLES = {
+    "majority": "most frequent class",
+    "prevalence": "share of each label",
+    "knn": "nearest neighbours",
+    "head": "head phase",
+}
+_ByName = Mapping[str, np.ndarray]
+
+_LOG = get_logger(__name__)
 
 
-def shares(labels: np.ndarray, classes: int) -> np.ndarray:
-    """Share of each class among some labels, (N,) or (N, K) of 0 and 1: (K,) float32."""
-    if labels.ndim == 2:
-        return labels.mean(axis=0, dtype=np.float64).astype(np.float32)
-    return (np.bincount(labels, minlength=classes) / len(labels)).astype(np.float32)
+class Baselines(Evaluator):
+    """Scores baselines, in the result's own pass where it has layers in common with the pretrained network."""
 
+    name = "baselines"
 
-def majority(labels: np.ndarray, classes: int, images: int) -> np.ndarray:
-    """The most frequent class for every image, with the classes' shares as probabilities, (N, K).
+    def __init__(self) -> None:
+        """Begin with nothing computed."""
+        self._reference: Reference | None = None
+        self._found: dict[str, dict[str, np.ndarray]] = {}  # logits and features of the reference, by split
 
-    Args:
-        labels: Of the training images; multi-label, each has the same shares.
-        classes: K.
-        images: N.
-    """
-    return np.tile(shares(labels, classes), (images, 1))
+    def join_pass(self, job: Job, result: Result) -> JointPass | None:
+        """Compute the reference's logits and features from what the result's layers compute of each image."""
+        self._reference = _open_reference(job, result)
+        joint = None if self._reference is None else self._reference.joint(result.model)
+        return None if joint is None else JointPass(*joint, self._take)
+
+    def _take(self, values: list[dict[str, np.ndarray]]) -> None:
+        self._found = dict(zip(("logits", "features"), values, strict=True))
+
+    def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
+        """By baseline `about`, a sentence, and metrics with intervals by split."""
+        if not result.scores:
+            return {}
+        if self._reference is not None and not self._found:
+            self._pass_alone(self._reference, job, result)
+        known = None
+        if self._reference is not None and "features" in self._found:
+            known = _training_features(self._reference, job, result)
+        if not PartialState().is_main_process:
+            return None
+        sections = {
+            "prevalence" if job.data.is_multi_label else "majority": _majority(job, result),
+            "knn": _neighbours(job, result, self._found.get("features"), known),
+        }
+        if _head_phase(job) is not None:
+            sections["head"] = _head(job, result, self._found.get("logits"))
+        _log(result.scores, sections)
+        return sections
+
+    def _pass_alone(self, reference: Reference, job: Job, result: Result) -> None:
+        """A pass over the validation images only, if one over all held-out images would take long."""
+        splits = job.held_out
+        if sum(map(len, splits.values())) > _WORTH * _work(job, result) and "validation" in splits:
+            splits = {"validation": splits["validation"]}
+        self._found = dict(zip(("logits", "features"), result.forward.over(splits, *reference.alone()), strict=False))
 
 
 def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, *, classes: int) -> np.ndarray:
@@ -46,7 +102,7 @@ def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray,
     targets = known_labels if labels.ndim == 2 else torch.nn.functional.one_hot(known_labels, classes)
     targets = targets.float()  # (M, K)
     count = min(NEIGHBOURS, len(known))
-    prior = torch.from_numpy(shares(labels, classes))
+    prior = torch.from_numpy(class_frequencies(labels, classes))
     found = []
     for part in torch.from_numpy(asked).float().split(max(1, _NUMBERS_AT_ONCE // len(known))):
         similarity, places = (torch.nn.functional.normalize(part, dim=1) @ near.T).topk(count)  # (B, count)
@@ -54,3 +110,124 @@ def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray,
         votes = torch.einsum("bn,bnk->bk", weights, targets[places])
         found.append((count * votes + prior) / (count + 1))
     return torch.cat(found).numpy()
+
+
+def class_frequencies(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Share of the images that have each class, of labels (N,) or (N, K) of 0 and 1: (K,) float32."""
+    if labels.ndim == 2:
+        return labels.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return (np.bincount(labels, minlength=classes) / len(labels)).astype(np.float32)
+
+
+def _head_phase(job: Job) -> str | None:
+    """Name of the first phase, if it trains the head alone: its encoder is the pretrained one."""
+    spec = job.phases[0].spec
+    return spec.name if spec.trains_head_alone else None
+
+
+def _open_reference(job: Job, result: Result) -> Reference | None:
+    """The pretrained network, with the head of the head phase if there was one; the result itself where it is that."""
+    if _head_phase(job) is not None:
+        network = result.model
+        if result.selection.number > 0:
+            network = copy.deepcopy(result.model)
+            restore_weights(network, job.phases[0].folder / result.phases[0].checkpoint)
+    elif job.load is not None:
+        network = job.load().to(result.model.device).eval()
+    else:
+        return None
+    return Reference(network, result.forward.first_pixels(job.data.train.rows, result.model.device))
+
+
+def _work(job: Job, result: Result) -> int:
+    """Forward passes of an image that training was worth, at least."""
+    total = 0
+    for phase, found in zip(job.phases, result.phases, strict=True):
+        record = PhaseRecord(phase.folder)
+        if record.engine() is not None:
+            total += len(job.data.train)  # recorded once
+        else:
+            total += found.steps * record.plan.batch * (1 if phase.spec.trains_head_alone else _BACKWARD)
+    return total
+
+
+def _training_features(reference: Reference, job: Job, result: Result) -> tuple[np.ndarray, np.ndarray, str] | None:
+    """Features (M, D) and labels of training images, and in words what they are; None if that would take long."""
+    labels = label_array(job.data.train.rows)
+    places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
+    words = f"{len(places):,} training images"
+    recorded = reference.training_activations(job)
+    if recorded is not None:
+        words += " as augmented in the first epoch" if recorded.is_augmented else ""
+        return reference.features(recorded, places.tolist()).numpy(), labels[places], words
+    if len(places) > _WORTH * _work(job, result):
+        return None
+    rows = job.data.train.rows.select(places.tolist())
+    _, features = result.forward.over({"train": rows}, *reference.alone())
+    return features["train"], labels[places], words
+
+
+def _majority(job: Job, result: Result) -> dict[str, Any]:
+    """The most frequent class; of labels by themselves, how frequent each is."""
+    labels, classes = label_array(job.data.train.rows), job.images.labels
+    frequencies = class_frequencies(labels, len(classes))
+    if labels.ndim == 2:
+        about = "each label's share of the training images as its probability, for every image"
+    else:
+        most = classes[int(np.bincount(labels).argmax())]
+        about = f"always {most}, the most frequent class of the training images; probabilities are the classes' shares"
+    found = {split: np.tile(frequencies, (len(scores.labels), 1)) for split, scores in result.scores.items()}
+    return {"about": about, **_metrics_of_shares(found, job)}
+
+
+def _neighbours(
+    job: Job, result: Result, features: _ByName | None, known: tuple[np.ndarray, np.ndarray, str] | None
+) -> dict[str, Any]:
+    """Nearest neighbours of features, or why there are none."""
+    if features is None and job.load is None and _head_phase(job) is None:
+        return {"about": "left out: the pretrained network was given as an object, and trained in place"}
+    if features is None:
+        return {"about": "left out: what enters this network's head is no function of the image alone"}
+    if known is None:
+        return {"about": "left out: a pass over the training images would have taken more than a quarter of this run"}
+    near, labels, words = known
+    classes = len(job.images.labels)
+    found = {split: nearest_neighbours(near, labels, asked, classes=classes) for split, asked in features.items()}
+    about = (
+        f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
+        f"network's head ({near.shape[1]:,} numbers)"
+    )
+    return {"about": about + _left_out(found, result), **_metrics_of_shares(found, job)}
+
+
+def _head(job: Job, result: Result, logits: _ByName | None) -> dict[str, Any]:
+    """The model of the head phase."""
+    about = f"the model after {_head_phase(job)}"
+    if result.selection.number == 0:
+        metrics = {split: scores.metrics for split, scores in result.scores.items()}
+        return {"about": f"{about}, which is the result", **metrics}
+    assert logits is not None
+    scores = measure_logits(logits, job.held_out, job.images.labels)
+    return {"about": about + _left_out(logits, result), **{split: one.metrics for split, one in scores.items()}}
+
+
+def _left_out(found: _ByName, result: Result) -> str:
+    lacking = [split for split in result.scores if split not in found]
+    why = "which would have taken more than a quarter of this run"
+    return f"; without another pass over the {lacking[0]} images, {why}" if lacking else ""
+
+
+def _metrics_of_shares(shares: _ByName, job: Job) -> dict[str, Any]:
+    """Metrics by split of probabilities (N, K)."""
+    if job.data.is_multi_label:
+        shares = {split: log_odds(part) for split, part in shares.items()}
+    scores = measure_splits(shares, job.held_out, job.images.labels)
+    return {split: one.metrics for split, one in scores.items()}
+
+
+def _log(scores: Mapping[str, Scores], sections: Mapping[str, Mapping[str, Any]]) -> None:
+    split = "test" if "test" in scores else next(iter(scores))
+    name = scores[split].headline
+    others = [f"{row[split][name]['value']:.4f} {_TITLES[key]}" for key, row in sections.items() if split in row]
+    result = scores[split].metrics[name]["value"]
+    _LOG.info(f"{name.replace('_', ' ')} on {split}: {result:.4f}; baselines: {', '.join(others)}")

@@ -1,7 +1,12 @@
-"""Label hints of a run: after its head phase, the training images whose label is least believed."""
+"""Training labels that look wrong: confident learning on features of the pretrained network, after the head phase.
+
+Source: Northcutt, Jiang and Chuang, https://hf.co/papers/1911.00068. What is compared with an image's label was never
+trained on that label: features come from the pretrained network, probabilities from a linear probe of other folds.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,129 +14,134 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
+from torch import nn
 
-from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import SOFT_LABELS
-from hfft.evaluators.confident_learning import FOLDS, MOST_NUMBERS, MOST_WORK, Hint, described, find_hints, out_of_fold
 from hfft.evaluators.features import as_before
+from hfft.evaluators.held_out import ForwardPass
 from hfft.evaluators.pretrained import Reference
-from hfft.metrics.scoring import compute
-from hfft.replay.replay import Replay
-from hfft.runs.record import LABEL_HINTS, PhaseRecord
+from hfft.evaluators.protocol import Evaluator, Job
+from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
 from hfft.system.machine import cpus_per_process
-from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.settings import EVAL_BATCH, training_arguments
+from hfft.training.phase_data import PhaseRun
+from hfft.training.settings import EVAL_BATCH
 
+FOLDS = 5
+MOST_WORK = 3e10  # images x features x classes; more would take minutes on a CPU
+MOST_NUMBERS = 2e8  # images x features; a GiB
 _WORTH = 0.25  # of the head phase's forward passes: what one more may take
 _SHOWN = 3
+_STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # of the weight penalty, relative to a mean of losses
+_SAMPLE = 5000  # images that the strength is chosen on
+_STEPS = 40  # of L-BFGS for a fold
 
 _LOG = get_logger(__name__)
 
 
-def hint_labels(
-    network: Any, phase: PhaseRun, data: PhaseData, replay: Replay | None, processor: Any, classes: Sequence[str]
-) -> None:
-    """Write label_hints.json into the run folder after the first phase, unless it is there, and tell of it in a line.
+@dataclass(frozen=True)
+class LabelIssue:
+    """A training image that may belong to another class.
 
-    Only training images are looked at. Where the phase was replayed, their features are recorded already.
-
-    Args:
-        network: After the phase, without adapter; is left as it was, but for which parameters are trainable.
-        phase: The first phase.
-        data: What it trained on.
-        replay: What it was fed from.
-        processor: The network's.
-        classes: Names.
+    Attributes:
+        row: Its place among the training images.
+        label: Its class as given.
+        believed: The class that the probe finds more probable.
+        label_probability: Of the given class.
+        believed_probability: Of the other.
     """
-    path = phase.folder.parent / LABEL_HINTS
-    is_there = path.is_file()
-    meet()  # all have looked
-    if not is_there:
-        _write_hints(path, network, phase, data, replay, processor, classes)
-    meet()
+
+    row: int
+    label: int
+    believed: int
+    label_probability: float
+    believed_probability: float
 
 
-def _write_hints(
-    path: Path,
-    network: Any,
-    phase: PhaseRun,
-    data: PhaseData,
-    replay: Replay | None,
-    processor: Any,
-    classes: Sequence[str],
-) -> None:
+class LabelIssues(Evaluator):
+    """Writes label_issues.json after a first phase that trains the head alone, unless it is there."""
+
+    name = "label issues"
+
+    def after_phase(self, job: Job, phase: PhaseRun, network: Any) -> None:
+        """Only training images are looked at; where the phase was replayed, their features are recorded already."""
+        if phase.number > 0:
+            return
+        path = job.folder / LABEL_ISSUES
+        is_there = path.is_file()
+        meet()  # all have looked
+        if not is_there:
+            _write_issues(path, job, phase, network)
+        meet()
+
+
+def _write_issues(path: Path, job: Job, phase: PhaseRun, network: Any) -> None:
     begun = time.monotonic()
-    obstacle = _obstacle(phase, data, len(classes))
-    features = None
-    if obstacle is None:
+    found = _obstacle(phase, job)
+    if found is None:
         with as_before(network):
-            features = _features(network, phase, data, replay, processor, len(classes))
+            found = _features(network, phase, job)
     if not PartialState().is_main_process:
         return
-    if not isinstance(features, torch.Tensor):
-        _leave_out(path, obstacle or str(features))
+    if isinstance(found, str):
+        write_json(path, {"left_out": found, "hints": []})
+        _LOG.info(f"label issues: left out: {found}")
         return
-    labels = np.asarray(data.train.rows["label"][:], dtype=np.int64)
-    probabilities = out_of_fold(features, labels, classes=len(classes), seed=phase.seed)
-    hints = find_hints(probabilities, labels)
+    rows, classes = job.data.train.rows, job.images.labels
+    labels = np.asarray(rows["label"][:], dtype=np.int64)
+    probabilities = out_of_fold(found, labels, classes=len(classes), seed=phase.seed)
+    issues = described(find_label_issues(probabilities, labels), rows["file"][:], classes)
     content = {
         "left_out": None,
         "images": len(labels),
         "folds": FOLDS,
         "accuracy": round(float((probabilities.argmax(axis=1) == labels).mean()), 6),
         "seconds": round(time.monotonic() - begun, 3),
-        "hints": described(hints, data.train.rows["file"][:], classes),
+        "hints": issues,
     }
     write_json(path, content)
-    _tell(hints, content, path)
+    _log(issues, len(labels), path)
 
 
-def _obstacle(phase: PhaseRun, data: PhaseData, classes: int) -> str | None:
-    rows = data.train.rows
+def _obstacle(phase: PhaseRun, job: Job) -> str | None:
+    rows = job.data.train.rows
     if not phase.spec.trains_head_alone:
         return f"{phase.spec.name}, the first phase, trains more than the head"
     if SOFT_LABELS in rows.column_names or np.asarray(rows[:1]["label"]).shape != (1,):
         return "an image has more than one label"
-    least = np.bincount(np.asarray(rows["label"][:]), minlength=classes)
-    if np.sort(least)[-2:].min() < FOLDS:
+    counts = np.bincount(np.asarray(rows["label"][:]), minlength=len(job.images.labels))
+    if np.sort(counts)[-2:].min() < FOLDS:
         return f"fewer than two classes have {FOLDS} training images"
     return None
 
 
-def _features(
-    network: Any, phase: PhaseRun, data: PhaseData, replay: Replay | None, processor: Any, classes: int
-) -> torch.Tensor | str:
+def _features(network: Any, phase: PhaseRun, job: Job) -> torch.Tensor | str:
     """What enters the head, (N, D), the same in every process; or why that is not known."""
+    rows, classes, arguments = job.data.train.rows, len(job.images.labels), phase.spec.arguments
+    forward = ForwardPass(
+        evaluation_transform(job.processor),
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
+    )
     network.to(PartialState().device)
-    transform = evaluation_transform(processor)
-    examples = Examples(data.train.rows, transform.pixels)
-    pixels = transform.floats(examples[0]["pixel_values"][None].to(network.device))
-    reference = Reference(network, pixels)
+    reference = Reference(network, forward.first_pixels(rows, network.device))
     if reference.head is None:
         return "what enters this network's head is no function of the image alone"
-    arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
-    recorded = None
-    if replay is not None:
-        frozen = data.frozen_pass(network, arguments, "label hints")
-        recorded = replay.recorded(frozen, reference.head, phase.folder)
+    recorded = reference.training_activations(job)
     if recorded is not None:
         width = reference.features(recorded, [0]).shape[1]
-        return _too_many(len(examples), width, classes) or reference.features(recorded, range(len(examples)))
+        return _too_many(len(rows), width, classes) or reference.features(recorded, range(len(rows)))
     record = PhaseRecord(phase.folder)
     steps = 0 if record.result is None else record.result.steps
-    if len(examples) > _WORTH * record.plan.batch * steps:
+    if len(rows) > _WORTH * record.plan.batch * steps:
         return (
             "nothing was recorded (replay), and another pass over the training images would take more than a quarter "
             f"of {phase.spec.name}"
         )
-    device_batch = phase.spec.arguments.get("per_device_eval_batch_size", EVAL_BATCH)
-    network_of_both, then = reference.alone()
-    workers = phase.spec.arguments.get("dataloader_num_workers", min(cpus_per_process(), 8))
-    found = compute(network_of_both, examples, transform.floats, batch_size=device_batch, workers=workers, then=then)
-    return _too_many(len(examples), found[1].shape[1], classes) or torch.from_numpy(found[1])
+    _, features = forward.over({"train": rows}, *reference.alone())
+    return _too_many(len(rows), features["train"].shape[1], classes) or torch.from_numpy(features["train"])
 
 
 def _too_many(images: int, width: int, classes: int) -> str | None:
@@ -140,18 +150,120 @@ def _too_many(images: int, width: int, classes: int) -> str | None:
     return None
 
 
-def _leave_out(path: Path, why: str) -> None:
-    write_json(path, {"left_out": why, "hints": []})
-    _LOG.info(f"label hints: left out: {why}")
-
-
-def _tell(hints: Sequence[Hint], content: dict[str, Any], path: Path) -> None:
-    images, listed = content["images"], content["hints"]
-    if not hints:
-        _LOG.info(f"label hints: none among {images:,} training images")
+def _log(issues: Sequence[Mapping[str, Any]], images: int, path: Path) -> None:
+    if not issues:
+        _LOG.info(f"label issues: none among {images:,} training images")
         return
-    first = ", ".join(f"{row['file']} ({row['label']}, or {row['believed']}?)" for row in listed[:_SHOWN])
+    first = ", ".join(f"{row['file']} ({row['label']}, or {row['believed']}?)" for row in issues[:_SHOWN])
     _LOG.info(
-        f"label hints: {len(hints):,} of {images:,} training images may belong to another class, to be looked at: "
-        f"{first}{', ...' if len(hints) > _SHOWN else ''}; {path} lists them"
+        f"label issues: {len(issues):,} of {images:,} training labels look wrong: "
+        f"{first}{', ...' if len(issues) > _SHOWN else ''}; review them in {path}"
     )
+
+
+def out_of_fold(features: torch.Tensor, labels: np.ndarray, *, classes: int, seed: int) -> np.ndarray:
+    """Probabilities of each image by a linear probe of those in other folds, (N, K) float32.
+
+    The probe is logistic regression on standardised features; the strength of its penalty is the one of a few with
+    the smallest out-of-fold log loss.
+
+    Args:
+        features: (N, D) float32.
+        labels: Class indices, (N,).
+        classes: How many there are.
+        seed: Divides the images into folds, each class evenly.
+    """
+    rng = np.random.default_rng(seed)
+    sample = np.sort(rng.permutation(len(labels))[:_SAMPLE])
+    features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6)
+    some, targets = features[sample], labels[sample]
+    folds = _folds(targets, rng)
+    tried = [_probe(some, targets, folds, classes, strength) for strength in _STRENGTHS]
+    losses = [-np.log(np.maximum(found[np.arange(len(targets)), targets], 1e-12)).mean() for found in tried]
+    best = int(np.argmin(losses))
+    if len(sample) == len(labels):
+        return tried[best]
+    return _probe(features, labels, _folds(labels, rng), classes, _STRENGTHS[best])
+
+
+def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[LabelIssue]:
+    """Images that confidently belong to another class than their own, the least probable label first.
+
+    A class is confident of an image if its probability reaches the mean that the class has among its own images.
+    Label issues are the images off the diagonal of the confident joint: of the classes that are confident of them, the
+    most probable one is another than theirs, and more probable. They are ordered by the margin between the two.
+    Images of classes with fewer than FOLDS of them are not judged.
+
+    Args:
+        probabilities: Out-of-fold, (N, K).
+        labels: Class indices, (N,).
+    """
+    counts = np.bincount(labels, minlength=probabilities.shape[1])
+    own = probabilities[np.arange(len(labels)), labels]  # (N,)
+    sums = np.bincount(labels, weights=own, minlength=len(counts))
+    thresholds = np.where(counts >= FOLDS, sums / np.maximum(counts, 1), np.inf)  # (K,)
+    confident = np.where(probabilities >= thresholds, probabilities, -1.0)  # (N, K)
+    believed = confident.argmax(axis=1)
+    margins = own - confident.max(axis=1)
+    is_issue = (believed != labels) & (confident.max(axis=1) > own) & (counts[labels] >= FOLDS)
+    rows = np.flatnonzero(is_issue)
+    rows = rows[np.argsort(margins[rows], kind="stable")]
+    return [
+        LabelIssue(row, int(labels[row]), int(believed[row]), float(own[row]), float(confident[row, believed[row]]))
+        for row in rows.tolist()
+    ]
+
+
+def _folds(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The fold of each image, (N,); each class is spread evenly."""
+    folds = np.empty(len(labels), np.int64)
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    folds[order] = np.arange(len(labels)) % FOLDS
+    return folds
+
+
+def _probe(features: torch.Tensor, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float) -> np.ndarray:
+    found = np.zeros((len(labels), classes), np.float32)
+    targets = torch.from_numpy(labels).to(features.device)
+    for fold in range(FOLDS):
+        inside = torch.from_numpy(folds != fold).to(features.device)
+        if (folds == fold).any():
+            layer = _fit(features[inside], targets[inside], classes, strength)
+            with torch.no_grad():
+                found[folds == fold] = layer(features[~inside]).softmax(dim=1).cpu().numpy()
+    return found
+
+
+def _fit(features: torch.Tensor, targets: torch.Tensor, classes: int, strength: float) -> nn.Linear:
+    """A linear layer at the minimum of cross entropy and penalty, by L-BFGS from zero."""
+    layer = nn.Linear(features.shape[1], classes, device=features.device)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(layer(features), targets)
+        loss = loss + strength / 2 * layer.weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return layer
+
+
+def described(issues: Sequence[LabelIssue], files: Sequence[str], classes: Sequence[str]) -> list[dict[str, object]]:
+    """Label issues as label_issues.json has them, with names in the place of numbers."""
+    return [
+        {
+            "rank": rank,
+            "row": issue.row,
+            "file": files[issue.row],
+            "label": classes[issue.label],
+            "label_probability": round(issue.label_probability, 6),
+            "believed": classes[issue.believed],
+            "believed_probability": round(issue.believed_probability, 6),
+        }
+        for rank, issue in enumerate(issues, start=1)
+    ]

@@ -5,6 +5,7 @@ share of the run's validation images, which the model had not seen either, that 
 Source: https://hf.co/papers/2204.06507.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from hfft.data.sources.labels import label_array, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
 from hfft.evaluators.features import HEAD_INPUT, collect_features
+from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.system.distributed import on_main
 from hfft.system.files import write_file
 
 FILE = "novelty.safetensors"
@@ -32,7 +35,7 @@ _NEIGHBOUR = 10  # of 1,000 or more training images; the hundredth part of fewer
 
 @dataclass(frozen=True)
 class Novelty:
-    """Features to compare with.
+    """Features of training images that other images are compared with.
 
     Attributes:
         features: Of the training images, (M, D), rows of length 1.
@@ -81,6 +84,18 @@ class Novelty:
         """Write the features into a model's folder, as float16."""
         tensors = {"features": self.features.astype(np.float16), "distances": self.distances}
         write_file(folder / FILE, lambda aside: save_file(tensors, aside))
+
+
+class OutOfDistribution(Evaluator):
+    """Keeps the features of training images with the model, for a run with `novelty: true`."""
+
+    name = "novelty"
+
+    def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
+        """Write the file into the result's folder; metrics.json gets nothing."""
+        transform, seed = result.forward.transform, job.recipe.seed
+        on_main(lambda: find_novelty(result.model, job.images, transform, seed=seed).save(result.folder))
+        return None
 
 
 def find_novelty(model: Any, images: ImageData, transform: Transform, *, seed: int) -> Novelty:

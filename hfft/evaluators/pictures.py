@@ -48,12 +48,16 @@ class Shown:
 def rows_of(
     facts: RunFacts, split: str, shown: Sequence[Shown], images: ImageData | None
 ) -> list[dict[str, Any] | None]:
-    """The row of each image; None for one that isn't there any more, or has another label.
+    """The row of each image of a finished run, as `rows_in`; the images are looked for when None.
 
     Raises:
         DataError: If the images aren't those of the run any more; names no place of this disk, as the page shows it.
     """
-    images = images or _same_images(facts, split)
+    return rows_in(images or _same_images(facts, split), split, shown)
+
+
+def rows_in(images: ImageData, split: str, shown: Sequence[Shown]) -> list[dict[str, Any] | None]:
+    """The row of each image; None for one that isn't there any more, or has another label."""
     rows: Dataset | None = images.splits.get(split)
     places = {} if rows is None else {file: place for place, file in enumerate(rows["file"][:])}
     found: list[dict[str, Any] | None] = []

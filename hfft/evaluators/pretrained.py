@@ -1,6 +1,6 @@
-"""The pretrained network beside a result: what enters its head, and the logits of the head phase, of every image.
+"""The pretrained network of a run: what enters its head, and the logits of the head phase, of every image.
 
-A result and the pretrained network have a front part in common, all that no phase trained: it is computed once.
+A result and the pretrained network have the layers in common that no phase trained: those are computed once.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,15 +10,18 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hfft.evaluators.protocol import Job
 from hfft.metrics.scoring import Logits
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import TrainingActivations
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.training.plan import prepare_phase
+from hfft.training.settings import training_arguments
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
-_ROWS = 64  # of a recording that are computed at once
+_ROWS = 64  # of an activation data set that are computed at once
+_Then = Callable[..., Sequence[torch.Tensor]]
 
 
 class LogitsAndEntering(nn.Module):
@@ -39,10 +42,14 @@ class LogitsAndEntering(nn.Module):
 
 
 class Reference:
-    """The pretrained network, whose head may be that of the head phase."""
+    """The pretrained network, whose head may be that of the head phase.
+
+    Attributes:
+        head: Split point in front of the head; None where what enters it is no function of the image alone.
+    """
 
     def __init__(self, model: Any, pixels: torch.Tensor) -> None:
-        """Look for what enters its head.
+        """Find what enters its head.
 
         Args:
             model: The network, on the device; only its head is left trainable.
@@ -56,8 +63,8 @@ class Reference:
         self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.head = find_split_point(self.model, pixels)
 
-    def beside(self, result: Any) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]] | None:
-        """What computes a result's logits and, from what it has in common with this network, this network's.
+    def joint(self, result: Any) -> tuple[nn.Module, _Then] | None:
+        """What computes a result's logits and, from the layers in common, this network's.
 
         Args:
             result: A trained model of the same architecture, on the device.
@@ -76,14 +83,28 @@ class Reference:
 
         return LogitsAndEntering(result, split_point), then
 
-    def alone(self) -> tuple[nn.Module, Callable[..., Sequence[torch.Tensor]]]:
+    def alone(self) -> tuple[nn.Module, _Then]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
         if self.head is None:
             return Logits(self.model), lambda logits: (logits,)
         return LogitsAndEntering(self.model, self.head), lambda logits, *entering: (logits, vectors(entering))
 
+    def training_activations(self, job: Job) -> TrainingActivations | None:
+        """What the first phase recorded of the training images, if anything."""
+        phase, data = job.phases[0], job.data
+        if job.replay is None or phase.spec.adapter is not None:
+            return None
+        split_point = self.head
+        if not phase.spec.trains_head_alone:
+            network = prepare_phase(self.model, phase.spec)
+            split_point = find_split_point(network, self.pixels, phase.spec.batchnorm)
+        if split_point is None:
+            return None
+        arguments = training_arguments(phase.spec, phase.folder, seed=phase.seed, validate=data.validation is not None)
+        return job.replay.recorded(data.frozen_pass(self.model, arguments, "baselines"), split_point, phase.folder)
+
     def features(self, recorded: TrainingActivations, places: Sequence[int]) -> torch.Tensor:
-        """Features (M, D) of some images of a recording."""
+        """Features (M, D) of some of the recorded images."""
         device, found = self.pixels.device, []
         for begin in range(0, len(places), _ROWS):
             entering = recorded.rows.rows(places[begin : begin + _ROWS])

@@ -1,8 +1,8 @@
 """What the encoder still knows of its old task: after each phase it is compared with the pretrained one.
 
-The same images go through both, with the head that the checkpoint came with, if it came with one. What the old head
-answers to them may be nonsense, as they needn't show anything that it knows; that the answers change tells all the
-same how far what it reads has moved.
+The same images go through both, with the head that the checkpoint came with, if it came with one. The old head's
+answers to them may be nonsense, as the images needn't show anything that it knows; how many answers change says how
+far its inputs have moved.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,18 +22,22 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.features import HEAD_INPUT, Features, as_before, collect_features
+from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.evaluators.similarity import agreement, cosine_drift, kl_divergence, knn_accuracy, linear_cka
 from hfft.model.anatomy import dissect, head_modules, tensor_names
 from hfft.model.checkpoint import load_original
 from hfft.model.freezing import hash_tensors
 from hfft.recipe.spec import ModelSpec
+from hfft.runs.record import RETENTION
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_json
+from hfft.training.phase_data import PhaseRun
 
-_LOG = get_logger(__name__)
-
+_INTERPOLATED = "interpolated"
 _IMAGES = 128
 _SAME = 1e-3  # of the largest logit: far above rounding
+
+_LOG = get_logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,13 @@ def choose_sample(images: ImageData, processor: Any, seed: int) -> Sample:
 
 
 @dataclass(frozen=True)
-class _Reference:
+class _Pretrained:
     """The pretrained encoder.
 
     Attributes:
         hashes: Of all tensors outside of the head.
         head: Path to module of the head that the checkpoint came with; None where it came without.
-        features: What it makes of the sample, with that head's answers if there is one.
+        features: Of the sample, with that head's answers if there is one.
     """
 
     hashes: Mapping[str, bytes]
@@ -78,11 +82,13 @@ class _Reference:
     features: Features
 
 
-class Retention:
-    """Measures again and again; what was measured before is read from its file."""
+class Retention(Evaluator):
+    """Compares the encoder with the pretrained one; what was measured before is read from its file."""
+
+    name = "retention"
 
     def __init__(self, network: Any, sample: Sample, *, checkpoint: ModelSpec | None, files: Sequence[Path]) -> None:
-        """Look at the encoder before any phase.
+        """Measure the encoder before any phase.
 
         Args:
             network: The model as it was loaded; is left as it was.
@@ -91,54 +97,59 @@ class Retention:
             files: That will be asked for; nothing is computed where all of them are there.
         """
         self._sample = sample
-        self._reference: _Reference | None = None
+        self._before: _Pretrained | None = None
         self._found: dict[str, dict[str, Any]] = {}
         if PartialState().is_main_process and not all(file.is_file() for file in files):
             head = None if checkpoint is None else _old_head(network, checkpoint, sample)
-            self._reference = _Reference(_encoder_hashes(network), head, _features(network, head, sample))
+            self._before = _Pretrained(_encoder_hashes(network), head, _features(network, head, sample))
         meet()
 
-    def measure(self, network: Any, name: str, file: Path, title: str) -> None:
-        """Measure the encoder as it is now, in the main process.
+    @classmethod
+    def of_job(cls, job: Job, network: Any) -> "Retention":
+        """The evaluator of a run, whose network is as it was loaded."""
+        files = [phase.folder / RETENTION for phase in job.phases]
+        files += [job.folder / RETENTION] if job.recipe.retain.interpolate is not None else []
+        sample = choose_sample(job.images, job.processor, job.recipe.seed)
+        return cls(network, sample, checkpoint=None if job.load is None else job.recipe.model, files=files)
 
-        Args:
-            network: The model, without adapters; is left as it was.
-            name: Of the phase.
-            file: JSON file with the result; where it is there, nothing is measured.
-            title: For the log.
-        """
-        if PartialState().is_main_process:
-            if not file.is_file():
-                write_json(file, self._measure(network, title))
-            self._found[name] = read_json(file)
-        meet()
+    def after_phase(self, job: Job, phase: PhaseRun, network: Any) -> None:
+        """Measure the encoder, in the main process, and write the phase's retention.json."""
+        self._measure(phase.spec.name, phase.folder / RETENTION, phase.title, network)
 
-    def summary(self) -> dict[str, Any]:
-        """What metrics.json holds under `retention`: by phase, without the single blocks."""
+    def before_saving(self, job: Job, network: Any) -> None:
+        """Measure the encoder of interpolated weights."""
+        if job.recipe.retain.interpolate is not None:
+            self._measure(_INTERPOLATED, job.folder / RETENTION, _INTERPOLATED, network)
+
+    def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
+        """The sample, and by phase what was measured, without the single blocks."""
         phases = {}
         for name, found in self._found.items():
             kept = {key: value for key, value in found.items() if key not in ("blocks", "sample")}
             phases[name] = {**kept, HEAD_INPUT.replace(" ", "_"): found["blocks"].get(HEAD_INPUT)}
-        sample = {"split": self._sample.split, "images": len(self._sample.labels)}
-        return {"sample": sample, "phases": phases}
+        return {"sample": {"split": self._sample.split, "images": len(self._sample.labels)}, "phases": phases}
 
-    def _measure(self, network: Any, title: str) -> dict[str, Any]:
-        assert self._reference is not None
-        before = self._reference
-        changed = _changed_parts(network, before.hashes)
-        after = _features(network, before.head, self._sample) if changed else before.features
-        found = {
-            "sample": {"split": self._sample.split, "images": len(self._sample.labels)},
-            "changed": changed,
-            "old_task": None if before.head is None else _compare_answers(before.features.logits, after.logits),
-            "knn_accuracy": {
-                "before": _nearest(before.features, self._sample),
-                "after": _nearest(after, self._sample),
-            },
-            "blocks": _compare_parts(before.features, after),
-        }
-        _LOG.info(f"{title}: {_in_words(found)}")
-        return found
+    def _measure(self, name: str, file: Path, title: str, network: Any) -> None:
+        if PartialState().is_main_process:
+            if not file.is_file():
+                assert self._before is not None
+                write_json(file, _compare(self._before, network, self._sample, title))
+            self._found[name] = read_json(file)
+        meet()
+
+
+def _compare(before: _Pretrained, network: Any, sample: Sample, title: str) -> dict[str, Any]:
+    changed = _changed_parts(network, before.hashes)
+    after = _features(network, before.head, sample) if changed else before.features
+    found = {
+        "sample": {"split": sample.split, "images": len(sample.labels)},
+        "changed": changed,
+        "old_task": None if before.head is None else _compare_answers(before.features.logits, after.logits),
+        "knn_accuracy": {"before": _nearest(before.features, sample), "after": _nearest(after, sample)},
+        "blocks": _compare_parts(before.features, after),
+    }
+    _LOG.info(f"{title}: {_in_words(found)}")
+    return found
 
 
 def _encoder_hashes(network: Any) -> dict[str, bytes]:
@@ -157,13 +168,13 @@ def _changed_parts(network: Any, before: Mapping[str, bytes]) -> list[str]:
 def _features(network: Any, head: Mapping[str, nn.Module] | None, sample: Sample) -> Features:
     device = torch.device(str(PartialState().device))
     batch_size = 8 if device.type == "cpu" else 64  # on a CPU few at once are faster: more leave its cache
-    with _wearing(network, head or {}):
+    with _with_head(network, head or {}):
         return collect_features(network, sample.examples, sample.floats, device=device, batch_size=batch_size)
 
 
 @contextmanager
-def _wearing(network: nn.Module, head: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Put other modules in place of those of the head for a while."""
+def _with_head(network: nn.Module, head: Mapping[str, nn.Module]) -> Iterator[None]:
+    """The modules replace those of the network's head for a while."""
     own = {path: network.get_submodule(path) for path in head}
     try:
         for path, module in head.items():
@@ -184,10 +195,10 @@ def _old_head(network: Any, checkpoint: ModelSpec, sample: Sample) -> dict[str, 
         return None
     head = {path: original.get_submodule(path) for path in paths}
     pixels = sample.floats(sample.examples[0]["pixel_values"].unsqueeze(0))  # (1, C, H, W)
-    with as_before(network), _wearing(network, head), torch.no_grad():
-        worn = network.to("cpu").eval()(pixel_values=pixels).logits  # (1, K)
+    with as_before(network), _with_head(network, head), torch.no_grad():
+        found = network.to("cpu").eval()(pixel_values=pixels).logits  # (1, K)
         expected = original(pixel_values=pixels).logits
-    if worn.shape != expected.shape or (worn - expected).abs().max() > _SAME * expected.abs().max():
+    if found.shape != expected.shape or (found - expected).abs().max() > _SAME * expected.abs().max():
         _LOG.warning(f"retention: {checkpoint.checkpoint}: the old head doesn't fit; its task is not measured")
         return None
     return head

@@ -1,30 +1,39 @@
 """Weights between the model of the head phase and the final one: what was learned, less what it cost.
 
 Source: WiSE-FT, https://hf.co/papers/2109.01903. Nothing is trained. BatchNorm statistics are interpolated like
-weights; those of the network in between would be others, so networks that trained with `batchnorm: train` may lose
-more on the way than at its ends, which the curve shows.
+weights; recomputed ones would differ, so networks that trained with `batchnorm: train` may be worse in between than at
+both ends, which the curve shows.
 """
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
-from hfft.errors import TrainingError
+from hfft.errors import RecipeError, TrainingError
+from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes
 from hfft.metrics.probabilities import softmax
+from hfft.model.checkpoint import saved_weights
 from hfft.model.restoring import left_as_it_was
+from hfft.recipe.dependencies import is_greater_better
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
+from hfft.runs.record import PhaseRecord
+from hfft.system.distributed import meet
+from hfft.training.settings import EVAL_BATCH
 
 _LOG = get_logger(__name__)
 
 ALPHAS = tuple(number / 10 for number in range(11))
-"""Shares of the way that are tried: 0 is the head phase's model, 1 the final one."""
+"""Shares of the final weights that are tried: 0 is the head phase's model, 1 the final one."""
 _IMAGES = 1000
 _HELD_BYTES = 2**29  # of activations, on the device
 
@@ -34,10 +43,10 @@ class Interpolation:
     """What was chosen.
 
     Attributes:
-        alpha: Share of the way from the head phase's model to the final one.
+        alpha: Share of the final weights.
         metric: What decided; None where the recipe gave alpha.
         images: Validation images that were looked at.
-        curve: By share of the way, every metric on these images; empty where nothing was tried.
+        curve: By alpha, every metric on these images; empty where nothing was tried.
     """
 
     alpha: float
@@ -48,7 +57,7 @@ class Interpolation:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the shares of the way are tried on.
+    """What the values of alpha are tried on.
 
     Attributes:
         examples: Validation images.
@@ -71,19 +80,68 @@ class Trial:
     is_multi_label: bool = False
 
 
+class WeightInterpolation(Evaluator):
+    """Gives the network that a run ends with the interpolated weights, and keeps the curve."""
+
+    name = "interpolation"
+
+    def __init__(self) -> None:
+        """Begin with nothing chosen."""
+        self._found: Interpolation | None = None
+
+    def before_saving(self, job: Job, network: Any) -> None:
+        """Interpolate the weights of the main process's network, which is the one that is saved."""
+        if PartialState().is_main_process:
+            self._found = _interpolate(job, network)
+        meet()
+
+    def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
+        """What was chosen, and the curve."""
+        return None if self._found is None else dataclasses.asdict(self._found)
+
+
+def _interpolate(job: Job, network: Any) -> Interpolation:
+    heads = itertools.takewhile(lambda phase: phase.spec.trains_head_alone, job.phases)
+    phase = list(heads)[-1]  # the recipe was checked for one
+    weights = PhaseRecord(phase.folder).weights
+    if weights is None:
+        raise TrainingError(f"{phase.folder}: no result.json, so the interpolation has nowhere to begin")
+    start = saved_weights(network, weights)
+    asked = job.recipe.retain.interpolate
+    found = find_alpha(network, start, _trial(job)) if asked == "auto" else Interpolation(float(asked or 0))
+    interpolate(network, start, found.alpha)
+    return found
+
+
+def _trial(job: Job) -> Trial:
+    data, arguments = job.data, job.phases[-1].spec.arguments
+    if data.validation is None:
+        raise RecipeError("retain.interpolate: 'auto' needs validation images, and there are none")
+    return Trial(
+        examples=data.validation,
+        floats=data.floats,
+        metric=str(arguments.get("metric_for_best_model") or data.headline).removeprefix("eval_"),
+        is_multi_label=data.is_multi_label,
+        greater_is_better=is_greater_better(arguments),
+        seed=job.recipe.seed,
+        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
+        device=torch.device(str(PartialState().device)),
+    )
+
+
 def interpolate(network: Any, start: Mapping[str, torch.Tensor], alpha: float) -> None:
-    """Give a network the weights that lie a share of the way from others to its own.
+    """Give a network `(1 - alpha)` of other weights plus `alpha` of its own.
 
     Args:
         network: Is changed. Integers, such as BatchNorm's count of batches, stay.
         start: The other weights and buffers, by the same names.
-        alpha: Share of the way: 0 gives `start`, 1 changes nothing.
+        alpha: 0 gives `start`, 1 changes nothing.
     """
-    _Way(network, start).go(alpha)
+    _Interpolator(network, start).set(alpha)
 
 
-class _Way:
-    """The way from other weights to those of a network, which it takes the network along.
+class _Interpolator:
+    """Sets the weights of a network between other weights and its own.
 
     Attributes:
         differing: The network's own tensors that both ends don't have in common, by name.
@@ -99,17 +157,17 @@ class _Way:
         self.differing = {name: own[name] for name, begin in begins.items() if not torch.equal(begin, own[name])}
         self._ends = {name: (begins[name], tensor.clone()) for name, tensor in self.differing.items()}
 
-    def go(self, alpha: float) -> None:
-        """Give the network the weights at a share of the way."""
+    def set(self, alpha: float) -> None:
+        """Give the network `(1 - alpha)` of the other weights plus `alpha` of its own."""
         for name, tensor in self.differing.items():
             begin, end = self._ends[name]
             tensor.copy_(end) if alpha == 1 else torch.lerp(begin, end, alpha, out=tensor)
 
 
 def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) -> Interpolation:
-    """Try shares of the way; the best one, and of equals the one nearest to the head phase's model.
+    """Try all values of alpha; the best one, and of equals the smallest: nearest to the head phase's model.
 
-    What no weight on the way changes is computed once for each image. The network is left as it was.
+    What no value changes is computed once for each image. The network is left as it was.
 
     Args:
         network: With the final weights.
@@ -118,12 +176,12 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
     """
     device = network.device
     chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
-    way = _Way(network.to(trial.device), start)
+    interpolator = _Interpolator(network.to(trial.device), start)
     try:
         with left_as_it_was(network):
-            logits, labels = _try_all(network.eval(), way, trial, chosen)
+            logits, labels = _try_all(network.eval(), interpolator, trial, chosen)
     finally:
-        way.go(1)
+        interpolator.set(1)
         network.to(device)
     curve = []
     for alpha in ALPHAS:
@@ -144,24 +202,24 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
 
 
 def _try_all(
-    network: Any, way: _Way, trial: Trial, chosen: np.ndarray
+    network: Any, interpolator: _Interpolator, trial: Trial, chosen: np.ndarray
 ) -> tuple[dict[float, list[np.ndarray]], np.ndarray]:
-    """Logits by share of the way, in batches, and the labels, (N,) or (N, K)."""
+    """Logits by alpha, in batches, and the labels, (N,) or (N, K)."""
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
     labels: list[Any] = []
     split_point: SplitPoint | None = None
-    held: list[tuple[torch.Tensor, ...]] = []  # what each share starts from, of so many images as have room
+    held: list[tuple[torch.Tensor, ...]] = []  # what each alpha starts from, of so many images as have room
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
         labels += [one["label"] for one in batch]
         pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
-        split_point = split_point if begin else _split_point(network, way, pixels[:1])
+        split_point = split_point if begin else _split_point(network, interpolator, pixels[:1])
         with torch.no_grad():
             held.append((pixels,) if split_point is None else Prefix(network, [split_point])(pixels))
             is_last = begin + trial.batch_size >= len(chosen)
             if is_last or sum(tensor.nbytes for tensors in held for tensor in tensors) > _HELD_BYTES:
                 for alpha in ALPHAS:
-                    way.go(alpha)
+                    interpolator.set(alpha)
                     logits[alpha] += [_run(network, split_point, tensors) for tensors in held]
                 held = []
     return logits, np.asarray(labels)
@@ -174,11 +232,11 @@ def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Ten
         return network(pixel_values=split_point.feed(entering)).logits.float().cpu().numpy()
 
 
-def _split_point(network: Any, way: _Way, pixels: torch.Tensor) -> SplitPoint | None:
+def _split_point(network: Any, interpolator: _Interpolator, pixels: torch.Tensor) -> SplitPoint | None:
     """The last split point in front of all that differs between both ends."""
     before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in way.differing)
+        parameter.requires_grad_(name in interpolator.differing)
     try:
         split_point = (
             find_split_point(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
@@ -189,4 +247,4 @@ def _split_point(network: Any, way: _Way, pixels: torch.Tensor) -> SplitPoint | 
     if split_point is None:
         return None
     behind = {tensor.data_ptr() for tensor in split_point.behind}
-    return split_point if all(tensor.data_ptr() in behind for tensor in way.differing.values()) else None
+    return split_point if all(tensor.data_ptr() in behind for tensor in interpolator.differing.values()) else None

@@ -333,8 +333,8 @@ class Recipe:
         retain: What is measured, and kept, of what the pretrained network knew.
         novelty: Stores features of 2,000 training images at most with the model, which measure how unlike them an
             image is.
-        label_hints: Lists the training images whose label is least believed, after a first phase that trains the head
-            alone.
+        label_hints: Lists the training labels that look wrong, after a first phase that trains the head alone
+            (label_issues.json).
         report: Draws figures and writes report.html when the run ends; with false, `hfft report RUN` does so later.
         seed: Seeds the split, the head, the order of the images and the augmentation.
         output_dir: Folder that the run folder is made in.

@@ -24,9 +24,9 @@ phases:
 """
 TRAIN = ["-m", "hfft", "train", "r.yaml"]
 FAULTY = """
-import os, signal, sys
+import functools, os, signal, sys
 from transformers import TrainerCallback
-import hfft.training.phases as phases
+import hfft.commands.finetune as command
 from hfft.cli import main
 from hfft.errors import TrainingError
 
@@ -40,17 +40,16 @@ class Fault(TrainerCallback):
                 raise TrainingError("the disk of this process is gone")
             os.kill(os.getpid(), getattr(signal, fault))
 
-own = phases._own_callbacks
-phases._own_callbacks = lambda *arguments: [Fault(), *own(*arguments)]
+command.finetune = functools.partial(command.finetune, callbacks=[Fault()])
 sys.exit(main(["train", *sys.argv[2:]]))
 """
 WORKER = """
-import os, signal, sys
+import functools, os, signal, sys
 from pathlib import Path
 import torch
 from transformers import TrainerCallback
 import hfft.data.images.batches as batches
-import hfft.training.phases as phases
+import hfft.commands.finetune as command
 from hfft.cli import main
 
 split, begins, *words = sys.argv[1:]
@@ -72,8 +71,7 @@ def decode_row(row, own=batches.decode_row):
     return own(row)
 
 batches.decode_row = decode_row
-own = phases._own_callbacks
-phases._own_callbacks = lambda *arguments: [Begin(), *own(*arguments)]
+command.finetune = functools.partial(command.finetune, callbacks=[Begin()])
 sys.exit(main(["train", *words]))
 """
 

@@ -187,7 +187,7 @@ def test_baselines_are_beside_the_result(mode, workplace, capsys):
     result = json.loads((run.phase_dir(0) / "result.json").read_text())
     assert accuracy(run, "head", "validation") == pytest.approx(result["metrics"]["accuracy"])
     told = capsys.readouterr().err
-    assert f"{accuracy(run, 'knn'):.4f} nearest neighbours, {accuracy(run, 'head'):.4f} the head phase" in told
+    assert f"{accuracy(run, 'knn'):.4f} nearest neighbours, {accuracy(run, 'head'):.4f} head phase" in told
 
 
 def test_a_head_phase_alone_is_its_own_baseline(workplace):

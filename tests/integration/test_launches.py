@@ -16,7 +16,7 @@ report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 0.01}
 """
-# The audit, a lock that another run holds, label hints, results: each of them longer than `ddp_timeout`.
+# The audit, a lock that another run holds, label issues, results: each of them longer than `ddp_timeout`.
 SLOW = """
 import sys, time
 import hfft.data.audit.filtering, hfft.evaluators.label_issues, hfft.commands.finetune, hfft.replay.cache

@@ -75,7 +75,7 @@ def test_a_run_from_start_to_use(workplace, capsys):
             "data.json",
             "environment.json",
             "figures",
-            "label_hints.json",
+            "label_issues.json",
             "metrics.json",
             "model",
         ),

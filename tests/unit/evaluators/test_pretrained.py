@@ -52,7 +52,7 @@ def test_a_shared_pass_computes_what_each_network_does_alone(family, unfreeze):
     pretrained = tiny.build(family)
     result = changed(pretrained, unfreeze)
     reference = Reference(pretrained, pixels()[:1])
-    network, then = reference.beside(result)
+    network, then = reference.joint(result)
     logits, other, features = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
     head = pretrained.classifier[1] if family == "resnet" else pretrained.classifier
     expected, entering = entering_classifier(pretrained, head)
@@ -65,14 +65,14 @@ def test_a_shared_pass_computes_what_each_network_does_alone(family, unfreeze):
 
 def test_a_result_may_be_the_reference_itself():
     model = tiny.build("vit")
-    network, then = Reference(model, pixels()[:1]).beside(model)
+    network, then = Reference(model, pixels()[:1]).joint(model)
     logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
     torch.testing.assert_close(torch.tensor(logits), torch.tensor(other), atol=1e-6, rtol=1e-6)
 
 
 def test_nothing_in_common_is_said():
     pretrained = tiny.build("vit")
-    assert Reference(pretrained, pixels()[:1]).beside(changed(pretrained, "all")) is None
+    assert Reference(pretrained, pixels()[:1]).joint(changed(pretrained, "all")) is None
 
 
 def test_a_running_mean_that_moved_is_a_difference():
@@ -80,7 +80,7 @@ def test_a_running_mean_that_moved_is_a_difference():
     result = changed(pretrained, "head")
     stem = next(module for module in result.modules() if isinstance(module, torch.nn.BatchNorm2d))
     stem.running_mean.add_(0.5)
-    found = Reference(pretrained, pixels()[:1]).beside(result)
+    found = Reference(pretrained, pixels()[:1]).joint(result)
     if found is not None:
         network, then = found
         logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)

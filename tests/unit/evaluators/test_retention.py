@@ -15,7 +15,8 @@ from hfft.evaluators.retention import Retention, choose_sample
 from hfft.evaluators.similarity import kl_divergence
 from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_checkpoint
-from hfft.recipe.spec import ModelSpec
+from hfft.recipe.spec import ModelSpec, PhaseSpec
+from hfft.training.phase_data import PhaseRun
 
 CLASSES = 10  # of the checkpoint's own head
 
@@ -41,7 +42,8 @@ def begun(folder, network, processor, spec=None, data=None):
 
 
 def measured(retention, network, folder):
-    retention.measure(network, "p", folder / "retention.json", "phase")
+    phase = PhaseRun(number=0, spec=PhaseSpec(name="p"), folder=folder, title="phase", seed=0)
+    retention.after_phase(None, phase, network)
     return json.loads((folder / "retention.json").read_text())
 
 
@@ -103,7 +105,7 @@ def test_drift_begins_at_the_first_block_that_changed(tmp_path):
     assert found["blocks"]["block 2"]["cka"] < 0.999
     assert found["old_task"]["kl_divergence"] > 0
     assert found["sample"] == {"split": "validation", "images": 12}
-    summary = retention.summary()
+    summary = retention.after_run(None, None)
     assert summary["sample"] == found["sample"]
     assert summary["phases"]["p"]["head_input"] == found["blocks"][HEAD_INPUT]
     assert summary["phases"]["p"]["old_task"] == found["old_task"]
@@ -157,7 +159,7 @@ def test_what_was_measured_is_read_and_not_measured_again(tmp_path):
     move(network, "block 1")
     again = begun(tmp_path, network, processor, spec)
     assert measured(again, network, tmp_path) == found
-    assert again.summary()["phases"]["p"]["changed"] == []
+    assert again.after_run(None, None)["phases"]["p"]["changed"] == []
 
 
 def test_the_sample_is_at_most_128_images_chosen_by_the_seed():

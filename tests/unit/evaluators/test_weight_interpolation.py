@@ -134,9 +134,10 @@ def test_networks_with_other_tensors_are_refused():
 def test_weights_are_changed_once_for_all_images_that_have_room(room, loads, monkeypatch):
     network, start = moved("vit", ["block 3", "head"])
     gone = []
-    go = weight_interpolation._Way.go
+    kind = weight_interpolation._Interpolator
+    change = kind.set
     monkeypatch.setattr(weight_interpolation, "_HELD_BYTES", room)
-    monkeypatch.setattr(weight_interpolation._Way, "go", lambda way, alpha: gone.append(alpha) or go(way, alpha))
+    monkeypatch.setattr(kind, "set", lambda one, alpha: gone.append(alpha) or change(one, alpha))
     found = find_alpha(network, start, trial())  # 20 images in batches of 8
     assert gone == [*list(ALPHAS) * (loads // len(ALPHAS)), 1]
     for point in found.curve:

@@ -1,4 +1,4 @@
-"""Label hints of real runs: photos in the wrong class folder are listed, and nothing else."""
+"""Label issues of real runs: photos in the wrong class folder are listed, and nothing else."""
 
 import json
 import shutil
@@ -37,23 +37,23 @@ def workplace(tmp_path, photos, monkeypatch):
 
 
 def read(workplace):
-    return json.loads((workplace / "runs/bugs/label_hints.json").read_text())
+    return json.loads((workplace / "runs/bugs/label_issues.json").read_text())
 
 
 def test_wrong_labels_are_listed_and_told(workplace, capsys):
     assert main(["train", "recipe.yaml", "report=true"]) == 0
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("label hints: ")]
-    assert line.startswith("label hints: 2 of 60 training images may belong to another class, to be looked at: ")
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("label issues: ")]
+    assert line.startswith("label issues: 2 of 60 training labels look wrong: ")
     found = read(workplace)
     assert (found["left_out"], found["images"], found["folds"]) == (None, 60, 5)
-    assert {hint["file"]: (hint["label"], hint["believed"]) for hint in found["hints"]} == WRONG
-    assert [hint["rank"] for hint in found["hints"]] == [1, 2]
+    assert {issue["file"]: (issue["label"], issue["believed"]) for issue in found["hints"]} == WRONG
+    assert [issue["rank"] for issue in found["hints"]] == [1, 2]
     recipe = hfft.load_recipe("recipe.yaml")
     train = load_data(recipe.data, recipe.seed).splits["train"]
-    for hint in found["hints"]:
-        assert train[hint["row"]]["file"] == hint["file"]
-        assert hint["label_probability"] < hint["believed_probability"] <= 1
-        assert hint["file"] in line
+    for issue in found["hints"]:
+        assert train[issue["row"]]["file"] == issue["file"]
+        assert issue["label_probability"] < issue["believed_probability"] <= 1
+        assert issue["file"] in line
     page = (workplace / "runs/bugs/report.html").read_text()
     assert "2 of 60 training images look like another class" in page
     assert [(workplace / "runs/bugs/label_hints" / f"{n}.jpg").is_file() for n in range(3)] == [True, True, False]
@@ -61,13 +61,13 @@ def test_wrong_labels_are_listed_and_told(workplace, capsys):
 
 def test_they_can_be_switched_off(workplace, capsys):
     assert main(["train", "recipe.yaml", "label_hints=false"]) == 0
-    assert not (workplace / "runs/bugs/label_hints.json").exists()
-    assert "label hints" not in capsys.readouterr().err
+    assert not (workplace / "runs/bugs/label_issues.json").exists()
+    assert "label issues" not in capsys.readouterr().err
 
 
 def test_without_recordings_they_take_a_pass_that_is_cheap_beside_the_phase(workplace):
     assert main(["train", "recipe.yaml", "replay.mode=off", "training.num_train_epochs=4"]) == 0
-    assert {hint["file"] for hint in read(workplace)["hints"]} == set(WRONG)
+    assert {issue["file"] for issue in read(workplace)["hints"]} == set(WRONG)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_the_file_says_why_there_are_none(workplace, capsys, overrides, why):
     found = read(workplace)
     assert found["left_out"].startswith(why)
     assert found["hints"] == []
-    assert f"label hints: left out: {why}" in capsys.readouterr().err
+    assert f"label issues: left out: {why}" in capsys.readouterr().err
 
 
 def test_soft_labels_have_none(workplace, photos):

@@ -1,7 +1,7 @@
-"""Labels flipped on purpose: how many of them are among the first hints, and in how many seconds.
+"""Labels flipped on purpose: how many of them are among the first label issues, and in how many seconds.
 
-    python scripts/benchmark_label_hints.py --digits
-    python scripts/benchmark_label_hints.py recipes/quickstart.yaml
+    python scripts/benchmark_label_issues.py --digits
+    python scripts/benchmark_label_issues.py recipes/quickstart.yaml
 
 The first takes scikit-learn's digits with their 64 pixels as features; the second the training images of a recipe, as
 they enter the head of its pretrained checkpoint. With cleanlab installed, its own choice is shown for comparison.
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hfft.evaluators.confident_learning import find_hints, out_of_fold
+from hfft.evaluators.label_issues import find_label_issues, out_of_fold
 
 
 def read_digits() -> tuple[torch.Tensor, np.ndarray]:
@@ -62,10 +62,10 @@ def flip(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.nd
 
 def _cleanlab() -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
     try:
-        from cleanlab.filter import find_label_issues  # pyright: ignore[reportMissingImports]
+        from cleanlab import filter as cleanlab  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    return lambda probabilities, labels: find_label_issues(
+    return lambda probabilities, labels: cleanlab.find_label_issues(
         labels, probabilities, return_indices_ranked_by="normalized_margin", n_jobs=1
     )
 
@@ -92,14 +92,14 @@ def main() -> None:
     begun = time.monotonic()
     features, truth = read_digits() if arguments.digits else read_recipe(arguments.recipe)
     print(f"{len(truth):,} images, {features.shape[1]:,} features, read in {time.monotonic() - begun:.1f} s")
-    print("           flipped  hints  of the first: precision recall   of all: precision recall  seconds")
+    print("           flipped issues  of the first: precision recall   of all: precision recall  seconds")
     other = _cleanlab()
     for seed in range(arguments.seeds):
         labels, changed = flip(truth, arguments.share, seed)
         begun = time.monotonic()
         probabilities = out_of_fold(features, labels, classes=int(truth.max()) + 1, seed=seed)
-        hints = np.array([hint.row for hint in find_hints(probabilities, labels)], dtype=int)
-        print(_row(f"seed {seed}", hints, changed, time.monotonic() - begun))
+        issues = np.array([issue.row for issue in find_label_issues(probabilities, labels)], dtype=int)
+        print(_row(f"seed {seed}", issues, changed, time.monotonic() - begun))
         if other is not None:
             print(_row("  cleanlab", other(probabilities, labels), changed, 0.0))
 

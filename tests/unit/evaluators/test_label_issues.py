@@ -5,8 +5,8 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
-from hfft.evaluators import confident_learning
-from hfft.evaluators.confident_learning import FOLDS, Hint, described, find_hints, out_of_fold
+from hfft.evaluators import label_issues
+from hfft.evaluators.label_issues import FOLDS, LabelIssue, described, find_label_issues, out_of_fold
 
 
 def as_rows(*first, labels):
@@ -15,38 +15,38 @@ def as_rows(*first, labels):
     return np.stack([probabilities, 1 - probabilities], axis=1), np.array(labels)
 
 
-def test_hints_are_off_the_diagonal_of_the_confident_joint():
+def test_label_issues_are_off_the_diagonal_of_the_confident_joint():
     # means of the own class: 0.7 for class 0, and 0.75 for class 1
     probabilities, labels = as_rows(
         *(1.0, 0.9, 0.8, 0.7, 0.1),  # the last one reaches 0.75 for class 1
         *(0.0, 0.0, 0.25, 0.25, 0.75),  # the last one reaches 0.7 for class 0
         labels=[0] * 5 + [1] * 5,
     )
-    assert find_hints(probabilities, labels) == [
-        Hint(
+    assert find_label_issues(probabilities, labels) == [
+        LabelIssue(
             row=4, label=0, believed=1, label_probability=pytest.approx(0.1), believed_probability=pytest.approx(0.9)
         ),
-        Hint(row=9, label=1, believed=0, label_probability=pytest.approx(0.25), believed_probability=0.75),
+        LabelIssue(row=9, label=1, believed=0, label_probability=pytest.approx(0.25), believed_probability=0.75),
     ]
 
 
-def test_a_class_that_is_not_confident_is_no_hint():
+def test_a_class_that_is_not_confident_is_no_issue():
     probabilities, labels = as_rows(0.9, 0.9, 0.9, 0.9, 0.45, 0, 0, 0, 0, 0, labels=[0] * 5 + [1] * 5)
-    assert find_hints(probabilities, labels) == []  # 0.55 for class 1, whose own images have 1
+    assert find_label_issues(probabilities, labels) == []  # 0.55 for class 1, whose own images have 1
 
 
 def test_a_label_that_is_more_probable_than_the_confident_class_stays():
     # class 2 is confident at 0.3 already, but class 0, which is not confident of the image, is more probable
     probabilities = np.array([[0.9, 0.1, 0.0]] * 8 + [[0.6, 0.0, 0.4]] + [[0.5, 0.2, 0.3]] * 6)
     labels = np.array([0] * 9 + [2] * 6)
-    assert 8 not in [hint.row for hint in find_hints(probabilities, labels)]
+    assert 8 not in [issue.row for issue in find_label_issues(probabilities, labels)]
 
 
 def test_a_rare_class_is_not_judged_and_not_believed_in():
     probabilities, labels = as_rows(*[0.9] * 20, 0.9, 0.9, 0.9, 0.1, labels=[0] * 20 + [1] * (FOLDS - 1))
-    assert find_hints(probabilities, labels) == []
+    assert find_label_issues(probabilities, labels) == []
     probabilities, labels = as_rows(*[0.9] * 20, 0.9, 0.9, 0.9, 0.1, 0.1, labels=[0] * 20 + [1] * FOLDS)
-    assert [hint.row for hint in find_hints(probabilities, labels)] == [20, 21, 22]
+    assert [issue.row for issue in find_label_issues(probabilities, labels)] == [20, 21, 22]
 
 
 def test_the_probe_is_logistic_regression():
@@ -55,7 +55,7 @@ def test_the_probe_is_logistic_regression():
     features = (rng.normal(size=(150, 6)) + np.eye(3, 6)[labels] * 2).astype(np.float32)
     folds = np.arange(150) % FOLDS
     scaled = StandardScaler().fit_transform(features)
-    found = confident_learning._probe(torch.from_numpy(scaled), labels, folds, 3, strength=1e-2)
+    found = label_issues._probe(torch.from_numpy(scaled), labels, folds, 3, strength=1e-2)
     for fold in range(FOLDS):
         inside = folds != fold
         theirs = LogisticRegression(C=1 / (1e-2 * inside.sum()), tol=1e-8, max_iter=1000)
@@ -75,13 +75,13 @@ def test_no_image_is_judged_by_its_own_label():
 
 def test_every_class_is_in_every_fold():
     labels = np.array([0] * 50 + [1] * 5 + [2] * 10)
-    folds = confident_learning._folds(labels, np.random.default_rng(3))
+    folds = label_issues._folds(labels, np.random.default_rng(3))
     for label, count in ((0, 10), (1, 1), (2, 2)):
         assert np.bincount(folds[labels == label]).tolist() == [count] * FOLDS
 
 
 def test_a_sample_chooses_the_strength_and_all_images_get_probabilities(monkeypatch):
-    monkeypatch.setattr(confident_learning, "_SAMPLE", 40)
+    monkeypatch.setattr(label_issues, "_SAMPLE", 40)
     labels = np.arange(100) % 2
     features = torch.from_numpy(np.stack([labels * 2.0 - 1, np.ones(100)], axis=1).astype(np.float32))
     found = out_of_fold(features, labels, classes=2, seed=0)
@@ -96,16 +96,16 @@ def test_flipped_labels_of_digits_are_found():
     labels = truth.copy()
     labels[changed] = (truth[changed] + rng.integers(1, 10, 90)) % 10
     features = torch.from_numpy(data.data).float()
-    hints = find_hints(out_of_fold(features, labels, classes=10, seed=0), labels)
-    rows = {hint.row for hint in hints}
+    issues = find_label_issues(out_of_fold(features, labels, classes=10, seed=0), labels)
+    rows = {issue.row for issue in issues}
     assert len(rows & set(changed)) > 0.8 * len(rows)
     assert len(rows & set(changed)) > 0.6 * 90
-    right = [hint.believed == truth[hint.row] for hint in hints if hint.row in set(changed)]
+    right = [issue.believed == truth[issue.row] for issue in issues if issue.row in set(changed)]
     assert np.mean(right) > 0.9
 
 
 def test_names_in_the_place_of_numbers():
-    (row,) = described([Hint(1, 0, 1, 0.25, 0.75)], ["a.png", "b.png"], ["ant", "bee"])
+    (row,) = described([LabelIssue(1, 0, 1, 0.25, 0.75)], ["a.png", "b.png"], ["ant", "bee"])
     assert row == {
         "rank": 1,
         "row": 1,

@@ -1,0 +1,30 @@
+"""The evaluators of a run: the one place that names them."""
+
+from typing import Any
+
+from hfft.evaluators.attribution import Attribution
+from hfft.evaluators.baselines import Baselines
+from hfft.evaluators.label_issues import LabelIssues
+from hfft.evaluators.out_of_distribution import OutOfDistribution
+from hfft.evaluators.protocol import Evaluator, Job
+from hfft.evaluators.retention import Retention
+from hfft.evaluators.weight_interpolation import WeightInterpolation
+
+
+def evaluators_for(job: Job, network: Any) -> list[Evaluator]:
+    """What the recipe asks for, in the order in which it is computed.
+
+    Args:
+        job: Of the run.
+        network: As it was loaded; is left as it was.
+    """
+    recipe = job.recipe
+    evaluators = [
+        (recipe.retain.interpolate is not None, WeightInterpolation),
+        (recipe.retain.measure, lambda: Retention.of_job(job, network)),
+        (recipe.label_hints, LabelIssues),
+        (True, Baselines),
+        (recipe.novelty, OutOfDistribution),
+        (recipe.report, Attribution),
+    ]
+    return [make() for is_asked, make in evaluators if is_asked]
