@@ -114,7 +114,7 @@ def write_results(
     Args:
         folder: The run folder.
         recipe: The run's.
-        images: For the examples beside the model.
+        images: For the examples in the model folder.
         scores: By split.
         seconds: By stage.
         more: Further sections of metrics.json.
@@ -144,7 +144,7 @@ def write_results(
 
 
 def _write_examples(result: Path, images: ImageData, count: int) -> list[dict[str, str]]:
-    """Put some held-out images beside the model, of each class in turn; small, and without what cameras note."""
+    """Put some held-out images into the model folder, of each class in turn; small, and without what cameras note."""
     rows = images.splits.get("test", images.splits.get("validation"))
     if rows is None or count == 0:
         shutil.rmtree(result / EXAMPLES, ignore_errors=True)

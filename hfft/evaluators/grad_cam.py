@@ -24,7 +24,7 @@ _BATCH = 8  # images
 
 
 @dataclass(frozen=True)
-class Attribution:
+class Heatmap:
     """What spoke for a class.
 
     Attributes:
@@ -37,7 +37,7 @@ class Attribution:
     maps: torch.Tensor
 
 
-def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Attribution:
+def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Heatmap:
     """Find which places of images speak for a class; nothing of the model changes, and no random number is drawn.
 
     The last block that has a grid of 4 x 4 places or more is looked at, and whose places the answer depends on: of a
@@ -61,7 +61,7 @@ def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Attrib
             ]
             found = torch.cat(maps)
             if found.any():
-                return Attribution(block, found)
+                return Heatmap(block, found)
     if candidates:
         raise ModelError("nowhere in the image does a late block's output speak for the answer")
     raise ModelError(f"no block's output keeps the places of the image, in {_LEAST} x {_LEAST} of them or more")

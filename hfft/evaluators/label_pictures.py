@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelIssues:
+class PicturedIssues:
     """Training images whose label looks wrong.
 
     Attributes:
@@ -34,14 +34,14 @@ class LabelIssues:
     left_out: str = ""
 
 
-def read_label_issues(folder: Path) -> LabelIssues | None:
+def read_label_issues(folder: Path) -> PicturedIssues | None:
     """The label issues of a run folder, with the pictures that are kept of them; None where none were looked for."""
     file = next((folder / name for name in (LABEL_ISSUES, LABEL_HINTS) if (folder / name).is_file()), None)
     if file is None:
         return None
     content: dict[str, Any] = read_json(file)
     if content["left_out"] is not None:
-        return LabelIssues(0, 0, (), content["left_out"])
+        return PicturedIssues(0, 0, (), content["left_out"])
     chosen = tuple(
         Shown(row["file"], row["label"], row["believed"], row["label_probability"], row["believed_probability"])
         for row in content["hints"][:_LISTED]
@@ -52,7 +52,7 @@ def read_label_issues(folder: Path) -> LabelIssues | None:
         kept = ()
     if tuple(dataclasses.replace(one, picture=None, missing="") for one in kept) != chosen:
         kept = tuple(dataclasses.replace(one, missing="it was not kept") for one in chosen)
-    return LabelIssues(content["images"], len(content["hints"]), kept)
+    return PicturedIssues(content["images"], len(content["hints"]), kept)
 
 
 def keep_label_pictures(facts: RunFacts, images: ImageData | None = None) -> None:

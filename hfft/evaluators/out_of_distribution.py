@@ -1,6 +1,6 @@
 """How unlike all training images an image is: the distance to its nearest neighbours among their features.
 
-The distance is that to the k-th nearest of some training images, between head inputs of length 1; it is told as the
+The distance is that to the k-th nearest of some training images, between head inputs of length 1; it is given as the
 share of the run's validation images, which the model had not seen either, that are nearer.
 Source: https://hf.co/papers/2204.06507.
 """
@@ -27,7 +27,7 @@ from hfft.system.distributed import on_main
 from hfft.system.files import write_file
 
 FILE = "novelty.safetensors"
-"""Name of the file beside a model."""
+"""Name of the file in a model folder."""
 _IMAGES = 2000
 _VALIDATION = 1000
 _NEIGHBOUR = 10  # of 1,000 or more training images; the hundredth part of fewer
@@ -72,7 +72,7 @@ class Novelty:
         path = folder / FILE
         if not path.is_file():
             raise ModelError(
-                f"{folder}: no {FILE}, which a run with `novelty: true` keeps beside its model; leave novelty out"
+                f"{folder}: no {FILE}, which a run with `novelty: true` keeps in its model folder; leave novelty out"
             )
         try:
             tensors = load_file(path)

@@ -22,7 +22,7 @@ from hfft.system.text import printable
 
 MANIFEST = "hfft_files.json"
 """List in a repository: path to the sha256 of what pushes have sent there; all else is left alone."""
-# What would be opened instead of, or together with, what is pushed; found beside a model and an adapter.
+# What would be opened instead of, or together with, what is pushed; found in folders of models and adapters.
 _OPENED = ("*.safetensors", "*.bin", "*.index.json", ADAPTER_CONFIG, "*processor_config.json")
 _OPENED_FIRST = ("model.safetensors", ADAPTER_CONFIG, "*processor_config.json")
 _SHOWN_LINES = 20
@@ -209,8 +209,8 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
     lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
     shown = [printable(line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
-    told = (
+    summary = (
         f"{CARD} on the Hub isn't the one that hfft pushed, and is kept; remove it there and push again for the run's:"
     )
-    _LOG.warning("\n".join([told, *shown, *more]))
+    _LOG.warning("\n".join([summary, *shown, *more]))
     return False

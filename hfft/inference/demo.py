@@ -85,7 +85,7 @@ def serve_demo(
         from hfft.inference import demo_page
 
         label = demo_page.make_labeler(classifier.model, classifier.processor)
-        page = demo_page.make_page(label, source_name(source))
+        page = demo_page.build_page(label, source_name(source))
         try:
             address = demo_page.launch(page, server_name=host, server_port=port, prevent_thread_lock=True, quiet=True)
         except (OSError, ValueError, RuntimeError) as error:

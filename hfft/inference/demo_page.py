@@ -85,7 +85,7 @@ def _uploaded_file(path: Any, folder: str) -> str:
     raise _page_error("it was not uploaded here")
 
 
-def make_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blocks:
+def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blocks:
     """The page: drop an image, see labels, probabilities and the picture that the network gets."""
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
         gradio.Markdown(f"# {escape(title)}")
@@ -114,7 +114,7 @@ def launch(page: gradio.Blocks, **options: Any) -> str:
     """Start the page's server without a public link, with fonts that every machine has, and return its address.
 
     Args:
-        page: From `make_page`.
+        page: From `build_page`.
         options: Of gradio's own launch.
     """
     theme = Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
@@ -134,4 +134,4 @@ def run_space(source: str, title: str) -> None:
     """Serve the page of a model in a folder or on the Hub until the process ends."""
     model = AutoModelForImageClassification.from_pretrained(source, use_safetensors=True, dtype=torch.float32).eval()
     processor = AutoImageProcessor.from_pretrained(source)
-    launch(make_page(make_labeler(model, processor), title))
+    launch(build_page(make_labeler(model, processor), title))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hfft.errors import ModelError
-from hfft.model.chain import Place, find_places
+from hfft.model.chain import PartKey, locate_modules
 
 PEFT_PREFIX = "base_model.model."
 """What peft.PeftModel puts in front of the names of the model in it."""
@@ -114,7 +114,7 @@ def dissect(model: nn.Module) -> Anatomy:
 
 
 def head_modules(anatomy: Anatomy) -> list[str]:
-    """Full names of the head's modules that own weights: they train in full beside an adapter."""
+    """Full names of the head's modules that own weights: with an adapter they train in full."""
     return list(dict.fromkeys(name.rpartition(".")[0] for name in anatomy.part("head").tensors))
 
 
@@ -145,7 +145,7 @@ def tensor_names(model: nn.Module) -> Iterator[str]:
 class _Rules(Protocol):
     """Where the tensors of a network belong, by name without PEFT's prefix."""
 
-    def place(self, name: str) -> Place | None:
+    def place(self, name: str) -> PartKey | None:
         """`stem`, `norm`, `head`, the numbers of a block, or None: with what is registered next."""
         ...
 
@@ -162,7 +162,7 @@ class _Patterns:
 
     patterns: tuple[tuple[re.Pattern[str], str, tuple[int, ...]], ...]
 
-    def place(self, name: str) -> Place | None:
+    def place(self, name: str) -> PartKey | None:
         for pattern, kind, suffix in self.patterns:
             match = pattern.match(name)
             if match and kind == "block":
@@ -186,10 +186,10 @@ class _Patterns:
 class _Places:
     """Where each module outside of the blocks belongs, and the blocks."""
 
-    places: Mapping[str, Place]
+    places: Mapping[str, PartKey]
     blocks: frozenset[str]
 
-    def place(self, name: str) -> Place:
+    def place(self, name: str) -> PartKey:
         return self.places[self._owner(name)]
 
     def block(self, name: str) -> str | None:
@@ -221,7 +221,7 @@ def _rules(model: nn.Module) -> _Rules:
     from peft import PeftModel  # which networks of known families don't need
 
     network = model.get_base_model() if isinstance(model, PeftModel) else model
-    places, paths = find_places(cast(PreTrainedModel, network))
+    places, paths = locate_modules(cast(PreTrainedModel, network))
     return _Places(places, frozenset(paths))
 
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 from hfft.errors import ModelError, first_line
 from hfft.model.trace import Call, trace
 
-Place = str | tuple[int, ...]
+PartKey = str | tuple[int, ...]
 """`stem`, `norm`, `head`, or the numbers of a block: its own, and of several stages its stage's before."""
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 _MOST_OF = 0.5  # of the weights of what may be stages: with less inside, these are the blocks
 
 
-def find_places(model: PreTrainedModel) -> tuple[dict[str, Place], list[str]]:
+def locate_modules(model: PreTrainedModel) -> tuple[dict[str, PartKey], list[str]]:
     """Where each module of the network belongs, by path, and the paths of the blocks in forward order.
 
     Only modules inside of a block have no place of their own: theirs is the block's.
@@ -33,11 +33,11 @@ def find_places(model: PreTrainedModel) -> tuple[dict[str, Place], list[str]]:
     Raises:
         ModelError: If the network can't be built from its config alone, or run, or no chain of blocks is in it.
     """
-    return _find_places(type(model), json.dumps(model.config.to_dict(), sort_keys=True, default=str))
+    return _locate_modules(type(model), json.dumps(model.config.to_dict(), sort_keys=True, default=str))
 
 
 @lru_cache(maxsize=128)
-def _find_places(kind: type[PreTrainedModel], config_text: str) -> tuple[dict[str, Place], list[str]]:
+def _locate_modules(kind: type[PreTrainedModel], config_text: str) -> tuple[dict[str, PartKey], list[str]]:
     config: Any = cast(Any, kind.config_class).from_dict(json.loads(config_text))
     try:
         network = _build(kind, config)
@@ -53,7 +53,7 @@ def _find_places(kind: type[PreTrainedModel], config_text: str) -> tuple[dict[st
         raise ModelError(f"the architecture {config.model_type!r} is not supported: {error}") from error
     numbers = [tuple(int(number) for number in _NUMBER.findall(path)) for path in blocks]
     entries = [calls[path].entered for path in blocks]
-    places: dict[str, Place] = dict(zip(blocks, numbers, strict=True))
+    places: dict[str, PartKey] = dict(zip(blocks, numbers, strict=True))
     for path, entered in _entries(modules, calls):
         if not any(path == block or path.startswith(f"{block}.") for block in blocks):
             before = bisect_right(entries, entered)

@@ -26,7 +26,7 @@ from hfft.system.files import write_folder
 from hfft.system.hub_lookup import hub_problem
 
 CONFIG_FIELD = "hfft"
-"""Where the config.json of a result keeps what it says of itself, beside what transformers reads."""
+"""Where the config.json of a result keeps fields of ours, which transformers ignores."""
 SINGLE_LABEL, MULTI_LABEL = "single_label_classification", "multi_label_classification"
 _HEAD_STD = 0.02
 _PLAIN = {"output_attentions": False, "output_hidden_states": False, "return_dict": True}

@@ -18,7 +18,7 @@ def check_code(folder: Path, *, trust_remote_code: bool) -> None:
     transformers 5.24 then takes its own class wherever it knows the `model_type`, which answers something else.
 
     Args:
-        folder: Of the model, whatever a recipe beside it says.
+        folder: Of the model, whatever a recipe in the same folder says.
         trust_remote_code: What the caller says.
 
     Raises:

@@ -188,8 +188,8 @@ def as_mapping(value: Any) -> dict[str, Any] | None:
 def _choice_problem(value: Any, allowed: tuple[Any, ...], reason: str) -> str | None:
     if any(value is one or (value == one and not isinstance(value, bool)) for one in allowed):
         return None
-    told = ", ".join(map(str, allowed)) or "nothing, leave it out"
-    return f"found {value!r}; allowed: {told}" + (f", as {reason}" if reason else "")
+    words = ", ".join(map(str, allowed)) or "nothing, leave it out"
+    return f"found {value!r}; allowed: {words}" + (f", as {reason}" if reason else "")
 
 
 def _accelerator_problem(value: Any) -> str | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from hfft.data.audit.findings import KINDS
 from hfft.evaluators.attribution import Mistakes, read_mistakes
-from hfft.evaluators.label_pictures import LabelIssues, read_label_issues
+from hfft.evaluators.label_pictures import PicturedIssues, read_label_issues
 from hfft.evaluators.pictures import Shown
 from hfft.recipe.loading import dump_recipe
 from hfft.report.confusion import lay_out
@@ -59,7 +59,7 @@ def write_page(folder: str | Path) -> Path:
     return page
 
 
-def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: LabelIssues | None = None) -> str:
+def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: PicturedIssues | None = None) -> str:
     """The page's text.
 
     Args:

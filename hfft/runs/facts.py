@@ -138,7 +138,7 @@ class SourceFacts:
 
 @dataclass(frozen=True)
 class Example:
-    """A held-out image beside the model: its path below the model's folder, and its class."""
+    """A held-out image in the model folder: its path below the model's folder, and its class."""
 
     file: str
     label: str

@@ -73,7 +73,7 @@ def processor_place(checkpoint: str) -> str:
 def adapter_base(adapter: Path) -> tuple[str, str | None]:
     """What an adapter folder sits on, and its revision: a checkpoint, or weights of the run that it lies in.
 
-    Those are named by their place beside the adapter, so that a run can be moved; earlier versions of hfft wrote
+    Those are named relative to the adapter, so that a run can be moved; earlier versions of hfft wrote
     absolute paths.
     """
     content = read_json(adapter / ADAPTER_CONFIG)

@@ -267,7 +267,8 @@ class RunRecord:
     def metrics(self) -> dict[str, Any]:
         """Content of metrics.json: split to metric to value and interval, and what else was measured.
 
-        `by_class`, `confusion` and `calibration` are by split, `seconds` by stage; `examples` lie beside the model.
+        `by_class`, `confusion` and `calibration` are by split, `seconds` by step of the run; `examples` lie in the
+        model folder.
         """
         self.check_finished()
         return read_json(self.folder / METRICS)

@@ -106,7 +106,7 @@ def check_launch(state: PartialState) -> None:
 def check_launch_options(precisions: Mapping[str, str]) -> None:
     """Refuse what this launch asks of accelerate that would silently count more than the recipe.
 
-    Mixed precision doesn't, and where phases train in another one that is told.
+    Mixed precision doesn't, and where phases train in another one a line says so.
 
     Args:
         precisions: Phase to `float32`, `bfloat16` or `float16`, in which it trains.

@@ -45,7 +45,7 @@ def package_versions() -> dict[str, str]:
 
 
 def describe_arithmetic(device: torch.device, *, to_the_bit: bool) -> dict[str, Any]:
-    """What a float32 computation depends on, beside versions and the size of a batch.
+    """What a float32 computation depends on, apart from versions and batch size.
 
     Args:
         device: That computes.

@@ -73,7 +73,7 @@ class PhaseRun:
         number: From 0.
         spec: What it does.
         folder: Its folder.
-        title: Shown beside the progress.
+        title: Shown with the progress.
         seed: The recipe's.
     """
 
