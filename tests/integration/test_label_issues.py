@@ -55,8 +55,8 @@ def test_wrong_labels_are_listed_and_told(workplace, capsys):
         assert issue["label_probability"] < issue["believed_probability"] <= 1
         assert issue["file"] in line
     page = (workplace / "runs/bugs/report.html").read_text()
-    assert "2 of 60 training images look like another class" in page
-    assert [(workplace / "runs/bugs/label_hints" / f"{n}.jpg").is_file() for n in range(3)] == [True, True, False]
+    assert "2 of 60 training labels look wrong" in page
+    assert [(workplace / "runs/bugs/label_issues" / f"{n}.jpg").is_file() for n in range(3)] == [True, True, False]
 
 
 def test_they_can_be_switched_off(workplace, capsys):
