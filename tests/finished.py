@@ -12,7 +12,7 @@ import toy
 from datasets import Dataset
 from PIL import Image
 
-from hfft.commands.finishing import write_results
+from hfft.commands.results import write_results
 from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features

@@ -12,9 +12,10 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback, set_seed
 
-from hfft.commands.finishing import score_result, update_finished, write_results
+from hfft.commands.finishing import update_finished
 from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
 from hfft.commands.prepare import load_network, make_job, precision_of
+from hfft.commands.results import score_result, write_results
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit

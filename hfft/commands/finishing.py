@@ -1,171 +1,31 @@
-"""The end of a run: its result is scored and written down; a finished run that is asked for again is completed."""
+"""A finished run that is asked for again: card and page are made if the recipe asks for others than are there."""
 
 import dataclasses
-import shutil
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pandas as pd
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
+from hfft.commands.results import write_examples
 from hfft.data.audit.filtering import check_images
-from hfft.data.images.decoding import decode, read_content
-from hfft.data.images.transforms import evaluation_transform
-from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, choose_splits, read_source
-from hfft.errors import RunError, TrainingError
-from hfft.evaluators.held_out import ForwardPass, score_held_out
-from hfft.evaluators.protocol import Evaluator, Job, Result
-from hfft.inference.classifier import Classifier
+from hfft.errors import RunError
 from hfft.inference.opening import open_model
-from hfft.metrics.agreement import check_logits, check_validation
-from hfft.metrics.scores import Scores
-from hfft.metrics.selective import describe_confidence, store_confidence
-from hfft.model.checkpoint import set_memory_format
 from hfft.model.given import fingerprints
 from hfft.recipe.spec import Recipe
-from hfft.replay.engine import scoring_engine
 from hfft.runs.facts import read_facts
 from hfft.runs.opening import card_changes, check_same_images, has_other_source
 from hfft.runs.record import (
-    EXAMPLES,
     FIGURES,
     PAGE,
-    PhaseRecord,
-    PhaseResult,
     RunRecord,
-    result_name,
     write_metrics,
-    write_predictions,
     write_recipe,
 )
 from hfft.system.distributed import meet, on_main
-from hfft.system.files import write_folder
-from hfft.system.machine import cpus_per_process
-from hfft.system.text import listed
 from hfft.training.failures import failures_explained
-from hfft.training.model_selection import Selection
-from hfft.training.settings import EVAL_BATCH
-
-_EXAMPLE_SIDE = 512  # pixels at most
 
 _LOG = get_logger(__name__)
-
-
-def score_result(
-    job: Job, network: Any, results: Sequence[PhaseResult], selection: Selection, evaluators: Sequence[Evaluator]
-) -> Result:
-    """Score the folder that was written and not the network in memory: that is what users will open.
-
-    Args:
-        job: Of the run.
-        network: What the run ends with, in memory.
-        results: Of all phases.
-        selection: Which phase's model it is.
-        evaluators: One may compute more in the same pass over the images.
-
-    Raises:
-        TrainingError: If the folder doesn't hold what was trained.
-    """
-    recipe, folder = job.recipe, job.folder / result_name(job.recipe)
-    classifier = Classifier.from_pretrained(folder, trust_remote_code=recipe.model.trust_remote_code)
-    if classifier.classes != job.images.labels:
-        found, wanted = listed(classifier.classes), listed(job.images.labels)
-        raise TrainingError(f"{folder}: reopened, the model's labels are {found} instead of {wanted}")
-    set_memory_format(classifier.model, recipe.model.memory_format)
-    in_memory, reopened = (network, evaluation_transform(job.processor)), (classifier.model, classifier.transform)
-    on_main(lambda: check_logits(in_memory, reopened, job.images.splits["train"], str(folder)))
-    arguments = recipe.phases[-1].arguments
-    forward = ForwardPass(
-        classifier.transform,
-        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(PhaseRecord(job.phases[0].folder).engine()),
-    )
-    result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
-    asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []
-    joint = next((one for one in asked if one is not None), None)
-    scores = score_held_out(classifier.model, job.held_out, forward, joint, classes=job.images.labels)
-    if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
-        check_validation(
-            results[selection.number].metrics,
-            scores["validation"],
-            types={job.phases[selection.number].spec.precision, recipe.replay.dtype},
-            phase=selection.phase,
-            where=str(folder),
-        )
-    return dataclasses.replace(result, scores=scores)
-
-
-def write_results(
-    folder: Path,
-    recipe: Recipe,
-    images: ImageData,
-    scores: Mapping[str, Scores],
-    seconds: Mapping[str, float],
-    more: Mapping[str, Any],
-) -> None:
-    """Write predictions, card, the figures that are wanted and, as the mark of a finished run, metrics.json.
-
-    Args:
-        folder: The run folder.
-        recipe: The run's.
-        images: For the examples in the model folder.
-        scores: By split.
-        seconds: By stage.
-        more: Further sections of metrics.json.
-    """
-    from hfft.report.card import write_report
-
-    result = folder / result_name(recipe)
-    if scores:
-        tables = [found.table(split) for split, found in scores.items()]
-        write_predictions(folder, pd.concat(tables, ignore_index=True))
-    confidence = describe_confidence(scores)
-    if confidence is not None:
-        store_confidence(result, confidence)
-        more = {**more, "confidence": confidence}
-    content = {
-        **{split: found.metrics for split, found in scores.items()},
-        "by_class": {split: found.by_class for split, found in scores.items()},
-        "confusion": {split: found.confusion for split, found in scores.items()},
-        "details": {split: found.details for split, found in scores.items()},
-        "calibration": {split: found.calibration for split, found in scores.items()},
-        "examples": _write_examples(result, images, recipe.widget or 0),
-        **more,
-        "seconds": {stage: round(value, 3) for stage, value in {**seconds, "total": sum(seconds.values())}.items()},
-    }
-    write_report(folder, metrics=content, draws=recipe.report)
-    write_metrics(folder, content)
-
-
-def _write_examples(result: Path, images: ImageData, count: int) -> list[dict[str, str]]:
-    """Put some held-out images into the model folder, of each class in turn; small, and without what cameras note."""
-    rows = images.splits.get("test", images.splits.get("validation"))
-    if rows is None or count == 0:
-        shutil.rmtree(result / EXAMPLES, ignore_errors=True)
-        return []
-    labels = strata_of(label_array(rows))
-    by_class = [np.flatnonzero(labels == number).tolist() for number in np.unique(labels)]
-    turns = [row for turn in zip_longest(*by_class) for row in turn if row is not None]
-    chosen = [rows[row] for row in turns[:count]]
-
-    def write(aside: Path) -> None:
-        for number, row in enumerate(chosen):
-            image = decode(read_content(row["image"]))
-            image.thumbnail((_EXAMPLE_SIDE, _EXAMPLE_SIDE))
-            image.info = {}  # comments of the file
-            image.save(aside / f"{number}.jpg", quality=90)
-
-    write_folder(result / EXAMPLES, write)
-    return [
-        {"file": f"{EXAMPLES}/{number}.jpg", "label": spoken_label(row["label"], images.labels)}
-        for number, row in enumerate(chosen)
-    ]
 
 
 def update_finished(
@@ -220,7 +80,7 @@ def _update_card(record: RunRecord, recipe: Recipe, images: ImageData | None) ->
 
     with failures_explained("card"):
         if images is not None:
-            examples = _write_examples(record.model_dir, images, recipe.widget or 0)
+            examples = write_examples(record.model_dir, images, recipe.widget or 0)
             write_metrics(record.folder, {**record.metrics, "examples": examples})
         facts = dataclasses.replace(read_facts(record.folder), recipe=recipe)
         write_card(facts, sorted((record.folder / FIGURES).glob("*.png")))  # which show none of this
