@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _SECONDS = 120  # that a server may take to start
@@ -22,8 +23,7 @@ _SECONDS = 120  # that a server may take to start
 @contextmanager
 def chromium() -> Iterator[Any]:
     """A new page of a browser; skips the test where there is no browser."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    with playwright.sync_playwright() as engines:
+    with sync_playwright() as engines:
         path = next(filter(None, map(shutil.which, _NAMES)), engines.chromium.executable_path)
         if not Path(path).is_file():
             pytest.skip(f"no Chromium: none of {', '.join(_NAMES)} is installed, nor playwright's own")

@@ -1,4 +1,4 @@
-"""Several commands of hfft in one launch, each as if it were alone: a launch takes ten seconds, most commands two.
+"""Several commands of hfft in one launch, each as if it were alone: the launch costs more than most commands.
 
 `accelerate launch --config_file CONFIG -m jobs JOBS.json` runs each command of the file in turn, in the same
 processes; `launches.run_jobs` starts it and gives what each of them wrote.
