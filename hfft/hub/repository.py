@@ -39,10 +39,6 @@ class Remote:
         self.paths = frozenset(sibling.rfilename for sibling in there.siblings or ())
         self.listed = _read_list(self.content(MANIFEST)) if MANIFEST in self.paths else None
 
-    def ours(self, known: Mapping[str, str]) -> Mapping[str, str]:
-        """What pushes have sent there, path to sha256: what is listed, else what is known of an earlier push."""
-        return known if self.listed is None else self.listed
-
     def content(self, path: str) -> bytes:
         """Of a small file."""
         download = partial(self._api.hf_hub_download, self._there.id, path, local_dir=self._folder)
@@ -118,8 +114,11 @@ def send(
 
 
 def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> tuple[list[File], list[str]]:
-    """What a push sends, its list included, and what it removes; `known` is as for `Remote.ours`."""
-    ours = remote.ours(known)
+    """What a push sends, its list included, and what it removes.
+
+    `known` is what an earlier push that left no list has sent there, path to sha256.
+    """
+    ours = known if remote.listed is None else remote.listed
     _refuse_hidden(remote.paths - set(ours), files)
     sent = [file for file in files if file.path != CARD or _may_replace(remote, file, ours.get(CARD))]
     gone = remote.unchanged(leftovers(sorted(remote.paths & set(ours)), files), ours)
@@ -135,14 +134,13 @@ def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> t
 def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: Mapping[str, str]) -> None:
     """Before anything is trained: refuse a repository where a file that isn't ours would be opened instead.
 
-    `folders` are model and adapter folders of the run -> their folders in the repository; `known` is as for
-    `Remote.ours`.
+    `folders` are model and adapter folders of the run -> their folders in the repository; `known` is as for `settle`.
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
         remote = Remote(api, there, Path(aside))
     own = {ADAPTER: ADAPTER_CONFIG, MODEL: "model.safetensors"}
     files = [File((PurePath(place) / own[name]).as_posix(), b"") for name, place in folders.items()]
-    _refuse_hidden(remote.paths - set(remote.ours(known)), files)
+    _refuse_hidden(remote.paths - set(known if remote.listed is None else remote.listed), files)
 
 
 def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:

@@ -72,7 +72,8 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Ta
     """Images in class folders; what is left out is logged."""
     _check_spec(folder, spec)
     found = class_folders(layout)
-    _warn_of_left_out(folder, layout, [one for folders in found.values() for one in folders])
+    every = [one for folders in found.values() for one in folders]
+    _warn_of_left_out(folder, layout, every)
     if layout.problem:  # and no image
         advice = advice_for(visible_files(folder))
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
@@ -80,7 +81,7 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Ta
         _warn_of_split_lists(folder)
     if not (spec.group_column or spec.label_column):
         _warn_of_inner_folders(next(iter(found.values())), folder)
-    names = sorted({one.path.name for folders in found.values() for one in folders})
+    names = sorted({one.path.name for one in every})
     texts = label_texts(list(map(path_text, names)), list(map(printable_path, names)), str(folder))
     labels = dict(zip(names, texts, strict=True))
     classes = sorted({text for text in texts if text is not None}, key=natural)

@@ -111,18 +111,14 @@ def _children(folder: Path) -> list[Path]:
     return [Path(folder, name) for name in sorted(found)]
 
 
-def visible_files(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path, above: Sequence[Path] = ()) -> Iterator[Path]:
     """Files at any depth below a folder, in no order; links are followed.
 
-    Hidden files and folders are left out, and so are run folders.
+    Hidden files and folders are left out, and so are run folders. `above` are the folders that led to this one.
 
     Raises:
         DataError: If a folder can't be listed.
     """
-    return _files_below(folder, ())
-
-
-def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
     above = (*above, folder)
     try:
         with os.scandir(folder) as entries:
@@ -133,7 +129,7 @@ def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
                 if not _is_folder(entry):
                     yield path
                 elif not is_output(path) and not (entry.is_symlink() and _leads_up(path, above)):
-                    yield from _files_below(path, above)
+                    yield from visible_files(path, above)
     except OSError as error:
         raise DataError(f"{folder}: the folder can't be read: {error.strerror or error}") from error
 

@@ -19,12 +19,7 @@ _GROUP = "group"  # column of a table of rows; needed for splitting alone
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Where the splits of a run come from.
-
-    Attributes:
-        named: Split to the source's own split; `train` is always there.
-        carved: Split to the fraction or fold that is taken out of train.
-    """
+    """Where the splits of a run come from: the source's own splits, or a fraction or fold taken out of train."""
 
     named: dict[str, str]
     carved: dict[str, float | Fold]

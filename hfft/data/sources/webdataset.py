@@ -88,8 +88,7 @@ def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
         for name, content in members:
             ending = name.rpartition("/")[2].partition(".")[2].lower()
             if isinstance(content, bytes):
-                where = f"{shown}: {name}"
-                row |= _fields(content, where) if ending == "json" else {ending: _text(content, where)}
+                row |= _fields(content, ending, f"{shown}: {name}")
             elif "image" in row:
                 raise DataError(f"{shown}: the sample {stem} has several images, {row['file']} and {name}")
             else:
@@ -124,18 +123,13 @@ def _members(file: Path, shown: str) -> Iterator[tuple[str, str | bytes]]:
         raise DataError(f"{shown}: no tar file, or one that is cut short or compressed: {error}") from error
 
 
-def _text(content: bytes, where: str) -> str:
+def _fields(content: bytes, ending: str, where: str) -> dict[str, Any]:
+    """The columns that a member other than an image brings."""
     try:
-        return content.decode().strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is no UTF-8 text") from error
-
-
-def _fields(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
+        found = json.loads(content) if ending == "json" else {ending: content.decode().strip()}
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON: {error}") from error
+        kind = "JSON" if ending == "json" else "UTF-8 text"
+        raise DataError(f"{where} is no {kind}: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where} holds {type(found).__name__}; allowed: an object")
     return {name: value for name, value in found.items() if name not in ("image", "file", "folders")}
