@@ -12,7 +12,7 @@ from hfft.metrics.calibration import calibration
 from hfft.metrics.intervals import LEAST_WRONG, Interval, Z, interval_of, mean_loss, share, too_few
 from hfft.metrics.metrics import area_under_roc, by_name, finite, mean_or_nan
 from hfft.metrics.paired_tests import f1_slopes, summed
-from hfft.metrics.probabilities import log_odds, logit_losses, sigmoid
+from hfft.metrics.probabilities import LABEL_THRESHOLD, log_odds, logit_losses, sigmoid
 
 _RESAMPLES, _LEAST_RESAMPLES, _WORK = 1000, 200, 2**27  # numbers that all resamples look at, in about a second
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
@@ -50,7 +50,7 @@ class LabelOutcomes:
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "LabelOutcomes":
         """The outcomes of probabilities."""
-        given = probabilities >= 0.5 if predicted is None else predicted
+        given = probabilities >= LABEL_THRESHOLD if predicted is None else predicted
         return cls.of_logits(log_odds(probabilities), labels, given)
 
     @classmethod

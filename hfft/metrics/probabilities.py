@@ -2,6 +2,9 @@
 
 import numpy as np
 
+LABEL_THRESHOLD = 0.5
+"""The probability from which a label is given where none was chosen."""
+
 _TINY = np.finfo(np.float32).tiny
 
 

@@ -14,8 +14,7 @@ from hfft.metrics.evaluate_modules import headline_metrics, label_headline_metri
 from hfft.metrics.intervals import Interval, wilson, with_intervals
 from hfft.metrics.metrics import details
 from hfft.metrics.multilabel import LabelOutcomes, label_details, label_intervals
-from hfft.metrics.probabilities import log_odds, sigmoid
-from hfft.metrics.thresholds import LABEL_THRESHOLD
+from hfft.metrics.probabilities import LABEL_THRESHOLD, log_odds, sigmoid
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from hfft.errors import ModelError
 from hfft.metrics.calibration import calibrated, calibration, fit_temperature, yes_and_no
-from hfft.metrics.probabilities import log_loss, logit_losses, sigmoid
+from hfft.metrics.probabilities import LABEL_THRESHOLD, log_loss, logit_losses, sigmoid
 from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
 from hfft.system.files import read_json, write_json
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 PRECISIONS = (0.9, 0.95, 0.99)
 """Precisions that a threshold of confidence is kept for."""
-LABEL_THRESHOLD = 0.5
-"""The probability from which a label is given where none was chosen."""
 
 _FIELD = "label_thresholds"  # of the section of hfft in config.json
 _LEAST = 1e-38
