@@ -75,13 +75,14 @@ def shards(done):
     return [tuple(map(int, numbers)) for numbers in found]
 
 
+UNMEASURED = ["label_hints=false", "retain.measure=false"]  # in dinov2 and vit it is
 OTHERS = {  # replay and changes
-    "convnext": ("off", []),
+    "convnext": ("off", UNMEASURED),
     "dinov2": ("force", ["phases.all.unfreeze={blocks: 2}"]),
-    "resnet": ("auto", ["training.activation_checkpointing=false"]),
+    "resnet": ("auto", ["training.activation_checkpointing=false", *UNMEASURED]),
 }
-BATCHNORM = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true"]
-BFLOAT16 = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6"]
+BATCHNORM = ["phases.all.batchnorm=train", "keep=last", "training.dataloader_drop_last=true", *UNMEASURED]
+BFLOAT16 = ["precision=bfloat16", "training.activation_checkpointing=true", "training.max_steps=6", *UNMEASURED]
 
 
 @pytest.mark.timeout(900)
@@ -172,7 +173,7 @@ def check_bfloat16(workplace):
 def test_a_killed_run_continues_to_the_same_bits(workplace):
     """With moments: of Adam in several groups, at rates of their own."""
     more = [f"phases.blocks.{setting}" for setting in ("optim=adamw_torch_fused", "early_stopping=8")]
-    more.append("training.num_train_epochs=4")
+    more += ["training.num_train_epochs=4", *UNMEASURED]
     spread(workplace, *train_spread("vit", "whole", "off", 2), *more)
     command = [*launch("fsdp2.yaml", "--num_processes", 2), *train_spread("vit", "killed", "off", 2), *more]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
