@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
-from hfft.recipe.dependencies import is_greater_better
+from hfft.recipe.contradictions import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.record import ADAPTER, GIVEN, MODEL, PhaseRecord, PhaseResult, RunRecord
 from hfft.system.distributed import meet

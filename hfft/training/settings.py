@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO, as_mapping
-from hfft.recipe.dependencies import PLATEAU
+from hfft.recipe.contradictions import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group
 from hfft.system.launch import spread_by
