@@ -54,10 +54,10 @@ class ImageLoss:
         if labels.is_floating_point():  # of -100 as a share, cross entropy knows nothing
             counted = labels[:, 0] >= 0
             logits, labels = logits[counted], labels[counted]
-        logits = logits.float()
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         # The constants stay where the logits are: a copy in each step would wait for all that is computed before.
-        self.shifts = None if self.shifts is None else self.shifts.to(logits.device)
-        self.class_weights = None if self.class_weights is None else self.class_weights.to(logits.device)
+        self.shifts = None if self.shifts is None else self.shifts.to(logits)
+        self.class_weights = None if self.class_weights is None else self.class_weights.to(logits)
         if self.shifts is not None:
             logits = logits + self.shifts
         total = self._sum(logits, labels)
@@ -95,7 +95,7 @@ class LabelSetLoss(ImageLoss):
     def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum over images of the mean over classes, of logits (B, K) and labels (B, K) from 0 to 1."""
         smoothing = self.label_smoothing
-        targets = labels.float() * (1 - smoothing) + smoothing / 2
+        targets = labels.to(logits) * (1 - smoothing) + smoothing / 2
         weight = self.class_weights
         if self.gamma == 0:
             terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")
