@@ -50,8 +50,8 @@ def solve_heads(
     """The linear head of least loss for each weight decay, each from the one before.
 
     Minimised is the mean of the images' losses plus `weight_decay / 2` times the squares of the weights, as they are
-    for features with mean 0 and deviation 1; the bias has no penalty. The problem is convex: for a weight decay above 0
-    there is one answer. By L-BFGS with a strong Wolfe line search, in float64 unless the inputs are large, on the
+    for features with mean 0 and deviation 1; the bias has no penalty. The problem is convex: for a weight decay above
+    0 there is one answer. By L-BFGS with a strong Wolfe line search, in float64 unless the inputs are large, on the
     device of the inputs; no random number is drawn.
 
     Args:
