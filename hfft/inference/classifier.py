@@ -132,8 +132,7 @@ class Classifier:
         if novelty:
             from hfft.evaluators.out_of_distribution import Novelty  # imports datasets
 
-            folder = local_folder(where, revision=opening.get("revision"), subfolder=subfolder)
-            classifier.novelty = Novelty.load(folder)
+            classifier.novelty = Novelty.load(local_folder(where, opening.get("revision"), subfolder))
         return classifier
 
     @overload

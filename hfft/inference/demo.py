@@ -116,10 +116,7 @@ def _address_error(host: str, port: int | None, error: Exception) -> DemoError:
 def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     """Write a Space: app.py, requirements.txt, README.md, and the model, or of a model on the Hub its name.
 
-    Args:
-        source: Run folder, model folder, adapter folder or Hub id. An adapter is merged into its base model.
-        folder: Written whole or not at all.
-        overwrite: Whether an earlier Space is replaced.
+    The folder is written whole or not at all; an adapter is merged into its base model.
 
     Raises:
         MissingPackageError: If gradio is missing.

@@ -35,26 +35,15 @@ class ParityError(ModelError):
 
 @dataclass(frozen=True)
 class ParityResult:
-    """How far two programs agree.
-
-    Attributes:
-        images: How many were compared.
-        what: What they were.
-        largest_difference: Of two logits.
-        tolerance: Allowed difference, times the largest logit of an image where that is larger than 1.
-        same_top1: Images with the same most probable class, or of a multi-label model with the same labels. Where they
-            differ, the logits of both are equal within the tolerance.
-        batch_sizes: Images per batch.
-        answer: What `same_top1` counts, in words.
-    """
+    """How far two programs agree."""
 
     images: int
-    what: str
-    largest_difference: float
-    tolerance: float
-    same_top1: int
+    what: str  # the images are
+    largest_difference: float  # of two logits
+    tolerance: float  # for it; times the largest logit of an image where that is larger than 1
+    same_top1: int  # images with the same answer; where it differs, the logits of both are equal within the tolerance
     batch_sizes: tuple[int, ...]
-    answer: str = _TOP_1
+    answer: str = _TOP_1  # what `same_top1` counts, in words
 
     @property
     def in_words(self) -> str:
@@ -69,8 +58,6 @@ class ParityResult:
 
 
 class _Logits(nn.Module):
-    """Pixels to logits alone."""
-
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
@@ -82,14 +69,8 @@ class _Logits(nn.Module):
 def write_graph(model: nn.Module, shape: tuple[int, ...], file: Path, metadata: Mapping[str, str]) -> None:
     """Export a classifier: `pixel_values` (batch, C, H, W) float32 -> `logits` (batch, K) float32.
 
-    The file holds no source lines and no paths of this machine. Weights of more than 1.9 GB are written to a second
-    file, with `.data` behind the name of the first.
-
-    Args:
-        model: In evaluation mode and float32, on the CPU.
-        shape: (C, H, W) of an image.
-        file: Written.
-        metadata: Stored in the file.
+    The file holds `metadata`, no source lines and no paths of this machine. Weights of more than 1.9 GB are written to
+    a second file, with `.data` behind the name of the first. The model is in evaluation mode and float32, on the CPU.
 
     Raises:
         ModelError: If the exporter can't do it.
@@ -126,14 +107,10 @@ def write_graph(model: nn.Module, shape: tuple[int, ...], file: Path, metadata: 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Drop what the exporter prints, logs and warns of; the comparison finds what matters."""
-    before = logging.root.manager.disable
+    before, nowhere = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
+        with warnings.catch_warnings(), contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -165,14 +142,10 @@ def compare_outputs(
     what: str,
     thresholds: np.ndarray | None = None,
 ) -> ParityResult:
-    """Run both on the same batches of 1, 2, 5 and 16 images, in turn.
+    """Run both, (B, C, H, W) float32 -> (B, K), on the same batches of 1, 2, 5 and 16 images, in turn.
 
-    Args:
-        exported: (B, C, H, W) float32 -> (B, K).
-        reference: The same in torch.
-        images: Names and pixels, (C, H, W) float32; at least one.
-        what: What they are, for the result.
-        thresholds: Of a multi-label model, the logit from which each label is given, (K,).
+    `images` are names and pixels, (C, H, W), and `what` says what they are. `thresholds` are those of a multi-label
+    model, the logit from which each label is given, (K,).
 
     Raises:
         ParityError: If `exported` can't take a batch, or a logit differs by more than the tolerance or is no number.
@@ -189,31 +162,25 @@ def compare_outputs(
         allowed = TOLERANCE * np.maximum(1, np.abs(expected).max(axis=1))
         for (name, _), difference, limit in zip(batch, differences, allowed, strict=True):
             if not difference <= limit:  # NaN too
-                raise ParityError(
-                    f"model.onnx doesn't compute what torch computes: {name}, in a batch of {len(batch)}, has logits "
-                    f"that differ by up to {difference:.3g}; allowed: {limit:.3g}. Nothing was written"
-                )
+                gap = f"logits of {name}, in a batch of {len(batch)}, that differ by {difference:.3g}"
+                raise ParityError(f"model.onnx has {gap} from torch's; allowed: {limit:.3g}. Nothing was written")
         largest = max(largest, float(differences.max()))
-        same += _same_answers(found, expected, thresholds)
+        if thresholds is None:
+            same += int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
+        else:
+            same += int(((found >= thresholds) == (expected >= thresholds)).all(axis=1).sum())
         count += len(batch)
         sizes.add(len(batch))
     answer = _TOP_1 if thresholds is None else _LABELS
     return ParityResult(count, what, largest, TOLERANCE, same, tuple(sorted(sizes)), answer)
 
 
-def _same_answers(found: np.ndarray, expected: np.ndarray, thresholds: np.ndarray | None) -> int:
-    if thresholds is None:
-        return int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    return int(((found >= thresholds) == (expected >= thresholds)).all(axis=1).sum())
-
-
 def _run(exported: Callable[[np.ndarray], np.ndarray], pixels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     try:
         found = exported(pixels)
     except Exception as error:  # onnxruntime has no base class of its own
-        raise ParityError(
-            f"model.onnx can't run a batch of {len(pixels)} images: {first_line(error)}; nothing written"
-        ) from error
+        why = f"can't run a batch of {len(pixels)} images: {first_line(error)}"
+        raise ParityError(f"model.onnx {why}; nothing written") from error
     if found.shape != shape:
         raise ParityError(f"model.onnx answers {len(pixels)} images with {found.shape} numbers, torch with {shape}")
     return found

@@ -24,11 +24,7 @@ class WritingError(HfftError):
 
 
 def check_output_file(file: Path, option: str = "--output", endings: Collection[str] = ()) -> None:
-    """Check that a file can be written, and has one of the endings, if any are given.
-
-    Raises:
-        DataError: If it can't; begins with the option.
-    """
+    """Check that a file can be written, and has one of the endings, if any are given; DataError if not."""
     where, folder = f"{option} {file}", file.absolute().parent
     if file.is_dir():
         raise DataError(f"{where}: is a folder; give the name of a file")
@@ -43,11 +39,8 @@ def check_output_file(file: Path, option: str = "--output", endings: Collection[
 def check_output_folder(folder: Path, option: str, own_files: Collection[str], *, overwrite: bool) -> Path:
     """Resolve a folder, and check that it can be written or replaced without the loss of anybody else's files.
 
-    Args:
-        folder: May exist.
-        option: Of the command line, for messages.
-        own_files: Patterns of all files that the command ever writes into such a folder.
-        overwrite: Whether an earlier folder is replaced.
+    `own_files` are patterns of all files that the command ever writes into such a folder, `option` is that of the
+    command line.
 
     Raises:
         DataError: If it can't.
@@ -78,20 +71,12 @@ def _files_in(folder: Path) -> Iterator[str]:
 
 
 def write_output_file(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` make the file of `--output` at a temporary path, then put it in place.
-
-    Raises:
-        WritingError: If it can't be written.
-    """
+    """Let `write` make the file of `--output` at a temporary path, then put it in place; WritingError if it can't."""
     _write(f"--output {file}", lambda: write_file(file, write))
 
 
 def write_output_folder(folder: Path, option: str, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder, then put it in place of the old one, if any.
-
-    Raises:
-        WritingError: If it can't be written.
-    """
+    """Let `write` fill a temporary folder, then put it in place of the old one; WritingError if it can't."""
     _write(f"{option} {folder}", lambda: write_folder(folder, write))
 
 

@@ -44,11 +44,7 @@ class WithoutSkipped:
                 yield result
 
     def raise_for_skipped(self) -> None:
-        """Raise one error that lists all images that were skipped so far.
-
-        Raises:
-            SkippedError: If there are any.
-        """
+        """Raise one SkippedError that lists all images that were skipped so far, if there are any."""
         if self._skipped:
             lines = [f"  {one.file}: {one.reason}" for one in self._skipped]
             count = f"skipped {len(self._skipped):,} of {self._images:,} images, which can't be read:"
@@ -57,14 +53,9 @@ class WithoutSkipped:
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of CSV and Parquet: those of a run's predictions.parquet that need no true label.
+    """The columns of CSV and Parquet: those of a run's predictions.parquet that need no true label."""
 
-    Attributes:
-        classes: Class names, in the order of their columns.
-        is_multi_label: Whether the predictions have `labels`.
-    """
-
-    classes: Sequence[str]
+    classes: Sequence[str]  # in the order of their columns
     is_multi_label: bool = False
 
     @property
@@ -101,12 +92,9 @@ def choose_format(asked: str | None, file: Path | None) -> str:
 
 
 def save_predictions(predictions: Iterable[Prediction], file: Path, form: str, columns: Columns) -> None:
-    """Write or replace a file of the form `jsonl`, `csv` or `parquet`, whole or not at all.
+    """Write or replace a file of the form `jsonl`, `csv` or `parquet`; WritingError if it can't be.
 
     CSV and Parquet need all classes in `top`.
-
-    Raises:
-        WritingError: If it can't be written.
     """
 
     def write(path: Path) -> None:

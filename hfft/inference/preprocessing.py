@@ -16,19 +16,14 @@ from hfft.inference.onnx_predict import preprocess
 
 # What transformers.js 4.3 knows by its source (src/models/registry.js, image_processors.js). Ten networks were tried:
 # beit, convnext, deit, dinov2, efficientnet, mobilevit, resnet, segformer, swin, vit.
-_JS_NETWORKS = frozenset(
-    (
-        *("beit", "convnext", "convnextv2", "deit", "dinov2", "dinov2_with_registers", "efficientnet", "fastvit"),
-        *("hiera", "ijepa", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "pvt", "resnet", "segformer"),
-        *("swin", "vit", "vit_msn"),
-    )
+_JS_NETWORKS = (
+    *("beit", "convnext", "convnextv2", "deit", "dinov2", "dinov2_with_registers", "efficientnet", "fastvit", "hiera"),
+    *("ijepa", "mobilenet_v1", "mobilenet_v2", "mobilevit", "mobilevitv2", "pvt", "resnet", "segformer", "swin"),
+    *("vit", "vit_msn"),
 )
-_JS_PROCESSORS = frozenset(
-    f"{name}ImageProcessor"
-    for name in (
-        *("Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "MobileNetV1", "MobileNetV2", "MobileViT", "Pvt"),
-        *("Segformer", "Siglip", "ViT"),
-    )
+_JS_PROCESSORS = (  # each with ImageProcessor at its end
+    *("Bit", "CLIP", "ConvNext", "DeiT", "EfficientNet", "MobileNetV1", "MobileNetV2", "MobileViT", "Pvt"),
+    *("Segformer", "Siglip", "ViT"),
 )
 _SIZES = ((375, 500), (601, 333), (333, 333), (90, 121), (31, 40))  # (height, width) of the test images
 _MEAN, _LARGEST = 0.05, 3.0  # levels of 255: how far torchvision's 8-bit resize may be from Pillow's
@@ -37,19 +32,12 @@ _LEVIT = 256 / 224  # LeViT's processor resizes to this multiple of the crop
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How others prepare images for an exported network.
+    """How others prepare images for an exported network."""
 
-    Attributes:
-        steps: For `onnx_predict.preprocess`; None where the processor does something else.
-        processor: To be saved: the network's own, or one that transformers.js knows and that does the same.
-        opens_in_js: Whether transformers.js opens the folder.
-        missing: What users of the folder without hfft have to do without, a sentence each.
-    """
-
-    steps: dict[str, Any] | None
-    processor: Any
-    opens_in_js: bool
-    missing: tuple[str, ...]
+    steps: dict[str, Any] | None  # for `onnx_predict.preprocess`; None where the processor does something else
+    processor: Any  # to be saved: the network's own, or one that transformers.js knows and that does the same
+    opens_in_js: bool  # whether transformers.js opens the folder
+    missing: tuple[str, ...]  # what users of the folder without hfft have to do without, a sentence each
 
 
 def plan_preprocessing(config: Any, processor: Any, transform: Transform) -> Preprocessing:
@@ -64,7 +52,7 @@ def plan_preprocessing(config: Any, processor: Any, transform: Transform) -> Pre
     js_problem = None
     if config.model_type not in _JS_NETWORKS:
         js_problem = f"doesn't open it: it knows no {config.model_type} network"
-    elif name not in _JS_PROCESSORS:
+    elif not _is_known_in_js(saved):
         js_problem = f"doesn't open it: it knows no {name}"
     elif steps is None:
         js_problem = f"can't prepare images: it can't do what {name} does{shape}"
@@ -139,7 +127,7 @@ def _is_faithful(steps: dict[str, Any], transform: Transform, level: float) -> b
 
 def _js_processor(processor: Any, transform: Transform, steps: dict[str, Any] | None) -> Any:
     """The processor if transformers.js knows it; else a ViT processor if that does the same to noise."""
-    if _name(processor) in _JS_PROCESSORS or steps is None or steps["channels"] != [0, 1, 2]:
+    if _is_known_in_js(processor) or steps is None or steps["channels"] != [0, 1, 2]:
         return processor
     size = steps["resize"]
     plain: Any = ViTImageProcessor(
@@ -156,6 +144,10 @@ def _js_processor(processor: Any, transform: Transform, steps: dict[str, Any] | 
     expected, found = transform(noise), evaluation_transform(plain)(noise)
     is_same = found.shape == expected.shape and bool((found - expected).abs().max() < 1e-3)  # of 1/255 / std
     return plain if is_same else processor
+
+
+def _is_known_in_js(processor: Any) -> bool:
+    return _name(processor).removesuffix("ImageProcessor") in _JS_PROCESSORS
 
 
 def _name(processor: Any) -> str:
