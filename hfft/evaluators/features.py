@@ -73,13 +73,16 @@ def head_input(model: nn.Module) -> Iterator[Callable[[int], torch.Tensor]]:
 
 @contextmanager
 def as_before(model: Any) -> Iterator[None]:
-    """Put the modes and the place of a model back afterwards."""
+    """Put the modes and the place of a model back afterwards, and which parameters need a gradient."""
     modes, device = [(module, module.training) for module in model.modules()], model.device
+    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter, is_needed in needed:
+            parameter.requires_grad_(is_needed)
         model.to(device)
 
 

@@ -6,13 +6,10 @@ the same quarter of the output.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from hfft.errors import ModelError
@@ -40,8 +37,8 @@ def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Heatma
     Raises:
         ModelError: If no block keeps the places of the image, or none of them counts for the answer.
     """
-    with as_before(model), _without_weight_gradients(model):
-        model.eval()
+    with as_before(model):
+        model.eval().requires_grad_(False)  # so that what runs before the block leaves nothing behind in memory
         candidates = _placed_blocks(model, pixels[:1])
         for block, path in candidates:
             maps = [
@@ -150,16 +147,3 @@ def _as_grid(tensor: torch.Tensor | None, aspect: float) -> torch.Tensor | None:
 
 def _fits(height: int, width: int, aspect: float) -> bool:
     return min(height, width) >= _LEAST and abs(height - width * aspect) < 1
-
-
-@contextmanager
-def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """So that what runs before the block leaves nothing behind in memory."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

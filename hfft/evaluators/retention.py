@@ -4,7 +4,7 @@ The same images go through both, with the checkpoint's own head, if there is one
 images needn't show anything that it knows; how many of them change says how far its inputs have moved.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,26 +73,17 @@ class Retention(Evaluator):
 
     name = "retention"
 
-    def __init__(self, network: Any, sample: Sample, *, checkpoint: ModelSpec | None, files: Sequence[Path]) -> None:
-        """Measure the encoder before any phase, unless all `files` that will be asked for are there.
-
-        `checkpoint` is where the network came from, for its old head; None where that is not known.
-        """
-        self._sample = sample
+    def __init__(self, job: Job, network: Any) -> None:
+        """Measure the encoder of the network as it was loaded, unless all files of the run are there."""
+        self._sample = sample = choose_sample(job.images, job.processor, job.recipe.seed)
         self._before: _Pretrained | None = None
         self._found: dict[str, dict[str, Any]] = {}
-        if PartialState().is_main_process and not all(file.is_file() for file in files):
-            head = None if checkpoint is None else _old_head(network, checkpoint, sample)
-            self._before = _Pretrained(_encoder_hashes(network), head, _features(network, head, sample))
-        meet()
-
-    @classmethod
-    def of_job(cls, job: Job, network: Any) -> "Retention":
-        """The evaluator of a run, whose network is as it was loaded."""
         files = [phase.folder / RETENTION for phase in job.phases]
         files += [job.folder / RETENTION] if job.recipe.retain.interpolate is not None else []
-        sample = choose_sample(job.images, job.processor, job.recipe.seed)
-        return cls(network, sample, checkpoint=None if job.load is None else job.recipe.model, files=files)
+        if PartialState().is_main_process and not all(file.is_file() for file in files):
+            head = None if job.load is None else _old_head(network, job.recipe.model, sample)
+            self._before = _Pretrained(_encoder_hashes(network), head, _features(network, head, sample))
+        meet()
 
     def after_phase(self, job: Job, phase: PhaseRun, network: Any) -> None:
         """Measure the encoder, in the main process, and write the phase's retention.json."""

@@ -17,6 +17,7 @@ from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
 from hfft.errors import RecipeError, TrainingError
+from hfft.evaluators.features import as_before
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes
@@ -34,7 +35,6 @@ _LOG = get_logger(__name__)
 ALPHAS = tuple(number / 10 for number in range(11))
 """Shares of the final weights that are tried: 0 is the head phase's model, 1 the final one."""
 _IMAGES = 1000
-_HELD_BYTES = 2**29  # of activations, on the device
 
 
 @dataclass(frozen=True)
@@ -177,20 +177,16 @@ def _try_all(
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
     labels: list[Any] = []
     split_point: SplitPoint | None = None
-    held: list[tuple[torch.Tensor, ...]] = []  # what each alpha starts from, of so many images as have room
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
         labels += [one["label"] for one in batch]
         pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
         split_point = split_point if begin else _split_point(network, interpolator, pixels[:1])
         with torch.no_grad():
-            held.append((pixels,) if split_point is None else Prefix(network, [split_point])(pixels))
-            is_last = begin + trial.batch_size >= len(chosen)
-            if is_last or sum(tensor.nbytes for tensors in held for tensor in tensors) > _HELD_BYTES:
-                for alpha in ALPHAS:
-                    interpolator.set(alpha)
-                    logits[alpha] += [_run(network, split_point, tensors) for tensors in held]
-                held = []
+            entering = (pixels,) if split_point is None else Prefix(network, [split_point])(pixels)
+            for alpha in ALPHAS:
+                interpolator.set(alpha)
+                logits[alpha].append(_run(network, split_point, entering))
     return logits, np.asarray(labels)
 
 
@@ -203,14 +199,11 @@ def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Ten
 
 def _split_point(network: Any, interpolator: _Interpolator, pixels: torch.Tensor) -> SplitPoint | None:
     """The last split point in front of all that differs between both ends."""
-    before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in interpolator.differing)
-    try:
-        split_point = find_split_point(network, pixels) if interpolator.differing.keys() & before.keys() else None
-    finally:
+    with as_before(network):
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(before[name])
+            parameter.requires_grad_(name in interpolator.differing)
+        trains = any(parameter.requires_grad for parameter in network.parameters())
+        split_point = find_split_point(network, pixels) if trains else None
     if split_point is None:
         return None
     behind = {tensor.data_ptr() for tensor in split_point.behind}

@@ -91,12 +91,9 @@ def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blo
                 image = gradio.Image(label="Image", buttons=["fullscreen"], elem_id="image")
             with gradio.Column():
                 labels = gradio.Label(label="Labels", num_top_classes=_TOP_CLASSES, elem_id="labels")
+                buttons = ["download", "fullscreen"]
                 seen = gradio.Image(
-                    label="What the model sees",
-                    interactive=False,
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                    elem_id="seen",
+                    label="What the model sees", interactive=False, format="png", buttons=buttons, elem_id="seen"
                 )
 
         def label_upload(upload: dict[str, Any] | None) -> Labeled:
@@ -110,15 +107,8 @@ def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blo
 def launch(page: gradio.Blocks, **options: Any) -> str:
     """Start the page's server without a public link, with fonts that every machine has, and return its address."""
     theme = Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, address, _ = page.launch(
-        theme=theme,
-        share=False,
-        ssr_mode=False,
-        show_error=True,
-        max_file_size=_MAX_UPLOAD,
-        footer_links=[],
-        **options,
-    )
+    own = {"theme": theme, "share": False, "ssr_mode": False, "show_error": True, "footer_links": []}
+    _, address, _ = page.launch(max_file_size=_MAX_UPLOAD, **own, **options)
     return address
 
 

@@ -18,7 +18,6 @@ from hfft.runs.record import ADAPTER, MODEL, RunRecord
 from hfft.system.hub_lookup import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
-_CODE = ["*.py"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -61,7 +60,7 @@ def open_model(
     """
     if revision is not None and Path(source).is_dir():
         raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
-    top, folder = _find(source, revision, subfolder, files=[*_FILES, *_CODE] if trust_remote_code else _FILES)
+    top, folder = _find(source, revision, subfolder, files=[*_FILES, "*.py"] if trust_remote_code else _FILES)
     try:
         return _open_folder(folder, trust_remote_code=trust_remote_code)
     except ModelError as error:

@@ -1,5 +1,6 @@
 import copy
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -44,9 +45,11 @@ def checkpoint(folder, family):
     return spec, *load_checkpoint(spec, toy.CLASSES)
 
 
-def begun(folder, network, processor, spec=None, data=None):
-    sample = choose_sample(data or images(), processor, 0)
-    return Retention(network, sample, checkpoint=spec, files=[folder / "retention.json"])
+def begun(folder, network, processor, spec=None):
+    recipe = SimpleNamespace(seed=0, model=spec, retain=SimpleNamespace(interpolate=None))
+    phase = SimpleNamespace(folder=folder)
+    job = SimpleNamespace(recipe=recipe, images=images(), processor=processor, phases=[phase], load=spec)
+    return Retention(job, network)
 
 
 def measured(retention, network, folder):
