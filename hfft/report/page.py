@@ -102,7 +102,9 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: PicturedIssu
 
 def _summary(facts: RunFacts) -> dict[str, Any]:
     result, labels = facts.result.name, facts.labels
-    by_size = sorted(labels, key=lambda label: -facts.splits["train"].counts[label])
+    if len(labels) > _ROWS:
+        by_size = sorted(labels, key=lambda label: -facts.splits["train"].counts[label])
+        labels = (*by_size[: _ROWS // 2], *by_size[-_ROWS // 2 :])
     trained = ", then ".join(trained_parts(phase.spec, phase.plan.trains) for phase in facts.phases[:3])
     more = len(facts.phases) - 3
     return {
@@ -110,7 +112,7 @@ def _summary(facts: RunFacts) -> dict[str, Any]:
         "trained": trained + (f", and {more} phases more" if more > 0 else ""),
         "largest": max((phase.plan for phase in facts.phases), key=lambda plan: plan.trainable),
         "shipped": f"{result}/ of phase {facts.kept_phase}" if len(facts.phases) > 1 else f"{result}/",
-        "shown_labels": labels if len(labels) <= _ROWS else [*by_size[: _ROWS // 2], *by_size[-_ROWS // 2 :]],
+        "shown_labels": labels,
     }
 
 

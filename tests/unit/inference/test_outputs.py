@@ -23,7 +23,6 @@ from hfft.inference.outputs import (
     save_predictions,
     source_without_hfft,
     write_lines,
-    write_output_file,
 )
 from hfft.inference.reading import Skipped
 
@@ -52,15 +51,6 @@ def test_a_file_has_a_folder_and_an_allowed_ending(tmp_path):
         check_output_file(tmp_path / "none" / "p.parquet")
     with pytest.raises(DataError, match="is a folder"):
         check_output_file(tmp_path)
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs the device that is always full")
-def test_a_disk_that_is_full(tmp_path):
-    (tmp_path / ".p.partial").symlink_to("/dev/full")
-    with pytest.raises(WritingError, match=r"p: can't be written: .*No space left on device") as caught:
-        write_output_file(tmp_path / "p", lambda path: path.write_text("x" * 100_000))
-    assert caught.value.exit_code == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 CLASSES = ("ant", 'b"e,e\n', "çat")
