@@ -91,10 +91,8 @@ def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blo
                 image = gradio.Image(label="Image", buttons=["fullscreen"], elem_id="image")
             with gradio.Column():
                 labels = gradio.Label(label="Labels", num_top_classes=_TOP_CLASSES, elem_id="labels")
-                buttons = ["download", "fullscreen"]
-                seen = gradio.Image(
-                    label="What the model sees", interactive=False, format="png", buttons=buttons, elem_id="seen"
-                )
+                options: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
+                seen = gradio.Image(label="What the model sees", format="png", elem_id="seen", **options)
 
         def label_upload(upload: dict[str, Any] | None) -> Labeled:
             return label(None if upload is None else _uploaded_file(upload.get("path"), image.GRADIO_CACHE))

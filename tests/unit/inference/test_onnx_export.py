@@ -159,7 +159,7 @@ def test_a_small_difference_is_told():
 @pytest.mark.parametrize("change", [2e-4, 10.0, np.nan, -np.inf])
 @pytest.mark.parametrize("at", [np.s_[-1:, 2], np.s_[:, 0]])
 def test_a_large_difference_is_an_error_that_names_the_image(change, at):
-    with pytest.raises(ParityError, match=r"image \d, in a batch of \d, has logits that differ"):
+    with pytest.raises(ParityError, match=r"logits of image \d, in a batch of \d, that differ"):
         compare_outputs(answers(change, at), reference, two_kinds(), "noise")
 
 
