@@ -19,6 +19,7 @@ import gzip
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -82,7 +83,7 @@ def digits(_: Path) -> Iterator[Picture]:
     from prepare_digits import SIDE
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    found: Any = load_digits()
     for number, (pixels, label) in enumerate(zip(found.images, found.target.tolist(), strict=True)):  # (8, 8)
         image = Image.fromarray((pixels / 16 * 255).astype(np.uint8))
         large = np.asarray(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
@@ -261,4 +262,5 @@ def flips_of(table: str) -> bool | str:
 def outcome_of(job: Job, answers: np.ndarray, classes: Sequence[str], trainable: int, chosen: str) -> Outcome:
     """What class numbers say, which are in the order of the table's test images."""
     files = [row.path for row in read_rows(job.table)["test"]]
-    return Outcome(dict(zip(files, [classes[number] for number in answers], strict=True)), trainable, chosen)
+    predictions = {file: classes[number] for file, number in zip(files, answers.tolist(), strict=True)}
+    return Outcome(predictions, trainable, chosen)
