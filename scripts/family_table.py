@@ -57,26 +57,28 @@ def row(family: str) -> Row:
     """Build the family, try all three, and say how it went."""
     model = tiny.build(family)
     anatomy = dissect(model)
+    unfreeze, proof = freezing(shaken(tiny.build(family)))
     return Row(
         family,
         len(anatomy.blocks),
         ", ".join(head_modules(anatomy)),
         sum(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()),
-        unfreeze(shaken(tiny.build(family))),
+        unfreeze,
         adapter(shaken(tiny.build(family))),
-        proof(shaken(tiny.build(family))),
+        proof,
     )
 
 
-def unfreeze(model: PreTrainedModel) -> str:
-    """Release the last block and take one step."""
+def freezing(model: PreTrainedModel) -> tuple[str, str]:
+    """Release the last block and take one step: what changed, and whether the proof tells what is frozen."""
     released = trainable_names(model, dissect(model), {"blocks": 1})
     set_trainable(model, released)
     released -= unused_parameters(model, pixels())  # CLIP's last norm isn't used, so nothing can change it
     before = {name: tensor.clone() for name, tensor in tensors(model).items()}
-    step(model, Freeze(model))
+    freeze = Freeze(model)
+    step(model, freeze)
     changed = {name for name, tensor in tensors(model).items() if not torch.equal(tensor, before[name])}
-    return OK if changed == released else f"changed: {len(changed)}, released: {len(released)}"
+    return OK if changed == released else f"changed: {len(changed)}, released: {len(released)}", proof(model, freeze)
 
 
 def adapter(model: PreTrainedModel) -> str:
@@ -87,6 +89,11 @@ def adapter(model: PreTrainedModel) -> str:
     except ModelError as error:
         return str(error)
     step(shaken(adapted, 0.1), Freeze(adapted))
+    idle = [
+        name for name, parameter in adapted.named_parameters() if parameter.requires_grad and parameter.grad is None
+    ]
+    if idle:
+        return f"{len(idle)} trainable tensors get no gradient"
     adapted.eval()
     with torch.inference_mode():
         logits = adapted(pixel_values=pixels()).logits
@@ -95,11 +102,8 @@ def adapter(model: PreTrainedModel) -> str:
     return OK if difference <= 1e-5 * scale else f"merged logits differ by {difference:.1e}"
 
 
-def proof(model: PreTrainedModel) -> str:
-    """Prove that nothing frozen moved in one step, then move one number."""
-    set_trainable(model, trainable_names(model, dissect(model), {"blocks": 1}))
-    freeze = Freeze(model)
-    step(model, freeze)
+def proof(model: PreTrainedModel, freeze: Freeze) -> str:
+    """Prove that nothing frozen has moved, then move one number."""
     try:
         freeze.prove()
     except TrainingError as error:

@@ -47,8 +47,7 @@ def test_the_features_of_a_block_do_not_depend_on_later_ones_and_do_on_its_own(f
 
 
 def test_features_are_means_over_tokens_and_over_space():
-    transform = evaluation_transform(tiny.processor())
-    pixels = torch.stack([Examples(toy.rows(5), transform)[k]["pixel_values"] for k in range(5)])
+    pixels = toy.pixels(5)
     vit, convnext = tiny.build("vit"), tiny.build("convnext")
     with torch.no_grad():
         states = vit(pixels, output_hidden_states=True).hidden_states
@@ -69,7 +68,5 @@ def test_logits_are_the_models_and_the_model_is_left_as_it_was():
     assert [module.training for module in model.modules()] == dissected
     assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    transform = evaluation_transform(tiny.processor())
-    pixels = torch.stack([Examples(toy.rows(5), transform)[k]["pixel_values"] for k in range(5)])
     with torch.no_grad():
-        assert found.logits == pytest.approx(model.eval()(pixels).logits.numpy(), abs=1e-5)
+        assert found.logits == pytest.approx(model.eval()(toy.pixels(5)).logits.numpy(), abs=1e-5)

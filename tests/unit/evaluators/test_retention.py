@@ -48,10 +48,10 @@ def measured(retention, network, folder):
 
 
 def move(network, part, amount=0.5):
-    generator = torch.Generator().manual_seed(3)
+    generator, tensors = torch.Generator().manual_seed(3), dissect(network).part(part).tensors
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name in dissect(network).part(part).tensors:
+            if name in tensors:
                 parameter += amount * torch.randn(parameter.shape, generator=generator)
 
 

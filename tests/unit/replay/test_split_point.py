@@ -5,7 +5,6 @@ import tiny
 import torch
 from torch import nn
 
-from hfft.model.anatomy import dissect
 from hfft.model.freezing import held_modules, set_trainable, trainable_names
 from hfft.model.restoring import random_states
 from hfft.model.trace import trace
@@ -18,7 +17,7 @@ ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 
 def prepared(family, unfreeze, **changes):
     model = tiny.build(family, **changes)
-    set_trainable(model, trainable_names(model, dissect(model), unfreeze))
+    set_trainable(model, trainable_names(model, tiny.anatomy(family, **changes), unfreeze))
     return prepare_phase(model, PhaseSpec(name="p", unfreeze=unfreeze), ONE)
 
 

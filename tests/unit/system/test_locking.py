@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 
 from hfft.commands.cross_validate import cross_validate
 from hfft.commands.finetune import finetune
@@ -32,7 +33,7 @@ time.sleep(60)
 def holder(tmp_path):
     """A process that holds the lock of `runs/r`, with a child of its own."""
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "runs/r")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    process = warm.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     assert int(process.stdout.readline()) == process.pid
     yield process
