@@ -18,9 +18,9 @@ from hfft.errors import TrainingError
 from hfft.evaluators.held_out import ForwardPass, score_held_out
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.inference.classifier import Classifier
-from hfft.metrics.agreement import check_logits, check_validation
 from hfft.metrics.scores import Scores
-from hfft.metrics.selective import describe_confidence, store_confidence
+from hfft.metrics.scoring import check_logits, check_validation
+from hfft.metrics.thresholds import describe_confidence, store_confidence
 from hfft.model.checkpoint import set_memory_format
 from hfft.recipe.spec import Recipe
 from hfft.replay.engine import scoring_engine
