@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import warm
 from launches import free_port
 
 from hfft.errors import RunError
@@ -48,7 +47,7 @@ os._exit(0)
 def test_two_processes():
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "1"}
     processes = [
-        warm.Popen(
+        subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
             env={**os.environ, **group, "RANK": rank, "LOCAL_RANK": rank},
             stdout=subprocess.PIPE,
