@@ -7,6 +7,7 @@ import tiny
 import torch
 import toy
 from accelerate import PartialState
+from families import ALL_AT_NIGHT
 from transformers import AutoModelForImageClassification
 
 from hfft.data.sources.reading import ImageData
@@ -55,7 +56,7 @@ def move(network, part, amount=0.5):
                 parameter += amount * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 def test_the_old_head_answers_as_the_checkpoint_did_and_as_it_would_now(family, tmp_path):
     """Compared with the checkpoint's own classifier, before and after one block of its encoder was moved."""
     spec, network, processor = checkpoint(tmp_path / family, family)
@@ -77,6 +78,7 @@ def test_the_old_head_answers_as_the_checkpoint_did_and_as_it_would_now(family, 
     assert found["old_task"]["agreement"] == np.mean(answers[0].argmax(1) == answers[1].argmax(1))
     assert found["old_task"]["kl_divergence"] == pytest.approx(kl_divergence(*answers), rel=1e-2, abs=1e-6)
     assert found["changed"] == ["block 0"]
+    assert list(found["blocks"]) == [*(block.name for block in tiny.anatomy(family).blocks), HEAD_INPUT]
 
 
 def test_a_phase_of_the_head_alone_changes_nothing(tmp_path):

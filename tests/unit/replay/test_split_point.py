@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from families import ALL_AT_NIGHT
 from torch import nn
 
 from hfft.model.freezing import held_modules, set_trainable, trainable_names
@@ -38,7 +39,7 @@ def step(model, pixels):
     )
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 @pytest.mark.parametrize("unfreeze", ["head", {"blocks": 1}], ids=str)
 def test_a_step_from_the_cut_is_the_step_from_the_pixels(family, unfreeze):
     model = prepared(family, unfreeze)
