@@ -78,16 +78,12 @@ def test_a_running_mean_that_moved_is_a_difference():
     result = changed(pretrained, "head")
     stem = next(module for module in result.modules() if isinstance(module, torch.nn.BatchNorm2d))
     stem.running_mean.add_(0.5)
-    found = Reference(pretrained, toy.pixels(COUNT)[:1]).joint(result)
-    if found is not None:
-        network, then = found
-        logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                torch.tensor(logits), result(pixel_values=toy.pixels(COUNT)).logits, atol=1e-5, rtol=1e-5
-            )
-            expected = pretrained(pixel_values=toy.pixels(COUNT)).logits
-            torch.testing.assert_close(torch.tensor(other), expected, atol=1e-5, rtol=1e-5)
+    network, then = Reference(pretrained, toy.pixels(COUNT)[:1]).joint(result)
+    logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
+    with torch.no_grad():
+        expected = [model(pixel_values=toy.pixels(COUNT)).logits for model in (result, pretrained)]
+    torch.testing.assert_close(torch.tensor(logits), expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(other), expected[1], atol=1e-5, rtol=1e-5)
 
 
 def test_one_vector_per_image():
