@@ -72,7 +72,7 @@ def test_another_class_is_spoken_for_by_other_places():
 def test_every_family_gives_maps_or_says_why_not(family):
     model, (pixels, labels, _) = tiny.build(family), spots(3, seed=0)
     if family in WITHOUT_MAPS:
-        with pytest.raises(ModelError, match="(of|in) the image"):
+        with pytest.raises(ModelError, match=r"(of|in) the image"):
             attribute(model, pixels, labels)
         return
     found = attribute(model, pixels, labels)
