@@ -8,14 +8,10 @@ from hfft.data.images.batches import Examples
 from hfft.data.images.transforms import evaluation_transform
 from hfft.evaluators.features import HEAD_INPUT, collect_features
 
-CPU = torch.device("cpu")
 
-
-def collect(model, images=5, batch_size=2):
+def collect(model, images=10):
     transform = evaluation_transform(tiny.processor())
-    return collect_features(
-        model, Examples(toy.rows(images), transform), transform.floats, device=CPU, batch_size=batch_size
-    )
+    return collect_features(model, Examples(toy.rows(images), transform), transform.floats)
 
 
 @pytest.mark.parametrize("family", ["vit", "convnext", "cvt", "levit", "poolformer", "resnet", "swin", "timm_wrapper"])
@@ -23,7 +19,7 @@ def test_the_features_of_a_block_do_not_depend_on_later_ones_and_do_on_its_own(f
     model, blocks = tiny.build(family), tiny.anatomy(family).blocks
     middle = len(blocks) // 2
     before = collect(model).by_part
-    assert {features.shape[:-1] for features in before.values()} == {(5,)}
+    assert {features.shape[:-1] for features in before.values()} == {(10,)}
     assert np.ptp(before["block 0"], axis=0).max() > 0  # images differ; in some of these they vanish later on
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -37,7 +33,7 @@ def test_the_features_of_a_block_do_not_depend_on_later_ones_and_do_on_its_own(f
 
 
 def test_features_are_means_over_tokens_and_over_space():
-    pixels = toy.pixels(5)
+    pixels = toy.pixels(10)
     vit, convnext = tiny.build("vit"), tiny.build("convnext")
     with torch.no_grad():
         states = vit(pixels, output_hidden_states=True).hidden_states
@@ -59,4 +55,4 @@ def test_logits_are_the_models_and_the_model_is_left_as_it_was():
     assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     with torch.no_grad():
-        assert found.logits == pytest.approx(model.eval()(toy.pixels(5)).logits.numpy(), abs=1e-5)
+        assert found.logits == pytest.approx(model.eval()(toy.pixels(10)).logits.numpy(), abs=1e-5)
