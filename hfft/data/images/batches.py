@@ -15,10 +15,9 @@ IGNORED = -100  # label of an example that counts for nothing; torch's cross ent
 
 
 class Examples(torch.utils.data.Dataset[dict[str, Any]]):
-    """Decoded and transformed images of a split.
+    """Decoded and transformed images of a split: an item depends on seed, epoch and index alone.
 
-    An item depends on (seed, epoch, index) alone and not on the process, the worker or what was read before, so that
-    a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
+    So a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
     """
 
     def __init__(
@@ -36,8 +35,7 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
             transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
                 smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
-            targets: Shares of the classes in the place of the labels, (N, K) float32; multi-label rows have 0 and 1
-                in any case.
+            targets: Shares of the classes in the place of the labels, (N, K) float32.
         """
         self.labels: Any = targets
         if targets is None:
@@ -81,16 +79,11 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
 class EpochOrder(torch.utils.data.Sampler[int]):
     """Every image of an epoch once, shuffled as Accelerate's SeedableRandomSampler does, then fillers.
 
-    Accelerate fills the last batch of several processes with images from the epoch's start, which then count twice.
-    Here it is filled with fillers, which `Collator` and the loss leave out.
+    `Collator` and the loss leave fillers out; Accelerate would take images twice to fill the last batches.
     """
 
     def __init__(self, examples: Examples, *, seed: int, multiple: int, chances: torch.Tensor | None = None) -> None:
-        """Order the examples' epoch by seed and epoch, with fillers up to a multiple of a number.
-
-        With `chances`, the relative frequency of each image, (N,), as many as there are images are drawn, some several
-        times; each once when None.
-        """
+        """Fill up to a multiple of a number; with `chances`, (N,), N images are drawn with these frequencies."""
         self._chances, self._examples, self._seed = chances, examples, seed
         self._fillers = -len(examples) % multiple
 
@@ -118,17 +111,14 @@ class Collator:
     def __init__(
         self, mixup: float = 0.0, classes: int = 0, floats: Callable[[torch.Tensor], torch.Tensor] | None = None
     ) -> None:
-        """Mix pairs of images, if at all, with a share of the Beta distribution of this alpha; 0 is off.
+        """Mix pairs of images with a share of the Beta distribution of this alpha; 0 is off.
 
         Mixup needs the number of classes K, and for 8-bit pixels the examples' `Transform.floats`.
         """
         self.mixup, self.classes, self.floats = mixup, classes, floats
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stack the examples; with mixup on, mix training examples each with its mirror in the batch.
-
-        Fillers are left out, but for one where there is nothing else.
-        """
+        """Stack the examples that count; with mixup on, mix training examples each with its mirror in the batch."""
         examples = without_fillers(examples)
         pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
         labels = stack_labels(examples)  # (B,) or (B, K)
