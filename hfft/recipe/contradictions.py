@@ -4,6 +4,7 @@ from hfft.recipe.arguments import AUTO
 from hfft.recipe.dependencies import PLATEAU, dependency_problems
 from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe, SplitSpec
 
+_POLICIES = ("randaugment", "trivialaugment", "augmix")  # each chooses operations for an image
 _SEARCHED = ("adamw_torch", "adamw_torch_fused")
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 
@@ -21,6 +22,10 @@ def contradictions(recipe: Recipe) -> list[str]:
         problems.append(f"data.splits: the fractions {fractions} leave nothing to train on")
     if recipe.folds is not None and recipe.data.splits.test != "auto":
         problems.append("data.splits.test: folds are the test images; leave it out, or folds")
+    augment = recipe.data.augment
+    policies = [name for name in _POLICIES if getattr(augment, name) not in (None, False)]
+    if len(policies) > 1:
+        problems.append(f"data.augment: found {' and '.join(policies)}; allowed: one of {', '.join(_POLICIES)}")
     problems += _loss_problems(recipe)
     problems += [f"hub.{problem}" for problem in _hub_contradictions(recipe)]
     for phase in recipe.phases[:-1]:
@@ -102,7 +107,7 @@ def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
         "is for a phase that trains the head alone": not phase.trains_head_alone,
         "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
         "needs data.splits.validation": recipe.data.splits.validation is None,
-        "needs data.augment.mixup 0": recipe.data.augment.mixup > 0,
+        f"needs data.augment.{' and '.join(recipe.data.augment.mixing)} 0": bool(recipe.data.augment.mixing),
         "needs sampler 'shuffle'": recipe.sampler != "shuffle",
         "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
     }

@@ -54,6 +54,8 @@ _SECTIONS = {
     "phases.gradual": GradualSpec,
 }
 
+_SHORT = {AugmentSpec: ("preset",)}  # keys that stand for others
+
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; nothing but text is looked at.
@@ -215,6 +217,8 @@ def _child(node: Any, key: str, override: str) -> Any:
         raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
     if node.get(key) is None:
         node[key] = {}
+    elif key == "augment" and isinstance(node[key], str):
+        node[key] = {"preset": node[key]}
     return node[key]
 
 
@@ -314,7 +318,7 @@ def _describe(problem: Any, keys: list[str]) -> str:
     if problem["type"] == "unexpected_keyword_argument":
         section = ".".join(key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1))
         spec = _SECTIONS.get(section)
-        known = sorted(field.name for field in dataclasses.fields(spec)) if spec else []
+        known = sorted([*(field.name for field in dataclasses.fields(spec)), *_SHORT.get(spec, ())]) if spec else []
         return _unknown_key(path, keys[-1], known, ", ".join(known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"

@@ -24,7 +24,7 @@ from hfft.report.words import (
     trained_parts,
 )
 from hfft.runs.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
-from hfft.runs.record import LABEL_PICTURES, MISTAKES, PAGE
+from hfft.runs.record import FIGURES, FIRST_BATCH, LABEL_PICTURES, MISTAKES, PAGE
 from hfft.system.files import write_text
 
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
@@ -210,9 +210,11 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     steps = {name: seconds for name, seconds in facts.seconds.items() if name != "total"}
     folders = {f"{n}-{phase.spec.name}": f"phase {phase.spec.name}" for n, phase in enumerate(facts.phases)}
     names = {**_STEPS, **folders}
+    first_batch = facts.folder / FIGURES / FIRST_BATCH
     return {
         "phase_words": [how_trained(phase) for phase in facts.phases],
         "for_all": for_all_phases(facts.recipe),
+        "first_batch": embedded(first_batch) if first_batch.is_file() else None,
         "has_frozen": any(phase.result.frozen["tensors"] for phase in facts.phases),
         "steps": {names.get(name, name): seconds for name, seconds in steps.items()},
         "longest": max([*steps.values(), 0.001]),

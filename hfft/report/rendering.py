@@ -42,8 +42,9 @@ def render(template: str, context: dict[str, Any]) -> str:
 
 
 def embedded(picture: Path) -> str:
-    """A JPEG as an address that holds it."""
-    return f"data:image/jpeg;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    """A JPEG or PNG as an address that holds it."""
+    kind = "png" if picture.suffix == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
 
 
 def lowest_tick(values: Sequence[Measured]) -> float:

@@ -1,6 +1,6 @@
 """Random changes of training images, at the size that the model takes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,31 @@ _BY_PILLOW = {
 }
 
 
-def augmentation_steps(augment: AugmentSpec) -> list[Callable[[Any], Any]]:
-    """Steps from (3, H, W) uint8 to the same."""
+def augmentation_steps(augment: AugmentSpec, fill: Sequence[float]) -> list[Callable[[Any], Any]]:
+    """Steps from (3, H, W) uint8 to the same; `fill` is the color of what is erased, from 0 to 255."""
     steps: list[Callable[[Any], Any]] = []
     if augment.flip in (True, "horizontal", "both"):
         steps.append(transforms.RandomHorizontalFlip())
     if augment.flip in ("vertical", "both"):
         steps.append(transforms.RandomVerticalFlip())
-    if augment.randaugment is not None:  # faster in Pillow
+    if augment.rotate90:
+        steps.append(quarter_turns)
+    if augment.randaugment is not None:  # in Pillow four times faster, as the next
         steps += [as_image, transforms.RandAugment(magnitude=augment.randaugment), as_rgb_tensor]
+    if augment.trivialaugment:
+        steps += [as_image, transforms.TrivialAugmentWide(), as_rgb_tensor]
+    if augment.augmix is not None:
+        steps.append(transforms.AugMix(severity=augment.augmix))
+    if augment.color > 0:
+        steps.append(transforms.ColorJitter(augment.color, augment.color, augment.color))
+    if augment.erasing > 0:
+        steps.append(transforms.RandomErasing(augment.erasing, value=list(fill)))
     return steps
+
+
+def quarter_turns(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels (C, H, W) turned by 0, 90, 180 or 270 degrees."""
+    return torch.rot90(pixels, int(torch.randint(4, ())), dims=(1, 2))
 
 
 def random_crop(processor: Any, size: tuple[int, int], share: tuple[float, float]) -> Callable[[Any], Any]:

@@ -60,20 +60,25 @@ def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
     Random decisions come from torch's global generator; `Examples` seeds it for each image.
 
     Raises:
-        ModelError: If a crop was asked for and the processor does not make images of one size.
+        ModelError: If the processor does not make images of one size, for a crop, or square ones, for 90-degree turns.
     """
-    steps = augmentation_steps(augment)
-    if augment.crop is not None:
+    if augment.crop is None:
+        transform = _evaluation(processor)
+    else:
         scale = pixel_scale(processor)
         crop = random_crop(processor, (scale.height, scale.width), augment.crop)
         as_input = as_tensor if isinstance(processor, TorchvisionBackend) else as_image
-        return _opaque(Transform(transforms.Compose([as_input, crop, as_rgb_tensor, *steps]), scale), processor)
-    transform = _evaluation(processor)
-    if not steps:
-        return _opaque(transform, processor)
-    # Without a scale, what the processor makes may be no image any more.
-    order = [as_rgb_tensor, *steps, transform.pixels] if transform.scale is None else [transform.pixels, *steps]
-    return _opaque(Transform(transforms.Compose(order), transform.scale), processor)
+        transform = Transform(transforms.Compose([as_input, crop, as_rgb_tensor]), scale)
+    scale = transform.scale
+    if augment.rotate90 and scale is not None and scale.height != scale.width:
+        made = f"{scale.height} x {scale.width}"
+        raise ModelError(f"data.augment.rotate90: needs square images; {type(processor).__name__} makes {made}")
+    steps = augmentation_steps(augment, [128.0] * 3 if scale is None else scale.mean_color)
+    if steps and scale is None:  # what the processor makes may be no image any more
+        transform = Transform(transforms.Compose([as_rgb_tensor, *steps, transform.pixels]), None)
+    elif steps:
+        transform = Transform(transforms.Compose([transform.pixels, *steps]), scale)
+    return _opaque(transform, processor)
 
 
 def _evaluation(processor: Any) -> Transform:
@@ -116,6 +121,12 @@ class PixelScale:
     white: torch.Tensor
     channels: tuple[int, ...]
 
+    @property
+    def mean_color(self) -> list[float]:
+        """The red, green and blue that become 0, from 0 to 255."""
+        zero = (-255 * self.black / (self.white - self.black)).flatten().clamp(0, 255).tolist()
+        return [zero[self.channels.index(color)] for color in range(3)]
+
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """8-bit pixels (..., C, H, W) -> float32 as the processor would scale them; floats are left alone."""
         if pixels.is_floating_point():
@@ -124,6 +135,11 @@ class PixelScale:
             pixels = pixels[..., self.channels, :, :]
         factor, offset = _scale_on(pixels.device, *(tuple(one.flatten().tolist()) for one in (self.black, self.white)))
         return pixels.to(torch.float32).mul_(factor).add_(offset)
+
+    def bytes(self, floats: torch.Tensor) -> torch.Tensor:
+        """The way back: (..., C, H, W) float32 on the CPU -> 8-bit red, green and blue."""
+        levels = ((floats - self.black) / (self.white - self.black) * 255).round().clamp(0, 255).to(torch.uint8)
+        return levels[..., [self.channels.index(color) for color in range(3)], :, :]
 
 
 @lru_cache(maxsize=8)
