@@ -291,24 +291,19 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_push(arguments: argparse.Namespace) -> None:
     """Send a run to the Hub."""
-    from pydantic import ValidationError
+    from hfft.hub.pushing import push
 
-    from hfft.hub.pushing import bad_spec, push_run
-    from hfft.recipe.spec import HubSpec
-
-    try:
-        spec = HubSpec(
-            repo_id=arguments.repo_id,
-            what=arguments.what,
-            private=not arguments.public,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-            commit_message=arguments.message,
-            base_model=arguments.base_model,
-        )
-    except ValidationError as error:
-        raise bad_spec(error) from error
-    pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
+    pushed = push(
+        arguments.run_folder,
+        arguments.repo_id,
+        trust_remote_code=arguments.trust_remote_code,
+        what=arguments.what,
+        private=not arguments.public,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+        base_model=arguments.base_model,
+    )
     print_line(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
