@@ -99,7 +99,8 @@ def same_pictures(
     found: list[tuple[int, int]] = []
     known: dict[int, int] = {}  # index -> a picture that it is the same as
     opened = 0
-    for first, pairs in groupby(similar_pairs(thumbnails, rows).tolist(), key=itemgetter(0)):
+    alike: list[list[int]] = similar_pairs(thumbnails, rows).tolist()
+    for first, pairs in groupby(alike, key=itemgetter(0)):
         image: Image.Image | None = None
         for _, second in pairs:
             same = known.get(first, first)

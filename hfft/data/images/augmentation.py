@@ -1,6 +1,6 @@
 """Random changes of training images, at the size that the model takes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +20,8 @@ _BY_PILLOW = {
 }
 
 
-def augmentation_steps(augment: AugmentSpec, fill: Sequence[float]) -> list[Callable[[Any], Any]]:
-    """Steps from (3, H, W) uint8 to the same; `fill` is the color of what is erased, from 0 to 255."""
+def augmentation_steps(augment: AugmentSpec, fill: Any) -> list[Callable[[Any], Any]]:
+    """Steps from (3, H, W) uint8 to the same; `fill` is the color of what is erased, three numbers from 0 to 255."""
     steps: list[Callable[[Any], Any]] = []
     if augment.flip in (True, "horizontal", "both"):
         steps.append(transforms.RandomHorizontalFlip())
@@ -38,7 +38,7 @@ def augmentation_steps(augment: AugmentSpec, fill: Sequence[float]) -> list[Call
     if augment.color > 0:
         steps.append(transforms.ColorJitter(augment.color, augment.color, augment.color))
     if augment.erasing > 0:
-        steps.append(transforms.RandomErasing(augment.erasing, value=list(fill)))
+        steps.append(transforms.RandomErasing(augment.erasing, value=fill))
     return steps
 
 
@@ -68,7 +68,7 @@ class _FittedCrop:
     size: tuple[int, int]
     share: tuple[float, float]
     interpolation: InterpolationMode
-    bars: list[int] | None  # their color, in a letterbox
+    bars: Any  # their color, in a letterbox; else None
 
     def __call__(self, image: Any) -> Any:
         """A Pillow image or a tensor (C, H, W) to the same kind, at `size`."""
