@@ -104,8 +104,9 @@ def audit(
         cached_for: Source of the images. Content of this source that an earlier audit decoded, by the same rule and
             the same decoders, is read and not decoded; None caches nothing.
     """
-    is_cached = cached_for is not None and level != "off"
-    cache = _Cache(_cache_folder(cached_for, level, background) if is_cached else None)
+    cache = _Cache(None)
+    if cached_for is not None and level != "off":
+        cache = _Cache(_cache_folder(cached_for, level, background))
 
     def examine(image: dict[str, Any] | None) -> Examined:
         try:

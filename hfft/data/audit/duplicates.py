@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from operator import itemgetter
 
 import numpy as np
 from PIL import Image
@@ -100,7 +99,7 @@ def same_pictures(
     known: dict[int, int] = {}  # index -> a picture that it is the same as
     opened = 0
     alike: list[list[int]] = similar_pairs(thumbnails, rows).tolist()
-    for first, pairs in groupby(alike, key=itemgetter(0)):
+    for first, pairs in groupby(alike, key=lambda pair: pair[0]):
         image: Image.Image | None = None
         for _, second in pairs:
             same = known.get(first, first)
