@@ -108,15 +108,12 @@ class SplitPoint:
     def reached(self, receive: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
         """Receive what enters the module in forward passes, tensors with one row per image, (B, ...)."""
 
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            leaves = pytree.tree_leaves((args, kwargs))
+        def pick(arguments: Any) -> None:
+            leaves = pytree.tree_leaves(arguments)
             receive(tuple(leaves[each.number] for each in self._inputs))
 
-        handle = self._module.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
+        with _entered(self._module, pick):
             yield
-        finally:
-            handle.remove()
 
     def feed(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
         """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...).
@@ -133,44 +130,35 @@ class SplitPoint:
         """Let forward passes start at the split point, from what was fed; of the pixels only the number counts."""
         with ExitStack() as undo:
             for name in self._answers:
-                undo.enter_context(other_forward(self._model.get_submodule(name), self._answering(name)))
-            undo.enter_context(other_forward(self._module, self._entering_with(self._module.forward)))
+                undo.enter_context(other_forward(self._model.get_submodule(name), partial(self._answer, name)))
+            undo.enter_context(other_forward(self._module, partial(self._enter, self._module.forward)))
             yield
         self._fed = ()
 
     def _entering(self, pixels: torch.Tensor) -> Any:
         found: list[Any] = []
 
-        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            found.append((args, kwargs))
+        def note(arguments: Any) -> None:
+            found.append(arguments)
             raise _Reached
 
-        handle = self._module.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self._model(pixel_values=pixels)
-        except _Reached:
-            return found[0]
-        finally:
-            handle.remove()
-        raise ValueError(f"{self.path}: not reached")
+        with _entered(self._module, note), torch.no_grad(), suppress(_Reached):
+            self._model(pixel_values=pixels)
+        return found[0]
 
-    def _entering_with(self, forward: Any) -> Any:
-        def enter(*_: Any, **__: Any) -> Any:
-            leaves, casts = list(self._shared), torch.is_autocast_enabled(self._fed[0].device.type)
-            for each, tensor in zip(self._inputs, self._fed, strict=True):
-                dtype = tensor.dtype if casts else each.dtype  # which differ where replay.dtype keeps fewer bits
-                leaves[each.number] = tensor.to(dtype).contiguous(memory_format=each.memory_format)
-            args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-            return forward(*args, **kwargs)
+    def _enter(self, forward: Any, *_: Any, **__: Any) -> Any:
+        leaves, casts = list(self._shared), torch.is_autocast_enabled(self._fed[0].device.type)
+        for each, tensor in zip(self._inputs, self._fed, strict=True):
+            dtype = tensor.dtype if casts else each.dtype  # which differ where replay.dtype keeps fewer bits
+            leaves[each.number] = tensor.to(dtype).contiguous(memory_format=each.memory_format)
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return forward(*args, **kwargs)
 
-        return enter
-
-    def _answering(self, name: str) -> Any:
+    def _answer(self, name: str, *_: Any, **__: Any) -> Any:
         def placeholder(leaf: Any) -> Any:
             return leaf.placeholder(len(self._fed[0]), self._fed[0].device) if isinstance(leaf, Shape) else leaf
 
-        return lambda *_, **__: pytree.tree_map(placeholder, self._answers[name])
+        return pytree.tree_map(placeholder, self._answers[name])
 
 
 class Prefix(nn.Module):
@@ -233,6 +221,16 @@ def split_point_at(model: nn.Module, path: str, pixels: torch.Tensor) -> SplitPo
     pixels = _noise(pixels)
     with left_as_it_was(model):
         return SplitPoint(model, path, trace(model.eval(), pixels), pixels)
+
+
+@contextmanager
+def _entered(module: nn.Module, receive: Callable[[Any], None]) -> Iterator[None]:
+    """Receive the arguments of a module, (args, kwargs), in forward passes."""
+    handle = module.register_forward_pre_hook(lambda _, *arguments: receive(arguments), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _noise(pixels: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hfft.replay import store
-from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked, make_room
+from hfft.replay.store import Leaf, find_recording, locked, make_room, plan_recordings
 from hfft.system.files import read_json, write_json
 
 LEAVES = (Leaf(torch.float32, (2, 3)), Leaf(torch.bfloat16, (5,)))
@@ -29,13 +29,13 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
-from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked
+from hfft.replay.store import Leaf, find_recording, locked, plan_recordings
 folder, written = Path(sys.argv[1]), 0
 PartialState()
 with locked(folder, "k"):
     recording = find_recording(folder, "k", 2500)
     if recording is None:
-        files = RecordingFiles.plan(folder, "k", rows=2500, leaves=[Leaf(torch.int64, ())], batch=4)
+        (files,) = plan_recordings(folder, {"k": [Leaf(torch.int64, ())]}, rows=2500, batch=4)
         for span in files.missing(files.spans):
             files.write(span, [torch.tensor(span)])
             written += 1
@@ -65,7 +65,7 @@ def content(rows=ROWS):
 
 
 def plan(folder, key="k", rows=ROWS, leaves=LEAVES, batch=4):
-    return RecordingFiles.plan(folder, key, rows=rows, leaves=leaves, batch=batch)
+    return plan_recordings(folder, {key: leaves}, rows=rows, batch=batch)[0]
 
 
 def fill(files, spans=None, tensors=None):
@@ -173,8 +173,8 @@ def test_rows_are_mapped_and_not_read(tmp_path):
 import sys
 from pathlib import Path
 import torch
-from hfft.replay.store import Leaf, RecordingFiles
-files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=1024, leaves=[Leaf(torch.float32, (2**15,))], batch=1)
+from hfft.replay.store import Leaf, plan_recordings
+(files,) = plan_recordings(Path(sys.argv[1]), {"k": [Leaf(torch.float32, (2**15,))]}, rows=1024, batch=1)
 for span in files.spans:
     files.write(span, [torch.ones(len(span), 2**15)])
 def resident():
@@ -484,8 +484,8 @@ def test_a_file_that_outgrows_the_disk_leaves_nothing(tmp_path):
 import resource, sys
 from pathlib import Path
 import torch
-from hfft.replay.store import Leaf, RecordingFiles
-files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=2, leaves=[Leaf(torch.float32, (2**20,))], batch=1)
+from hfft.replay.store import Leaf, plan_recordings
+(files,) = plan_recordings(Path(sys.argv[1]), {"k": [Leaf(torch.float32, (2**20,))]}, rows=2, batch=1)
 (span,) = files.spans
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
