@@ -19,7 +19,7 @@ from hfft.inference.reading import ImageLike, Ready, Skipped, is_one_image, read
 from hfft.metrics.probabilities import to_probabilities
 from hfft.metrics.selective import kept_temperature, kept_threshold
 from hfft.metrics.thresholds import at_temperature, kept_thresholds
-from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.model.config import has_many_labels, labels_of
 from hfft.system.files import expanded
 from hfft.system.text import printable
 

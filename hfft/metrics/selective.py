@@ -15,7 +15,7 @@ from hfft.errors import ModelError
 from hfft.metrics.calibration import answers_of_logits, calibrated, calibration, fit_temperature
 from hfft.metrics.probabilities import log_loss, logit_losses, sigmoid
 from hfft.metrics.thresholds import FIELD
-from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
+from hfft.model.config import CONFIG_FIELD, has_many_labels
 from hfft.system.files import read_json, write_json
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from hfft.errors import ModelError
-from hfft.model.checkpoint import CONFIG_FIELD
+from hfft.model.config import CONFIG_FIELD
 
 FIELD = "label_thresholds"  # of the section of hfft in config.json
 DEFAULT = 0.5
