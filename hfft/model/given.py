@@ -78,8 +78,8 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
     """
     if type(model).__module__.startswith("transformers_modules") and not trust_remote_code:
         raise ModelError(
-            f"model: {type(model).__name__} is Python code of its checkpoint, without which it can't be opened again; "
-            "if you trust that code, set model.trust_remote_code: true"
+            f"model: {type(model).__name__} is Python code of its checkpoint and can't be opened without it; if you "
+            "trust that code, set model.trust_remote_code: true"
         )
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -183,10 +183,7 @@ def _order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
             f"model: of its classes ({listed(own)}) only {len(shared)} are among those of the images "
             f"({listed(labels)}); {_NAMES_ADVICE}"
         )
-    _LOG.warning(
-        f"model: its classes ({listed(own)}) have other names than those of the images; its outputs are taken for "
-        f"{listed(labels)}, in this order"
-    )
+    _LOG.warning(f"model: its outputs ({listed(own)}) are taken for the images' classes in order: {listed(labels)}")
     return None
 
 

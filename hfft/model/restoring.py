@@ -68,7 +68,7 @@ def hidden(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def without_zeros(parameters: Sequence[nn.Parameter], device: torch.device) -> Iterator[None]:
-    """Give parameters that start at zero (a new head, an adapter) values for a while: they would hide all before."""
+    """Give parameters that start at zero (a new head, an adapter) values: they would hide all before."""
     zeros = [parameter for parameter in parameters if not parameter.any()]
     with random_state_kept(device), torch.no_grad():
         seed_random(device, 0)

@@ -38,14 +38,7 @@ class View:
 
 @dataclass(frozen=True)
 class Origin:
-    """What activations are made from, besides the network.
-
-    Attributes:
-        fingerprints: Split name to a hash of its images.
-        processor: The image processor, in words.
-        augment: Of training images, seeded with `seed`.
-        versions: Of the packages that compute them.
-    """
+    """What activations are made from, besides the network: images by split, processor, augmentation and packages."""
 
     fingerprints: Mapping[str, str]
     processor: str
@@ -69,13 +62,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Program:
-    """What computes the activations at some split points, for a batch of images at once.
-
-    Attributes:
-        leaves: How the tensors that enter each split point are kept, in forward order.
-        run: Pixels, or the tensors of an earlier split point -> what enters the split points, one after the other.
-        engine: Name of what runs.
-    """
+    """What computes the activations at some split points, in forward order, for a batch of images at once."""
 
     leaves: Mapping[SplitPoint, Sequence[Leaf]]
     run: Run

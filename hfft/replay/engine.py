@@ -46,13 +46,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run the frozen part.
-
-    Attributes:
-        name: EAGER or ONNXRUNTIME.
-        run: Pixels (B, C, H, W) float32, of the shape that it was chosen with -> the network's outputs.
-        images_per_second: None where nothing was measured.
-    """
+    """A way to run the frozen part on pixels of the shape that it was chosen with; its speed if that was measured."""
 
     name: str
     run: Run
@@ -91,9 +85,9 @@ def choose_engine(
         pixels: Real images (B, C, H, W) float32, a full batch, on the network's device.
         asked: EAGER, the only one whose float32 outputs are bit-equal to those of training; ONNXRUNTIME; or "auto".
         autocast: The type that torch computes in; None is float32. In float16 it is always torch.
-        images: How many the pass will run over; of few, nothing is measured.
-        memory: JSON file of earlier measurements.
-        key: What the network is, for `memory`.
+        images: How many the pass will run over; for few, nothing is measured.
+        memory: JSON file of earlier measurements, in which `key` says what the network is.
+        key: See `memory`.
 
     Raises:
         ModelError: If onnxruntime was asked for and is missing, can't run this network, or computes something else.
@@ -232,8 +226,7 @@ def _silent_export() -> Iterator[None]:
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, r"torch\.onnx")
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        # The trace reads every attribute of a model, deprecated ones too.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # read, too
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
         torch._C._jit_set_onnx_log_output_stream("stderr")  # which no buffer delays until after this
         sys.stderr.flush()
@@ -284,15 +277,10 @@ def _recall(memory: Path | None, circumstances: str) -> _Speed | None:
 
 
 def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> str:
-    parts = [
-        f"batch {'x'.join(map(str, pixels.shape))}",
-        str(autocast or torch.float32).removeprefix("torch."),
-        str(_memory_format(network)).removeprefix("torch."),
-        hardware(pixels.device),
-        f"{torch.get_num_threads()} threads",
-        *(f"{name} {importlib.import_module(name).__version__}" for name in ("torch", "onnxruntime", "onnx")),
-    ]
-    return ", ".join(parts)
+    dtype, layout = (str(one).removeprefix("torch.") for one in (autocast or torch.float32, _memory_format(network)))
+    packages = (f"{name} {importlib.import_module(name).__version__}" for name in ("torch", "onnxruntime", "onnx"))
+    batch, threads = f"batch {'x'.join(map(str, pixels.shape))}", f"{torch.get_num_threads()} threads"
+    return ", ".join([batch, dtype, layout, hardware(pixels.device), threads, *packages])
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:

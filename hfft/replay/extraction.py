@@ -29,16 +29,13 @@ Compute = Callable[[Tensors], Sequence[Tensors]]
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPass:
-    """What a phase computes activations with, and of which images.
+    """What a phase computes activations with, and of which images: `train`, and `validation` if there is any.
 
     Attributes:
         network: As the phase trains it, on the device.
-        splits: `train`, and `validation` if there is any.
         floats: Pixels of a batch to what the network takes.
         autocast: The type that the phase computes in; None is float32.
         batch_size: Images per forward pass of training.
-        workers: Processes that read images.
-        title: Of the phase.
     """
 
     network: Any
@@ -67,15 +64,9 @@ def record_activations(
     workers: int,
     title: str,
 ) -> int:
-    """Write what is missing of some recordings of the same images; to finish them is left to the caller.
+    """Write what is missing of recordings that were planned together; to finish them is left to the caller.
 
-    Args:
-        recordings: Planned together, with this batch size.
-        compute: The frozen part.
-        examples: The images, or what enters an earlier split point, in the order of the rows.
-        batch: Images per forward pass; the last batch is filled up with copies of its last image.
-        workers: Processes that read images.
-        title: Of the progress bar.
+    The examples are the images, or what enters an earlier split point; the last batch is filled up with copies.
 
     Returns:
         Images that all processes together computed; OSError in every process, if one of them couldn't write.

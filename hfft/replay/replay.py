@@ -68,8 +68,8 @@ class RunPhases:
 
     Attributes:
         specs: In order.
-        prepare: A network, a phase and an image -> the network as the phase trains it.
-        duration: A phase, a number of training images and one of processes -> optimizer steps and epochs.
+        prepare: Network, phase and image -> the network as the phase trains it.
+        duration: Phase, number of training images and of processes -> optimizer steps and epochs.
     """
 
     specs: Sequence[PhaseSpec]
@@ -131,11 +131,6 @@ class Replay:
 
         The engine that was chosen is noted in the phase's folder: a phase that is continued goes on in the same way.
 
-        Args:
-            frozen: The phase's network and images.
-            number: Of the phase, from 0.
-            folder: The phase's.
-
         Returns:
             None where every step computes the whole network; the log says why.
         """
@@ -160,10 +155,7 @@ class Replay:
     def recorded(self, frozen: FrozenPass, split_point: SplitPoint, folder: Path) -> TrainingActivations | None:
         """What a phase has recorded of its first view of the training images, if anything; nothing is computed.
 
-        Args:
-            frozen: The network with the weights that the phase began with, and the images.
-            split_point: Of that network, in front of what the phase trains.
-            folder: The phase's.
+        The network has the weights that the phase began with, and the split point in front of what the phase trains.
         """
         engine, view = PhaseRecord(folder).engine(), View("train")
         if engine is None:

@@ -46,27 +46,25 @@ class _Input(NamedTuple):
 
 
 class SplitPoint:
-    """The entry of one module through which all that the head learns of an image goes.
+    """The entry of one module, at `path`, through which all that the head learns of an image goes.
 
     Attributes:
-        path: Name of the module.
         depth: Modules that run before it: the order of the split points of a network.
         behind: Parameters and buffers of modules that are entered behind it, and of none in front.
-        image_shape: Of the images, (C, H, W).
     """
 
     def __init__(self, model: nn.Module, path: str, calls: Mapping[str, Call], pixels: torch.Tensor) -> None:
         """Look at what enters the module, with images (2, C, H, W) and a model in evaluation mode.
 
         Raises:
-            ValueError: If that isn't made of tensors with one row per image, and of what all images share; or if a
-                row depends on other images, as behind a BatchNorm without running statistics.
+            ValueError: If that isn't made of tensors with one row per image, which depends on no other image as behind
+                a BatchNorm without running statistics, and of what all images share.
         """
         entered = calls[path].entered
         self.path = path.removeprefix(PEFT_PREFIX)
         self.depth = sum(call.entered < entered for call in calls.values())
         self._front, self.behind = _front_and_behind(model, calls, entered)
-        self.image_shape = tuple(pixels.shape[1:])
+        self._image_shape = tuple(pixels.shape[1:])
         self._model = model
         self._module = model.get_submodule(path)
         self._answers = {name: calls[name].output for name in _skippable(calls, entered)}
@@ -116,13 +114,9 @@ class SplitPoint:
             yield
 
     def feed(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...).
-
-        Returns:
-            What to call the network with, (B, C, H, W) without memory: of these pixels only the number counts.
-        """
+        """Choose what enters the module in the next forward pass, (B, ...); returns pixels to call it with."""
         self._fed = tuple(activations)
-        shape = (len(self._fed[0]), *self.image_shape)
+        shape = (len(self._fed[0]), *self._image_shape)
         return torch.zeros((), device=self._fed[0].device).expand(shape)
 
     @contextmanager

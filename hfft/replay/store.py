@@ -1,7 +1,6 @@
-"""Recordings on disk: rows of tensors in safetensors files, with locks and a budget.
+"""Recordings on disk: a folder `<key>.recording` of safetensors files, and a manifest that is written last.
 
-A cache folder holds one folder per recording, `<key>.recording`: files of some hundred rows each, and a manifest that
-is written last. The cache may be deleted at any time: a recording that fails a check is removed and recorded anew.
+The cache may be deleted at any time: a recording that fails a check is removed and recorded anew.
 """
 
 import os
@@ -77,8 +76,7 @@ class RecordingFiles:
         """Map a file, one (R, ...) tensor per leaf; it is read only to verify its content.
 
         Raises:
-            OSError: If it isn't there.
-            ValueError: If its size, its header, or the content to verify isn't as it should be.
+            OSError: If it isn't there; ValueError if its size, its header, or the content to verify is wrong.
         """
         path = self._file(span)
         try:
@@ -156,10 +154,7 @@ class Recording:
         return self._files.rows
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """One row, without a copy: clone it before writing into it.
-
-        Sent to another process such a tensor takes its whole file along: send the copies that `rows` makes.
-        """
+        """One row, without a copy: sent to another process it takes its whole file along, unlike those of `rows`."""
         number, row = self._locate(index)
         return tuple(tensor[row] for tensor in self._tensors[number])
 
@@ -204,16 +199,13 @@ def find_recording(folder: Path, key: str, rows: int) -> Recording | None:
         _LOG.warning(f"{path}: damaged ({error}); it is recorded anew")
         shutil.rmtree(path)
         return None
-    os.utime(path / _MANIFEST)
+    os.utime(path)
     return recording
 
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Be the only one who finds or fills a recording; a second run waits here, and says so once.
-
-    The lock is the operating system's: it ends with the process, however that ends.
-    """
+    """Be the only one who finds or fills a recording; a second run waits here, at most until this process ends."""
     path = _path(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -252,7 +244,11 @@ def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] =
             return False
         for path in removable:
             if excess > 0:
-                _remove(path, sizes[path])
+                used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_use(path)))
+                (path / _MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an unfinished recording
+                with suppress(FileNotFoundError):  # another run was faster
+                    shutil.rmtree(path)
+                _LOG.info(f"{path}: removed to make room ({sizes[path] / 1e9:.2f} GB, last used {used})")
                 excess -= sizes[path]
     return True
 
@@ -275,10 +271,8 @@ def _hold(held: ExitStack, path: Path) -> bool:
 
 
 def _last_use(path: Path) -> float:
-    """Seconds since the epoch; of an unfinished recording, when its last file was written."""
-    for used in (path / _MANIFEST, path):
-        with suppress(FileNotFoundError):
-            return used.stat().st_mtime
+    with suppress(FileNotFoundError):  # another run removes
+        return path.stat().st_mtime
     return 0.0
 
 
@@ -288,14 +282,6 @@ def _folder_bytes(path: Path) -> int:
         with suppress(FileNotFoundError):  # another run renames and removes
             total += entry.stat().st_size
     return total
-
-
-def _remove(path: Path, size: int) -> None:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_use(path)))
-    (path / _MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an unfinished recording
-    with suppress(FileNotFoundError):  # another run was faster
-        shutil.rmtree(path)
-    _LOG.info(f"{path}: removed to make room ({size / 1e9:.2f} GB, last used {used})")
 
 
 def _read_manifest(path: Path, rows: int) -> RecordingFiles:
