@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
-from hfft.commands.finetune import finetune, join_for
+from hfft.commands.finetune import ddp_timeout, finetune
 from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.bootstrap import Interval, with_intervals
@@ -23,6 +23,7 @@ from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.replay.replay import replay_folder
 from hfft.runs.record import SUMMARY, RunRecord, write_predictions
+from hfft.system.distributed import join
 from hfft.system.files import write_json
 from hfft.system.locking import RunLock
 
@@ -74,7 +75,7 @@ def cross_validate(
     folder = Path(recipe.output_dir) / recipe.name
     if RunRecord(folder).is_run:
         raise RunError(f"{folder} holds a run without folds; choose another name or output_dir, or remove it")
-    state, runs = join_for(recipe), []
+    state, runs = join(ddp_timeout(recipe)), []
     with RunLock(folder) as lock:
         for number in range(recipe.folds):
             lock.take_if_there()  # from the first fold's end on; until then, that fold's own lock holds

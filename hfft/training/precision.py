@@ -1,6 +1,7 @@
 """`precision: auto`: whether a phase trains faster in bfloat16 on this machine."""
 
 import copy
+import dataclasses
 import math
 import time
 from contextlib import suppress
@@ -13,7 +14,7 @@ from accelerate.logging import get_logger
 from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
-from hfft.recipe.spec import PhaseSpec
+from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware, has_native_bfloat16
@@ -64,6 +65,21 @@ def fastest_precision(
         with suppress(OSError):  # the next run measures again
             remember(memory, place, best)
     return best
+
+
+def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
+    """The phases as they run in a precision; one that sets bf16 or fp16 itself is left alone.
+
+    `auto` is taken for `bfloat16` where the device has that.
+    """
+    if precision == "float32" or (precision == "auto" and not has_native_bfloat16()):
+        return recipe.phases
+    return tuple(
+        phase
+        if {"bf16", "fp16"} & set(phase.arguments)
+        else dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
+        for phase in recipe.phases
+    )
 
 
 def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:

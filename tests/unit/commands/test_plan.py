@@ -10,11 +10,13 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 from hfft.cli import main
 from hfft.commands.cross_validate import cross_validate
 from hfft.commands.finetune import finetune
-from hfft.commands.plan import check_callbacks, class_weights, phases_in, plan_recipe
+from hfft.commands.plan import check_callbacks, plan_recipe
 from hfft.data.sources.reading import load_data
 from hfft.errors import ModelError, RecipeError
 from hfft.recipe.loading import dump_recipe, load_recipe
 from hfft.recipe.spec import SplitSpec
+from hfft.training.losses import class_weights
+from hfft.training.precision import phases_in
 
 HEAD = {"name": "head", "learning_rate": 0.1}
 
