@@ -28,33 +28,21 @@ _RECIPES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The images of a split.
+    """The images of a split."""
 
-    Attributes:
-        images: How many.
-        counts: Class to its number of images.
-        sizes: Width and height in pixels of the `smallest`, `median` and `largest` image; None where no header was
-            read.
-    """
-
-    images: int
-    counts: dict[str, int]
+    images: int  # how many
+    counts: dict[str, int]  # class to its number of images
+    # Width and height in pixels of the `smallest`, `median` and `largest` image; None where no header was read.
     sizes: dict[str, list[int]] | None
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        splits: By name.
-        findings: In the order of `KINDS`.
-        warnings: What was said while the source was read.
-    """
-
-    splits: dict[str, SplitSummary]
-    findings: tuple[Finding, ...]
-    warnings: tuple[str, ...] = ()
+    splits: dict[str, SplitSummary]  # by name
+    findings: tuple[Finding, ...]  # in the order of `KINDS`
+    warnings: tuple[str, ...] = ()  # what was said while the source was read
 
     @property
     def exit_code(self) -> int:

@@ -72,17 +72,11 @@ _USE_PROCESSOR = (
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        folder: Holds onnx/model.onnx, and next to onnx what says how to use it.
-        parity: How far it agrees with torch.
-        missing: What users of the folder without hfft have to do without, a sentence each.
-    """
-
-    folder: Path
-    parity: ParityResult
-    missing: tuple[str, ...] = ()
+    folder: Path  # holds onnx/model.onnx, and next to onnx what says how to use it
+    parity: ParityResult  # how far it agrees with torch
+    missing: tuple[str, ...] = ()  # what users of the folder without hfft have to do without, a sentence each
 
 
 @dataclass(frozen=True)

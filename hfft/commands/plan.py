@@ -32,20 +32,13 @@ from hfft.training.settings import check_activation_checkpointing, try_arguments
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the phases of a recipe are checked against, before any pixel is read.
+    """What the phases of a recipe are checked against, before any pixel is read."""
 
-    Attributes:
-        source: All rows.
-        images: Their splits, with images that can't be read.
-        config: Of the network, with the images' labels.
-        plans: What each phase would do.
-    """
-
-    source: Source
-    images: ImageData
-    config: Any
+    source: Source  # all rows
+    images: ImageData  # their splits, with images that can't be read
+    config: Any  # of the network, with the images' labels
     processor: Any
-    plans: list[Plan]
+    plans: list[Plan]  # what each phase would do
 
 
 def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[Plan]]:

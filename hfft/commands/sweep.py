@@ -21,15 +21,10 @@ _OPENING, _CLOSING = "[{", "]}"
 
 @dataclass(frozen=True)
 class Sweep:
-    """What became of the runs.
+    """What became of the runs."""
 
-    Attributes:
-        finished: Folders of the runs that are finished, in the order of the grid.
-        failed: Name of a run that failed, to why.
-    """
-
-    finished: tuple[Path, ...]
-    failed: dict[str, str]
+    finished: tuple[Path, ...]  # folders of the runs that are finished, in the order of the grid
+    failed: dict[str, str]  # name of a run that failed, to why
 
 
 def plan_sweep(source: str | Path, assignments: Sequence[str]) -> list[Recipe]:
