@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
 from hfft.runs.record import RunRecord
-from hfft.system.files import expanded
 from hfft.system.text import listed
 
 _SPLITS = ("test", "validation")
@@ -94,7 +92,7 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     """
     if len(runs) < 2:
         raise RunError("nothing to compare: give the folders of two runs or more")
-    found = [_Finished.open(Path(expanded(run))) for run in runs]
+    found = [_Finished(run) for run in runs]
     split = _common_split(found, split)
     notes = _notes(found, split)
     pair = None
@@ -106,23 +104,15 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     return Comparison(split, tuple(run.row(split) for run in found), pair, tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Finished:
-    record: RunRecord
-    metrics: dict[str, Any]
-    data: dict[str, Any]
-    source: tuple[str, str | None, str | None]
-
-    @classmethod
-    def open(cls, folder: Path) -> "_Finished":
-        record = RunRecord(folder)
-        record.check_finished()
-        data = record.recipe.data
-        return cls(record, record.metrics, record.data, (data.source, data.config, data.revision))
+class _Finished(RunRecord):
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.check_finished()
 
     @property
-    def folder(self) -> Path:
-        return self.record.folder
+    def source(self) -> tuple[str, str | None, str | None]:
+        data = self.recipe.data
+        return data.source, data.config, data.revision
 
     @property
     def splits(self) -> list[str]:
@@ -146,8 +136,8 @@ class _Finished:
             images=self.data["splits"][split]["images"],
             metrics=self.metrics[split],
             details=self.metrics.get("details", {}).get(split, {}),
-            phase=self.metrics.get("kept", {}).get("phase") or self.record.recipe.phases[-1].name,
-            trainable=max(phase.plan.trainable for phase in self.record.phases),
+            phase=self.metrics.get("kept", {}).get("phase") or self.recipe.phases[-1].name,
+            trainable=max(phase.plan.trainable for phase in self.phases),
             seconds=round(seconds.get("total", sum(seconds.values())), 3),
             retention=self._retention(),
         )
@@ -166,8 +156,8 @@ class _Finished:
             "nearest": phases[last]["knn_accuracy"]["after"],
         }
 
-    def predictions(self, split: str) -> pd.DataFrame:
-        table = self.record.predictions.query("split == @split")
+    def predicted(self, split: str) -> pd.DataFrame:
+        table = self.predictions.query("split == @split")
         if is_multi_label_table(table):  # lists can't be merged on
             table = table.assign(label=[tuple(sorted(names)) for names in table["label"]])
         return table
@@ -211,7 +201,7 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
     same = first.fingerprint(split) == second.fingerprint(split)
     if not same and first.source != second.source:
         return None, f"no paired comparison, as the images are of other sources: {first.source[0]}, {second.source[0]}"
-    tables = [run.predictions(split) for run in (first, second)]
+    tables = [run.predicted(split) for run in (first, second)]
     if not all(table["file"].is_unique for table in tables):
         return None, "no paired comparison, as some images have the same name"
     table = tables[0].merge(tables[1], on=["file", "label"], suffixes=(" first", " second"))

@@ -106,19 +106,16 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     )
 
 
-def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
+def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
+    """Metrics of all predictions, with mean and deviation over the folds."""
     classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
-    together: dict[str, dict[str, Any]] = _measured(table, classes)
+    if is_multi_label_table(table):  # each run has given labels by its own thresholds
+        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
+        together: dict[str, Any] = label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
+    else:
+        labels = pd.Categorical(table["label"], categories=classes).codes.astype(np.int64)
+        together = with_intervals(table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32), labels)
     for name, values in together.items():
         by_fold = [run.metrics["test"][name]["value"] for run in runs]
         values |= {"mean": float(np.mean(by_fold)), "std": float(np.std(by_fold, ddof=1))}
     return together
-
-
-def _measured(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Interval]:
-    """Metrics of all predictions; of several labels, each run has given them by its own thresholds."""
-    if is_multi_label_table(table):
-        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
-        return label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
-    probabilities = table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32)
-    return with_intervals(probabilities, pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))

@@ -132,9 +132,10 @@ class PhaseRecord:
         Of a phase with an adapter: the network with the adapter merged, where another phase follows, else the
         adapter alone.
         """
-        if self.result is None:
+        result = _read(self.folder / RESULT)
+        if result is None:
             return None
-        return self.merged if self.merged.is_dir() else self.folder / self.result.checkpoint
+        return self.merged if self.merged.is_dir() else self.folder / result["checkpoint"]
 
     @property
     def merged(self) -> Path:
