@@ -5,8 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hfft.cli.model_verbs as model_verbs
+import hfft.cli.verbs as verbs
 from hfft._version import __version__
-from hfft.cli import model_verbs, verbs
 from hfft.errors import nearest
 from hfft.system.files import expanded
 from hfft.system.text import printable
