@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.intervals import Interval, with_intervals
 from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes, label_intervals
 from hfft.metrics.paired_tests import differences

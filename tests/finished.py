@@ -16,7 +16,7 @@ from hfft.commands.results import write_results
 from hfft.data.audit.filtering import Checked, describe_images
 from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
-from hfft.metrics.bootstrap import with_intervals
+from hfft.metrics.intervals import with_intervals
 from hfft.metrics.scores import Scores, class_scores
 from hfft.recipe.loading import load_recipe
 from hfft.runs.opening import describe_start, open_folder

@@ -67,14 +67,14 @@ def phase_data(
     if eight_bit:
         assert transform.scale is not None
     train_with, evaluate_with = (part.pixels if eight_bit else part for part in (transform, evaluate))
-    measured = validating(len(CLASSES))
+    reduce, measure = validating(len(CLASSES))
     return PhaseData(
         train=Examples(rows(train), train_with, seed=seed, targets=targets),
         validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
         collate=Collator(augment.mixup, len(CLASSES), transform.floats),
-        reduce=measured.reduce,
-        measure=measured.compute,
+        reduce=reduce,
+        measure=measure,
         metrics=METRICS,
     )
 

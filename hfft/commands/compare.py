@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from hfft.errors import RunError
-from hfft.metrics.bootstrap import Interval
+from hfft.metrics.intervals import Interval
 from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from hfft.commands.finetune import ddp_timeout, finetune
 from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
-from hfft.metrics.bootstrap import Interval, with_intervals
+from hfft.metrics.intervals import Interval, with_intervals
 from hfft.metrics.multilabel import LabelOutcomes, label_intervals
 from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
 from hfft.recipe.loading import check_recipe

@@ -14,7 +14,7 @@ from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Evaluator, Job
 from hfft.evaluators.registry import measuring
 from hfft.metrics.scores import Scores
-from hfft.metrics.selective import describe_confidence, store_confidence
+from hfft.metrics.thresholds import describe_confidence, store_confidence
 from hfft.model.checkpoint import save_model
 from hfft.recipe.spec import Recipe
 from hfft.report.card import write_report

@@ -9,7 +9,7 @@ from hfft.errors import TrainingError
 from hfft.evaluators.held_out import ForwardPass, score_held_out
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.inference.classifier import Classifier
-from hfft.metrics.agreement import check_logits, check_validation
+from hfft.metrics.scoring import check_logits, check_validation
 from hfft.model.checkpoint import set_memory_format
 from hfft.replay.engine import scoring_engine
 from hfft.runs.record import PhaseRecord, PhaseResult, result_name

@@ -17,8 +17,7 @@ from hfft.errors import DataError, ModelError
 from hfft.inference.opening import Opening, local_folder, model_source, move_model, open_model
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_one_image, read_ahead
 from hfft.metrics.probabilities import to_probabilities
-from hfft.metrics.selective import kept_temperature, kept_threshold
-from hfft.metrics.thresholds import at_temperature, kept_thresholds
+from hfft.metrics.thresholds import at_temperature, kept_temperature, kept_threshold, kept_thresholds
 from hfft.model.checkpoint import has_many_labels, labels_of
 from hfft.system.files import expanded
 from hfft.system.text import printable

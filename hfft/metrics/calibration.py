@@ -1,7 +1,6 @@
 """How far probabilities can be trusted: expected calibration error, and the temperature that lowers it.
 
-Source: Guo et al., https://hf.co/papers/1706.04599. Log probabilities stand for logits: a temperature takes no notice
-of the constant between them.
+Source: Guo et al., https://hf.co/papers/1706.04599. Log probabilities stand for logits, which differ by a constant.
 """
 
 import math
@@ -9,28 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from hfft.metrics.probabilities import log_odds, logs, sigmoid, softmax64
+from hfft.metrics.probabilities import logs, sigmoid, softmax64
 
-_BINS = 10
 _COLDEST, _HOTTEST = 0.05, 20.0
 
 
-def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = _BINS) -> dict[str, Any]:
-    """Compare probabilities of N > 0 images with how often they are right.
+def calibration(probabilities: np.ndarray, labels: np.ndarray, *, bins: int = 10) -> dict[str, Any]:
+    """Compare probabilities (N, K) of N > 0 images with how often they are right, in bins of equal width.
 
-    With one label per image it is the probability of the predicted class. With any number it is that of each label,
-    compared with the share of images that have the label; the error is then the mean over the labels, and the bins
-    count pairs of image and label.
-
-    Args:
-        probabilities: (N, K).
-        labels: Class indices (N,), or (N, K) of 0 and 1.
-        bins: Number of bins of equal width.
+    With one label per image (N,) it is the probability of the predicted class. With any number (N, K) it is that of
+    each label, compared with the share of images that have it; the error is then the mean over the labels, and the
+    bins count pairs of image and label.
 
     Returns:
-        `expected_calibration_error`, the mean distance between a bin's accuracy and its mean probability, weighted
-        by images; and `bins` that hold images, in ascending order: `low` and `high` end, `images`, mean `confidence`
-        and `accuracy`.
+        `expected_calibration_error`: mean distance between a bin's accuracy and its mean probability, weighted by
+        images. `bins` that hold images, ascending: `low` and `high` end, `images`, mean `confidence`, `accuracy`.
     """
     if labels.ndim == 1:
         error, found = _compare(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins)
@@ -47,32 +39,17 @@ def _compare(confidence: np.ndarray, right: np.ndarray, bins: int) -> tuple[floa
     found = []
     for number in np.unique(numbers).tolist():
         chosen = numbers == number
-        found.append(
-            {
-                "low": number / bins,
-                "high": (number + 1) / bins,
-                "images": int(chosen.sum()),
-                "confidence": float(confidence[chosen].mean()),
-                "accuracy": float(right[chosen].mean()),
-            }
-        )
+        means = {"confidence": float(confidence[chosen].mean()), "accuracy": float(right[chosen].mean())}
+        found.append({"low": number / bins, "high": (number + 1) / bins, "images": int(chosen.sum()), **means})
     error = sum(part["images"] * abs(part["accuracy"] - part["confidence"]) for part in found) / len(right)
     return float(error), found
 
 
 def fit_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """The number that logits are divided by for the least log loss, from 0.05 to 20.
+    """The number that logits are divided by for the least log loss of (N, K) for labels (N,), from 0.05 to 20.
 
-    The loss is convex in the inverse of the temperature; its derivative is brought to 0 by Newton's steps, held
-    within bounds that close in.
-
-    Args:
-        probabilities: (N, K).
-        labels: (N,).
-
-    Returns:
-        1 where every answer is right: the loss would fall all the way to a temperature of 0, at which the model is
-        sure of everything, and nothing in these images speaks against that.
+    The loss is convex in the inverse of the temperature: Newton's steps, held within bounds that close in. It is 1
+    where every answer is right, as the loss would fall all the way to a temperature of 0.
     """
     if np.all(probabilities.argmax(axis=1) == labels):
         return 1.0
@@ -99,12 +76,7 @@ def calibrated(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return softmax64(logs(probabilities) / temperature)
 
 
-def answers(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities of labels (N, K) as those of no and yes, (N * K, 2), and what is right, (N * K,)."""
-    return answers_of_logits(log_odds(probabilities), labels)
-
-
-def answers_of_logits(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The same of logits (N, K), which lose nothing where a model is sure."""
+def yes_and_no(logits: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of labels (N, K) as probabilities of no and yes, (N * K, 2), and which is right, (N * K,)."""
     flat = logits.ravel()
     return np.stack([sigmoid(-flat), sigmoid(flat)], axis=1), (labels.ravel() > 0).astype(np.int64)

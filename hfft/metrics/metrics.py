@@ -1,12 +1,10 @@
 """Metrics where an image has one label, from probabilities (N, K), rows summing to 1, and labels (N,).
 
-`measure` has the headline metrics, from counts; `details` those without intervals; `tables` those with a value by
-class. evaluate_modules.py makes modules of `evaluate` of them.
+`measure` has the headline metrics, `details` those without intervals, `tables` those with a value by class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,14 +21,7 @@ _TINY = np.finfo(np.float32).tiny
 
 @dataclass(frozen=True)
 class Tally:
-    """What the headline metrics are computed from.
-
-    Attributes:
-        images: Images of each class, (K,).
-        hits: Right predictions of each class, (K,).
-        predicted: Predictions of each class, (K,).
-        loss: Mean negative log probability of the label, in nats.
-    """
+    """Images, right predictions and predictions of each class, (K,), and the mean loss in nats."""
 
     images: np.ndarray
     hits: np.ndarray
@@ -127,7 +118,7 @@ def top_k_accuracy(probabilities: np.ndarray, labels: np.ndarray, k: int) -> flo
 def area_under_roc(scores: np.ndarray, is_hit: np.ndarray) -> float | None:
     """Area under the ROC curve of scores (N,) for hits (N,) bool; None where all images are hits, or none is."""
     curve = _ranking(scores, is_hit)
-    return None if curve is None or curve[0][-1] == 0 else _area(*curve)
+    return None if curve is None else _area(*curve)
 
 
 def finite(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -144,18 +135,17 @@ def by_name(
     metrics: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]], names: Sequence[str]
 ) -> dict[str, MetricFunction]:
     """Functions of one metric each, NaN where it isn't defined, from a function of several."""
-    return {name: partial(_one_of, metrics, name) for name in names}
+
+    def one(name: str) -> MetricFunction:
+        return lambda probabilities, labels: metrics(probabilities, labels).get(name, float("nan"))
+
+    return {name: one(name) for name in names}
 
 
-def _one_of(metrics: Callable[[np.ndarray, np.ndarray], Mapping[str, Any]], name: str, *images: np.ndarray) -> Any:
-    return metrics(*images).get(name, float("nan"))
-
-
-def _headline(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return measure(tally(probabilities, labels))
-
-
-METRICS = by_name(_headline, ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"))
+METRICS = by_name(
+    lambda probabilities, labels: measure(tally(probabilities, labels)),
+    ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"),
+)
 DETAILS = by_name(
     details,
     (
@@ -176,13 +166,13 @@ def _log_odds(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _ranking(scores: np.ndarray, is_hit: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Hits and misses above each of the distinct scores, (T,); None without misses."""
+    """Hits and misses above each of the distinct scores, (T,); None without hits or misses."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(np.flatnonzero(np.diff(ranked)), len(ranked) - 1)  # of the images with equal scores
     hits = np.cumsum(is_hit[order])[last]
     misses = last + 1 - hits
-    return (hits, misses) if misses[-1] else None
+    return (hits, misses) if hits[-1] and misses[-1] else None
 
 
 def _area(hits: np.ndarray, misses: np.ndarray) -> float:

@@ -1,8 +1,6 @@
 """Metrics where an image has any number of labels, each predicted by itself; their intervals and differences.
 
-Labels are (N, K) of 0 and 1. `LabelOutcomes` keeps logits, as a probability near 1 can't say how sure it is. An image
-is given the labels whose probability is 0.5 or more, unless the caller says which. `measure_labels` has the formulas,
-which work on counts, so that intervals apply them to many resamples at once.
+Labels are (N, K) of 0 and 1; an image is given those whose probability is 0.5 or more, unless the caller says which.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.metrics.bootstrap import LEAST_WRONG, Interval, Z, interval_of, mean_loss, share, too_few
 from hfft.metrics.calibration import calibration
+from hfft.metrics.intervals import LEAST_WRONG, Interval, Z, interval_of, mean_loss, share, too_few
 from hfft.metrics.metrics import METRICS, MetricFunction, area_under_roc, by_name, finite, mean_or_nan
 from hfft.metrics.paired_tests import f1_slopes, summed
-from hfft.metrics.probabilities import log_loss, log_odds, logit_losses, sigmoid
+from hfft.metrics.probabilities import LABEL_THRESHOLD, log_odds, logit_losses, sigmoid
 
 _RESAMPLES, _LEAST_RESAMPLES, _WORK = 1000, 200, 2**27  # numbers that all resamples look at, in about a second
 _NUMBERS_AT_ONCE = 2**20  # in one array of 8-byte numbers; about six are alive at a time
@@ -24,27 +22,16 @@ _OVER_LABELS = ("mean_average_precision", "macro_f1")
 
 @dataclass(frozen=True)
 class LabelTally:
-    """What the metrics are computed from: of all images, or of R resamples in a leading dimension.
+    """What the metrics are computed from: of all images, or of R resamples in a leading dimension."""
 
-    Attributes:
-        images: Images that have each label, (K,) or (R, K).
-        hits: Of those, the ones that were given it.
-        predicted: Images that were given each label.
-        average_precision: Of each label, NaN where no image has it.
-        exact: Share of images that were given just their labels, () or (R,).
-        wrong: Share of wrong entries among all images and labels.
-        loss: Mean negative log probability of an entry, in nats.
-        is_there: Labels that the images have, the resampled ones too, (K,).
-    """
-
-    images: np.ndarray
-    hits: np.ndarray
-    predicted: np.ndarray
-    average_precision: np.ndarray
-    exact: np.ndarray
-    wrong: np.ndarray
-    loss: np.ndarray
-    is_there: np.ndarray
+    images: np.ndarray  # that have each label, (K,) or (R, K)
+    hits: np.ndarray  # of those, the ones that were given it
+    predicted: np.ndarray  # images that were given each label
+    average_precision: np.ndarray  # NaN where no image has the label
+    exact: np.ndarray  # share of images that were given just their labels, () or (R,)
+    wrong: np.ndarray  # share of wrong entries among all images and labels
+    loss: np.ndarray  # mean negative log probability of an entry, in nats
+    is_there: np.ndarray  # labels that the images have, the resampled ones too, (K,)
 
     @property
     def f1(self) -> np.ndarray:
@@ -54,22 +41,16 @@ class LabelTally:
 
 @dataclass(frozen=True)
 class LabelOutcomes:
-    """What a model says of images, and what is true.
+    """What a model says of images, and what is true; logits, as a probability near 1 can't say how sure it is."""
 
-    Attributes:
-        logits: (N, K) float64.
-        labels: (N, K) bool.
-        predicted: Labels that each image was given, (N, K) bool.
-    """
-
-    logits: np.ndarray
-    labels: np.ndarray
-    predicted: np.ndarray
+    logits: np.ndarray  # (N, K) float64
+    labels: np.ndarray  # (N, K) bool
+    predicted: np.ndarray  # labels that each image was given, (N, K) bool
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray, predicted: np.ndarray | None = None) -> "LabelOutcomes":
-        """The outcomes of probabilities, by a threshold of 0.5 where it isn't said what was predicted."""
-        given = probabilities >= 0.5 if predicted is None else predicted
+        """The outcomes of probabilities."""
+        given = probabilities >= LABEL_THRESHOLD if predicted is None else predicted
         return cls.of_logits(log_odds(probabilities), labels, given)
 
     @classmethod
@@ -109,14 +90,13 @@ class LabelOutcomes:
         """Count images as often as weights (R, N) say; each once, without a leading dimension, when None."""
         times = np.ones((1, len(self.labels))) if weights is None else weights.astype(np.float64)
         count = times.sum(axis=1)  # (R,)
-        wrong = self.wrong
         found = LabelTally(
             images=times @ self.labels,
             hits=times @ (self.labels & self.predicted),
             predicted=times @ self.predicted,
             average_precision=_average_precisions(self.logits, self.labels, times),
             exact=times @ self.right / count,
-            wrong=times @ wrong.mean(axis=1) / count,
+            wrong=times @ self.wrong.mean(axis=1) / count,
             loss=times @ self.losses.mean(axis=1) / count,
             is_there=np.asarray(self.labels.any(axis=0)),
         )
@@ -150,13 +130,12 @@ def label_details(outcomes: LabelOutcomes) -> dict[str, float]:
     ROC AUC, expected calibration error (`calibration`) and Brier score (the squared distance of a probability from 0
     or 1) are means over the labels; ROC AUC leaves out a label that all images have, or none has.
     """
-    counts, probabilities = outcomes.tally(), sigmoid(outcomes.logits)
-    total = counts.images.sum()
+    counts, total = outcomes.tally(), outcomes.labels.sum()
     found = {
         "weighted_f1": float(np.average(counts.f1, weights=counts.images)) if total else float("nan"),
         "macro_precision": float((counts.hits / np.maximum(counts.predicted, 1)).mean()),
         "macro_recall": float((counts.hits / np.maximum(counts.images, 1)).mean()),
-        **_ranked_and_calibrated(outcomes.logits, probabilities, outcomes.labels),
+        **_ranked_and_calibrated(outcomes.logits, sigmoid(outcomes.logits), outcomes.labels),
         "labels_per_image": float(total / len(outcomes.labels)),
         "predicted_per_image": float(counts.predicted.sum() / len(outcomes.labels)),
     }
@@ -172,13 +151,8 @@ def _ranked_and_calibrated(scores: np.ndarray, probabilities: np.ndarray, labels
     }
 
 
-def _measured(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The headline metrics of probabilities; the log loss is summed as `log_loss` does."""
-    return {**LabelOutcomes.of(probabilities, labels).metrics, "log_loss": log_loss(probabilities, labels)}
-
-
 LABEL_METRICS = by_name(
-    _measured,
+    lambda probabilities, labels: LabelOutcomes.of(probabilities, labels).metrics,
     ("mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "log_loss"),
 )
 
@@ -201,11 +175,7 @@ def label_intervals(outcomes: LabelOutcomes, values: dict[str, float] | None = N
     much, by resamples of the images: 1,000, and fewer, 200 at least, where images times labels are more than 134,217.
     That may be more images than there are only where enough of them are wrong, and for means over the labels where
     each label has enough images with and without it: 20. Log loss is as in `with_intervals`, an image with a wrong
-    label being wrong. A label that no image has tells nothing.
-
-    Args:
-        outcomes: Of N > 0 images.
-        values: The metrics, where they are known already.
+    label being wrong. A label that no image has tells nothing. `values` are the metrics, where they are known already.
     """
     images, wrong = len(outcomes.labels), int(np.sum(~outcomes.right))
     parts = [measure_labels(outcomes.tally(weights)) for weights in _resamples(outcomes.labels.shape)]
@@ -231,10 +201,6 @@ def label_differences(first: LabelOutcomes, second: LabelOutcomes) -> dict[str, 
     The interval of the subset accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more. That
     of the mean average precision comes from resamples, and is None where a label has fewer than 20 images with or
     without it.
-
-    Args:
-        first: Of the first model.
-        second: Of the second, on the same images.
     """
     before, after = first.metrics, second.metrics
     value = {name: after[name] - before[name] for name in before}
@@ -253,7 +219,8 @@ def label_differences(first: LabelOutcomes, second: LabelOutcomes) -> dict[str, 
             for weights in _resamples(first.labels.shape)
         ]
         half = Z * _error(value[name], np.concatenate(pairs)) ** 0.5
-        found[name] = interval_of(value[name], value[name] - half, value[name] + half) if half > 0 else found[name]
+        if half > 0:
+            found[name] = interval_of(value[name], value[name] - half, value[name] + half)
     return found
 
 

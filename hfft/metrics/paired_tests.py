@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hfft.metrics.bootstrap import ClassTable, Interval, Z, exact_share, interval_of, mean_loss, too_few
+from hfft.metrics.intervals import ClassTable, Interval, Z, exact_share, interval_of, mean_loss, too_few
 from hfft.metrics.metrics import measure
 from hfft.metrics.probabilities import image_losses
 
@@ -13,13 +13,7 @@ _HALVINGS = 60
 
 @dataclass(frozen=True)
 class McNemar:
-    """McNemar's exact test of whether two models are right equally often.
-
-    Attributes:
-        only_first: Images that the first model alone gets right.
-        only_second: Images that the second alone gets right.
-        p_value: Two-sided: how probable a split at least as uneven is, if either is as probable as the other.
-    """
+    """Images that only one of two models gets right, and the two-sided p value of a split at least as uneven."""
 
     only_first: int
     only_second: int
@@ -27,26 +21,24 @@ class McNemar:
 
 
 def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> dict[str, Interval]:
-    """Every metric of the second model minus that of the first, with its 95 % interval.
+    """Every metric of the second model minus that of the first, of probabilities (N, K), with its 95 % interval.
 
     What makes an image hard or easy for both cancels out: only images count that the two answer differently. The
     interval of the accuracy holds 0 where, and only where, McNemar's exact test has p of 0.05 or more; those of
     balanced accuracy and macro F1 where such a test does of the images by their weights. Where there are too few
     images to say is as in `with_intervals`; an answer of either model that is wrong counts.
-
-    Args:
-        first: Probabilities of the first model, (N, K).
-        second: Those of the second, (N, K).
-        labels: (N,), N > 0.
     """
     one, other = (ClassTable.of(shares, labels) for shares in (first, second))
-    before, after = measure(one.counts), measure(other.counts)
+    before, after = measure(one), measure(other)
     value = {name: after[name] - before[name] for name in before}
-    right, was_right = other.predicted == labels, one.predicted == labels
+    right, was_right = other.answers == labels, one.answers == labels
     gained = right.astype(float) - was_right  # (N,)
     weights = 1 / (one.present.sum() * one.images[labels])
     lost = image_losses(second, labels) - image_losses(first, labels)
-    parts, most = _f1_parts(one, other), float(one.present.mean())
+    hits, taken = np.stack([one.hits, other.hits]), np.stack([one.predicted, other.predicted])
+    gain, cost = f1_slopes(hits, one.images, taken)
+    parts = (gain[labels] * gained - cost[other.answers] + cost[one.answers]) / len(one.images)
+    most = float(one.present.mean())
     return {
         "accuracy": summed(gained / len(labels), len(labels)),
         "balanced_accuracy": summed(gained * weights, one.even_images),
@@ -55,25 +47,11 @@ def differences(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -> di
     }
 
 
-def _f1_parts(one: ClassTable, other: ClassTable) -> np.ndarray:
-    """What each image adds to the difference of the mean F1, (N,)."""
-    hits = np.stack([one.hits, other.hits])
-    taken = np.stack([one.counts.predicted, other.counts.predicted])
-    gain, cost = f1_slopes(hits, one.images, taken)
-    right, was_right = other.predicted == one.labels, one.predicted == one.labels
-    parts = gain[one.labels] * (right.astype(float) - was_right) - cost[other.predicted] + cost[one.predicted]
-    return parts / len(one.images)
-
-
 def f1_slopes(hits: np.ndarray, images: np.ndarray, taken: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """By how much the second F1 exceeds the first for each hit more, and falls short for each image taken more, (K,).
 
     With these slopes the difference is exact: F1 is 2 hits / (images + taken), and they lie between those at either.
-
-    Args:
-        hits: Of the first and the second model, (2, K).
-        images: Of each class, (K,).
-        taken: As hits, images that were taken for each class.
+    `hits`, and images `taken` for each class, are those of the first and the second model, (2, K).
     """
     sums = np.maximum(images + taken, 1e-12)
     f1 = 2 * hits / sums
@@ -130,13 +108,9 @@ def _score_limits(gained: float, lost: float, count: float) -> tuple[float, floa
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """McNemar's exact test, by the binomial distribution.
+    """McNemar's exact test of whether two models are right equally often, from whether each is right, (N,) bool.
 
     Source: McNemar, Psychometrika 12 (1947), 153-157.
-
-    Args:
-        first: Whether the first model is right, (N,).
-        second: Whether the second is.
     """
     only_first, only_second = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     count, fewer = only_first + only_second, min(only_first, only_second)

@@ -2,6 +2,9 @@
 
 import numpy as np
 
+LABEL_THRESHOLD = 0.5
+"""The probability from which a label is given where none was chosen."""
+
 _TINY = np.finfo(np.float32).tiny
 
 
@@ -46,17 +49,13 @@ def image_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return -logs(probabilities[np.arange(len(labels)), labels])
 
 
-def entry_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Negative log probability of each label being as it is, in nats, (N, K); labels are (N, K) of 0 and 1."""
-    return logit_losses(log_odds(probabilities), labels)
-
-
 def logit_losses(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`entry_losses` of logits (N, K) float64, which lose nothing where a model is sure."""
+    """Negative log probability of each label (N, K) of 0 and 1 being as it is, in nats, (N, K), from logits (N, K)."""
     return np.logaddexp(0, np.where(labels > 0, -logits, logits))
 
 
 def log_loss(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Mean negative log probability in nats: of each image's class (N,), or of each label being as it is (N, K)."""
-    losses = image_losses if labels.ndim == 1 else entry_losses
-    return float(losses(probabilities, labels).mean())
+    if labels.ndim == 1:
+        return float(image_losses(probabilities, labels).mean())
+    return float(logit_losses(log_odds(probabilities), labels).mean())

@@ -9,13 +9,12 @@ import pandas as pd
 from datasets import Dataset
 
 from hfft.data.sources.labels import is_multi_label, label_array
-from hfft.metrics.bootstrap import Interval, wilson, with_intervals
 from hfft.metrics.calibration import calibration
 from hfft.metrics.evaluate_modules import headline_metrics, label_headline_metrics
+from hfft.metrics.intervals import Interval, wilson, with_intervals
 from hfft.metrics.metrics import details
 from hfft.metrics.multilabel import LabelOutcomes, label_details, label_intervals
-from hfft.metrics.probabilities import log_odds, sigmoid
-from hfft.metrics.thresholds import DEFAULT
+from hfft.metrics.probabilities import LABEL_THRESHOLD, log_odds, sigmoid
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Scores:
     labels: np.ndarray
     probabilities: np.ndarray
     metrics: dict[str, Interval]
-    by_class: dict[str, dict[str, float]]
+    by_class: dict[str, dict[str, Any]]
 
     @property
     def details(self) -> dict[str, float]:
@@ -55,7 +54,7 @@ class Scores:
 
     @property
     def calibration(self) -> dict[str, Any]:
-        """Accuracy by confidence; see `calibration`."""
+        """Accuracy by confidence."""
         return calibration(self.probabilities, self.labels)
 
     @property
@@ -80,11 +79,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class LabelScores(Scores):
-    """The same where an image has any number of labels.
+    """The same where an image has any number of labels: `labels` are (N, K) uint8 of 0 and 1.
 
     Attributes:
-        labels: Which labels each image has, (N, K) uint8 of 0 and 1.
-        probabilities: Of each label by itself, (N, K) float64.
         thresholds: The probability from which a label is given, (K,).
         logits: Of the probabilities, (N, K).
     """
@@ -124,72 +121,66 @@ class LabelScores(Scores):
 def measured(
     values: np.ndarray, rows: Dataset, classes: Sequence[str], thresholds: np.ndarray | None = None
 ) -> Scores:
-    """Scores of predictions for the images of a split.
+    """Scores of the images of a split, from probabilities of the classes, or of multi-label rows logits, (N, K).
 
-    Args:
-        values: Probabilities of the classes, or of multi-label rows logits, (N, K).
-        rows: The images.
-        classes: Class names.
-        thresholds: Of multi-label rows, the probability from which a label is given, (K,); 0.5 for all when None.
+    `thresholds` are the probabilities from which labels are given, (K,); 0.5 for all when None.
     """
     labels, classes, files = label_array(rows), tuple(classes), tuple(rows["file"][:])
     if not is_multi_label(rows):
         metrics = with_intervals(values, labels, values=headline_metrics(values, labels))
         return Scores(classes, files, labels, values, metrics, class_scores(values.argmax(axis=1), labels, classes))
-    limits = np.full(len(classes), DEFAULT) if thresholds is None else thresholds
+    limits = np.full(len(classes), LABEL_THRESHOLD) if thresholds is None else thresholds
     probabilities = sigmoid(values)
     outcomes = LabelOutcomes.of_logits(values, labels, probabilities >= limits)
     metrics = label_intervals(outcomes, label_headline_metrics(values, labels, limits))
-    by_class: Any = label_scores(outcomes, limits, classes)
+    by_class = label_scores(outcomes, limits, classes)
     return LabelScores(classes, files, labels, probabilities, metrics, by_class, limits, values)
 
 
-def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Precision, recall and F1 of each class, with the ends of their 95 % intervals.
+def class_scores(predicted: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Precision, recall and F1 of each class, with the ends of their 95 % intervals, of class indices (N,).
 
     The intervals are Wilson's for shares of images: of those of the class (recall), of those that were taken for it
     (precision). F1 is 2 J / (1 + J), where J is the share of right ones among the images that are of the class or were
     taken for it, and its interval is that of J.
-    Sources: Wilson, JASA 22 (1927), 209-212; Hand et al., F*: an interpretable transformation of the F-measure,
-    https://arxiv.org/abs/2008.00103.
-
-    Args:
-        predicted: Class index that each image was given, (N,).
-        labels: Class index of each image, (N,).
-        classes: Class names.
+    Source: Hand et al., F*: an interpretable transformation of the F-measure, https://arxiv.org/abs/2008.00103.
 
     Returns:
         Class name to `precision`, `recall` and `f1`, each with `_low` and `_high`, and `images` of the class and
         `predicted` images. Without images, or predictions, a share is 0 and its interval reaches from 0 to 1.
     """
     counts = (np.bincount(part, minlength=len(classes)) for part in (labels[predicted == labels], labels, predicted))
-    return {name: _class_row(*map(int, row)) for name, *row in zip(classes, *counts, strict=True)}
+    return _by_class(classes, _shares(*counts))
 
 
 def label_scores(outcomes: LabelOutcomes, thresholds: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Scores of each label as in `class_scores`, with its average precision (None without images) and threshold."""
     counts = outcomes.tally()
-    rows = zip(classes, counts.hits, counts.images, counts.predicted, strict=True)
-    table: dict[str, dict[str, Any]] = {name: _class_row(*map(int, row)) for name, *row in rows}
-    for row, precision, threshold in zip(table.values(), counts.average_precision, thresholds, strict=True):
-        row |= {"average_precision": None if np.isnan(precision) else float(precision), "threshold": float(threshold)}
+    shares = _shares(*(part.astype(int) for part in (counts.hits, counts.images, counts.predicted)))
+    shares |= {"average_precision": counts.average_precision, "threshold": thresholds}
+    table = _by_class(classes, shares)
+    for row in table.values():
+        if np.isnan(row["average_precision"]):
+            row["average_precision"] = None
     return table
 
 
-def _class_row(hits: int, images: int, predicted: int) -> dict[str, float]:
-    """The row of a class in `class_scores`, of its images, its predictions, and what is both."""
+def _shares(hits: np.ndarray, images: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]:
+    """The columns of `class_scores`, (K,) each."""
     jaccard = wilson(hits, images + predicted - hits)
-    shares = {
-        "precision": wilson(hits, predicted),
-        "recall": wilson(hits, images),
-        "f1": (2 * hits / max(images + predicted, 1), *(2 * j / (1 + j) for j in jaccard[1:])),
-    }
-    named = {
-        f"{share}{ending}": value
-        for share, values in shares.items()
-        for ending, value in zip(("", "_low", "_high"), values, strict=True)
-    }
-    return {**named, "images": images, "predicted": predicted}
+    columns: dict[str, np.ndarray] = {}
+    for name, value, (low, high) in (
+        ("precision", hits / np.maximum(predicted, 1), wilson(hits, predicted)),
+        ("recall", hits / np.maximum(images, 1), wilson(hits, images)),
+        ("f1", 2 * hits / np.maximum(images + predicted, 1), [2 * end / (1 + end) for end in jaccard]),
+    ):
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return columns | {"images": images, "predicted": predicted}
+
+
+def _by_class(classes: Sequence[str], columns: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return {name: dict(zip(columns, row, strict=True)) for name, row in zip(classes, rows, strict=True)}
 
 
 def is_multi_label_table(table: pd.DataFrame) -> bool:
@@ -209,10 +200,7 @@ def flags_of(column: pd.Series, classes: Sequence[str]) -> np.ndarray:
 def logits_of(table: pd.DataFrame, classes: Sequence[str], ending: str = "") -> np.ndarray:
     """Logits (N, K) in a multi-label table of predictions; earlier versions kept probabilities alone.
 
-    Args:
-        table: Of predictions.
-        classes: Class names.
-        ending: Of the columns' names, after the class.
+    `ending` is that of the columns' names, after the class.
     """
     names = [f"logit {name}{ending}" for name in classes]
     if set(names) <= set(table.columns):

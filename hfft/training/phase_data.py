@@ -75,14 +75,14 @@ def make_phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseD
     augment = recipe.data.augment
     train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
     train, validation = images.splits["train"], images.splits.get("validation")
-    measured = validating(len(images.labels), is_multi_label=images.is_multi_label)
+    reduce, measure = validating(len(images.labels), is_multi_label=images.is_multi_label)
     return PhaseData(
         train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
         validation=None if validation is None else Examples(validation, evaluate_with.pixels),
         floats=train_with.floats,
         collate=Collator(augment.mixup, len(images.labels), train_with.floats),
-        reduce=measured.reduce,
-        measure=measured.compute,
+        reduce=reduce,
+        measure=measure,
         metrics=metrics_of(is_multi_label=images.is_multi_label),
         loss=loss_for(recipe, images),
         chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),

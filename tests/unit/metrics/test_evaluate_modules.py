@@ -25,11 +25,9 @@ EXPECTED = {
 
 def through(logits, labels, batch=3, **options):
     """Batch by batch, as the Trainer does it."""
-    parts = validating(logits.shape[1], **options)
-    kept = torch.cat(
-        [parts.reduce(logits[n : n + batch], labels[n : n + batch]) for n in range(0, len(logits), batch)]
-    )
-    return kept, parts.compute(SimpleNamespace(predictions=kept.numpy(), label_ids=labels.numpy()))
+    reduce, compute = validating(logits.shape[1], **options)
+    kept = torch.cat([reduce(logits[n : n + batch], labels[n : n + batch]) for n in range(0, len(logits), batch)])
+    return kept, compute(SimpleNamespace(predictions=kept.numpy(), label_ids=labels.numpy()))
 
 
 def test_metrics_from_two_numbers_per_image():
@@ -56,9 +54,9 @@ def test_of_many_classes(dtype):
 
 
 def test_models_that_return_more_than_logits():
-    parts = validating(2)
+    reduce, _ = validating(2)
     logits = PROBABILITIES.log()
-    assert parts.reduce((logits, torch.zeros(4, 7)), LABELS).equal(parts.reduce(logits, LABELS))
+    assert reduce((logits, torch.zeros(4, 7)), LABELS).equal(reduce(logits, LABELS))
 
 
 @pytest.mark.parametrize("spoilt", [math.nan, math.inf, -math.inf])

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from hfft.metrics.bootstrap import exact_share
 from hfft.metrics.calibration import calibration
 from hfft.metrics.evaluate_modules import MULTI_LABEL_MODULES, ProbabilityMetric
+from hfft.metrics.intervals import exact_share
 from hfft.metrics.multilabel import (
     LABEL_METRICS,
     LabelOutcomes,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from hfft.metrics.bootstrap import with_intervals
+from hfft.metrics.intervals import with_intervals
 from hfft.metrics.paired_tests import differences, mcnemar, summed
 
 

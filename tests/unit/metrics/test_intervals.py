@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from hfft.metrics.bootstrap import ClassTable, exact_share, skewed_mean, with_intervals
+from hfft.metrics.intervals import ClassTable, exact_share, skewed_mean, with_intervals
 from hfft.metrics.metrics import METRICS
 
 SHARES = ("accuracy", "balanced_accuracy", "macro_f1")

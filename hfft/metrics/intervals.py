@@ -1,8 +1,7 @@
-"""95 % intervals of metrics that hold with few images.
+"""95 % intervals of metrics that hold with few images; simulated coverage: scripts/interval_coverage.py.
 
-Shares of images get exact binomial intervals. Means over the classes get the interval of a share of fewer images, as
-many as would vary as much. A mean of losses has an interval where enough answers are wrong. Simulated coverage:
-scripts/interval_coverage.py. Resampling is not used: it covers less near 0 and 1, and nothing where all are right.
+Shares of images get exact binomial intervals, means over the classes that of a share of as many images as would vary
+as much. Resampling is not used: it covers less near 0 and 1, and nothing where all are right.
 """
 
 from collections.abc import Mapping
@@ -16,12 +15,11 @@ from hfft.metrics.probabilities import image_losses
 Interval = dict[str, float | None]
 """`value`, and `low` and `high`, which are None where there are too few images to say."""
 
-LEAST_IMAGES = 100
-"""Fewer are too few for the interval of a mean loss."""
 LEAST_WRONG = 10
-"""So are fewer wrong answers, which most of the loss is made of."""
+"""Fewer wrong answers, which most of a loss is made of, are too few for its interval."""
 Z = 1.959963984540054
 """97.5 % quantile of the normal distribution."""
+_LEAST_IMAGES = 100  # for the same
 _TAIL = 0.025
 _PRIOR = 2  # images of average difficulty that each class has more, for its variance
 
@@ -40,14 +38,11 @@ def with_intervals(
     - macro F1: likewise, from no more images than balanced accuracy; None with fewer than three images per class;
     - log loss: `skewed_mean`; None with fewer than 100 images or 10 wrong answers.
 
-    Args:
-        probabilities: (N, K).
-        labels: (N,), N > 0.
-        seed: Changes nothing. Earlier versions resampled by it, and programs of that time still pass it.
-        values: The metrics, where they are known already.
+    `values` are the metrics of the probabilities (N, K), where they are known already. `seed` changes nothing: earlier
+    versions resampled by it, and programs of that time still pass it.
     """
     table = ClassTable.of(probabilities, labels)
-    found, wrong = values or measure(table.counts), len(labels) - int(table.hits.sum())
+    found, wrong = values or measure(table), len(labels) - int(table.hits.sum())
     return {
         "accuracy": share(found["accuracy"], len(labels)),
         "balanced_accuracy": table.balanced_accuracy(found["balanced_accuracy"]),
@@ -75,8 +70,8 @@ def share(value: float, images: float, *, most: float = 1.0) -> Interval:
 def exact_share(hits: float, trials: float) -> tuple[float, float]:
     """Ends of the exact 95 % interval of a share, by the binomial distribution; they need not be whole numbers.
 
-    It covers 95 % or more whatever the share and the number of trials; Wilson's interval covers less for many shares,
-    most of all near 0 and 1. Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
+    Wilson's interval covers less for many shares, most of all near 0 and 1.
+    Source: Clopper and Pearson, Biometrika 26 (1934), 404-413.
     """
     misses = trials - hits
     low = 0.0 if hits <= 0 else _beta_quantile(hits, misses + 1, _TAIL)
@@ -94,9 +89,22 @@ def _beta_quantile(a: float, b: float, level: float) -> float:
     return float(1 / (1 + np.exp(-np.interp(level, mass / density.sum(), logits))))
 
 
+def wilson(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of Wilson's 95 % intervals of shares, each (C,); 0 and 1 where nothing was tried.
+
+    Source: Wilson, JASA 22 (1927), 209-212.
+    """
+    tried = np.maximum(trials, 1)
+    shares, z2 = hits / tried, Z**2 / tried
+    middle = (shares + z2 / 2) / (1 + z2)
+    half = Z * np.sqrt(shares * (1 - shares) / tried + z2 / (4 * tried)) / (1 + z2)
+    # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
+    return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)
+
+
 def mean_loss(value: float, values: np.ndarray, wrong: int) -> Interval:
     """The interval of a mean of losses (N,), where enough images are wrong to say."""
-    return too_few(value) if len(values) < LEAST_IMAGES or wrong < LEAST_WRONG else skewed_mean(value, values)
+    return too_few(value) if len(values) < _LEAST_IMAGES or wrong < LEAST_WRONG else skewed_mean(value, values)
 
 
 def skewed_mean(value: float, values: np.ndarray) -> Interval:
@@ -116,27 +124,16 @@ def skewed_mean(value: float, values: np.ndarray) -> Interval:
 
 
 @dataclass(frozen=True)
-class ClassTable:
+class ClassTable(Tally):
     """The class (N,) and the predicted class (N,) of each image, and their counts by class."""
 
     labels: np.ndarray
-    predicted: np.ndarray
-    counts: Tally
+    answers: np.ndarray
 
     @classmethod
     def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> "ClassTable":
         """Count the images of probabilities (N, K)."""
-        return cls(labels, probabilities.argmax(axis=1), tally(probabilities, labels))
-
-    @property
-    def images(self) -> np.ndarray:
-        """Images of each class, (K,)."""
-        return self.counts.images
-
-    @property
-    def hits(self) -> np.ndarray:
-        """Of those, the right ones, (K,)."""
-        return self.counts.hits
+        return cls(**vars(tally(probabilities, labels)), labels=labels, answers=probabilities.argmax(axis=1))
 
     @property
     def present(self) -> np.ndarray:
@@ -154,7 +151,7 @@ class ClassTable:
         return float(self.present.sum() ** 2 / np.sum(1 / self.images[self.present]))
 
     @property
-    def typical(self) -> float:
+    def _typical(self) -> float:
         """A cautious recall of the mean class: as if one more class were found, and another never."""
         recalls = self.hits[self.present] / self.images[self.present]
         return float((recalls.sum() + 1) / (len(recalls) + 2))
@@ -163,7 +160,7 @@ class ClassTable:
         """The interval of the mean recall `value`."""
         count = self._recall_images()
         images, hits = self.images[self.present], self.hits[self.present]
-        ends = wilson_ends(hits, images)  # two times (C,)
+        ends = wilson(hits, images)  # two times (C,)
         down = float(np.max(hits / images - ends[0])) / len(images)
         up = float(np.max(ends[1] - hits / images)) / len(images)
         low, high = exact_share(value * count, count)
@@ -179,7 +176,7 @@ class ClassTable:
     def _recall_images(self) -> float:
         """As many images would vary as much as the mean recall does."""
         images = self.images[self.present]
-        recalls = (self.hits[self.present] + _PRIOR * self.typical) / (images + _PRIOR)
+        recalls = (self.hits[self.present] + _PRIOR * self._typical) / (images + _PRIOR)
         variance = np.sum(recalls * (1 - recalls) / images) / len(images) ** 2
         mean = recalls.mean()
         return min(float(mean * (1 - mean) / variance), self.even_images)
@@ -189,16 +186,16 @@ class ClassTable:
 
         Each class has a few more images of average difficulty, so that one that is all right is not taken for sure.
         """
-        classes, own = len(self.images), self.typical
+        classes, own = len(self.images), self._typical
         other = (1 - own) / max(classes - 1, 1)
         weights = self.images / (self.images + _PRIOR)  # (K,)
-        columns = np.bincount(self.predicted, weights[self.labels], classes)
+        columns = np.bincount(self.answers, weights[self.labels], classes)
         columns += _PRIOR * (other * (weights.sum() - weights) + own * weights)  # images taken for each class
         hits = weights * (self.hits + _PRIOR * own)
-        sums = self.images + columns
-        f1 = 2 * hits / np.maximum(sums, 1e-12)
-        slope = -f1 / np.maximum(sums, 1e-12)  # of being taken for a class
-        gain = 2 / np.maximum(sums, 1e-12)  # more where that is the own one
+        sums = np.maximum(self.images + columns, 1e-12)
+        f1 = 2 * hits / sums
+        slope = -f1 / sums  # of being taken for a class
+        gain = 2 / sums  # more where that is the own one
         means = self._row_means(slope, gain, other)
         squares = self._row_means(slope**2, (slope + gain) ** 2 - slope**2, other)
         variance = np.sum((self.images * (squares - means**2))[self.present]) / self.present.sum() ** 2
@@ -207,23 +204,6 @@ class ClassTable:
 
     def _row_means(self, of_column: np.ndarray, of_hit: np.ndarray, other: float) -> np.ndarray:
         """Mean over the images of each class of a number (K,) of the class they were taken for, more where right."""
-        counted = np.bincount(self.labels, of_column[self.predicted], len(self.images)) + self.hits * of_hit
-        average = other * (of_column.sum() - of_column) + self.typical * (of_column + of_hit)
+        counted = np.bincount(self.labels, of_column[self.answers], len(self.images)) + self.hits * of_hit
+        average = other * (of_column.sum() - of_column) + self._typical * (of_column + of_hit)
         return (counted + _PRIOR * average) / (self.images + _PRIOR)
-
-
-def wilson_ends(hits: np.ndarray, trials: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of Wilson's 95 % intervals of shares, each (C,). Source: Wilson, JASA 22 (1927), 209-212."""
-    shares, z2 = hits / trials, Z**2 / trials
-    middle = (shares + z2 / 2) / (1 + z2)
-    half = Z * np.sqrt(shares * (1 - shares) / trials + z2 / (4 * trials)) / (1 + z2)
-    # At the ends of [0, 1] the formula's own ends are 0 and 1, but for rounding.
-    return np.where(hits == 0, 0.0, middle - half), np.where(hits == trials, 1.0, middle + half)
-
-
-def wilson(hits: int, trials: int) -> tuple[float, float, float]:
-    """A share and the ends of its 95 % interval; 0, 0 and 1 where nothing was tried."""
-    if trials == 0:
-        return 0.0, 0.0, 1.0
-    low, high = wilson_ends(np.array(hits), np.array(trials))
-    return hits / trials, float(low), float(high)
