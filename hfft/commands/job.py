@@ -1,7 +1,6 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job, its network and its folder."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +59,13 @@ def open_job(
         checked = check_images(found.source, found.images, recipe.data, recipe.seed)
         make_repository(recipe)
     images = checked.images
-    load = partial(load_checkpoint, recipe.model, images.labels, is_multi_label=images.is_multi_label)
+
+    def load() -> Any:
+        return load_checkpoint(recipe.model, images.labels, is_multi_label=images.is_multi_label)[0]
+
     with timed(seconds, "load"):
         set_seed(recipe.seed)
-        network: Any = load() if model is None else model
+        network = load() if model is None else model
         copy_fit(found.config, network.config)
     precision = _precision(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
