@@ -199,8 +199,10 @@ def _add_compare(compare: VerbParser) -> None:
 
 
 def _add_recipe(parser: VerbParser) -> None:
-    parser.add_argument("recipe", type=expanded, help="YAML file")
+    parser.add_argument("recipe", type=expanded, help="YAML file; or images, for which a recipe is chosen")
     _add_overrides(parser, "for example phases.head.learning_rate=5e-4")
+    parser.add_argument("--checkpoint", type=expanded, help="of images: what to fine-tune; chosen when left out")
+    parser.add_argument("--minutes", type=float, help="of images: what the run may take; 10 when left out")
 
 
 def _add_overrides(parser: VerbParser, example: str) -> None:

@@ -16,15 +16,13 @@ from hfft.cli.printing import (
     print_table,
     values_of,
 )
-from hfft.errors import TrainingError
+from hfft.errors import RecipeError, TrainingError
 from hfft.system.lazy_imports import quick_imports
 
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run a recipe, or its folds."""
-    from hfft.recipe.loading import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, chosen = _recipe_of(arguments, overwrite=arguments.overwrite)
     if recipe.folds is not None:
         _cross_validate(recipe, overwrite=arguments.overwrite)
         return
@@ -35,13 +33,29 @@ def run_train(arguments: argparse.Namespace) -> None:
     with quick_imports():
         from hfft.commands.finetune import finetune
 
-    run = finetune(recipe, overwrite=arguments.overwrite)
+    run = finetune(chosen or recipe, overwrite=arguments.overwrite)
     if is_main_process():
         print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
         if run.skipped:
             skipped = f"{len(run.skipped)} images that can't be read"
             print_line(f"left out: {skipped}; {run.folder / 'data.json'} lists them")
         print_line(f"model: {run.model_dir}")
+
+
+def _recipe_of(arguments: argparse.Namespace, *, overwrite: bool = False) -> tuple[Any, Any]:
+    """The recipe of a file; or one for images, and how it was chosen."""
+    from hfft.recipe.loading import is_recipe, load_recipe
+
+    options = {key: value for key, value in values_of(arguments, "checkpoint", "minutes").items() if value is not None}
+    if is_recipe(arguments.recipe):
+        if options:
+            raise RecipeError(f"--{next(iter(options))}: goes with images in the place of a recipe; leave it out")
+        return load_recipe(arguments.recipe, arguments.overrides), None
+    with quick_imports():
+        from hfft.commands.automatic import choose_recipe
+
+    chosen = choose_recipe(arguments.recipe, overrides=arguments.overrides, overwrite=overwrite, **options)
+    return chosen.recipe, chosen
 
 
 def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
@@ -60,17 +74,20 @@ def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> None:
     """Check a recipe, and print the plan of each phase."""
-    from hfft.recipe.loading import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, chosen = _recipe_of(arguments)
     with quick_imports():
         from hfft.commands.plan import plan_recipe
 
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
         counts = {split: images.counts(split) for split in images.splits}
-        print_json(splits=counts, shards=images.shards, phases=[dataclasses.asdict(plan) for plan in plans])
+        more = {} if chosen is None else {"recipe": chosen.text, "seconds": chosen.seconds}
+        phases = [dataclasses.asdict(plan) for plan in plans]
+        print_json(splits=counts, shards=images.shards, phases=phases, **more)
         return
+    if chosen is not None:
+        print_line(chosen.text)
+        print_line(f"expected: {chosen.in_minutes}\n" if chosen.seconds else "this is the recipe of the run there\n")
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
     many = ", any number of them in an image" if images.is_multi_label else ""
     print_line(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")

@@ -1,13 +1,14 @@
 """The whole pipeline on one screen."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import DatasetDict
 from transformers import PreTrainedModel, TrainerCallback
 
+from hfft.commands.automatic import Automatic, choose_recipe
 from hfft.commands.job import open_job
-from hfft.commands.plan import resolve, with_weights_found
+from hfft.commands.plan import InMemory, resolve, with_weights_found
 from hfft.commands.report import update_finished
 from hfft.commands.results import finish_run
 from hfft.commands.run import Run
@@ -25,8 +26,10 @@ from hfft.training.reporting import finish_reporting, open_reporting
 
 
 def finetune(
-    recipe: Recipe,
+    recipe: Recipe | Automatic | str | Path,
     *,
+    checkpoint: str | None = None,
+    minutes: float = 10.0,
     data: DatasetDict | None = None,
     model: PreTrainedModel | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -35,7 +38,9 @@ def finetune(
     """Run a recipe from images to a measured model, or finish a run of it that was interrupted.
 
     Args:
-        recipe: What to do.
+        recipe: What to do, also from `choose_recipe`; or images, as `data.source` has them, for which it is called.
+        checkpoint: For images: what to fine-tune; one that suits device and budget when None.
+        minutes: For images: what the run may take.
         data: Data already in memory, instead of `recipe.data.source`.
         model: A classifier to start from, instead of loading `recipe.model.checkpoint`; the checkpoint still names
             the image processor. Its head is used as it is.
@@ -46,6 +51,9 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
         PushError: If the run was finished and then couldn't be pushed.
     """
+    if isinstance(recipe, str | Path):
+        recipe = choose_recipe(str(recipe), checkpoint=checkpoint, minutes=minutes, overwrite=overwrite)
+    recipe, comments = (recipe.recipe, recipe.comments) if isinstance(recipe, Automatic) else (recipe, {})
     recipe = check_recipe(recipe)
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
@@ -54,7 +62,8 @@ def finetune(
     with RunLock(Path(recipe.output_dir) / recipe.name) as lock:
         with launched(timeout=ddp_timeout(recipe), shows_bars=not recipe.training.get("disable_tqdm", False)):
             lock.take_if_there()
-            run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite, lock=lock)
+            given, callbacks = InMemory(data, model), [*callbacks, *pushers]
+            run = _finetune(recipe, given, callbacks, comments=comments, overwrite=overwrite, lock=lock)
         push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
 
@@ -67,20 +76,20 @@ def ddp_timeout(recipe: Recipe) -> int | None:
 
 def _finetune(
     recipe: Recipe,
-    data: DatasetDict | None,
-    model: PreTrainedModel | None,
+    given: InMemory,
     callbacks: Sequence[TrainerCallback],
     *,
+    comments: Mapping[str, str],
     overwrite: bool,
     lock: RunLock,
 ) -> Run:
     check_hub(recipe, overwrite=overwrite)
-    recipe, fingerprints = resolve(recipe, model)
+    recipe, given = resolve(recipe, given)
     folder = Path(recipe.output_dir) / recipe.name
-    if update_finished(recipe, data, fingerprints, overwrite=overwrite):
+    if update_finished(recipe, given.data, given.fingerprints, overwrite=overwrite):
         return Run(folder)
     job, network, seconds = open_job(
-        recipe, data, model, fingerprints=fingerprints, callbacks=callbacks, overwrite=overwrite, lock=lock
+        recipe, given, comments=comments, callbacks=callbacks, overwrite=overwrite, lock=lock
     )
     reporting = open_reporting(recipe, folder)
     with timed(seconds, "retention"):

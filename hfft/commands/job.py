@@ -1,14 +1,13 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job, its network and its folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from datasets import DatasetDict
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import TrainerCallback, set_seed
 
-from hfft.commands.plan import check_callbacks, prepare
+from hfft.commands.plan import InMemory, check_callbacks, prepare
 from hfft.data.audit.filtering import check_images, describe_images
 from hfft.data.images.resize_mode import copy_fit
 from hfft.evaluators.protocol import Job
@@ -30,10 +29,9 @@ from hfft.training.precision import fastest_precision, phases_in
 
 def open_job(
     recipe: Recipe,
-    data: DatasetDict | None,
-    model: PreTrainedModel | None,
+    given: InMemory,
     *,
-    fingerprints: dict[str, str] | None,
+    comments: Mapping[str, str],
     callbacks: Sequence[TrainerCallback],
     overwrite: bool,
     lock: RunLock,
@@ -41,10 +39,9 @@ def open_job(
     """Read and check the images, load the network, and open the run folder.
 
     Args:
-        recipe: Resolved.
-        data: Data in memory, instead of the recipe's.
-        model: A classifier to start from, instead of the checkpoint.
-        fingerprints: The model's, from `take_model`.
+        recipe: From `resolve`, like `given`.
+        given: Data and model in memory.
+        comments: Of the recipe's file.
         callbacks: The user's, to be checked.
         overwrite: Whether a run that is there goes.
         lock: Of the run folder; is taken.
@@ -54,7 +51,7 @@ def open_job(
     """
     folder, seconds = Path(recipe.output_dir) / recipe.name, {}
     with timed(seconds, "data"):
-        found = prepare(recipe, data, model, processes=PartialState().num_processes)
+        found = prepare(recipe, given, processes=PartialState().num_processes)
         check_callbacks(callbacks, recipe, found.images)
         checked = check_images(found.source, found.images, recipe.data, recipe.seed)
         make_repository(recipe)
@@ -65,16 +62,16 @@ def open_job(
 
     with timed(seconds, "load"):
         set_seed(recipe.seed)
-        network = load() if model is None else model
+        network = load() if given.model is None else given.model
         copy_fit(found.config, network.config)
     precision = _precision(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
         lock.take()
         environment = describe_start(
-            recipe, precision=precision, model_given=fingerprints, data_given=data is not None
+            recipe, precision=precision, model_given=given.fingerprints, data_given=given.data is not None
         )
-        open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite)
-        keep_given(model, found.processor, recipe, folder)
+        open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite, comments=comments)
+        keep_given(given.model, found.processor, recipe, folder)
     phases = phases_in(recipe, precision)
     replay = None
     if recipe.replay.mode != "off":
@@ -97,7 +94,7 @@ def open_job(
         ],
         data=make_phase_data(images, found.processor, recipe),
         replay=replay,
-        load=load if model is None else None,
+        load=load if given.model is None else None,
     )
     return job, network, seconds
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.data.images.resize_mode import fit_processor
 from hfft.data.sources.advice import check_found
@@ -28,6 +28,15 @@ from hfft.training.plan import activation_bytes, check_phase, expand_phases, pla
 from hfft.training.precision import phases_in
 from hfft.training.reporting import check_reporting
 from hfft.training.settings import check_activation_checkpointing, try_arguments
+
+
+@dataclass(frozen=True)
+class InMemory:
+    """What a caller brings in the place of what a recipe names."""
+
+    data: DatasetDict | None = None
+    model: Any = None
+    fingerprints: dict[str, str] | None = None  # of the model
 
 
 @dataclass(frozen=True)
@@ -53,24 +62,21 @@ def plan_recipe(recipe: Recipe, *, processes: int = 1) -> tuple[ImageData, list[
     Raises:
         HfftError: For every mistake that can be seen without weights and pixels.
     """
-    recipe, _ = resolve(with_weights_found(check_recipe(recipe)), None)
-    found = prepare(recipe, processes=processes)
+    recipe, given = resolve(with_weights_found(check_recipe(recipe)), InMemory())
+    found = prepare(recipe, given, processes=processes)
     check_found(found.images.splits["train"], recipe.data.source)
     return found.images, found.plans
 
 
-def prepare(
-    recipe: Recipe, data: DatasetDict | None = None, model: PreTrainedModel | None = None, *, processes: int
-) -> Prepared:
+def prepare(recipe: Recipe, given: InMemory, *, processes: int) -> Prepared:
     """Find the images, open config and image processor, and try every phase; a plan and a run do the same.
 
     Args:
-        recipe: From `resolve`.
-        data: Data in memory, instead of the recipe's.
-        model: From `take_model`; gets the images' labels.
+        recipe: From `resolve`, like `given`, whose model gets the images' labels.
+        given: Data and model in memory.
         processes: Processes that will share the images.
     """
-    source = read_source(recipe.data, data)
+    source, model = read_source(recipe.data, given.data), given.model
     images = choose_splits(source, recipe.data, recipe.seed)
     config = open_config(recipe.model, images.labels, is_multi_label=images.is_multi_label, model=model)
     processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
@@ -91,13 +97,15 @@ def with_weights_found(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, checkpoint=place))
 
 
-def resolve(recipe: Recipe, model: PreTrainedModel | None) -> tuple[Recipe, dict[str, str] | None]:
-    """The recipe that a run folder keeps, gradual phases written out; the fingerprints of a given model."""
-    fingerprints = None if model is None else take_model(model)
+def resolve(recipe: Recipe, given: InMemory) -> tuple[Recipe, InMemory]:
+    """The recipe that a run folder keeps, gradual phases written out; a model is checked and known by its hashes."""
+    model = given.model
+    if model is not None:
+        given = dataclasses.replace(given, fingerprints=take_model(model))
     if any(phase.gradual is not None for phase in recipe.phases):
         network = load_skeleton(recipe.model, load_config(recipe.model, ("a", "b"))) if model is None else model
         recipe = dataclasses.replace(recipe, phases=expand_phases(recipe.phases, len(dissect(network).blocks)))
-    return recipe, fingerprints
+    return recipe, given
 
 
 def check_callbacks(callbacks: Sequence[TrainerCallback], recipe: Recipe, images: ImageData) -> None:

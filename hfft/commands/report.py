@@ -118,7 +118,7 @@ def write_examples(result: Path, images: ImageData, count: int) -> list[dict[str
 
 
 def update_finished(
-    recipe: Recipe, data: DatasetDict | None, given: dict[str, str] | None = None, *, overwrite: bool = False
+    recipe: Recipe, data: DatasetDict | None, given: dict[str, str] | None, *, overwrite: bool
 ) -> bool:
     """Whether this very recipe has been run; card and page are written if it asks for others than are there.
 

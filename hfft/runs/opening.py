@@ -155,11 +155,17 @@ def _may_differ(recipe: Recipe, device: str) -> list[str]:
 
 
 def open_folder(
-    folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any], *, overwrite: bool
+    folder: Path,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    comments: Mapping[str, str] | None = None,
 ) -> None:
     """Make the run folder, or check that the run there began with the same images and model on as many processes.
 
-    `environment` is from `describe_start`, `data` the content of data.json.
+    `environment` is from `describe_start`, `data` the content of data.json, `comments` are those of recipe.yaml.
 
     Raises:
         RunError: If the run that is there is of other images, another model, precision or number of processes.
@@ -172,7 +178,7 @@ def open_folder(
     if problem is not None:
         raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
     meet()  # all have looked
-    on_main(lambda: write_start(folder, recipe, environment, data))
+    on_main(lambda: write_start(folder, recipe, environment, data, comments))
 
 
 def _remove(folder: Path) -> None:

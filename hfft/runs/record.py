@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfft.errors import RunError
-from hfft.recipe.loading import RECIPE, dump_recipe, read_recipe
+from hfft.recipe.loading import RECIPE, dump_recipe, holds_recipe, read_recipe
 from hfft.recipe.spec import Recipe
 from hfft.system.files import expanded, read_json, write_file, write_json, write_text
 
@@ -281,17 +281,24 @@ class RunRecord:
         return self.phases[number].folder
 
 
-def write_start(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def write_start(
+    folder: Path,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    comments: Mapping[str, str] | None = None,
+) -> None:
     """Write what is known before the first phase."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_recipe(folder, recipe)
+    write_recipe(folder, recipe, comments)
     write_json(folder / ENVIRONMENT, environment)
     write_json(folder / DATA, data)
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe."""
-    write_text(folder / RECIPE, dump_recipe(recipe))
+def write_recipe(folder: Path, recipe: Recipe, comments: Mapping[str, str] | None = None) -> None:
+    """Write the resolved recipe; one that is there already keeps its comments."""
+    if comments or not holds_recipe(folder / RECIPE, recipe):
+        write_text(folder / RECIPE, dump_recipe(recipe, comments))
 
 
 def write_predictions(folder: Path, table: "pd.DataFrame") -> None:

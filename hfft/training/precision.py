@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -94,16 +95,31 @@ def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays
     return ", ".join(parts)
 
 
-def _seconds(network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
+def step_seconds(model: Any, spec: PhaseSpec, pixels: torch.Tensor) -> float:
+    """Seconds per image of a training step in float32, behind what replay computes once; the model isn't changed."""
+    network = prepare_phase(copy.deepcopy(model), spec, pixels[:1])
+    split_point = find_split_point(network, pixels[:1], spec.batchnorm)
+    return _seconds(network, split_point, pixels, spec.batchnorm, _PRECISIONS[:1])["float32"] / len(pixels)
+
+
+def _seconds(
+    network: Any,
+    split_point: SplitPoint | None,
+    pixels: torch.Tensor,
+    batchnorm: str,
+    precisions: Sequence[str] = _PRECISIONS,
+) -> dict[str, float]:
     """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
-    entering = {name: _entering(network, split_point, pixels, name) for name in _PRECISIONS}
+    entering = {name: _entering(network, split_point, pixels, name) for name in precisions}
     set_modes(network, batchnorm)
-    seconds = dict.fromkeys(_PRECISIONS, math.inf)
+    seconds = dict.fromkeys(precisions, math.inf)
     with random_state_kept(pixels.device):
-        for name in _PRECISIONS * _STEPS:
+        for name in (*precisions,) * _STEPS:
             begun = time.perf_counter()
             with _autocast(name):
                 _step(network, split_point, pixels, entering[name])
+            if pixels.device.type != "cpu":
+                torch.accelerator.synchronize()
             seconds[name] = min(seconds[name], time.perf_counter() - begun)
     return seconds
 

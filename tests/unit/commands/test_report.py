@@ -11,5 +11,7 @@ from hfft.commands.run import Run
 def test_a_page_that_an_interruption_left_out_is_written_when_the_run_is_asked_for_again(asked, tmp_path):
     folder = finished.make_run(tmp_path / "run", counts={"train": 8}, report=asked)
     (folder / "report.html").unlink(missing_ok=True)
-    assert update_finished(replace(Run(folder).recipe, output_dir=str(tmp_path), name="run"), None)
+    assert update_finished(
+        replace(Run(folder).recipe, output_dir=str(tmp_path), name="run"), None, None, overwrite=False
+    )
     assert (folder / "report.html").is_file() == asked
