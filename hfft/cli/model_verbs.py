@@ -29,7 +29,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
         found = find_input_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
         from hfft.inference.classifier import Classifier
-        from hfft.inference.predictions import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
+        from hfft.inference.outputs import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
 
     output, form = arguments.output, choose_format(arguments.format, arguments.output)
     holds_all = form in ("csv", "parquet")

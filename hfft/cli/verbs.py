@@ -214,7 +214,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
     content = dataclasses.asdict(found)
     if html is not None:
         with quick_imports():
-            from hfft.report.compare_page import write_comparison
+            from hfft.report.page import write_comparison
 
         write_comparison(content, html)
     if as_json:

@@ -17,7 +17,7 @@ from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData, choose_splits, read_source
 from hfft.errors import RunError, TrainingError, first_line
 from hfft.evaluators.attribution import keep_mistakes
-from hfft.evaluators.label_pictures import keep_label_pictures
+from hfft.evaluators.pictures import keep_label_pictures
 from hfft.inference.classifier import Classifier
 from hfft.inference.opening import open_model
 from hfft.model.given import fingerprints
