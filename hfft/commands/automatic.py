@@ -42,18 +42,12 @@ _LOG = get_logger(__name__)
 
 @dataclass(frozen=True)
 class Automatic:
-    """A recipe that was chosen, or that of the run that goes on.
-
-    Attributes:
-        comments: Key to the reason of its value; "" to what was asked for.
-        seconds: Stage of the run to the seconds that it should take; empty for a run that goes on.
-        text: Of the recipe's file, with the reasons beside the values.
-    """
+    """A recipe that was chosen, or that of the run that goes on."""
 
     recipe: Recipe
-    comments: Mapping[str, str]
-    seconds: Mapping[str, float]
-    text: str
+    comments: Mapping[str, str]  # key to the reason of its value; "" to what was asked for
+    seconds: Mapping[str, float]  # stage of the run to the seconds that it should take; empty for a run that goes on
+    text: str  # of the recipe's file, with the reasons beside the values
 
     @property
     def in_minutes(self) -> str:
@@ -82,6 +76,7 @@ def choose_recipe(
     Raises:
         HfftError: If images or checkpoint can't be used, or the budget is too small.
     """
+    source = str(Path(source))  # without a `/` at its end
     if not minutes > 0:
         raise RecipeError(f"minutes: found {minutes:g}; allowed: a number above 0")
     join()
@@ -190,6 +185,7 @@ def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, b
             read += time.perf_counter() - started
     if not pixels:
         raise DataError(f"{recipe.data.source}: none of the first images can be read; `hfft check-data` says why")
+    read /= len(pixels) * cpus_per_process()  # as many processes read
     batch = torch.stack(pixels).to(device)  # (B, C, H, W)
     forward = []
     for _ in range(3):  # the first warms up
@@ -197,17 +193,18 @@ def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, b
         with torch.inference_mode():
             model(pixel_values=batch).logits.cpu()  # waits for an accelerator
         forward.append(time.perf_counter() - started)
-    blocks = len(dissect(model).blocks)
-    steps = {
-        count: step_seconds(model, PhaseSpec(name="blocks", unfreeze={"blocks": count}), batch)
-        for count in sorted({max(blocks // 2, 1), max(blocks // 4, 1), 1})
-    }
+    is_convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+    side = batch.shape[-1]
+    # Convolutions take any size; a network with position embeddings is better left at its own.
+    smaller = [32 * round(share * side / 32) for share in (0.75, 0.5)] if is_convolutional and side >= 128 else []
     return Facts(
         images={split: len(part) for split, part in images.splits.items()},
         labels=images.labels,
-        blocks=blocks,
-        is_convolutional=sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1,
-        encode=min(forward) / len(pixels) + read / len(pixels) / cpus_per_process(),
-        step=steps,
+        blocks=len(dissect(model).blocks),
+        is_convolutional=is_convolutional,
+        sides=(side, *smaller),
+        read=read,
+        encode=min(forward) / len(pixels) + read,
+        step=lambda blocks: step_seconds(model, PhaseSpec(name="last", unfreeze={"blocks": blocks}), batch),
         started=time.monotonic() - begun,
     )

@@ -20,64 +20,40 @@ _SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class Row:
-    """A run in a table.
+    """A run in a table."""
 
-    Attributes:
-        run: Its folder.
-        images: Of the split that was compared.
-        metrics: Metric name to `value` and the ends of its 95 % interval.
-        details: More metrics, without intervals.
-        phase: The phase whose model it is.
-        trainable: Parameters that its largest phase trained.
-        seconds: All it took.
-        retention: Of its model, as the run measured it: `agreement` of the old head's answers, `drift` and `cka` of
-            what enters the head, `nearest` neighbours that are right; empty where nothing was measured.
-    """
-
-    run: str
-    images: int
-    metrics: dict[str, Interval]
-    details: dict[str, float]
-    phase: str
-    trainable: int
-    seconds: float
+    run: str  # its folder
+    images: int  # of the split that was compared
+    metrics: dict[str, Interval]  # metric name to `value` and the ends of its 95 % interval
+    details: dict[str, float]  # more metrics, without intervals
+    phase: str  # the phase whose model it is
+    trainable: int  # parameters that its largest phase trained
+    seconds: float  # all it took
+    # Of its model, as the run measured it: `agreement` of the old head's answers, `drift` and `cka` of what enters the
+    # head, `nearest` neighbours that are right; empty where nothing was measured.
     retention: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs on the same images.
+    """Two runs on the same images."""
 
-    Attributes:
-        first: Folder of the first run.
-        second: Folder of the second.
-        images: That both have predicted.
-        differences: Metric name to the second run's minus the first's, with the ends of its 95 % interval.
-        mcnemar: Whether they are right equally often.
-    """
-
-    first: str
-    second: str
-    images: int
+    first: str  # folder of the first run
+    second: str  # folder of the second
+    images: int  # that both have predicted
+    # Metric name to the second run's minus the first's, with the ends of its 95 % interval.
     differences: dict[str, Interval]
-    mcnemar: McNemar
+    mcnemar: McNemar  # whether they are right equally often
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds.
+    """What `compare` finds."""
 
-    Attributes:
-        split: What was compared.
-        rows: One for each run.
-        pair: Of two runs that have images and classes in common.
-        notes: What a reader of the table must know.
-    """
-
-    split: str
-    rows: tuple[Row, ...]
-    pair: Pair | None
-    notes: tuple[str, ...]
+    split: str  # what was compared
+    rows: tuple[Row, ...]  # one for each run
+    pair: Pair | None  # of two runs that have images and classes in common
+    notes: tuple[str, ...]  # what a reader of the table must know
 
 
 def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparison:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -83,13 +83,10 @@ class Export:
     missing: tuple[str, ...] = ()  # what users of the folder without hfft have to do without, a sentence each
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Images to compare on: what they are, how many, and their names and pixels, decoded lazily."""
-
-    what: str
+class _Sample(NamedTuple):
+    what: str  # the images are, which both are compared on
     count: int
-    images: Iterable[tuple[str, Decoded]]
+    images: Iterable[tuple[str, Decoded]]  # names and pixels, decoded lazily
 
 
 def export_onnx(
@@ -115,9 +112,8 @@ def export_onnx(
         subfolder: As for `Classifier.from_pretrained`.
 
     Raises:
-        MissingPackageError: If a package of the extra `onnx` is missing.
-        DataError: If the folder can't be written, or there are no such images.
-        ModelError: If there is no such model, or its network can't be exported.
+        HfftError: If a package of the extra `onnx`, the model or the images are missing, the folder can't be written,
+            or the network can't be exported.
         ParityError: If the exported model computes something else. Nothing is written.
     """
     require("onnx", "onnx", "onnxscript", "onnxruntime")
@@ -143,13 +139,12 @@ def export_onnx(
 
 def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     if folder is not None:
-        found = list(find_input_images([str(folder)]).images)
-        files: Any = [found[k] for k in _spread(len(found), most)]
-        contents = ({"bytes": None, "path": stored_path(path_text(file))} for file in files)
-        return _decoded(
-            f"images of {folder.name}",
-            [{"file": printable_path(file), "image": content} for file, content in zip(files, contents, strict=True)],
-        )
+        found: Any = list(find_input_images([str(folder)]).images)
+        rows = [
+            {"file": printable_path(file), "image": {"bytes": None, "path": stored_path(path_text(file))}}
+            for file in (found[k] for k in _spread(len(found), most))
+        ]
+        return _decoded(f"images of {folder.name}", rows)
     if not RunRecord(source).is_run:
         count = min(_GENERATED, most)
         return _Sample("generated images", count, _generated(count))

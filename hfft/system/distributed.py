@@ -39,6 +39,11 @@ def join(limit: int | None = None) -> PartialState:
     Args:
         limit: Seconds that a collective operation waits for a process; 2 hours when None.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":  # accelerate would look for its package
+        raise RunError(
+            "DeepSpeed is not supported; FSDP 2 does what ZeRO does: launch with --config_file "
+            "recipes/accelerate/fsdp2.yaml. docs/scaling.md says how to launch"
+        )
     if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
         raise RunError(
             "this process was forked from one that has used a GPU, and can't use one: restart the notebook and call "

@@ -64,11 +64,6 @@ def launched(*, timeout: int | None = None, shows_bars: bool = True) -> Iterator
         RunError: If the launch isn't what was asked for, or asks for what hfft doesn't do.
         TrainingError: If another process ended or stopped.
     """
-    if _is_switched_on("ACCELERATE_USE_DEEPSPEED"):  # before accelerate looks for its package
-        raise RunError(
-            "DeepSpeed is not supported; FSDP 2 does what ZeRO does: launch with --config_file "
-            f"recipes/accelerate/fsdp2.yaml. {_HOW}"
-        )
     state = join(timeout)
     check_launch(state)
     with watched(state), bars(shown=shows_bars):
@@ -140,11 +135,7 @@ def spread_by() -> str | None:
 
 def is_fsdp_asked() -> bool:
     """Whether `accelerate launch` was told to shard."""
-    return _is_switched_on("ACCELERATE_USE_FSDP")
-
-
-def _is_switched_on(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() == "true"
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _check_asked(table: _Asked, advice: str) -> None:

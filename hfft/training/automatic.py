@@ -2,14 +2,15 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hfft.errors import RecipeError
 
 _USED = 0.85  # share of the budget that is planned: predictions are no better
 _OVERHEAD = 15.0  # seconds of a run that depend on nothing: its start, card, figures and page
+_RETAINED = 3 * 128  # images that are encoded to measure what the network has kept, before and after two phases
 _VIEWS = 2  # recordings of each training image, as `replay.views: auto` has it
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 10  # of the phase that trains blocks
 _FEW = 1000  # training images, below which an epoch has so few steps that more of them are taken
@@ -48,8 +49,10 @@ class Facts:
     labels: Sequence[str]
     blocks: int  # of the network
     is_convolutional: bool
-    encode: float  # to read an image, prepare it, and pass it through the whole network
-    step: Mapping[int, float]  # last blocks that train -> a training step behind the split point
+    sides: Sequence[int]  # of the images as the network takes them, and smaller ones that it would take
+    read: float  # to read an image and prepare it
+    encode: float  # the same, and to pass it through the whole network
+    step: Callable[[int], float]  # last blocks that train -> a training step behind the split point
     started: float  # seconds from the start of this process until the run itself begins
 
 
@@ -79,38 +82,60 @@ def propose(facts: Facts, minutes: float) -> Proposal:
     """Choose all but the checkpoint.
 
     As many blocks train as leave time for enough epochs: first half of them, then a quarter, then one; the head alone
-    where that is too slow, too.
+    where that is too slow, too. Images become smaller where not even the head can be trained at the checkpoint's size.
 
     Raises:
-        RecipeError: If not even the head can be trained in that time; says what would do.
+        RecipeError: If nothing can be trained in that time; says what would do.
     """
-    train, held_out = facts.images["train"], facts.images.get("validation", 0) + facts.images.get("test", 0)
-    validation, budget = facts.images.get("validation", 0), _USED * 60 * minutes
-    seconds = {
-        "start": facts.started + _OVERHEAD,
-        "record": facts.encode * (_VIEWS * train + validation),
-        "head": 0.002 * train,
-        "evaluate": facts.encode * held_out,
-    }
-    needed = sum(seconds.values())
-    if needed > budget:
-        least = math.ceil(10 * needed / _USED / 60) / 10
+    budget, sized = _USED * 60 * minutes, [_at(facts, side) for side in facts.sides]
+    fitting = next((one for one in sized if sum(_seconds_of_head(one).values()) <= budget), None)
+    if fitting is None:
+        seconds = _seconds_of_head(sized[-1])
+        least = math.ceil(10 * sum(seconds.values()) / _USED / 60) / 10
         stages = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
         raise RecipeError(
-            f"minutes: found {minutes:g}, and the least for these {train + held_out:,} images is {least:g}: {stages}; "
-            "allow more, or choose a smaller checkpoint"
+            f"minutes: found {minutes:g}, and the least for these {sum(facts.images.values()):,} images is {least:g}: "
+            f"{stages}; allow more, or choose a smaller checkpoint"
         )
-    choices = [*_shared(facts), *_head(facts)]
+    choices = [*_size(facts, fitting.sides[0]), *_shared(facts), *_head()]
+    seconds = _seconds_of_head(fitting)
+    left = budget - sum(seconds.values()) - seconds["record"]  # what enters the blocks is recorded, too
+    train, validation = facts.images["train"], facts.images.get("validation", 0)
     most = _MOST_EPOCHS if train >= _FEW else 2 * _MOST_EPOCHS
-    for blocks, step in sorted(facts.step.items(), reverse=True):
-        per_epoch = step * (train + validation / 3)
-        left = budget - needed - seconds["record"]  # what enters the blocks is recorded, too
+    for blocks in sorted({max(facts.blocks // part, 1) for part in (2, 4, facts.blocks)}, reverse=True):
+        per_epoch = fitting.step(blocks) * (train + validation / 3) if left > 0 else math.inf
         epochs = min(int(left / per_epoch), most)
         if epochs >= _LEAST_EPOCHS:
             seconds |= {"record": 2 * seconds["record"], "blocks": epochs * per_epoch}
             choices += _blocks(facts, blocks, epochs, per_epoch)
             break
     return Proposal(tuple(choices), seconds)
+
+
+def _at(facts: Facts, side: int) -> Facts:
+    """The facts with smaller images, whose time goes with their pixels."""
+    scale = (side / facts.sides[0]) ** 2
+    encode = facts.read + scale * (facts.encode - facts.read)
+    return replace(facts, encode=encode, step=lambda blocks: scale * facts.step(blocks), sides=(side,))
+
+
+def _size(facts: Facts, side: int) -> list[Choice]:
+    own = facts.sides[0]
+    slow = sum(_seconds_of_head(facts).values()) / 60
+    reason = f"at the checkpoint's {own} pixels the head alone would take {slow:.1f} min"
+    return [] if side == own else [Choice("model.image_size", side, reason)]
+
+
+def _seconds_of_head(facts: Facts) -> dict[str, float]:
+    """What a run takes that trains the head alone, by stage."""
+    train, validation = facts.images["train"], facts.images.get("validation", 0)
+    held_out = validation + facts.images.get("test", 0)
+    return {
+        "start": facts.started + _OVERHEAD + facts.read * (train + held_out),  # the audit reads all images
+        "record": facts.encode * (_VIEWS * train + validation),
+        "head": 0.002 * train,
+        "evaluate": facts.encode * (held_out + _RETAINED),
+    }
 
 
 def _shared(facts: Facts) -> list[Choice]:
@@ -139,14 +164,14 @@ def _shared(facts: Facts) -> list[Choice]:
     return choices
 
 
-def _head(facts: Facts) -> list[Choice]:
+def _head() -> list[Choice]:
     return [
         Choice(
             "phases.head.unfreeze",
             "head",
             "first the new head alone, on features as they were pretrained (hf.co/papers/2202.10054)",
         ),
-        Choice("phases.head.learning_rate", "auto", "the best of a grid on validation images, trained at once"),
+        Choice("phases.head.learning_rate", 0.01, "for a linear layer alone, with AdamW: recipes/quickstart.yaml"),
         Choice("phases.head.num_train_epochs", 10, "features are recorded once: an epoch takes a moment"),
         Choice("phases.head.lr_scheduler_type", "cosine", "ends at a small rate"),
     ]
