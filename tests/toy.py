@@ -81,7 +81,7 @@ def phase_data(
         train=Examples(rows(train), train_with, seed=seed, targets=targets),
         validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
-        collate=Collator(augment.mixup, len(CLASSES), transform.floats),
+        collate=Collator(augment.mixup, len(CLASSES), transform.floats, cutmix=augment.cutmix),
         reduce=reduce,
         measure=measure,
         metrics=METRICS,

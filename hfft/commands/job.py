@@ -9,6 +9,8 @@ from transformers import TrainerCallback, set_seed
 
 from hfft.commands.plan import InMemory, check_callbacks, prepare
 from hfft.data.audit.filtering import check_images, describe_images
+from hfft.data.images.batches import EpochOrder
+from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
 from hfft.evaluators.protocol import Job
 from hfft.hub.following import make_repository
@@ -16,7 +18,7 @@ from hfft.model.checkpoint import load_checkpoint, sample_pixels
 from hfft.recipe.spec import Recipe
 from hfft.replay.replay import Replay, RunPhases, image_origin, replay_folder
 from hfft.runs.opening import describe_start, open_folder
-from hfft.runs.record import RunRecord
+from hfft.runs.record import FIGURES, FIRST_BATCH, RunRecord
 from hfft.system.distributed import on_main
 from hfft.system.locking import RunLock
 from hfft.system.progress import timed
@@ -96,6 +98,10 @@ def open_job(
         replay=replay,
         load=load if given.model is None else None,
     )
+    if recipe.report:
+        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
+        file = folder / FIGURES / FIRST_BATCH
+        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=images.labels)
     return job, network, seconds
 
 

@@ -13,7 +13,18 @@ from hfft.errors import HubError
 from hfft.recipe.loading import RECIPE, dump_recipe
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.runs.locating import adapter_base
-from hfft.runs.record import ADAPTER, ADAPTER_CONFIG, CARD, EXAMPLES, EXPORT, FIGURES, METRICS, MODEL, RunRecord
+from hfft.runs.record import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CARD,
+    EXAMPLES,
+    EXPORT,
+    FIGURES,
+    FIRST_BATCH,
+    METRICS,
+    MODEL,
+    RunRecord,
+)
 from hfft.system.files import read_json
 
 _PLACE = "this/folder"  # where a card's example has the name of the model
@@ -141,7 +152,8 @@ def collect(
         files[CARD] = fill_card(card.read_text("utf-8"), repo_id, base, inside=place).encode()
         shown += [card.parent / FIGURES, card.parent / EXAMPLES]
     for folder in shown:
-        files |= {f"{folder.name}/{path}": source for path, source in _sendable(folder).items()}
+        sendable = _sendable(folder).items()
+        files |= {f"{folder.name}/{path}": source for path, source in sendable if path != FIRST_BATCH}
     files[RECIPE] = dump_recipe(shared).encode()
     files[METRICS] = run / METRICS
     return [File(path, files[path]) for path in sorted(files)]

@@ -12,6 +12,7 @@ PLATEAU = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow a validation metric; they have no warm-up."""
 _GREEDY_FLOOR = 1e-3  # GreedyLR's own min_lr, read in transformers 5.24
 _DEFAULT_RATE = 5e-5
+_POLICIES = ("randaugment", "trivialaugment", "augmix")  # each chooses operations for an image
 _SEARCHED = ("adamw_torch", "adamw_torch_fused")
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 
@@ -22,8 +23,11 @@ def contradictions(recipe: Recipe) -> list[str]:
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
     splits = recipe.data.splits
     fractions = [value for value in (splits.validation, splits.test) if isinstance(value, float)]
+    policies = [name for name in _POLICIES if getattr(recipe.data.augment, name) not in (None, False)]
+    several = f"data.augment: found {' and '.join(policies)}; allowed: one of {', '.join(_POLICIES)}"
     problems = _present(
         {
+            several: len(policies) > 1,
             **{f"phases: two phases are called {name!r}; each needs a name of its own": True for name in twice},
             f"data.splits: the fractions {fractions} leave nothing to train on": sum(fractions) >= 1,
             "data.splits.test: folds are the test images; leave it out, or folds": recipe.folds is not None
@@ -105,7 +109,7 @@ def _search_obstacles(phase: PhaseSpec, recipe: Recipe) -> dict[str, bool]:
         "is for a phase that trains the head alone": not phase.trains_head_alone,
         "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
         "needs data.splits.validation": recipe.data.splits.validation is None,
-        "needs data.augment.mixup 0": recipe.data.augment.mixup > 0,
+        f"needs data.augment.{' and '.join(recipe.data.augment.mixing)} 0": bool(recipe.data.augment.mixing),
         "needs sampler 'shuffle'": recipe.sampler != "shuffle",
         "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
     }

@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from hfft.errors import RecipeError, first_line, nearest
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
-from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe
+from hfft.recipe.spec import AugmentSpec, HubSpec, PhaseSpec, Recipe
 from hfft.system.files import expanded
 from hfft.system.text import printable
 
@@ -250,6 +250,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             node = node[names.index(key)]
         elif isinstance(node, dict):
             node[key] = {} if node.get(key) is None else node[key]
+            if key == "augment" and isinstance(node[key], str):
+                node[key] = {"preset": node[key]}
             node = node[key]
         else:
             raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
@@ -340,7 +342,8 @@ def _describe(problem: Any, keys: list[str]) -> str:
         section: Any = Recipe
         for key in (key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1)):
             section = _section_in(section.__pydantic_fields__[key].annotation)
-        return _unknown_key(path, keys[-1], _keys_of(section), ", ".join(_keys_of(section)))
+        known = _keys_of(section) + (["preset"] if section is AugmentSpec else [])
+        return _unknown_key(path, keys[-1], known, ", ".join(known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"
     if path == "phases":

@@ -83,6 +83,8 @@ def test_a_run_from_start_to_use(workplace, capsys):
         ),
         *("mistakes", "predictions.parquet", "recipe.yaml", "report.html"),
     }
+    assert (run.folder / "figures/first_batch.png").read_bytes().startswith(b"\x89PNG")
+    assert "The first training images" in (run.folder / "report.html").read_text()
     assert shown.err.count("report: runs/bugs/report.html\n") == 1
     assert run.recipe == hfft.load_recipe("recipe.yaml")
     for number, (name, changed) in enumerate((("head", 0), ("last", 0), ("lora", 0))):

@@ -120,6 +120,12 @@ def test_figures_and_example_images_go_along(make):
     assert found["examples/ant.jpg"] == folder / "model/examples/ant.jpg"
 
 
+def test_training_images_stay_here(make):
+    folder, recipe = make()
+    write(folder, {"figures/first_batch.png": "p", "figures/confusion.png": "p"})
+    assert paths(collect(folder, recipe, HubSpec(), "me/cells", recipe)) == {*MODEL, *COMMON, "figures/confusion.png"}
+
+
 def test_an_export_beside_the_weights_stays_here_as_a_whole(make, caplog):
     folder, recipe = make()
     write(folder / "model", {"onnx/model.onnx": "o", "onnx/config.json": "{}", "onnx/onnx_predict.py": "text"})

@@ -18,9 +18,10 @@ from transformers import (
 )
 from transformers.image_utils import SizeDict
 
+from hfft.data.images.augmentation import letterbox_color
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.resize_mode import fit_processor
-from hfft.data.images.transforms import evaluation_transform, letterbox_color, training_transform
+from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError
 from hfft.model.checkpoint import load_processor
 from hfft.recipe.spec import AugmentSpec, DataSpec, ModelSpec
