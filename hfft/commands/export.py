@@ -85,7 +85,7 @@ class Export:
 
 class _Sample(NamedTuple):
     what: str  # the images are, which both are compared on
-    count: int
+    total: int
     images: Iterable[tuple[str, Decoded]]  # names and pixels, decoded lazily
 
 
@@ -220,7 +220,7 @@ def _write_export(
 def _transformed(sample: _Sample, transform: Transform) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and pixels, all of one shape."""
     shape = None
-    for name, decoded in bar("comparing", sample.count, sample.images, delay=SOON):
+    for name, decoded in bar("comparing", sample.total, sample.images, delay=SOON):
         try:
             pixels = transform(decoded)
         except (ValueError, RuntimeError) as error:
