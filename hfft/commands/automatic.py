@@ -31,7 +31,7 @@ from hfft.system.distributed import join, on_main
 from hfft.system.files import expanded
 from hfft.system.hub_lookup import hub_problem
 from hfft.system.machine import cpus_per_process
-from hfft.training.automatic import Choice, Facts, choose_checkpoint, propose
+from hfft.training.automatic import Facts, Setting, choose_checkpoint, propose
 from hfft.training.precision import step_seconds
 
 _LOCAL = "checkpoints/efficientnet_lite0"  # of the quick start, where there is no network
@@ -90,9 +90,9 @@ def _choose(
     asked = {"checkpoint": checkpoint, "minutes": f"{minutes:g}"}
     options = [f"--{name} {value}" for name, value in asked.items() if value is not None]
     header = " ".join(["hfft train", source, *options, *overrides])
-    first = [Choice("name", _name_of(source), "of the images"), Choice("data.source", source, "asked for")]
+    first = [Setting("name", _name_of(source), "of the images"), Setting("data.source", source, "asked for")]
     early = [override for override in overrides if not override.startswith("phases.")]  # which are still to be chosen
-    stub = [*first, Choice("model.checkpoint", checkpoint or "none", ""), Choice("phases.head.unfreeze", "head", "")]
+    stub = [*first, Setting("model.checkpoint", checkpoint or "none", ""), Setting("phases.head.unfreeze", "head", "")]
     recipe = load_recipe(_content(stub), early)
     record = RunRecord(Path(recipe.output_dir) / recipe.name)
     if record.is_run and not overwrite:
@@ -102,7 +102,7 @@ def _choose(
     if recipe.model.checkpoint == "none":
         found = _find_checkpoint(60 * minutes / sum(map(len, images.splits.values())))
     else:
-        found = Choice("model.checkpoint", recipe.model.checkpoint, "asked for")
+        found = Setting("model.checkpoint", recipe.model.checkpoint, "asked for")
     recipe = load_recipe(_content([*first, found, *stub[-1:]]), early)
     model = load_checkpoint(with_weights_found(recipe).model, images.labels, is_multi_label=images.is_multi_label)
     facts = _measure(recipe, images, *model, begun=begun)
@@ -139,7 +139,7 @@ def _name_of(source: str) -> str:
     return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "photos"
 
 
-def _content(choices: Sequence[Choice]) -> dict[str, Any]:
+def _content(choices: Sequence[Setting]) -> dict[str, Any]:
     """What a recipe's file holds."""
     content: dict[str, Any] = {"phases": []}
     for choice in choices:
@@ -155,7 +155,7 @@ def _content(choices: Sequence[Choice]) -> dict[str, Any]:
     return content
 
 
-def _find_checkpoint(seconds_per_image: float) -> Choice:
+def _find_checkpoint(seconds_per_image: float) -> Setting:
     """A checkpoint of the Hub, or where that can't be reached the quick start's."""
     chosen = choose_checkpoint(has_accelerator=torch.accelerator.is_available(), seconds_per_image=seconds_per_image)
     if isinstance(try_to_load_from_cache(chosen.value, "config.json"), str):
@@ -168,7 +168,7 @@ def _find_checkpoint(seconds_per_image: float) -> Choice:
             f"model.checkpoint: {chosen.value} was chosen, and can't be loaded: {problem}; name a folder or a Hub id "
             "that was downloaded before with --checkpoint"
         )
-    return Choice(chosen.key, _LOCAL, f"the quick start's, as {chosen.value} can't be loaded: {problem}")
+    return Setting(chosen.key, _LOCAL, f"the quick start's, as {chosen.value} can't be loaded: {problem}")
 
 
 def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, begun: float) -> Facts:

@@ -1,17 +1,19 @@
 """Recipe, images and checkpoint -> what the phases of a run need: its job, its network and its folder."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.plan import InMemory, check_callbacks, prepare
-from hfft.data.audit.filtering import check_images, describe_images
+from hfft.data.audit.filtering import Checked, check_images, describe_images
 from hfft.data.images.batches import EpochOrder
 from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
+from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
 from hfft.hub.following import make_repository
 from hfft.model.checkpoint import load_checkpoint, sample_pixels
@@ -58,15 +60,12 @@ def open_job(
         checked = check_images(found.source, found.images, recipe.data, recipe.seed)
         make_repository(recipe)
     images = checked.images
-
-    def load() -> Any:
-        return load_checkpoint(recipe.model, images.labels, is_multi_label=images.is_multi_label)[0]
-
+    load = partial(load_network, recipe, images)
     with timed(seconds, "load"):
         set_seed(recipe.seed)
-        network = load() if given.model is None else given.model
+        network: Any = load() if given.model is None else given.model
         copy_fit(found.config, network.config)
-    precision = _precision(recipe, network, found.processor, None if overwrite else folder)
+    precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
     with failures_explained("run folder"):
         lock.take()
         environment = describe_start(
@@ -74,16 +73,34 @@ def open_job(
         )
         open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite, comments=comments)
         keep_given(given.model, found.processor, recipe, folder)
+    job = make_job(recipe, found.processor, checked, precision, load=load if given.model is None else None)
+    if recipe.report:
+        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
+        file = folder / FIGURES / FIRST_BATCH
+        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=images.labels)
+    return job, network, seconds
+
+
+def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:
+    """The checkpoint's network with a new head for the images' classes."""
+    return load_checkpoint(recipe.model, images.labels, is_multi_label=images.is_multi_label)[0]
+
+
+def make_job(
+    recipe: Recipe, processor: Any, checked: Checked, precision: str, *, load: Callable[[], Any] | None
+) -> Job:
+    """All that phases need but the network, which `load` makes anew, where it isn't a model object of the caller's."""
+    folder = Path(recipe.output_dir) / recipe.name
     phases = phases_in(recipe, precision)
     replay = None
     if recipe.replay.mode != "off":
-        origin = image_origin(recipe, found.processor, checked.fingerprints)
+        origin = image_origin(recipe, processor, checked.fingerprints)
         replay = Replay(recipe.replay, replay_folder(recipe), origin, RunPhases(phases, prepare_phase, duration))
-    job = Job(
+    return Job(
         recipe=recipe,
         folder=folder,
-        images=images,
-        processor=found.processor,
+        images=checked.images,
+        processor=processor,
         phases=[
             PhaseRun(
                 number=number,
@@ -94,18 +111,13 @@ def open_job(
             )
             for number, phase in enumerate(phases)
         ],
-        data=make_phase_data(images, found.processor, recipe),
+        data=make_phase_data(checked.images, processor, recipe),
         replay=replay,
-        load=load if given.model is None else None,
+        load=load,
     )
-    if recipe.report:
-        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
-        file = folder / FIGURES / FIRST_BATCH
-        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=images.labels)
-    return job, network, seconds
 
 
-def _precision(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
+def precision_of(recipe: Recipe, network: Any, processor: Any, folder: Path | None) -> str:
     """The recipe's precision, that of the run in the folder, or the faster one; the same in every process."""
     if recipe.precision != "auto":
         return recipe.precision

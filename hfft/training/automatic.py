@@ -33,7 +33,7 @@ _FOR_ACCELERATORS = (
 
 
 @dataclass(frozen=True)
-class Choice:
+class Setting:
     """A key of a recipe, its value, and why."""
 
     key: str
@@ -60,7 +60,7 @@ class Facts:
 class Proposal:
     """What to train, and the seconds that each stage should take."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Setting, ...]
     seconds: Mapping[str, float]
 
     @property
@@ -69,13 +69,13 @@ class Proposal:
         return sum(self.seconds.values())
 
 
-def choose_checkpoint(*, has_accelerator: bool, seconds_per_image: float) -> Choice:
+def choose_checkpoint(*, has_accelerator: bool, seconds_per_image: float) -> Setting:
     """A checkpoint of the Hub for a device, and a budget shared among the images."""
     if has_accelerator:
         name, why = _FOR_ACCELERATORS
-        return Choice("model.checkpoint", name, why)
+        return Setting("model.checkpoint", name, why)
     name, _, why = next(row for row in _CHECKPOINTS if seconds_per_image >= row[1])
-    return Choice("model.checkpoint", name, f"{why}; the budget is {seconds_per_image:.2g} s per image on a CPU")
+    return Setting("model.checkpoint", name, f"{why}; the budget is {seconds_per_image:.2g} s per image on a CPU")
 
 
 def propose(facts: Facts, minutes: float) -> Proposal:
@@ -119,11 +119,11 @@ def _at(facts: Facts, side: int) -> Facts:
     return replace(facts, encode=encode, step=lambda blocks: scale * facts.step(blocks), sides=(side,))
 
 
-def _size(facts: Facts, side: int) -> list[Choice]:
+def _size(facts: Facts, side: int) -> list[Setting]:
     own = facts.sides[0]
     slow = sum(_seconds_of_head(facts).values()) / 60
     reason = f"at the checkpoint's {own} pixels the head alone would take {slow:.1f} min"
-    return [] if side == own else [Choice("model.image_size", side, reason)]
+    return [] if side == own else [Setting("model.image_size", side, reason)]
 
 
 def _seconds_of_head(facts: Facts) -> dict[str, float]:
@@ -138,57 +138,57 @@ def _seconds_of_head(facts: Facts) -> dict[str, float]:
     }
 
 
-def _shared(facts: Facts) -> list[Choice]:
+def _shared(facts: Facts) -> list[Setting]:
     train, validation = facts.images["train"], facts.images.get("validation", 0)
     batch = 16 if train < 5000 else 32
     choices = [
-        Choice(
+        Setting(
             "training.per_device_train_batch_size",
             batch,
             f"{train:,} training images: {train // batch} steps an epoch",
         ),
-        Choice("training.weight_decay", 0.01, "of kernels alone; AdamW's usual one (hf.co/papers/1711.05101)"),
+        Setting("training.weight_decay", 0.01, "of kernels alone; AdamW's usual one (hf.co/papers/1711.05101)"),
     ]
     if 0 < validation < _FEW_HELD_OUT:
         reason = f"{validation} validation images: accuracy moves in steps of {100 / validation:.2g} %, this does not"
-        choices.append(Choice("training.metric_for_best_model", "log_loss", reason))
+        choices.append(Setting("training.metric_for_best_model", "log_loss", reason))
     mirrored = [name for name in facts.labels if _MIRRORED.search(name)]
     if mirrored:
-        choices.append(Choice("data.augment.flip", False, f"the class {mirrored[0]!r} may depend on the side"))
+        choices.append(Setting("data.augment.flip", False, f"the class {mirrored[0]!r} may depend on the side"))
     elif all(len(name) <= 1 for name in facts.labels):
-        choices.append(Choice("data.augment.flip", False, "the classes look like characters, which a mirror changes"))
+        choices.append(Setting("data.augment.flip", False, "the classes look like characters, which a mirror changes"))
     else:
         choices.append(
-            Choice("data.augment.flip", True, "no class is named by a side, so that mirrored images keep theirs")
+            Setting("data.augment.flip", True, "no class is named by a side, so that mirrored images keep theirs")
         )
     return choices
 
 
-def _head() -> list[Choice]:
+def _head() -> list[Setting]:
     return [
-        Choice(
+        Setting(
             "phases.head.unfreeze",
             "head",
             "first the new head alone, on features as they were pretrained (hf.co/papers/2202.10054)",
         ),
-        Choice("phases.head.learning_rate", 0.01, "for a linear layer alone, with AdamW: recipes/quickstart.yaml"),
-        Choice("phases.head.num_train_epochs", 10, "features are recorded once: an epoch takes a moment"),
-        Choice("phases.head.lr_scheduler_type", "cosine", "ends at a small rate"),
+        Setting("phases.head.learning_rate", 0.01, "for a linear layer alone, with AdamW: recipes/quickstart.yaml"),
+        Setting("phases.head.num_train_epochs", 10, "features are recorded once: an epoch takes a moment"),
+        Setting("phases.head.lr_scheduler_type", "cosine", "ends at a small rate"),
     ]
 
 
-def _blocks(facts: Facts, blocks: int, epochs: int, per_epoch: float) -> list[Choice]:
+def _blocks(facts: Facts, blocks: int, epochs: int, per_epoch: float) -> list[Setting]:
     rate, kind = (1e-4, "a convolutional network") if facts.is_convolutional else (5e-5, "a transformer")
     where = "phases.last-blocks"
     return [
-        Choice(
+        Setting(
             f"{where}.unfreeze",
             {"blocks": blocks},
             f"of {facts.blocks}: the most that leave time for {_LEAST_EPOCHS} epochs, half at most",
         ),
-        Choice(f"{where}.num_train_epochs", epochs, f"{per_epoch:.1f} s each, measured here"),
-        Choice(f"{where}.learning_rate", rate, f"for {kind} with AdamW"),
-        Choice(f"{where}.layer_decay", 0.8, "smaller for each block further down (hf.co/papers/2106.08254)"),
-        Choice(f"{where}.lr_scheduler_type", "cosine", "ends at a small rate"),
-        Choice(f"{where}.warmup_steps", 0.1, "a tenth of the steps, while AdamW learns its scales"),
+        Setting(f"{where}.num_train_epochs", epochs, f"{per_epoch:.1f} s each, measured here"),
+        Setting(f"{where}.learning_rate", rate, f"for {kind} with AdamW"),
+        Setting(f"{where}.layer_decay", 0.8, "smaller for each block further down (hf.co/papers/2106.08254)"),
+        Setting(f"{where}.lr_scheduler_type", "cosine", "ends at a small rate"),
+        Setting(f"{where}.warmup_steps", 0.1, "a tenth of the steps, while AdamW learns its scales"),
     ]
