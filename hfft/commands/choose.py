@@ -20,8 +20,8 @@ from hfft.data.sources.reading import choose_splits, read_source
 from hfft.errors import DataError, ModelError, RecipeError
 from hfft.evaluators.candidates import Candidate, difference, measure_candidate
 from hfft.metrics.scores import Scores
-from hfft.model.checkpoint import load_config, load_processor
 from hfft.model.checkpoint_files import check_weights
+from hfft.model.config import load_config, load_processor
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import join, on_main

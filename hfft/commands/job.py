@@ -16,7 +16,8 @@ from hfft.data.images.resize_mode import copy_fit
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
 from hfft.hub.following import make_repository
-from hfft.model.checkpoint import load_checkpoint, sample_pixels
+from hfft.model.checkpoint import load_checkpoint
+from hfft.model.config import sample_pixels
 from hfft.recipe.spec import Recipe
 from hfft.replay.replay import Replay, RunPhases, image_origin, replay_folder
 from hfft.runs.opening import describe_start, open_folder

@@ -16,7 +16,7 @@ from hfft.data.sources.rows import Source
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.multilabel import metrics_of
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels
+from hfft.model.config import load_config, load_processor, load_skeleton, sample_pixels
 from hfft.model.given import check_reopens, open_config, take_model
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
