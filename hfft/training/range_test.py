@@ -1,0 +1,137 @@
+"""Learning-rate range test of a phase: the rate rises at every step, and the loss shows which rates are useful."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers import TrainerCallback, set_seed
+from transformers.trainer_utils import SaveStrategy
+
+from hfft.errors import RecipeError
+from hfft.model.freezing import Freeze
+from hfft.replay.replay import Replay
+from hfft.training.failures import Diverged, failures_explained
+from hfft.training.phase_data import PhaseData, PhaseRun
+from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.settings import end_activation_checkpointing, training_arguments
+from hfft.training.sharding import make_trainer
+
+_SMOOTHING = 0.9  # of the running mean of the loss
+_DIVERGED = 4.0  # times the least loss
+_LEAST_FALL = 0.02  # of the first loss; less is noise
+_SCHEDULE = ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "eval_steps")
+_SCHEDULE += ("eval_delay",)
+
+
+@dataclass(frozen=True)
+class RangeTest:
+    """What a range test found; https://hf.co/papers/1506.01186.
+
+    Attributes:
+        phase: Name of the phase.
+        learning_rates: Rate of each step, as the recipe's `learning_rate` gives it.
+        losses: Training loss of each step.
+        smoothed: Their running mean, without its bias to the start.
+        suggestion: Rate at which the smoothed loss falls fastest; None where it doesn't fall.
+        lowest_loss_at: Rate at which the smoothed loss is lowest; a useful rate is well below.
+    """
+
+    phase: str
+    learning_rates: tuple[float, ...]
+    losses: tuple[float, ...]
+    smoothed: tuple[float, ...]
+    suggestion: float | None
+    lowest_loss_at: float
+
+
+def run_range_test(
+    model: Any,
+    phase: PhaseRun,
+    data: PhaseData,
+    *,
+    replay: Replay | None,
+    rates: Sequence[float],
+) -> RangeTest:
+    """Train a phase with one step per rate, the lowest first; ends early where the loss rises far above its least.
+
+    Layer decay and the rate of the head keep their ratios to the rate. Nothing is evaluated or saved.
+
+    Args:
+        model: A plain classifier with the weights that the phase starts from; is changed.
+        phase: The phase.
+        data: Images and loss.
+        replay: Decides whether the frozen part is computed once.
+        rates: Learning rates to try, rising.
+
+    Raises:
+        RecipeError: If the phase is solved, and has no learning rate.
+    """
+    set_seed(phase.seed)
+    end_activation_checkpointing(model)
+    pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
+    model = prepare_phase(model, phase.spec, pixels)
+    if phase.spec.is_solved:
+        raise RecipeError(f"phases.{phase.spec.name}: a solved head has no learning rate; try another phase")
+    kept = {name: value for name, value in phase.spec.arguments.items() if name not in _SCHEDULE}
+    own = {"max_steps": len(rates), "lr_scheduler_type": "constant", "logging_steps": 1, "eval_strategy": "no"}
+    spec = dataclasses.replace(phase.spec, early_stopping=None, arguments={**kept, **own})
+    arguments = training_arguments(spec, phase.folder, seed=phase.seed, validate=False, metric=data.headline)
+    arguments.save_strategy = SaveStrategy.NO
+    with failures_explained(phase.title, arguments):
+        frozen_pass = data.frozen_pass(model, arguments, phase.title)
+        replayed = None if replay is None else replay.open(frozen_pass, phase.number, phase.folder)
+    groups = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size).groups
+    freeze = Freeze(model, batchnorm=spec.batchnorm)
+    trainer = make_trainer(model, data, replayed, arguments, groups=groups, freeze=freeze, shards=None)
+    rising = _RisingRate([group.learning_rate / arguments.learning_rate for group in groups], rates)
+    trainer.add_callback(rising)
+    bypassed = nullcontext() if replayed is None else replayed.split_point.bypassed()
+    with bypassed, failures_explained(phase.title, arguments), suppress(Diverged):  # which ends the test
+        trainer.train()
+    return evaluate_range(spec.name, rates[: len(rising.losses)], rising.losses)
+
+
+class _RisingRate(TrainerCallback):
+    """Sets the rate of each step, and notes the loss that its batch had before it."""
+
+    def __init__(self, ratios: Sequence[float], rates: Sequence[float]) -> None:
+        self.losses: list[float] = []
+        self._ratios, self._rates = ratios, rates
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = ratio * self._rates[state.global_step]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.losses.append(logs["loss"])
+            control.should_training_stop = logs["loss"] > _DIVERGED * min(self.losses)
+
+
+def evaluate_range(phase: str, rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
+    """Smooth the losses and find the rate of the steepest fall in front of their least.
+
+    Raises:
+        RecipeError: If fewer than three steps had a loss.
+    """
+    if len(losses) < 3:
+        raise RecipeError(f"phases.{phase}: the loss is no number after {len(losses)} steps; start at a lower rate")
+    smoothed, mean = [], 0.0
+    for step, loss in enumerate(losses, start=1):
+        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
+        smoothed.append(mean / (1 - _SMOOTHING**step))
+    lowest = int(np.argmin(smoothed))
+    falls = smoothed[0] - smoothed[lowest] > _LEAST_FALL * smoothed[0] and lowest > 1
+    slopes = np.gradient(smoothed[: lowest + 1], [math.log(rate) for rate in rates[: lowest + 1]]) if falls else []
+    return RangeTest(
+        phase=phase,
+        learning_rates=tuple(rates),
+        losses=tuple(losses),
+        smoothed=tuple(smoothed),
+        suggestion=rates[int(np.argmin(slopes))] if falls else None,
+        lowest_loss_at=rates[lowest],
+    )
