@@ -25,7 +25,7 @@ _LOG = get_logger(__name__)
 
 
 def find_lr(
-    recipe: Recipe, *, phase: str | None = None, steps: int = 100, lowest: float = 1e-7, highest: float = 1.0
+    recipe: Recipe, *, phase: str | None = None, steps: int = 100, lowest: float = 1e-6, highest: float = 0.1
 ) -> RangeTest:
     """Try rising learning rates in one phase of a recipe; leaves no run folder.
 

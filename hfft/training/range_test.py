@@ -20,7 +20,8 @@ from hfft.training.plan import plan_phase, prepare_phase
 from hfft.training.settings import end_activation_checkpointing, training_arguments
 from hfft.training.sharding import make_trainer
 
-_SMOOTHING = 0.9  # of the running mean of the loss
+_WIDTH = 0.25  # of the mean over neighbouring rates, in decades
+_ERRORS = 3.0  # standard errors that the loss has to fall by
 _DIVERGED = 4.0  # times the least loss
 _LEAST_FALL = 0.02  # of the first loss; less is noise
 _SCHEDULE = ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "eval_steps")
@@ -35,8 +36,9 @@ class RangeTest:
         phase: Name of the phase.
         learning_rates: Rate of each step, as the recipe's `learning_rate` gives it.
         losses: Training loss of each step.
-        smoothed: Their running mean, without its bias to the start.
-        suggestion: Rate at which the smoothed loss falls fastest; None where it doesn't fall.
+        smoothed: Their mean over neighbouring rates.
+        suggestion: Rate at which the smoothed loss falls fastest; None where it falls by no more than the batches'
+            noise.
         lowest_loss_at: Rate at which the smoothed loss is lowest; a useful rate is well below.
     """
 
@@ -74,7 +76,7 @@ def run_range_test(
     end_activation_checkpointing(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, phase.spec, pixels)
-    if phase.spec.is_solved:
+    if getattr(phase.spec, "is_solved", False):
         raise RecipeError(f"phases.{phase.spec.name}: a solved head has no learning rate; try another phase")
     kept = {name: value for name, value in phase.spec.arguments.items() if name not in _SCHEDULE}
     own = {"max_steps": len(rates), "lr_scheduler_type": "constant", "logging_steps": 1, "eval_strategy": "no"}
@@ -109,29 +111,37 @@ class _RisingRate(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.losses.append(logs["loss"])
-            control.should_training_stop = logs["loss"] > _DIVERGED * min(self.losses)
+            if logs["loss"] > _DIVERGED * min(self.losses):
+                control.should_training_stop = True
 
 
 def evaluate_range(phase: str, rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
-    """Smooth the losses and find the rate of the steepest fall in front of their least.
+    """Smooth the losses, and find the rate of the steepest fall if that is more than the batches' noise.
 
     Raises:
         RecipeError: If fewer than three steps had a loss.
     """
     if len(losses) < 3:
         raise RecipeError(f"phases.{phase}: the loss is no number after {len(losses)} steps; start at a lower rate")
-    smoothed, mean = [], 0.0
-    for step, loss in enumerate(losses, start=1):
-        mean = _SMOOTHING * mean + (1 - _SMOOTHING) * loss
-        smoothed.append(mean / (1 - _SMOOTHING**step))
-    lowest = int(np.argmin(smoothed))
-    falls = smoothed[0] - smoothed[lowest] > _LEAST_FALL * smoothed[0] and lowest > 1
-    slopes = np.gradient(smoothed[: lowest + 1], [math.log(rate) for rate in rates[: lowest + 1]]) if falls else []
+    decades, values = np.log10(rates), np.array(losses)
+    near = np.exp(-(((decades[:, None] - decades[None]) / _WIDTH) ** 2) / 2)  # (steps, steps)
+    smoothed = near @ values / near.sum(axis=1)
+    lowest = int(smoothed.argmin())
+    first = decades < decades[0] + 1
+    start = values[first].mean()
+    noise = np.std(values[: lowest + 1] - smoothed[: lowest + 1])
+    fall = start - smoothed[lowest]
+    error = noise * math.sqrt(1 / first.sum() + 1 / near[lowest].sum())
+    suggestion = None
+    if lowest > 1 and fall > max(_ERRORS * error, _LEAST_FALL * start):
+        begin = int(np.flatnonzero(smoothed[:lowest] >= start - 0.1 * fall).max(initial=0))
+        slopes = np.gradient(smoothed[: lowest + 1], decades[: lowest + 1])
+        suggestion = rates[begin + int(slopes[begin:].argmin())]
     return RangeTest(
         phase=phase,
         learning_rates=tuple(rates),
         losses=tuple(losses),
-        smoothed=tuple(smoothed),
-        suggestion=rates[int(np.argmin(slopes))] if falls else None,
+        smoothed=tuple(smoothed.tolist()),
+        suggestion=suggestion,
         lowest_loss_at=rates[lowest],
     )

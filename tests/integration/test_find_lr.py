@@ -33,7 +33,7 @@ def test_a_rate_is_found_and_no_run_is_left(workplace, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["phase"] == "last"
     assert len(found["learning_rates"]) == len(found["losses"]) == len(found["smoothed"])
-    assert found["learning_rates"][0] == pytest.approx(1e-7)
+    assert found["learning_rates"][0] == pytest.approx(1e-6)
     assert found["learning_rates"] == sorted(found["learning_rates"])
     assert found["suggestion"] is None or found["suggestion"] <= found["lowest_loss_at"]
     assert Path("rates.png").read_bytes().startswith(b"\x89PNG")
