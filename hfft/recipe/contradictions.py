@@ -111,7 +111,7 @@ def _search_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
 
 def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
     problems = []
-    adapter, stopping = phase.adapter, phase.early_stopping
+    adapter = phase.adapter
     if adapter is not None and phase.unfreeze != "head":
         problems.append(": an adapter trains together with the head only; leave unfreeze out")
     if adapter is not None and phase.layer_decay != 1:
@@ -123,8 +123,11 @@ def _phase_contradictions(phase: PhaseSpec, splits: SplitSpec) -> list[str]:
         problems.append(": gradual says which blocks are released; leave unfreeze and adapter out")
     if phase.batchnorm != "eval" and (adapter is not None or phase.trains_head_alone):
         problems.append(f".batchnorm: {phase.batchnorm!r} is for released blocks, and this phase releases none")
-    if stopping is not None and splits.validation is None:
-        problems.append(".early_stopping: needs data.splits.validation")
-    if stopping is not None and phase.arguments.get("eval_strategy") == "no":
-        problems.append(".early_stopping: needs an eval_strategy other than 'no'")
+    asking = [".early_stopping"] if phase.early_stopping is not None else []
+    asking += [f".average.{kind}" for kind in phase.average or () if kind in ("best", "soup")]
+    for key in asking:
+        if splits.validation is None:
+            problems.append(f"{key}: needs data.splits.validation")
+        if phase.arguments.get("eval_strategy") == "no":
+            problems.append(f"{key}: needs an eval_strategy other than 'no'")
     return problems

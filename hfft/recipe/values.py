@@ -33,6 +33,8 @@ _LICENSES = """
 LICENSES = tuple(_LICENSES.split())
 _UNFREEZE_WORDS = ("head", "norm", "bias", "all")
 _UNFREEZE_COUNTS = ("blocks", "stages", "layers")
+AVERAGES = ("last", "best", "soup")
+"""Means of checkpoints that a phase's `average` may be."""
 _COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 
 
@@ -71,6 +73,19 @@ def _check_unfreeze(value: Any) -> Any:
         if word == "parts" and isinstance(amount, list | tuple) and _are_names(amount):
             return {word: tuple(amount)}
     raise ValueError(allowed)
+
+
+def _check_average(value: Any) -> Any:
+    if isinstance(value, dict) and len(value) == 1:
+        ((kind, amount),) = value.items()
+        if kind in AVERAGES and type(amount) is int and amount > 1:
+            return value
+        if kind == "ema" and type(amount) is float and 0 < amount < 1:
+            return value
+    raise ValueError(
+        f"allowed: {{ema: D}} with D between 0 and 1, {', '.join('{' + kind + ': K}' for kind in AVERAGES)} with K "
+        "above 1"
+    )
 
 
 def _are_names(values: Sequence[Any]) -> bool:
@@ -152,6 +167,7 @@ License = Annotated[str, AfterValidator(_check_license)]
 RepoId = Annotated[str, AfterValidator(_check_repo_id)]
 Size = Annotated[str, AfterValidator(_check_size)]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
+Average = Annotated[dict[str, int | float], BeforeValidator(_check_average)]
 Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
 Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
 Color = Annotated[tuple[int, int, int], BeforeValidator(_check_color)]

@@ -116,6 +116,8 @@ class PhaseResult:
         seconds: Time of training and evaluation in the process that finished the phase.
         images_per_second: Training images in that time.
         frozen: Tensors and bytes compared before and after, and how many changed.
+        mean: Of a phase that averages checkpoints, those that went in, whether their mean is what the phase ends with,
+            and its validation metrics.
     """
 
     checkpoint: str
@@ -125,6 +127,7 @@ class PhaseResult:
     seconds: float
     images_per_second: float
     frozen: dict[str, int]
+    mean: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from hfft.replay.replay import Replay
 from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
 from hfft.system.launch import is_fsdp_asked
+from hfft.training.averaging import AVERAGE, average_checkpoints, begin_average
 from hfft.training.callbacks import FirstSteps, PhaseProgress, is_evaluation, own_callbacks
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.phase_data import PhaseData, PhaseRun
@@ -100,6 +101,7 @@ def _finish(
     if changed:
         _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
     trainer = make_trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
+    begin_average(trainer, spec.average, freeze.names)
     progress = PhaseProgress(title, len(data.train))
     for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *own_callbacks(title, folder, spec)):
         trainer.add_callback(callback)
@@ -114,12 +116,13 @@ def _finish(
             nullcontext() if replayed is None else replayed.split_point.bypassed(),
         ):
             train_to_end(trainer, folder, title)
+            mean = None if trainer.average is None else average_checkpoints(trainer, freeze.names, title)
     finally:
         progress.close()
         model = _released(trainer)
     if shards is not None:
         model = shards.gather_all().to(arguments.device)
-    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
+    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)), mean)
     if trainer.is_world_process_zero():
         PhaseRecord(folder).write_result(result)
     meet()
@@ -151,7 +154,7 @@ def _released(trainer: PhaseTrainer) -> Any:
 
 
 def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
-    problem = damage(folder / result.checkpoint)
+    problem = damage(folder / result.checkpoint, weights_only=True)
     if problem is not None:
         raise TrainingError(
             f"{folder / result.checkpoint}: the weights of this finished phase can't be read ({problem}); remove "
@@ -160,19 +163,22 @@ def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
     restore(model, folder / result.checkpoint)
 
 
-def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:
+def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int], mean: dict[str, Any] | None) -> PhaseResult:
     state = trainer.state
     best = state.best_global_step or state.global_step
     logged = [entry for entry in state.log_history if entry.get("step") == best and is_evaluation(entry)]
-    left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_loss")
+    left_out = ("runtime", "samples_per_second", "steps_per_second", "loss")
     metrics = {key[5:]: value for key, value in (logged[-1] if logged else {}).items() if key[:5] == "eval_"}
+    if mean is not None and mean["kept"]:
+        metrics = mean["metrics"]
     speed = next((e["train_samples_per_second"] for e in reversed(state.log_history) if "train_runtime" in e), 0.0)
     return PhaseResult(
-        checkpoint=f"checkpoint-{best}",
+        checkpoint=AVERAGE if mean is not None and mean["kept"] else f"checkpoint-{best}",
         best_step=best,
         steps=state.global_step,
-        metrics={key: value for key, value in metrics.items() if f"eval_{key}" not in left_out},
+        metrics={key: value for key, value in metrics.items() if key not in left_out},
         seconds=round(seconds, 3),
         images_per_second=speed,
         frozen=frozen,
+        mean=mean,
     )

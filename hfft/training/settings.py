@@ -190,6 +190,8 @@ def _check_shardable(spec: PhaseSpec, arguments: TrainingArguments) -> None:
     where = spread_by()
     if where is None:
         return
+    if spec.average is not None:
+        raise RecipeError(f"phases.{spec.name}.average: not under {where}: no process holds all weights; leave it out")
     for name, reason in _NOT_SHARDED.items():
         if getattr(arguments, name):
             raise RecipeError(f"phases.{spec.name}.{name}: not under {where}: {reason}")

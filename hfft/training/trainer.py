@@ -2,7 +2,8 @@
 
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hfft.runs.record import Group
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder, read_json
 from hfft.system.signals import patient
+from hfft.training.averaging import UNAVERAGED, MovingAverage, remove_others
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 
@@ -38,9 +40,13 @@ class PhaseTrainer(Trainer):
 
     Attributes:
         chances: How often each training image comes, (N,); each once per epoch when None.
+        average: The phase's mean of checkpoints, which stay on disk for it.
+        moving: The phase's moving average, a callback too.
     """
 
     chances: torch.Tensor | None = None
+    average: Mapping[str, float] | None = None
+    moving: MovingAverage | None = None
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class PhaseTrainer(Trainer):
         self._freeze = freeze
         self._replayed = replayed
         self._is_saving = False
-        self._folder = Path(args.output_dir or ".")
+        self.folder = Path(args.output_dir or ".")
         super().__init__(model=model, args=args, compute_loss_func=loss, **data)
         self.model_accepts_loss_kwargs = False  # the loss counts images itself; models must not scale it again
 
@@ -154,8 +160,23 @@ class PhaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Let the moving average, if there is one, be what is evaluated and saved."""
+        is_asked = self.control.should_evaluate or self.control.should_save
+        with self._averaged() if is_asked else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.moving is None:
+            yield
+            return
+        self._align_buffers()  # those of the weights that train; an evaluation aligns those of the average
+        with self.moving.applied():
+            yield
+
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
+        return str(self.folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save aside, then rename: a checkpoint folder that exists is whole, and holds numbers."""
@@ -168,14 +189,19 @@ class PhaseTrainer(Trainer):
         state: Any = self.state
         state.stateful_callbacks = self._callback_states()
         meet()  # every rank saves its random state
-        folder = self._folder
+        folder = self.folder
         name = f"checkpoint-{self.state.global_step}"
         best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
         self.state.best_model_checkpoint = str(best)
         if self.args.should_save:
             self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
+            if self.moving is not None:
+                self.moving.save(folder / _ASIDE / name)
             publish_folder(folder / _ASIDE / name, folder / name)
-            rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
+            if self.average is None:
+                rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
+            else:
+                remove_others(self.average, folder, self.state, self.args)
         meet()
 
     def _callback_states(self) -> dict[str, Any]:
@@ -193,13 +219,20 @@ class PhaseTrainer(Trainer):
         """What a checkpoint is written from; for all processes together."""
         return self.model
 
+    def load_weights(self, step: int) -> None:
+        """Put the weights of the phase's checkpoint of a step into the model; its folder may have been moved since."""
+        restore(self.model, self.folder / f"checkpoint-{step}")
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore(self.model if model is None else model, resume_from_checkpoint)
+        """Continue from a checkpoint; beside a moving average with the weights as they trained."""
+        folder = Path(resume_from_checkpoint)
+        self.load_weights(int(folder.name.removeprefix("checkpoint-")))
+        if self.moving is not None:
+            self.moving.resume(folder)
 
     def _load_best_model(self) -> None:
-        """Load the best weights of the phase, found by their step: the folder may have been moved since."""
         if self.state.best_global_step:  # there is none when the phase ended before its first evaluation
-            self._load_from_checkpoint(str(self._folder / f"checkpoint-{self.state.best_global_step}"))
+            self.load_weights(self.state.best_global_step)
 
     def end_with(self, state: TrainerState) -> None:
         """Take over the state of a phase that had ended, with its best weights, without training."""
@@ -207,10 +240,13 @@ class PhaseTrainer(Trainer):
         self._load_best_model()
 
     def save_result(self) -> None:
-        """Make sure that the weights that the phase ends with are on disk."""
+        """Make sure that the weights that the phase ends with are on disk, and in the model."""
         step = self.state.best_global_step or self.state.global_step
-        if not (self._folder / f"checkpoint-{step}").is_dir():
-            self._save_checkpoint(self.model, trial=None)
+        if not (self.folder / f"checkpoint-{step}").is_dir():
+            with self._averaged():
+                self._save_checkpoint(self.model, trial=None)
+        if self.moving is not None:
+            self.load_weights(step)
 
 
 def restore(model: Any, folder: str | Path) -> None:
@@ -229,7 +265,8 @@ def train_to_end(trainer: PhaseTrainer, folder: Path, title: str) -> None:
     The first Ctrl-C or SIGTERM waits until the step is saved.
     """
     with patient():
-        _train_or_continue(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
+        also = [*(["scaler.pt"] if trainer.accelerator.scaler else []), *([UNAVERAGED] if trainer.moving else [])]
+        _train_or_continue(trainer, newest_checkpoint(folder, also=also), title)
 
 
 def _train_or_continue(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
@@ -252,36 +289,38 @@ def _was_stopped(state: TrainerState) -> bool:
     return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
 
 
-def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
+def newest_checkpoint(folder: Path, *, also: Sequence[str] = ()) -> Path | None:
     """The checkpoint of a phase with the highest step whose files all open; damaged ones are skipped with a warning.
 
     Args:
         folder: The phase's.
-        is_scaled: Whether the phase scales its loss (float16): then the scaler's state has to be there.
+        also: Files that it has to have besides those of any phase, such as float16's loss scale.
     """
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, path in sorted(found.items(), reverse=True):
-        problem = damage(path, is_scaled=is_scaled)
+        problem = damage(path, also=also)
         if problem is None:
             return path
         _LOG.warning(f"{path}: not whole ({problem}); the one before is tried")
     return None
 
 
-def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
-    """Why a checkpoint can't be continued by this many processes; None where all its files open."""
+def damage(folder: Path, *, also: Sequence[str] = (), weights_only: bool = False) -> str | None:
+    """Why a checkpoint can't be continued by this many processes, or its weights be read; None where that works."""
     try:
         weights = [*folder.glob("*.safetensors")]
         if not weights:
             return "no weights"
         config = "adapter_config.json" if (folder / "adapter_model.safetensors").exists() else "config.json"
-        for path in (folder / "trainer_state.json", folder / config):
-            read_json(path)
+        read_json(folder / config)
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
+        if weights_only:
+            return None
+        read_json(folder / "trainer_state.json")
         # Trainer goes on without the scaler's and the random states, silently.
-        for name in ("optimizer.pt", "scheduler.pt", *(("scaler.pt",) if is_scaled else ()), *_random_states()):
+        for name in ("optimizer.pt", "scheduler.pt", *also, *_random_states()):
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:
