@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.recipe.spec import PhaseSpec
-from hfft.replay.extraction import FrozenPass
+from hfft.replay.cache import FrozenPass
 from hfft.training.losses import ImageLoss
 
 
