@@ -18,6 +18,8 @@ from hfft.commands.prepare import load_network, make_job, precision_of
 from hfft.commands.results import score_result, write_results
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
+from hfft.data.images.batches import EpochOrder
+from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
 from hfft.evaluators.protocol import Evaluator, Job
@@ -28,7 +30,7 @@ from hfft.model.given import take_model
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.runs.opening import describe_start, is_done, open_folder
-from hfft.runs.record import MODEL, PhaseResult, result_name
+from hfft.runs.record import FIGURES, FIRST_BATCH, MODEL, PhaseResult, result_name
 from hfft.system.distributed import join, on_main
 from hfft.system.launch import check_launch, refuse_deepspeed
 from hfft.system.liveness import watched
@@ -135,6 +137,10 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
 
     with _timed(seconds, "retention"):
         evaluators = evaluators_for(job, network)
+    if recipe.report:
+        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
+        file = folder / FIGURES / FIRST_BATCH
+        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=job.images.labels)
     results: list[PhaseResult] = []
     for phase in job.phases:
         with _timed(seconds, phase.folder.name):

@@ -95,7 +95,7 @@ def _phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
         train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
         validation=None if validation is None else Examples(validation, evaluate_with.pixels),
         floats=train_with.floats,
-        collate=Collator(augment.mixup, len(images.labels), train_with.floats),
+        collate=Collator(augment.mixup, len(images.labels), train_with.floats, cutmix=augment.cutmix),
         reduce=reduce,
         measure=measure,
         metrics=metrics_of(images),

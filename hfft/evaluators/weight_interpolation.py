@@ -24,7 +24,7 @@ from hfft.metrics.multilabel import LabelOutcomes
 from hfft.metrics.probabilities import softmax
 from hfft.model.checkpoint import saved_weights
 from hfft.model.restoring import left_as_it_was
-from hfft.recipe.dependencies import is_greater_better
+from hfft.recipe.contradictions import is_greater_better
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.runs.record import PhaseRecord
 from hfft.system.distributed import meet

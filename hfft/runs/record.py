@@ -21,6 +21,7 @@ METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 MODEL, ADAPTER = "model", "adapter"  # folders of the result
 GIVEN = "given"  # folder of a model object that the run began with, where an adapter sits on it
 PAGE, FIGURES = "report.html", "figures"
+FIRST_BATCH = "first_batch.png"  # in the figures, as it was when training began
 LABEL_ISSUES, LABEL_HINTS = "label_issues.json", "label_hints.json"  # the second of earlier versions
 LABEL_PICTURES, MISTAKES = "label_issues", "mistakes"  # folders of pictures for the page
 PUSHES = "hub.json"  # what was pushed where

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -16,9 +16,6 @@ from transformers.trainer_utils import sort_checkpoints
 from hfft.model.config import quiet
 from hfft.system.distributed import meet
 from hfft.system.files import read_json, write_folder
-
-if TYPE_CHECKING:
-    from hfft.training.trainer import PhaseTrainer
 
 UNAVERAGED = "unaveraged.pt"
 """File of a checkpoint: the weights as they train, where those of the checkpoint are their moving average."""
@@ -80,8 +77,8 @@ class MovingAverage(TrainerCallback):
             self._averages[name].copy_(present)
 
 
-def begin_average(trainer: "PhaseTrainer", average: Mapping[str, float] | None, frozen: frozenset[str]) -> None:
-    """Set a trainer up for a phase's `average`; `frozen` are the names of what the phase leaves alone."""
+def begin_average(trainer: Any, average: Mapping[str, float] | None, frozen: frozenset[str]) -> None:
+    """Set a PhaseTrainer up for a phase's `average`; `frozen` are the names of what the phase leaves alone."""
     if average is None:
         return
     if "ema" not in average:
@@ -89,11 +86,11 @@ def begin_average(trainer: "PhaseTrainer", average: Mapping[str, float] | None, 
         if trainer.args.save_total_limit == 1:  # at 1 the Trainer removes all but the best when it ends
             trainer.args.save_total_limit = 2
         return
-    trainer.moving = MovingAverage(average["ema"], cast(nn.Module, trainer.model), frozen)
+    trainer.moving = MovingAverage(average["ema"], trainer.model, frozen)
     trainer.add_callback(trainer.moving)
 
 
-def average_checkpoints(trainer: "PhaseTrainer", frozen: frozenset[str], title: str) -> dict[str, Any]:
+def average_checkpoints(trainer: Any, frozen: frozenset[str], title: str) -> dict[str, Any]:
     """End a phase with the mean of some of its checkpoints, or with the best one where that is better on validation.
 
     A greedy soup adds, from the best checkpoint on, each that doesn't make the mean worse
@@ -102,11 +99,11 @@ def average_checkpoints(trainer: "PhaseTrainer", frozen: frozenset[str], title: 
     Returns:
         Names of the `checkpoints` that went in, whether their mean is `kept`, and its validation `metrics`.
     """
-    ((kind, _),) = (trainer.average or {}).items()
-    steps = averaged_steps(trainer.average or {}, trainer.folder, trainer.state, trainer.args)
+    (kind,) = trainer.average
+    steps = averaged_steps(trainer.average, trainer.folder, trainer.state, trainer.args)
     weights = [_weights(trainer, step, frozen) for step in steps]
     metric, sign = _judge(trainer.args)
-    single: Any = trainer.state.best_metric  # None without validation images
+    single = trainer.state.best_metric  # None without validation images
     chosen, metrics, value = list(range(len(steps))), {}, single
     if kind == "soup":
         chosen = [0]
@@ -118,14 +115,14 @@ def average_checkpoints(trainer: "PhaseTrainer", frozen: frozenset[str], title: 
     if single is not None and not metrics:
         metrics = _measure(trainer)
         value = metrics[metric]
-    is_kept = kind == "last" or (len(chosen) > 1 and sign * (cast(float, value) - single) >= 0)
+    is_kept = kind == "last" or (len(chosen) > 1 and sign * (value - single) >= 0)
     names = [f"checkpoint-{steps[one]}" for one in chosen]
     scores = "" if single is None else f": {metric} {value:.4f}, of the best one {single:.4f}"
     _LOG.info(f"{title}: mean of {', '.join(names)}{scores}; {'the mean' if is_kept else 'the best one'} is kept")
     if is_kept:
         _save(trainer)
     else:
-        trainer.load_weights(trainer.state.best_global_step or steps[0])
+        trainer.load_weights(trainer.folder / f"checkpoint-{trainer.state.best_global_step}")
     return {"checkpoints": names, "kept": is_kept, "metrics": {k: v for k, v in metrics.items() if k != "loss"}}
 
 
@@ -178,30 +175,30 @@ def _is_regular(checkpoint: Path, state: TrainerState) -> bool:
     return float(saved["epoch"]).is_integer() or saved["global_step"] >= state.max_steps
 
 
-def _weights(trainer: "PhaseTrainer", step: int, frozen: frozenset[str]) -> _Weights:
-    trainer.load_weights(step)
-    return {name: tensor.cpu().clone() for name, tensor in _changing(cast(nn.Module, trainer.model), frozen).items()}
+def _weights(trainer: Any, step: int, frozen: frozenset[str]) -> _Weights:
+    trainer.load_weights(trainer.folder / f"checkpoint-{step}")
+    return {name: tensor.cpu().clone() for name, tensor in _changing(trainer.model, frozen).items()}
 
 
-def _put_mean(trainer: "PhaseTrainer", weights: Sequence[_Weights], frozen: frozenset[str]) -> None:
+def _put_mean(trainer: Any, weights: Sequence[_Weights], frozen: frozenset[str]) -> None:
     """Give the model the mean of some weights, taken in float64; of counters the highest."""
-    for name, tensor in _changing(cast(nn.Module, trainer.model), frozen).items():
+    for name, tensor in _changing(trainer.model, frozen).items():
         values = torch.stack([one[name] for one in weights])
         tensor.copy_(values.double().mean(0) if tensor.is_floating_point() else values.amax(0))
 
 
-def _measure(trainer: "PhaseTrainer") -> dict[str, float]:
+def _measure(trainer: Any) -> dict[str, float]:
     """Validation metrics of the present weights, by name, of which nothing is logged."""
     found = trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation").metrics or {}
     return {name.removeprefix("eval_"): value for name, value in found.items()}
 
 
-def _measure_mean(trainer: "PhaseTrainer", weights: Sequence[_Weights], frozen: frozenset[str]) -> dict[str, float]:
+def _measure_mean(trainer: Any, weights: Sequence[_Weights], frozen: frozenset[str]) -> dict[str, float]:
     _put_mean(trainer, weights, frozen)
     return _measure(trainer)
 
 
-def _save(trainer: "PhaseTrainer") -> None:
+def _save(trainer: Any) -> None:
     if trainer.args.should_save:
         with quiet():
             write_folder(trainer.folder / AVERAGE, lambda aside: trainer.save_model(str(aside), _internal_call=True))

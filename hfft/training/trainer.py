@@ -60,10 +60,10 @@ class PhaseTrainer(Trainer):
         replayed: ReplayedData | None = None,
         **data: Any,
     ) -> None:
-        """Set up the phase.
+        """Set up the phase of a model that `prepare_phase` has set up.
 
         Args:
-            model: As `prepare_phase` left it.
+            model: The network.
             args: Settings of the phase.
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
@@ -91,14 +91,10 @@ class PhaseTrainer(Trainer):
             if lost:
                 raise TrainingError(f"{len(lost)} tensors that train are in no group of the optimizer: {lost[0]}")
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
-            groups = [
-                {
-                    "params": [parameters[name] for name in group.names],
-                    "lr": group.learning_rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in self._groups
-            ]
+            groups = []
+            for one in self._groups:
+                tensors = [parameters[name] for name in one.names]
+                groups.append({"params": tensors, "lr": one.learning_rate, "weight_decay": one.weight_decay})
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
@@ -189,20 +185,23 @@ class PhaseTrainer(Trainer):
         state: Any = self.state
         state.stateful_callbacks = self._callback_states()
         meet()  # every rank saves its random state
-        folder = self.folder
-        name = f"checkpoint-{self.state.global_step}"
-        best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
-        self.state.best_model_checkpoint = str(best)
+        name, best = f"checkpoint-{self.state.global_step}", str(self._best_checkpoint())
+        self.state.best_model_checkpoint = best
         if self.args.should_save:
-            self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
+            aside = self.folder / _ASIDE / name
+            self.state.save_to_json(str(aside / "trainer_state.json"))
             if self.moving is not None:
-                self.moving.save(folder / _ASIDE / name)
-            publish_folder(folder / _ASIDE / name, folder / name)
+                self.moving.save(aside)
+            publish_folder(aside, self.folder / name)
             if self.average is None:
-                rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
+                rotate_checkpoints(str(self.folder), self.args.save_total_limit, best)
             else:
-                remove_others(self.average, folder, self.state, self.args)
+                remove_others(self.average, self.folder, self.state, self.args)
         meet()
+
+    def _best_checkpoint(self) -> Path:
+        """Found by its step, as the folder may have been moved; the last one before the first evaluation."""
+        return self.folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
 
     def _callback_states(self) -> dict[str, Any]:
         """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
@@ -219,34 +218,44 @@ class PhaseTrainer(Trainer):
         """What a checkpoint is written from; for all processes together."""
         return self.model
 
-    def load_weights(self, step: int) -> None:
-        """Put the weights of the phase's checkpoint of a step into the model; its folder may have been moved since."""
-        restore(self.model, self.folder / f"checkpoint-{step}")
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of one of the phase's checkpoints into the model."""
+        restore(self.model, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Continue from a checkpoint; beside a moving average with the weights as they trained."""
-        folder = Path(resume_from_checkpoint)
-        self.load_weights(int(folder.name.removeprefix("checkpoint-")))
+        self.load_weights(Path(resume_from_checkpoint))
         if self.moving is not None:
-            self.moving.resume(folder)
+            self.moving.resume(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.state.best_global_step:  # there is none when the phase ended before its first evaluation
-            self.load_weights(self.state.best_global_step)
+        """Load the best weights of the phase, unless it ended before its first evaluation."""
+        if self.state.best_global_step:
+            self.load_weights(self._best_checkpoint())
 
-    def end_with(self, state: TrainerState) -> None:
-        """Take over the state of a phase that had ended, with its best weights, without training."""
-        self.state = state
-        self._load_best_model()
+    def train_to_end(self, title: str) -> None:
+        """Train, from the newest whole checkpoint if there is one; leaves the best weights in the model and on disk.
 
-    def save_result(self) -> None:
-        """Make sure that the weights that the phase ends with are on disk, and in the model."""
-        step = self.state.best_global_step or self.state.global_step
-        if not (self.folder / f"checkpoint-{step}").is_dir():
-            with self._averaged():
-                self._save_checkpoint(self.model, trial=None)
-        if self.moving is not None:
-            self.load_weights(step)
+        The first Ctrl-C or SIGTERM waits until the step is saved.
+        """
+        with patient():
+            scaler, average = ["scaler.pt"] if self.accelerator.scaler else [], [UNAVERAGED] if self.moving else []
+            unfinished = newest_checkpoint(self.folder, also=(*scaler, *average))
+            if unfinished is None:
+                self.train()
+            else:
+                _LOG.info(f"{title}: continues from {unfinished.name}")
+                state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
+                if _was_stopped(state):  # Trainer would go on to the next evaluation
+                    self.state = state
+                    self._load_best_model()
+                else:
+                    self.train(resume_from_checkpoint=str(unfinished))
+            if not self._best_checkpoint().is_dir():
+                with self._averaged():
+                    self._save_checkpoint(self.model, trial=None)
+            if self.moving is not None:
+                self.load_weights(self._best_checkpoint())
 
 
 def restore(model: Any, folder: str | Path) -> None:
@@ -259,29 +268,6 @@ def clear_partial(folder: Path) -> None:
     shutil.rmtree(folder / _ASIDE, ignore_errors=True)
 
 
-def train_to_end(trainer: PhaseTrainer, folder: Path, title: str) -> None:
-    """Train, from the phase's newest whole checkpoint if there is one; leaves the best weights in the model.
-
-    The first Ctrl-C or SIGTERM waits until the step is saved.
-    """
-    with patient():
-        also = [*(["scaler.pt"] if trainer.accelerator.scaler else []), *([UNAVERAGED] if trainer.moving else [])]
-        _train_or_continue(trainer, newest_checkpoint(folder, also=also), title)
-
-
-def _train_or_continue(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
-    if unfinished is None:
-        trainer.train()
-    else:
-        _LOG.info(f"{title}: continues from {unfinished.name}")
-        state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
-        if _was_stopped(state):  # Trainer would go on to the next evaluation
-            trainer.end_with(state)
-        else:
-            trainer.train(resume_from_checkpoint=str(unfinished))
-    trainer.save_result()
-
-
 def _was_stopped(state: TrainerState) -> bool:
     """Whether a callback had ended the phase before its last step when the state was saved."""
     callbacks: Any = state.stateful_callbacks
@@ -292,9 +278,7 @@ def _was_stopped(state: TrainerState) -> bool:
 def newest_checkpoint(folder: Path, *, also: Sequence[str] = ()) -> Path | None:
     """The checkpoint of a phase with the highest step whose files all open; damaged ones are skipped with a warning.
 
-    Args:
-        folder: The phase's.
-        also: Files that it has to have besides those of any phase, such as float16's loss scale.
+    Some phases need more files than others, such as float16's loss scale.
     """
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, path in sorted(found.items(), reverse=True):
@@ -319,8 +303,10 @@ def damage(folder: Path, *, also: Sequence[str] = (), weights_only: bool = False
         if weights_only:
             return None
         read_json(folder / "trainer_state.json")
+        processes = PartialState().num_processes
+        random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
         # Trainer goes on without the scaler's and the random states, silently.
-        for name in ("optimizer.pt", "scheduler.pt", *also, *_random_states()):
+        for name in ("optimizer.pt", "scheduler.pt", *also, *random):
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:
@@ -328,9 +314,3 @@ def damage(folder: Path, *, also: Sequence[str] = (), weights_only: bool = False
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return first_line(error)
     return None
-
-
-def _random_states() -> list[str]:
-    """The files that Trainer writes, one for each process."""
-    processes = PartialState().num_processes
-    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
