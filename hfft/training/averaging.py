@@ -115,7 +115,7 @@ def average_checkpoints(trainer: Any, frozen: frozenset[str], title: str) -> dic
     if single is not None and not metrics:
         metrics = _measure(trainer)
         value = metrics[metric]
-    is_kept = kind == "last" or (len(chosen) > 1 and sign * (value - single) >= 0)
+    is_kept = kind == "last" or (len(chosen) > 1 and single is not None and sign * (value - single) >= 0)
     names = [f"checkpoint-{steps[one]}" for one in chosen]
     scores = "" if single is None else f": {metric} {value:.4f}, of the best one {single:.4f}"
     _LOG.info(f"{title}: mean of {', '.join(names)}{scores}; {'the mean' if is_kept else 'the best one'} is kept")
