@@ -17,7 +17,7 @@ from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.intervals import Interval, with_intervals
 from hfft.metrics.multilabel import LabelOutcomes, label_intervals
-from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
+from hfft.metrics.scores import indicators_of, is_multi_label_table, logits_of
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
@@ -117,7 +117,7 @@ def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
 def _measured(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Interval]:
     """Metrics of all predictions; of several labels, each run has given them by its own thresholds."""
     if is_multi_label_table(table):
-        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
+        flags = (indicators_of(table[column], classes) for column in ("label", "prediction"))
         return label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
     probabilities = table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32)
     return with_intervals(probabilities, pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))

@@ -19,7 +19,7 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
-from hfft.data.images.augmentation import as_image
+from hfft.data.images.augmentation import as_pillow
 from hfft.data.images.decoding import RULE, decode_small, open_image, read_content
 from hfft.data.images.modes import from_black, has_profile, is_deep, on_background
 from hfft.data.sources.labels import label_keys
@@ -175,7 +175,7 @@ def _decoded(content: bytes, digest: bytes, background: Color | None) -> Examine
         traits |= DEEP | (FLOATS if image.mode == "F" else 0)
     if isinstance(picture, Image.Image) and picture.mode == "RGBA":
         traits |= TRANSPARENT
-    gray = as_image(on_background(picture, background)).convert("L")
+    gray = as_pillow(on_background(picture, background)).convert("L")
     low, high = gray.getextrema()
     if high - low <= 2:  # pyright: ignore[reportOperatorIssue]
         traits |= BLANK
