@@ -39,7 +39,7 @@ def problem(family: str, spec: PhaseSpec, accelerator: Accelerator) -> str | Non
     expected = step(plain, _optimizer(plain), pixels)
     if not torch.allclose(logits, expected, atol=1e-5):
         return f"logits differ by {float((logits - expected).abs().max()):.1e}"
-    got, wanted = shards.gather_all().state_dict(), plain.state_dict()
+    got, wanted = shards.gather(everything=True).state_dict(), plain.state_dict()
     off = [name for name, value in wanted.items() if not torch.allclose(got[name], value, rtol=1e-4, atol=1e-5)]
     return f"{', '.join(off[:3])} differ after a step" if off else None
 

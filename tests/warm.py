@@ -41,7 +41,6 @@ _ALL = (
     ),
     *(
         "hfft.report.card",
-        "hfft.report.compare_page",
         "hfft.report.page",
         "hfft.commands.finetune",
         "hfft.commands.sweep",

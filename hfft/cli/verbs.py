@@ -156,7 +156,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
         found = find_input_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
         from hfft.inference.classifier import Classifier
-        from hfft.inference.predictions import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
+        from hfft.inference.outputs import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
 
     output, form = arguments.output, choose_format(arguments.format, arguments.output)
     holds_all = form in ("csv", "parquet")
@@ -348,7 +348,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
     content = dataclasses.asdict(found)
     if html is not None:
         with quick_imports():
-            from hfft.report.compare_page import write_comparison
+            from hfft.report.page import write_comparison
 
         write_comparison(content, html)
     if as_json:

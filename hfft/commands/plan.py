@@ -22,8 +22,7 @@ from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens
-from hfft.recipe.contradictions import multi_label_problems
-from hfft.recipe.dependencies import warms_up
+from hfft.recipe.contradictions import multi_label_problems, warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import weights_place

@@ -1,4 +1,4 @@
-"""Which fields transformers.TrainingArguments has, and of which types, read without importing transformers."""
+"""Which fields transformers.TrainingArguments has, of which types, and which values of them hfft takes."""
 
 import ast
 import importlib.util
@@ -7,17 +7,19 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
 AUTO = "auto"  # a head phase's learning rate: found by trying many
 
+_METRICS, _BATCHES = "hfft computes the metrics", "hfft makes the batches"
+_FSDP = "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`"
+
 # Fields that hfft sets itself; each with what to do instead.
 OWNED = {
     "output_dir": "set the recipe's own output_dir; every phase writes into the run folder",
-    "seed": "set the recipe's own seed",
-    "data_seed": "set the recipe's own seed",
+    **dict.fromkeys(("seed", "data_seed"), "set the recipe's own seed"),
     "do_train": "a recipe always trains",
     "do_eval": "set data.splits.validation",
     "do_predict": "set data.splits.test",
@@ -28,11 +30,8 @@ OWNED = {
     "save_steps": "a checkpoint is saved at each evaluation: set eval_steps",
     "save_only_model": "a run that can be continued needs the optimizer",
     "load_best_model_at_end": "every phase ends with its best weights",
-    "remove_unused_columns": "hfft makes the batches",
-    "label_names": "hfft makes the batches",
-    "include_for_metrics": "hfft computes the metrics",
-    "prediction_loss_only": "hfft computes the metrics",
-    "batch_eval_metrics": "hfft computes the metrics",
+    **dict.fromkeys(("remove_unused_columns", "label_names"), _BATCHES),
+    **dict.fromkeys(("include_for_metrics", "prediction_loss_only", "batch_eval_metrics"), _METRICS),
     "train_sampling_strategy": "images are shuffled by the recipe's seed",
     "push_to_hub": "set hub.repo_id, or run `hfft push`",
     "hub_model_id": "set hub.repo_id",
@@ -43,117 +42,109 @@ OWNED = {
     "hub_token": "a recipe never holds a secret: use `hf auth login` or HF_TOKEN",
     "logging_nan_inf_filter": "a loss that is no number ends the phase",
     "save_on_each_node": "checkpoints are saved once, in the run folder",
-    "fsdp": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
-    "fsdp_config": "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`",
+    **dict.fromkeys(("fsdp", "fsdp_config"), _FSDP),
     "deepspeed": "DeepSpeed is not supported; FSDP 2 is: use recipes/accelerate/fsdp2.yaml",
     "local_rank": "start hfft with `accelerate launch`",
 }
+# Values of a field, or of a key of it: what is allowed in words, and whether a value is.
+_Rule = tuple[str, Callable[[Any], bool]]
+_POSITIVE: _Rule = ("a number above 0", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE: _Rule = ("0 or a number above it", lambda value: 0 <= value < math.inf)
+_BELOW_1: _Rule = ("a number from 0 to 1, without 1", lambda value: 0 <= value < 1)
+_SWITCH: _Rule = ("true or false", lambda value: isinstance(value, bool))
+
+
+def _one_of(*allowed: Any, why: str = "") -> _Rule:
+    """A rule that takes some values only, as others would do nothing, or fail in the middle of a run."""
+    words = " or ".join(map(str, allowed)) if len(allowed) < 3 else ", ".join(map(str, allowed))
+    reason = f", as {why}" if why else ""
+    return (words or "nothing, leave it out") + reason, lambda value: any(_is_same(value, one) for one in allowed)
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Equal, and neither 1 for true nor 0 for false."""
+    return value is other or (value == other and not isinstance(value, bool))
+
+
+_LEVELS = _one_of("detail", "debug", "info", "warning", "error", "critical", "passive")
+_LANGUAGE, _OWN_PRECISION = "it is for language models", "phases are validated in the precision that they train in"
 # What TrainingArguments lets pass, and what then fails in the middle of a run, or quietly does nothing.
-_POSITIVE = ("a number above 0", lambda value: 0 < value < math.inf)
-_NOT_NEGATIVE = ("0 or a number above it", lambda value: 0 <= value < math.inf)
-_SHARE = ("a number from 0 to 1, without 1", lambda value: 0 <= value < 1)
-_RANGES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "learning_rate": _POSITIVE,
+_RULES: dict[str, _Rule] = {
+    **dict.fromkeys(("learning_rate", "adam_epsilon", "num_train_epochs", "eval_steps", "logging_steps"), _POSITIVE),
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _POSITIVE),
+    **dict.fromkeys(("gradient_accumulation_steps", "eval_accumulation_steps", "save_total_limit"), _POSITIVE),
+    **dict.fromkeys(("dataloader_prefetch_factor", "ddp_bucket_cap_mb", "ddp_timeout"), _POSITIVE),
+    **dict.fromkeys(("max_grad_norm", "eval_delay", "weight_decay", "dataloader_num_workers"), _NOT_NEGATIVE),
+    **dict.fromkeys(("adam_beta1", "adam_beta2"), _BELOW_1),
     "max_steps": ("a number above 0, or -1 for none", lambda value: value > 0 or value == -1),
-    "max_grad_norm": _NOT_NEGATIVE,
-    "adam_beta1": _SHARE,
-    "adam_beta2": _SHARE,
-    "adam_epsilon": _POSITIVE,
-    "eval_delay": _NOT_NEGATIVE,
-    "save_total_limit": _POSITIVE,
-    "dataloader_prefetch_factor": _POSITIVE,
-    "ddp_bucket_cap_mb": _POSITIVE,
-    "ddp_timeout": _POSITIVE,
-    "num_train_epochs": _POSITIVE,
-    "per_device_train_batch_size": _POSITIVE,
-    "per_device_eval_batch_size": _POSITIVE,
-    "gradient_accumulation_steps": _POSITIVE,
-    "eval_accumulation_steps": _POSITIVE,
-    "eval_steps": _POSITIVE,
-    "logging_steps": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "dataloader_num_workers": _NOT_NEGATIVE,
     "label_smoothing_factor": ("a number from 0 to 1", lambda value: 0 <= value <= 1),
+    **dict.fromkeys(("log_level", "log_level_replica"), _LEVELS),
+    "dataloader_multiprocessing_context": _one_of("fork", "spawn", "forkserver"),
+    "torch_compile_mode": _one_of("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"),
+    "optim_target_modules": _one_of(why="it is for optimizers that choose their parameters, which hfft has none of"),
+    "use_liger_kernel": _one_of(False, why=_LANGUAGE),
+    "liger_kernel_config": _one_of(why=_LANGUAGE),
+    "neftune_noise_alpha": _one_of(why=f"{_LANGUAGE}; data.augment changes images"),
+    "use_cache": _one_of(False, why=_LANGUAGE),
+    "include_num_input_tokens_seen": _one_of("no", False, why="images have no tokens to count"),
+    "length_column_name": _one_of("length", why="images aren't sorted by length"),
+    "parallelism_config": _one_of(why="processes share images, and weights by FSDP 2 alone (docs/scaling.md)"),
+    "eval_do_concat_batches": _one_of(True, why="the metrics are those of all validation images at once"),
+    **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), _one_of(False, why=_OWN_PRECISION)),
+    "enable_jit_checkpoint": _one_of(False, why="a run saves at SIGTERM without it"),
+    "debug": _one_of("", [], "underflow_overflow", ["underflow_overflow"]),
+    "ddp_backend": _one_of(why="processes talk by NCCL on GPUs and by gloo on CPUs"),
 }
-_LEVELS = ("detail", "debug", "info", "warning", "error", "critical", "passive")
-_LANGUAGE = "it is for language models"
-# Values that are allowed of a field, and why others aren't: they would do nothing, or fail in the middle of a run.
-_CHOICES: dict[str, tuple[tuple[Any, ...], str]] = {
-    "log_level": (_LEVELS, ""),
-    "log_level_replica": (_LEVELS, ""),
-    "dataloader_multiprocessing_context": (("fork", "spawn", "forkserver"), ""),
-    "torch_compile_mode": (("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"), ""),
-    "optim_target_modules": ((), "it is for optimizers that choose their parameters, which hfft has none of"),
-    "use_liger_kernel": ((False,), _LANGUAGE),
-    "liger_kernel_config": ((), _LANGUAGE),
-    "neftune_noise_alpha": ((), f"{_LANGUAGE}; data.augment changes images"),
-    "use_cache": ((False,), _LANGUAGE),
-    "include_num_input_tokens_seen": (("no", False), "images have no tokens to count"),
-    "length_column_name": (("length",), "images aren't sorted by length"),
-    "parallelism_config": ((), "processes share images, and weights by FSDP 2 alone (docs/scaling.md)"),
-    "eval_do_concat_batches": ((True,), "the metrics are those of all validation images at once"),
-    "bf16_full_eval": ((False,), "phases are validated in the precision that they train in"),
-    "fp16_full_eval": ((False,), "phases are validated in the precision that they train in"),
-    "enable_jit_checkpoint": ((False,), "a run saves at SIGTERM without it"),
-    "debug": (("", [], "underflow_overflow", ["underflow_overflow"]), ""),
-    "ddp_backend": ((), "processes talk by NCCL on GPUs and by gloo on CPUs"),
+_DEALT = "hfft deals the images and counts the steps itself"
+_ACCELERATOR: dict[str, _Rule] = {
+    "split_batches": _one_of(False, why=_DEALT),
+    "dispatch_batches": _one_of(None, False, why=_DEALT),
+    "even_batches": _one_of(True, why=_DEALT),
+    "use_seedable_sampler": _SWITCH,
+    "use_configured_state": _one_of(False, why=_DEALT),
+    "gradient_accumulation_kwargs": _one_of(None, {}, why=_DEALT),
+    "non_blocking": _SWITCH,
 }
-# Keys of accelerator_config, likewise.
-_ACCELERATOR: dict[str, tuple[Any, ...]] = {
-    "split_batches": (False,),
-    "dispatch_batches": (None, False),
-    "even_batches": (True,),
-    "use_seedable_sampler": (True, False),
-    "use_configured_state": (False,),
-    "gradient_accumulation_kwargs": (None, {}),
-    "non_blocking": (True, False),
-}
-_SWITCH = ("true or false", lambda value: isinstance(value, bool))
 # Keys of torch.utils.checkpoint, and transformers' own two, read in 5.24; others fail in the first step.
-_CHECKPOINTING: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "use_reentrant": _SWITCH,
-    "preserve_rng_state": _SWITCH,
-    "determinism_check": ("default or none", lambda value: value in ("default", "none")),
-    "early_stop": _SWITCH,
-    "debug": _SWITCH,
+_CHECKPOINTING: dict[str, _Rule] = {
+    **dict.fromkeys(("use_reentrant", "preserve_rng_state", "early_stop", "debug", "offload"), _SWITCH),
+    "determinism_check": _one_of("default", "none"),
     "every_n_layers": ("a whole number above 0", lambda value: type(value) is int and value > 0),
-    "offload": _SWITCH,
+}
+_KEYS = {
+    "accelerator_config": _ACCELERATOR,
+    "activation_checkpointing_kwargs": _CHECKPOINTING,
+    "gradient_checkpointing_kwargs": _CHECKPOINTING,
 }
 # Optimizers that choose their parameters among all of the network's, where a phase has groups with rates of their own.
 _CHOOSING = ("galore_", "apollo_", "lomo", "adalomo")
 _SET_BY_GROUP = {"lr": "learning_rate", "weight_decay": "weight_decay"}
-_PLAIN = {"int", "float", "str", "bool", "dict", "list", "None", "Any", "Literal"}
 
 
 @cache
 def training_argument_types() -> dict[str, Any]:
-    """The type of every field of the installed transformers.TrainingArguments.
+    """Field name to type, of the installed transformers.TrainingArguments.
 
-    The class is read as text: importing it would import torch, which takes seconds. Types that are not made of
-    plain JSON types (enumerations, plugin objects) are typing.Any here and checked by the class itself later.
-
-    Returns:
-        Field name to type.
+    The class is read as text: importing it imports torch, which takes seconds that a wrong recipe needn't wait for.
+    What isn't made of JSON types is `str` if it may be one, else typing.Any, and checked by the class itself later.
     """
     package = importlib.util.find_spec("transformers")
-    if package is None or not package.submodule_search_locations:
-        raise ImportError("hfft needs the package transformers: pip install transformers")
-    tree = ast.parse((Path(package.submodule_search_locations[0]) / "training_args.py").read_text(encoding="utf-8"))
+    assert package is not None  # a dependency
+    tree = ast.parse(Path(str(package.origin)).with_name("training_args.py").read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments")
-    return {
-        node.target.id: _plain_type(node.annotation)
-        for node in body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
-    }
+    fields = [node for node in body if isinstance(node, ast.AnnAssign)]
+    return {ast.unparse(node.target): _plain_type(ast.unparse(node.annotation)) for node in fields}
+
+
+def _plain_type(annotation: str) -> Any:
+    try:
+        return eval(annotation, {"Any": Any, "Literal": Literal})
+    except NameError:  # SchedulerType | str
+        return str if annotation.endswith("| str") else Any
 
 
 def argument_problem(name: str, value: Any) -> str | None:
-    """What is wrong with the value of a TrainingArguments field, or None.
-
-    Args:
-        name: A field of TrainingArguments.
-        value: Value from a recipe.
-    """
+    """What is wrong with the value of a TrainingArguments field, or None."""
     if name == "learning_rate" and value == AUTO:
         return None
     if name in OWNED:
@@ -161,18 +152,17 @@ def argument_problem(name: str, value: Any) -> str | None:
     try:
         TypeAdapter(training_argument_types()[name]).validate_python(value, strict=True)
     except ValidationError as error:
-        wanted = " or ".join(
-            dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
-        )
-        return f"found {value!r}; allowed: {wanted}"
+        wanted = dict.fromkeys(problem["msg"].removeprefix("Input should be ") for problem in error.errors())
+        return f"found {value!r}; allowed: {' or '.join(wanted)}"
     if value is None:
         return None
-    if name in _RANGES:
-        allowed, fits = _RANGES[name]
-        return None if fits(value) else f"found {value!r}; allowed: {allowed}"
-    if name in _CHOICES:
-        return _choice_problem(value, *_CHOICES[name])
-    return _CHECKS[name](value) if name in _CHECKS else None
+    if name in _KEYS:
+        return _keys_problem(name, value)
+    if name == "optim" and value.startswith(_CHOOSING):
+        return f"found {value!r}, which chooses its parameters itself; allowed: optimizers that take groups of them"
+    if name == "optim_args":
+        return _options_problem(value)
+    return _rule_problem(_RULES[name], value) if name in _RULES else None
 
 
 def as_mapping(value: Any) -> dict[str, Any] | None:
@@ -185,30 +175,21 @@ def as_mapping(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _choice_problem(value: Any, allowed: tuple[Any, ...], reason: str) -> str | None:
-    if any(value is one or (value == one and not isinstance(value, bool)) for one in allowed):
-        return None
-    words = ", ".join(map(str, allowed)) or "nothing, leave it out"
-    return f"found {value!r}; allowed: {words}" + (f", as {reason}" if reason else "")
+def _rule_problem(rule: _Rule, value: Any) -> str | None:
+    allowed, is_allowed = rule
+    return None if is_allowed(value) else f"found {value!r}; allowed: {allowed}"
 
 
-def _accelerator_problem(value: Any) -> str | None:
-    found = as_mapping(value)
+def _keys_problem(name: str, value: Any) -> str | None:
+    found, rules = as_mapping(value), _KEYS[name]
     if found is None:
         return f"found {value!r}; allowed: keys with values, written here, so that the run's recipe holds them"
     for key, one in found.items():
-        if key not in _ACCELERATOR:
-            return f"{key}: unknown key; allowed: {', '.join(_ACCELERATOR)}"
-        if one not in _ACCELERATOR[key]:
-            allowed = " or ".join(map(str, _ACCELERATOR[key]))
-            return f"{key}: found {one!r}; allowed: {allowed}, as hfft deals the images and counts the steps itself"
+        if key not in rules:
+            return f"{key}: unknown key; allowed: {', '.join(rules)}"
+        if (problem := _rule_problem(rules[key], one)) is not None:
+            return f"{key}: {problem}"
     return None
-
-
-def _optimizer_problem(value: Any) -> str | None:
-    if not str(value).startswith(_CHOOSING):
-        return None
-    return f"found {value!r}, which chooses its parameters itself; allowed: optimizers that take groups of parameters"
 
 
 def _options_problem(value: str) -> str | None:
@@ -219,37 +200,3 @@ def _options_problem(value: str) -> str | None:
         if key in _SET_BY_GROUP:
             return f"found {option!r}; set {_SET_BY_GROUP[key]} itself, which counts for each parameter"
     return None
-
-
-def _checkpointing_problem(value: Any) -> str | None:
-    for key, one in (as_mapping(value) or {}).items():
-        if key not in _CHECKPOINTING:
-            return f"{key}: unknown key; allowed: {', '.join(_CHECKPOINTING)}"
-        allowed, fits = _CHECKPOINTING[key]
-        if not fits(one):
-            return f"{key}: found {one!r}; allowed: {allowed}"
-    return None
-
-
-_CHECKS: dict[str, Callable[[Any], str | None]] = {
-    "accelerator_config": _accelerator_problem,
-    "activation_checkpointing_kwargs": _checkpointing_problem,
-    "gradient_checkpointing_kwargs": _checkpointing_problem,
-    "optim": _optimizer_problem,
-    "optim_args": _options_problem,
-}
-
-
-def _plain_type(annotation: ast.expr) -> Any:
-    names = {node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)}
-    if "str" in names and any(name.endswith(("Strategy", "Type", "Names")) for name in names):
-        return str
-    if not names <= _PLAIN:
-        return Any
-    from typing import Literal
-
-    return eval(ast.unparse(annotation), {"__builtins__": {}}, {**_builtins(), "Any": Any, "Literal": Literal})
-
-
-def _builtins() -> dict[str, type]:
-    return {"int": int, "float": float, "str": str, "bool": bool, "dict": dict, "list": list}

@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import TypeAdapter, ValidationError
 from ruamel.yaml import YAML
@@ -14,20 +14,7 @@ from ruamel.yaml.error import YAMLError
 from hfft.errors import RecipeError, first_line, nearest
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
-from hfft.recipe.spec import (
-    AdapterSpec,
-    AugmentSpec,
-    DataSpec,
-    GradualSpec,
-    HubSpec,
-    LossSpec,
-    ModelSpec,
-    PhaseSpec,
-    Recipe,
-    ReplaySpec,
-    RetainSpec,
-    SplitSpec,
-)
+from hfft.recipe.spec import AugmentSpec, HubSpec, PhaseSpec, Recipe
 from hfft.system.files import expanded
 from hfft.system.text import printable
 
@@ -39,22 +26,15 @@ _MOST_VALUES, _MOST_LETTERS, _DEEPEST = 100_000, 10_000_000, 50  # of a recipe
 _SECRETS = ("token", "hf_token", "hub_token", "access_token", "use_auth_token", "api_key", "password", "secret")
 _BEHIND = {"arguments", "inherited"}  # fields of PhaseSpec that stand for keys of other names
 _FIELDS = "the fields of transformers.TrainingArguments"
-_SECTIONS = {
-    "": Recipe,
-    "model": ModelSpec,
-    "data": DataSpec,
-    "data.splits": SplitSpec,
-    "loss": LossSpec,
-    "data.augment": AugmentSpec,
-    "replay": ReplaySpec,
-    "hub": HubSpec,
-    "retain": RetainSpec,
-    "phases": PhaseSpec,
-    "phases.adapter": AdapterSpec,
-    "phases.gradual": GradualSpec,
-}
-
-_SHORT = {AugmentSpec: ("preset",)}  # keys that stand for others
+# Fields of TrainingArguments that change no number of the result: reading, logging, what is kept on disk, timeouts.
+_NEUTRAL = (
+    *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+    *("dataloader_pin_memory", "dataloader_multiprocessing_context", "per_device_eval_batch_size"),
+    *("eval_accumulation_steps", "eval_use_gather_object", "torch_empty_cache_steps", "ddp_timeout"),
+    *("save_total_limit", "disable_tqdm", "log_level", "log_level_replica", "log_on_each_node", "logging_strategy"),
+    *("logging_first_step", "logging_steps", "skip_memory_metrics", "include_num_input_tokens_seen", "report_to"),
+    *("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+)
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -98,9 +78,7 @@ def read_recipe(path: Path) -> Recipe:
     """
     content = _plain(_read_yaml(path), str(path))
     recipe, problems = _typed(content) if isinstance(content, dict) else (None, ["not a mapping of keys to values"])
-    if recipe is None:
-        raise _all_of(problems, str(path))
-    return recipe
+    return _without_problems(recipe, [] if recipe is not None else problems, str(path))
 
 
 def check_recipe(recipe: Recipe) -> Recipe:
@@ -116,10 +94,37 @@ def check_recipe(recipe: Recipe) -> Recipe:
         raise RecipeError(f"recipe: found {type(recipe).__name__}; hfft.load_recipe reads a file or a mapping")
     where = f"recipe {recipe.name}"
     for phase in recipe.phases:
-        if misplaced := set(phase.arguments) & {field.name for field in dataclasses.fields(PhaseSpec)}:
+        if misplaced := set(phase.arguments) & set(_keys_of(PhaseSpec)):
             found = ", ".join(sorted(misplaced))
             raise RecipeError(f"{where}: phases.{phase.name}.arguments: found {found}; allowed: {_FIELDS}")
     return _build(_plain(_content(recipe), where), where)
+
+
+def without_neutral_keys(recipe: Recipe) -> Recipe:
+    """The recipe with the defaults of the keys that don't change the result: place, hub, report, speed.
+
+    An unfinished run continues with other values of them. Checkpoint and images stay as they are written: whether two
+    names stand for the same can't be seen from the names.
+    """
+    phases = []
+    for phase in recipe.phases:
+        asked = phase.arguments
+        is_interval = asked.get("eval_strategy") == "steps" and "eval_steps" not in asked  # of the evaluations, too
+        neutral = set(_NEUTRAL) - ({"logging_steps"} if is_interval else set())
+        arguments = {name: value for name, value in asked.items() if name not in neutral}
+        phases.append(dataclasses.replace(phase, arguments=arguments, inherited={}))
+    return dataclasses.replace(
+        recipe,
+        name="run",
+        output_dir=Recipe.output_dir,  # the default
+        hub=HubSpec(),
+        license=None,
+        widget=None,
+        report=True,
+        replay=dataclasses.replace(recipe.replay, folder=None),
+        training={},  # each phase has them
+        phases=tuple(phases),
+    )
 
 
 def _content(recipe: Recipe) -> dict[str, Any]:
@@ -200,84 +205,65 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
         raise RecipeError(f"override {override!r}: write it as key=value, for example training.weight_decay=0.05")
     node: Any = content
     for key in keys[:-1]:
-        node = _child(node, key, override)
+        if isinstance(node, list):
+            names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
+            if key not in names:
+                known = ", ".join(map(str, names))
+                raise RecipeError(f"override {override!r}: no phase is called {key!r}; the phases are: {known}")
+            node = node[names.index(key)]
+        elif isinstance(node, dict):
+            node[key] = {} if node.get(key) is None else node[key]
+            if key == "augment" and isinstance(node[key], str):
+                node[key] = {"preset": node[key]}
+            node = node[key]
+        else:
+            raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
     if not isinstance(node, dict):
         raise RecipeError(f"override {override!r}: {'.'.join(keys[:-1])} has no keys")
     node[keys[-1]] = _parse_yaml(text, f"override {override!r}")
 
 
-def _child(node: Any, key: str, override: str) -> Any:
-    if isinstance(node, list):
-        names = [entry.get("name") if isinstance(entry, dict) else None for entry in node]
-        if key not in names:
-            known = ", ".join(str(name) for name in names)
-            raise RecipeError(f"override {override!r}: no phase is called {key!r}; the phases are: {known}")
-        return node[names.index(key)]
-    if not isinstance(node, dict):
-        raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
-    if node.get(key) is None:
-        node[key] = {}
-    elif key == "augment" and isinstance(node[key], str):
-        node[key] = {"preset": node[key]}
-    return node[key]
-
-
 def _build(content: dict[str, Any], where: str) -> Recipe:
     recipe, problems = _typed(content)
-    if recipe is not None:
-        problems += contradictions(recipe)
+    return _without_problems(recipe, problems + (contradictions(recipe) if recipe is not None else []), where)
+
+
+def _without_problems(recipe: Recipe | None, problems: Sequence[str], where: str) -> Recipe:
     if problems or recipe is None:
-        raise _all_of(problems, where)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise RecipeError("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in problems)]))
     return recipe
-
-
-def _all_of(problems: Sequence[str], where: str) -> RecipeError:
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    return RecipeError("\n".join([f"{where}: {count}", *(f"  {problem}" for problem in problems)]))
 
 
 def _typed(content: dict[str, Any]) -> tuple[Recipe | None, list[str]]:
     """A recipe of keys and values of the right types, if it is one; and what is wrong with each of them by itself."""
-    problems: list[str] = []
     training = {} if content.get("training") is None else content["training"]
     content = {**content, "training": training}
-    shared = training if isinstance(training, dict) else {}
-    problems += _argument_problems(shared, "training")
+    problems = _argument_problems(training, "training") if isinstance(training, dict) else []
     if isinstance(content.get("phases"), list):
-        content["phases"] = [_split_phase(phase, problems, n) for n, phase in enumerate(content["phases"])]
+        own, phases = set(_keys_of(PhaseSpec)) - _BEHIND, []
+        for number, phase in enumerate(content["phases"]):
+            if isinstance(phase, dict):
+                asked = {key: value for key, value in phase.items() if key not in own}
+                problems += _argument_problems(asked, f"phases.{_phase_name(phase, number)}", own)
+                known = {key: value for key, value in asked.items() if key in training_argument_types()}
+                phase = {**{key: value for key, value in phase.items() if key in own}, "arguments": known}
+            phases.append(phase)
+        content["phases"] = phases
     try:
         return TypeAdapter(Recipe).validate_json(json.dumps(content)), problems
     except ValidationError as error:
         return None, problems + _describe_all(error.errors(), content)
 
 
-def _split_phase(phase: Any, problems: list[str], number: int) -> Any:
-    if not isinstance(phase, dict):
-        return phase
-    where = f"phases.{_phase_name(phase, number)}"
-    own = {field.name for field in dataclasses.fields(PhaseSpec)} - _BEHIND
-    arguments = {key: value for key, value in phase.items() if key not in own}
+def _argument_problems(arguments: dict[str, Any], where: str, own: Collection[str] = ()) -> list[str]:
+    """What is wrong with fields of TrainingArguments, and with keys that are neither such nor a section's `own`."""
     known = training_argument_types()
-    unknown = [key for key in arguments if key not in known]
     free = [*own, *(name for name in known if name not in OWNED)]
-    allowed = f"{', '.join(sorted(own))} and {_FIELDS}"
-    problems += [_unknown_key(f"{where}.{key}", key, free, allowed) for key in unknown]
-    arguments = {key: value for key, value in arguments.items() if key in known}
-    problems += _argument_problems(arguments, where)
-    spec = {key: value for key, value in phase.items() if key in own}
-    return {**spec, "arguments": arguments}
-
-
-def _argument_problems(arguments: dict[str, Any], where: str) -> list[str]:
-    known = training_argument_types()
-    problems = []
-    for name, value in arguments.items():
-        if name not in known:
-            free = [key for key in known if key not in OWNED]
-            problems.append(_unknown_key(f"{where}.{name}", name, free, _FIELDS))
-        elif (problem := argument_problem(name, value)) is not None:
-            problems.append(f"{where}.{name}: {problem}")
-    return problems
+    allowed = f"{', '.join(sorted(own))} and {_FIELDS}" if own else _FIELDS
+    problems = [_unknown_key(f"{where}.{name}", name, free, allowed) for name in arguments if name not in known]
+    found = {name: argument_problem(name, value) for name, value in arguments.items() if name in known}
+    return [*problems, *(f"{where}.{name}: {problem}" for name, problem in found.items() if problem is not None)]
 
 
 def _describe_all(problems: Sequence[Any], content: dict[str, Any]) -> list[str]:
@@ -316,9 +302,10 @@ def _phase_name(phase: Any, number: int) -> str:
 def _describe(problem: Any, keys: list[str]) -> str:
     path = ".".join(keys)
     if problem["type"] == "unexpected_keyword_argument":
-        section = ".".join(key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1))
-        spec = _SECTIONS.get(section)
-        known = sorted([*(field.name for field in dataclasses.fields(spec)), *_SHORT.get(spec, ())]) if spec else []
+        section: Any = Recipe
+        for key in (key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1)):
+            section = _section_in(section.__pydantic_fields__[key].annotation)
+        known = _keys_of(section) + (["preset"] if section is AugmentSpec else [])
         return _unknown_key(path, keys[-1], known, ", ".join(known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"
@@ -328,6 +315,17 @@ def _describe(problem: Any, keys: list[str]) -> str:
     message = str(_WORDS.get(message, message))
     allowed = message if message.startswith("allowed") else f"allowed: {message}"
     return f"{path}: found {problem['input']!r}; {allowed}"
+
+
+def _section_in(annotation: Any) -> Any:
+    """The dataclass in a type such as `AdapterSpec | None` or `tuple[PhaseSpec, ...]`."""
+    if dataclasses.is_dataclass(annotation):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)
+
+
+def _keys_of(section: Any) -> list[str]:
+    return sorted(field.name for field in dataclasses.fields(section))
 
 
 def _unknown_key(path: str, key: str, known: Sequence[str], allowed: str) -> str:

@@ -133,8 +133,6 @@ class DataSpec:
         group_column: Column that tells what belongs together (a patient, a video): no split divides it. For files,
             `parent_folder` is the folder they lie in.
         max_per_class: Most training images of a class, for few-shot training; validation and test stay as they are.
-        splits: Where train, validation and test come from.
-        augment: Random changes of training images.
         fit: How an image is brought to the size that the network takes: as the `checkpoint` does, which most often
             cuts off its edges; `squash` resizes all of it, whatever its shape; `letterbox` keeps its shape between
             bars. Saved with the model.
@@ -357,26 +355,20 @@ class Recipe:
 
     Attributes:
         name: Names the run folder.
-        model: The checkpoint to start from.
-        data: The images.
         phases: At least one; run in order, each from the best weights of the one before.
         training: Fields of transformers.TrainingArguments for all phases.
         class_weights: Factor of each class in the loss: `balanced` (all classes count the same, however many images
             they have), or class name to number; null is 1 for all.
-        loss: The training loss.
         sampler: How training images are drawn: `shuffle` takes each once per epoch; `balanced` as many as there are
             images, from all classes alike, so that those of rare classes come several times; `sqrt` is between.
         precision: `bfloat16` trains in bfloat16 autocast, `float32` does not, `auto` does where the processor has
             native bfloat16 and is faster with it; a phase that sets bf16 or fp16 itself is left alone.
-        replay: How the frozen part is computed once instead of in every epoch.
         folds: Cross-validation: that many runs, each tested on another part of the training images; null for one run.
         license: Of the model, for its card: one of the Hub's identifiers, such as `apache-2.0`; null is unknown.
         widget: Held-out images that are stored with the model as examples for the widget of its page; null is none, as
             who gets the model gets them too.
-        hub: Where the result is pushed to, if anywhere.
         keep: `best` ends with the model of the phase that is best on the validation images, by the later phase's
             `metric_for_best_model`; `last` with that of the last phase, as runs without validation images do.
-        retain: What is measured, and kept, of what the pretrained network knew.
         novelty: Stores features of 2,000 training images at most with the model, which measure how unlike them an
             image is.
         label_hints: Lists the training labels that look wrong, after a first phase that trains the head alone

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter, ValidationError
@@ -36,10 +36,73 @@ _UNFREEZE_COUNTS = ("blocks", "stages", "layers")
 _COLORS = {"white": (255, 255, 255), "black": (0, 0, 0), "gray": (128, 128, 128)}
 
 
-def _check_name(value: str) -> str:
-    if not _NAME.fullmatch(value):
-        raise ValueError("allowed are letters, digits, '-' and '_', starting with a letter or digit")
+@dataclass(frozen=True, config=STRICT, kw_only=True)
+class Fold:
+    """One of several parts of train, of equal size: number `fold`, from 0, of `of`. Each image is in one of them."""
+
+    fold: int
+    of: int
+
+
+def _checked(value_of: Callable[[Any], Any], allowed: str) -> Callable[[Any], Any]:
+    """A validator: the value that `value_of` makes of what is written, or an error where it makes None of it."""
+
+    def check(written: Any) -> Any:
+        value = value_of(written)
+        if value is None:
+            raise ValueError(allowed)
+        return value
+
+    return check
+
+
+def _unfreeze(value: Any) -> Any:
+    if isinstance(value, str) and value in _UNFREEZE_WORDS:
+        return value
+    if not (isinstance(value, dict) and len(value) == 1):
+        return None
+    ((word, amount),) = value.items()
+    if word in _UNFREEZE_COUNTS and type(amount) is int and amount > 0:
+        return value
+    if word == "blocks" and isinstance(amount, str) and _FIRST.fullmatch(amount):
+        return value
+    if word == "parts" and isinstance(amount, list | tuple) and amount and all(isinstance(one, str) for one in amount):
+        return {word: tuple(amount)}
+    return None
+
+
+def _split(value: Any) -> Any:
+    if isinstance(value, Fold) or (isinstance(value, str) and value) or (isinstance(value, float) and 0 < value < 1):
+        return value
+    if isinstance(value, dict) and set(value) == {"fold", "of"}:
+        fold, of = value["fold"], value["of"]
+        is_one = type(fold) is int and type(of) is int and 0 <= fold < of and of > 1
+        return Fold(fold=fold, of=of) if is_one else None
+    return None
+
+
+def _crop(value: Any) -> Any:
+    is_pair = isinstance(value, list | tuple) and [type(bound) in (int, float) for bound in value] == [True, True]
+    return tuple(value) if is_pair and 0 < value[0] <= value[1] <= 1 else None
+
+
+def _color(value: Any) -> Any:
+    if isinstance(value, str):
+        return _COLORS.get(value)
+    is_color = isinstance(value, list | tuple) and len(value) == 3
+    return tuple(value) if is_color and all(type(part) is int and 0 <= part <= 255 for part in value) else None
+
+
+def _size(value: str) -> Any:
+    try:
+        TypeAdapter(ByteSize).validate_python(value)
+    except ValidationError:
+        return None
     return value
+
+
+def _repo_id(value: str) -> Any:
+    return value if _REPO_ID.fullmatch(value) and len(value.rpartition("/")[2]) <= _REPO_LENGTH else None
 
 
 def _check_license(value: str) -> str:
@@ -54,90 +117,6 @@ def _check_license(value: str) -> str:
     return name
 
 
-def _check_unfreeze(value: Any) -> Any:
-    allowed = (
-        f"allowed: {', '.join(_UNFREEZE_WORDS)}, "
-        f"{', '.join('{' + word + ': N}' for word in _UNFREEZE_COUNTS)}, {{blocks: first N}} or "
-        "{parts: [stem, block 0, norm, head, ...]}"
-    )
-    if isinstance(value, str) and value in _UNFREEZE_WORDS:
-        return value
-    if isinstance(value, dict) and len(value) == 1:
-        ((word, amount),) = value.items()
-        if word in _UNFREEZE_COUNTS and isinstance(amount, int) and not isinstance(amount, bool) and amount > 0:
-            return value
-        if word == "blocks" and isinstance(amount, str) and _FIRST.fullmatch(amount):
-            return value
-        if word == "parts" and isinstance(amount, list | tuple) and _are_names(amount):
-            return {word: tuple(amount)}
-    raise ValueError(allowed)
-
-
-def _are_names(values: Sequence[Any]) -> bool:
-    return len(values) > 0 and all(isinstance(value, str) for value in values)
-
-
-def _check_split(value: Any) -> Any:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, float) and 0 < value < 1:
-        return value
-    if isinstance(value, Fold):
-        return value
-    if isinstance(value, dict) and set(value) == {"fold", "of"}:
-        fold, of = value["fold"], value["of"]
-        if type(fold) is int and type(of) is int and 0 <= fold < of and of > 1:
-            return Fold(fold=fold, of=of)
-    raise ValueError(
-        "allowed: the name of a split of the source, a fraction between 0 and 1 carved from train, or "
-        "{fold: I, of: N} with I from 0 to N - 1"
-    )
-
-
-def _check_crop(value: Any) -> Any:
-    is_pair = isinstance(value, list | tuple) and [type(bound) in (int, float) for bound in value] == [True, True]
-    if is_pair and 0 < value[0] <= value[1] <= 1:
-        return tuple(value)
-    raise ValueError("allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1")
-
-
-def _check_color(value: Any) -> Any:
-    if isinstance(value, str) and value in _COLORS:
-        return _COLORS[value]
-    if isinstance(value, list | tuple) and len(value) == 3 and all(_is_level(part) for part in value):
-        return tuple(value)
-    raise ValueError(f"allowed: {', '.join(_COLORS)}, or [red, green, blue] from 0 to 255")
-
-
-def _is_level(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= 255
-
-
-def _check_size(value: str) -> str:
-    try:
-        TypeAdapter(ByteSize).validate_python(value)
-    except ValidationError as error:
-        raise ValueError("allowed: a number of bytes with its unit, for example 20GB or 500MiB") from error
-    return value
-
-
-@dataclass(frozen=True, config=STRICT, kw_only=True)
-class Fold:
-    """One of several parts of train, of equal size: number `fold`, from 0, of `of`. Each image is in one of them."""
-
-    fold: int
-    of: int
-
-
-def _check_repo_id(value: str) -> str:
-    if not _REPO_ID.fullmatch(value) or len(value.rpartition("/")[2]) > _REPO_LENGTH:
-        raise ValueError(
-            "allowed: name or owner/name, of letters, digits, '-', '_' and '.', without '--' and '..', "
-            f"not beginning or ending with '-' or '.', the name of {_REPO_LENGTH} characters at most"
-        )
-    return value
-
-
 def _check_path(value: str) -> str:
     found = expanded(value)
     first = found.split("/")[0]
@@ -146,13 +125,29 @@ def _check_path(value: str) -> str:
     return found
 
 
-Name = Annotated[str, AfterValidator(_check_name)]
+_NAMES = "allowed are letters, digits, '-' and '_', starting with a letter or digit"
+_REPO_IDS = (
+    "allowed: name or owner/name, of letters, digits, '-', '_' and '.', without '--' and '..', not beginning or "
+    f"ending with '-' or '.', the name of {_REPO_LENGTH} characters at most"
+)
+_SIZES = "allowed: a number of bytes with its unit, for example 20GB or 500MiB"
+_UNFREEZES = (
+    f"allowed: {', '.join(_UNFREEZE_WORDS)}, {', '.join(f'{{{word}: N}}' for word in _UNFREEZE_COUNTS)}, "
+    "{blocks: first N} or {parts: [stem, block 0, norm, head, ...]}"
+)
+_SPLITS = (
+    "allowed: the name of a split of the source, a fraction between 0 and 1 carved from train, or {fold: I, of: N} "
+    "with I from 0 to N - 1"
+)
+_CROPS = "allowed: [smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1"
+_COLOR_WORDS = f"allowed: {', '.join(_COLORS)}, or [red, green, blue] from 0 to 255"
+Name = Annotated[str, AfterValidator(_checked(lambda value: value if _NAME.fullmatch(value) else None, _NAMES))]
 UserPath = Annotated[str, AfterValidator(_check_path)]
 License = Annotated[str, AfterValidator(_check_license)]
-RepoId = Annotated[str, AfterValidator(_check_repo_id)]
-Size = Annotated[str, AfterValidator(_check_size)]
-Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_check_unfreeze)]
-Split = Annotated[str | float | Fold, BeforeValidator(_check_split)]
-Crop = Annotated[tuple[float, float], BeforeValidator(_check_crop)]
-Color = Annotated[tuple[int, int, int], BeforeValidator(_check_color)]
+RepoId = Annotated[str, AfterValidator(_checked(_repo_id, _REPO_IDS))]
+Size = Annotated[str, AfterValidator(_checked(_size, _SIZES))]
+Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_checked(_unfreeze, _UNFREEZES))]
+Split = Annotated[str | float | Fold, BeforeValidator(_checked(_split, _SPLITS))]
+Crop = Annotated[tuple[float, float], BeforeValidator(_checked(_crop, _CROPS))]
+Color = Annotated[tuple[int, int, int], BeforeValidator(_checked(_color, _COLOR_WORDS))]
 Fraction = Annotated[float, Field(ge=0, lt=1)]

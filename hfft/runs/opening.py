@@ -14,8 +14,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hfft.errors import RecipeError, RunError
-from hfft.recipe.loading import RECIPE, dump_recipe, load_recipe
-from hfft.recipe.sameness import without_neutral_keys
+from hfft.recipe.loading import RECIPE, dump_recipe, load_recipe, without_neutral_keys
 from hfft.recipe.spec import Recipe
 from hfft.runs.locating import files_fingerprint
 from hfft.runs.record import RunRecord, write_start

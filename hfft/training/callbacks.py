@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.errors import TrainingError
 from hfft.model.anatomy import PEFT_PREFIX
-from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group, PhaseRecord
 from hfft.system.progress import bar
 from hfft.system.signals import stop_signal
@@ -70,11 +68,7 @@ class Stopper(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save now, if any process was asked to stop; after an epoch's last step once that epoch was evaluated."""
-        self._stops = stop_signal() is not None
-        if args.world_size > 1:
-            asked = torch.tensor(float(self._stops), device=args.device)
-            torch.distributed.all_reduce(asked, torch.distributed.ReduceOp.MAX)
-            self._stops = bool(asked)
+        (self._stops,) = _in_any_process(args, [torch.tensor(stop_signal() is not None)])
         is_last = float(state.epoch).is_integer() or state.global_step >= state.max_steps
         control.should_save = control.should_save or (self._stops and not is_last)
 
@@ -135,10 +129,6 @@ class PhaseProgress(TrainerCallback):
         if "now" not in self._facts:
             self._show(now="validating")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Close the bar."""
-        self.close()
-
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The time of an evaluation is not the training's."""
         self._facts.pop("now", None)
@@ -167,8 +157,12 @@ class PhaseProgress(TrainerCallback):
             self._show(metric=f"validation {metric.replace('_', ' ')} {metrics[metric]:.3f}")
         self._since_event()
 
-    def close(self) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave the bar as it is, on a line of its own."""
+        self.close()
+
+    def close(self) -> None:
+        """End the bar, also of a training that failed."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -228,17 +222,16 @@ class FirstSteps(TrainerCallback):
         """Look at the gradients, which are still there."""
         if not self._before or not _counts(kwargs.get("optimizer")):
             return
-        trained = self._trained()
         self._steps += 1
-        self._had_gradient |= {name for name, value in trained.items() if value.grad is not None}
+        self._had_gradient |= {name for name, value in self._trained().items() if value.grad is not None}
         for name in self._watched:
             gradient = self._parameters[name].grad
             if gradient is not None:
                 self._nonzero[name] = self._nonzero[name] | _local(gradient).any()
         if self._steps == _CHECK_AFTER:
-            still = self._still(args, trained)
-            self._check_gradients(args, trained, still)
-            self._watch(trained, still)
+            still = self._check_gradients(args)
+            self._watched = {name: _local(self._parameters[name].detach()).clone() for name in still}
+            self._nonzero = {name: torch.tensor(False, device=value.device) for name, value in self._watched.items()}
         elif self._steps == _CHECK_AFTER + _STEPS_MORE:
             self._report(args, kwargs.get("optimizer"))
             self._before, self._watched = {}, {}
@@ -246,23 +239,23 @@ class FirstSteps(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Of a phase with few steps, only tensors without any gradient are a fault."""
         if self._before and _LEAST_STEPS <= self._steps < _CHECK_AFTER:
-            trained = self._trained()
-            self._check_gradients(args, trained, self._still(args, trained))
+            self._check_gradients(args)
 
     def _trained(self) -> dict[str, torch.nn.Parameter]:
         """What trains by the plan, without what a user's callback has frozen since."""
         return {name: value for name, value in self._parameters.items() if value.requires_grad}
 
-    def _still(self, args: Any, trained: dict[str, Any]) -> list[str]:
-        """Names of the tensors of which no number that was taken has changed, in any process."""
-        names = [name for name in trained if name in self._before]
-        changed = [(_some(trained[name]) != self._before[name]).any() for name in names]
-        return [name for name, moved in zip(names, _together(args, changed), strict=True) if not moved]
+    def _check_gradients(self, args: Any) -> list[str]:
+        """Names of the tensors of which no number that was taken has changed in any process; each had a gradient.
 
-    def _check_gradients(self, args: Any, trained: dict[str, Any], still: list[str]) -> None:
-        """Raise where tensors that didn't move had no gradient, unless the optimizer takes all gradients away."""
+        An optimizer that takes all gradients away is left alone.
+        """
+        trained = self._trained()
+        names = [name for name in trained if name in self._before]
+        changed = _in_any_process(args, [(_some(trained[name]) != self._before[name]).any() for name in names])
+        still = [name for name, has_changed in zip(names, changed, strict=True) if not has_changed]
         flags = [*(name in self._had_gradient for name in still), bool(self._had_gradient)]
-        *had, any_had = _together(args, [torch.tensor(flag) for flag in flags])
+        *had, any_had = _in_any_process(args, [torch.tensor(flag) for flag in flags])
         lacking = [name for name, one in zip(still, had, strict=True) if any_had and not one]
         if lacking:
             raise TrainingError(
@@ -270,26 +263,23 @@ class FirstSteps(TrainerCallback):
                 f"{self._steps} steps and stay as they are, such as {_listed(lacking)}. Something in the recipe, in a "
                 "callback or in the network's own code cuts their gradient off"
             )
-
-    def _watch(self, trained: dict[str, Any], still: list[str]) -> None:
-        self._watched = {name: _local(trained[name].detach()).clone() for name in still}
-        self._nonzero = {name: torch.zeros((), dtype=torch.bool, device=v.device) for name, v in self._watched.items()}
+        return still
 
     def _report(self, args: Any, optimizer: Any) -> None:
         """Log why tensors that didn't move in the last steps either stay as they are."""
         trained = self._trained()
         names = [name for name in self._watched if name in trained]
-        moved = _together(args, [(_local(trained[name].detach()) != self._watched[name]).any() for name in names])
-        pulled = _together(args, [self._nonzero[name] for name in names])
+        moved = _in_any_process(args, [(_local(trained[n].detach()) != self._watched[n]).any() for n in names])
+        pulled = _in_any_process(args, [self._nonzero[name] for name in names])
         groups = getattr(optimizer, "param_groups", ())
-        rates = {id(p): group.get("lr") for group in groups for p in group["params"]}
-        resting = [
-            (name, pull)
+        rates = {id(parameter): group.get("lr") for group in groups for parameter in group["params"]}
+        resting = {
+            name: pull
             for name, has_moved, pull in zip(names, moved, pulled, strict=True)
             if not has_moved and rates.get(id(trained[name])) != 0
-        ]
-        too_small = [name for name, pull in resting if pull]
-        zero = [name for name, pull in resting if not pull]
+        }
+        too_small = [name for name, pull in resting.items() if pull]
+        zero = [name for name, pull in resting.items() if not pull]
         if too_small:
             log = _LOG.warning if 2 * len(too_small) > len(trained) else _LOG.info
             log(
@@ -297,24 +287,14 @@ class FirstSteps(TrainerCallback):
                 f"{_listed(too_small)}: each step is lost in the rounding of {trained[too_small[0]].dtype}; is the "
                 "learning rate too small?"
             )
-        alive = {self._parts[name] for name in trained if name not in zero}
-        parts = sorted({self._parts[name] for name in zero} - alive)
+        parts = {self._parts[name] for name in zero} - {self._parts[name] for name in trained if name not in zero}
+        nothing = f"every gradient was exactly zero in the first {self._steps} steps"
         if parts:
-            _LOG.warning(
-                f"{self._title}: {', '.join(parts)}: nothing is trained there, as every gradient was exactly zero in "
-                f"the first {self._steps} steps"
-            )
+            where = ", ".join(sorted(parts))
+            _LOG.warning(f"{self._title}: {where}: nothing is trained there, as {nothing}")
         elif zero:
-            _LOG.info(
-                f"{self._title}: {len(zero)} of {len(trained)} tensors have gradients of exactly zero and don't move, "
-                f"such as {_listed(zero)}"
-            )
-
-
-def own_callbacks(title: str, folder: Path, spec: PhaseSpec) -> list[TrainerCallback]:
-    """Callbacks of every phase, besides its checks and its progress."""
-    own = [EpochSetter(), HistoryWriter(PhaseRecord(folder)), Stopper(title)]
-    return own if spec.early_stopping is None else [*own, PhaseEarlyStopping(spec.early_stopping)]
+            few = f"{len(zero)} of {len(trained)} tensors, such as {_listed(zero)}"
+            _LOG.info(f"{self._title}: {few}, don't move, as {nothing}")
 
 
 def _counts(optimizer: Any) -> bool:
@@ -335,12 +315,13 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
     return flat[:: max(1, len(flat) // _COMPARED)].clone()
 
 
-def _together(args: Any, flags: Sequence[torch.Tensor]) -> list[bool]:
+def _in_any_process(args: Any, flags: Sequence[torch.Tensor]) -> list[bool]:
     """Of each flag, whether it is set in any process; for all processes together."""
     if not flags:
         return []
-    found = torch.stack([flag.to(args.device, torch.float32) for flag in flags])
+    found = torch.stack([flag.float() for flag in flags])
     if args.world_size > 1:
+        found = found.to(args.device)
         torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
     return [bool(flag) for flag in found.tolist()]
 

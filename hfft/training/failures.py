@@ -44,52 +44,49 @@ def failures_explained(title: str, arguments: TrainingArguments | None = None) -
     try:
         with worker_deaths_explained(title, f"fewer dataloader_num_workers need less, and {_CONTINUES}"):
             yield
-    except Diverged as error:
-        raise TrainingError(
-            f"{title}: {error}; the checkpoints saved before are kept. A smaller learning_rate, warmup_steps or a "
-            "smaller max_grad_norm help, with --overwrite or another name"
-        ) from error
-    except EvaluationOutOfMemory as error:
-        raise TrainingError(f"{title}: {_evaluation_advice(arguments)}") from error
-    except (OSError, SafetensorError) as error:
-        raise TrainingError(f"{title}: {error}; {_CONTINUES}") from error
-    except ValueError as error:
-        text = str(error)
-        if "DebugUnderflowOverflow" in text:
-            raise TrainingError(
-                f"{title}: debug: a module computed numbers that are infinite or none; it is named in what was printed"
-            ) from error
-        if ONE_VALUE not in text:
+    except (Diverged, EvaluationOutOfMemory, OSError, SafetensorError, ValueError, RuntimeError) as error:
+        explanation = _explanation(error, arguments)
+        if explanation is None:
             raise
-        raise TrainingError(
-            f"{title}: a batch has one image, and BatchNorm that trains needs two; set dataloader_drop_last: true, or "
-            "another per_device_train_batch_size"
-        ) from error
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise TrainingError(f"{title}: {_memory_advice(arguments)}") from error
-        if any(words in str(error) for words in _NO_SPACE):
-            raise TrainingError(f"{title}: weights can't be written; is the disk full? {_CONTINUES}") from error
-        raise
+        raise TrainingError(f"{title}: {explanation}") from error
 
 
 def smaller_batch(batch: int, accumulated: int) -> dict[str, int] | None:
-    """Arguments for smaller forward passes and the same optimizer steps.
+    """Arguments for smaller forward passes and the same optimizer steps; None where there is nothing smaller.
 
     Args:
         batch: Images per forward pass.
         accumulated: Forward passes per step.
-
-    Returns:
-        None where there is nothing smaller.
     """
     if batch == 1:
         return None
     smaller = max(size for size in range(1, batch) if batch % size == 0)
-    return {
-        "per_device_train_batch_size": smaller,
-        "gradient_accumulation_steps": accumulated * batch // smaller,
-    }
+    return {"per_device_train_batch_size": smaller, "gradient_accumulation_steps": accumulated * batch // smaller}
+
+
+def _explanation(error: Exception, arguments: TrainingArguments | None) -> str | None:
+    text = str(error)
+    if isinstance(error, Diverged):
+        help_ = "A smaller learning_rate, warmup_steps or a smaller max_grad_norm help"
+        return f"{error}; the checkpoints saved before are kept. {help_}, with --overwrite or another name"
+    if isinstance(error, OSError | SafetensorError):
+        return f"{error}; {_CONTINUES}"
+    if isinstance(error, EvaluationOutOfMemory) or (is_out_of_memory(error) and arguments is None):
+        return _evaluation_advice(arguments)
+    if is_out_of_memory(error) and arguments is not None:
+        batch = arguments.per_device_train_batch_size
+        smaller = smaller_batch(batch, arguments.gradient_accumulation_steps)
+        words = [] if smaller is None else [" with ".join(f"{name}={value}" for name, value in smaller.items())]
+        less = ", or ".join([*words, "bf16 or activation_checkpointing"])
+        return f"out of memory with per_device_train_batch_size={batch}; less is needed by {less}"
+    if "DebugUnderflowOverflow" in text:
+        return "debug: a module computed numbers that are infinite or none; it is named in what was printed"
+    if ONE_VALUE in text:
+        advice = "set dataloader_drop_last: true, or another per_device_train_batch_size"
+        return f"a batch has one image, and BatchNorm that trains needs two; {advice}"
+    if any(words in text for words in _NO_SPACE):
+        return f"weights can't be written; is the disk full? {_CONTINUES}"
+    return None
 
 
 def _evaluation_advice(arguments: TrainingArguments | None) -> str:
@@ -97,16 +94,5 @@ def _evaluation_advice(arguments: TrainingArguments | None) -> str:
         return f"out of memory; a smaller per_device_eval_batch_size needs less, and {_CONTINUES}"
     batch = arguments.per_device_eval_batch_size
     less = f"per_device_eval_batch_size={batch // 2}" if batch > 1 else "eval_accumulation_steps=1"
-    return (
-        f"out of memory in an evaluation with per_device_eval_batch_size={batch}; {less} needs less, and {_CONTINUES}"
-    )
-
-
-def _memory_advice(arguments: TrainingArguments | None) -> str:
-    if arguments is None:
-        return _evaluation_advice(None)
-    batch = arguments.per_device_train_batch_size
-    smaller = smaller_batch(batch, arguments.gradient_accumulation_steps)
-    words = [] if smaller is None else [" with ".join(f"{name}={value}" for name, value in smaller.items())]
-    words.append("bf16 or activation_checkpointing")
-    return f"out of memory with per_device_train_batch_size={batch}; less is needed by " + ", or ".join(words)
+    where = f"in an evaluation with per_device_eval_batch_size={batch}"
+    return f"out of memory {where}; {less} needs less, and {_CONTINUES}"

@@ -28,11 +28,10 @@ class ImageLoss:
 
         Args:
             label_smoothing: Share of the target spread evenly over all classes.
-            class_weights: Factor of each class, (K,). The weighted sum is divided by the number of images and not, as
-                PyTorch does, by the sum of their weights, which would differ from one micro-batch to the next.
-            gamma: Of the focal loss, which counts images less that are predicted well already
-                (https://hf.co/papers/1708.02002); 0 is cross entropy.
-            shifts: Added to the logits, (K,); from logit adjustment.
+            class_weights: Factor of each class, (K,). The sum is divided by the number of images and not, as in
+                PyTorch, by the sum of their weights, which differs from one micro-batch to the next.
+            gamma: Of the focal loss (https://hf.co/papers/1708.02002); 0 is cross entropy.
+            shifts: Added to the logits, (K,); from `prior_shifts`.
         """
         self.gamma = gamma
         self.shifts = None if shifts is None else torch.tensor(shifts)
@@ -55,27 +54,24 @@ class ImageLoss:
         if labels.is_floating_point():  # of -100 as a share, cross entropy knows nothing
             counted = labels[:, 0] >= 0
             logits, labels = logits[counted], labels[counted]
-        logits = logits.float()
-        self._move(logits.device)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        # The constants stay where the logits are: a copy in each step would wait for all that is computed before.
+        self.shifts = None if self.shifts is None else self.shifts.to(logits)
+        self.class_weights = None if self.class_weights is None else self.class_weights.to(logits)
         if self.shifts is not None:
             logits = logits + self.shifts
         total = self._sum(logits, labels)
-        if num_items_in_batch is None:
-            return total / len(labels)
-        return total / (num_items_in_batch / entries_per_image)
-
-    def _move(self, device: torch.device) -> None:
-        """Keep the constants where the logits are: a copy in each step would wait for all that is computed before."""
-        self.shifts = None if self.shifts is None else self.shifts.to(device)
-        self.class_weights = None if self.class_weights is None else self.class_weights.to(device)
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch / entries_per_image)
 
     def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum over images of logits (B, K) and labels (B,) or (B, K)."""
         weight = self.class_weights
         smoothing = self.label_smoothing
-        if not labels.is_floating_point() and self.gamma == 0:
-            return functional.cross_entropy(logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing)
         if not labels.is_floating_point():
+            if self.gamma == 0:
+                return functional.cross_entropy(
+                    logits, labels, weight=weight, reduction="sum", label_smoothing=smoothing
+                )
             counted = labels >= 0
             logits, labels = logits[counted], functional.one_hot(labels[counted], logits.shape[1]).to(logits.dtype)
         if smoothing > 0:  # of an image's whole weight
@@ -99,7 +95,7 @@ class LabelSetLoss(ImageLoss):
     def _sum(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The sum over images of the mean over classes, of logits (B, K) and labels (B, K) from 0 to 1."""
         smoothing = self.label_smoothing
-        targets = labels.float() * (1 - smoothing) + smoothing / 2
+        targets = labels.to(logits) * (1 - smoothing) + smoothing / 2
         weight = self.class_weights
         if self.gamma == 0:
             terms = functional.binary_cross_entropy_with_logits(logits, targets, pos_weight=weight, reduction="none")

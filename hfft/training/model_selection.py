@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hfft.model.adapters import merge, save_adapter
 from hfft.model.checkpoint import restore_weights, save_model
-from hfft.recipe.dependencies import is_greater_better
+from hfft.recipe.contradictions import is_greater_better
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.record import ADAPTER, GIVEN, MODEL, PhaseRecord, PhaseResult, RunRecord
 from hfft.system.distributed import meet
@@ -39,50 +39,47 @@ class Selection:
 
 @dataclass(frozen=True)
 class _Step:
-    """A later phase against the best one before it."""
+    """A later phase against the best one before it: phase number to value of the metric, the later one last."""
 
     metric: str
-    before: int
-    after: int
-    values: tuple[float, float]
+    values: dict[int, float]
     is_better: bool
+
+    @property
+    def number(self) -> int:
+        return max(self.values)
 
 
 def select_phase(recipe: Recipe, results: Sequence[PhaseResult]) -> Selection:
-    """Select a phase of those that have ended.
+    """Select a phase of those that have ended, all of the recipe or the first ones.
 
     It is the best by each phase's `metric_for_best_model`; of equal ones the earlier, which changed less. Without
     validation numbers, with `keep: last`, and before an interpolation, it is the last.
-
-    Args:
-        recipe: The run's.
-        results: Of all phases, or of the first ones.
     """
     phases = recipe.phases[: len(results)]
     last = len(phases) - 1
-    adapter = phases[last].adapter
-    why = None
-    if last == 0:
-        why = f"{phases[0].name} is the only phase"
-    elif recipe.keep == "last":
-        why = "the recipe says keep: last"
-    elif recipe.retain.interpolate is not None:
-        why = "weights are interpolated between the head phase's and the last one's"
-    elif not any(result.metrics for result in results):
-        why = "no phase was measured on validation images"
-    steps = [] if why is not None else _compare(phases, results)
-    best = next((step.after for step in reversed(steps) if step.is_better), 0) if why is None else last
-    values = {phases[n].name: {} for step in steps for n in (step.before, step.after)}
-    for step in steps:
-        for number, value in zip((step.before, step.after), step.values, strict=True):
-            values[phases[number].name][step.metric] = value
-    words = why or _in_words(steps, phases, best)
-    folder = MODEL
+    rules = {
+        f"{phases[0].name} is the only phase": last == 0,
+        "the recipe says keep: last": recipe.keep == "last",
+        "weights are interpolated between the head phase's and the last one's": recipe.retain.interpolate is not None,
+        "no phase was measured on validation images": not any(result.metrics for result in results),
+    }
+    reason = next((rule for rule, holds in rules.items() if holds), None)
+    values: dict[str, dict[str, float]] = {}
+    best = last
+    if reason is None:
+        steps = _compare(phases, results)
+        best = next((step.number for step in reversed(steps) if step.is_better), 0)
+        reason = _in_words(steps, phases, best)
+        for step in steps:
+            for number, value in step.values.items():
+                values.setdefault(phases[number].name, {})[step.metric] = value
+    folder, adapter = MODEL, phases[last].adapter
     if adapter is not None and not adapter.merge:  # the recipe asks for this folder, which no other phase can give
-        words += "" if best == last else ", but adapter.merge: false asks for the adapter"
+        reason += "" if best == last else ", but adapter.merge: false asks for the adapter"
         folder, best = ADAPTER, last
     name = phases[best].name
-    return Selection(best, name, f"{words}: {folder}/ is that of {name}", values)
+    return Selection(best, name, f"{reason}: {folder}/ is that of {name}", values)
 
 
 def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None:
@@ -97,17 +94,10 @@ def keep_given(model: Any, processor: Any, recipe: Recipe, folder: Path) -> None
 def plain_network(
     network: Any, processor: Any, recipe: Recipe, results: Sequence[PhaseResult], folder: Path
 ) -> PreTrainedModel:
-    """The network after a phase, with an adapter merged into it.
+    """The network after the last phase of `results`, with an adapter merged into it.
 
-    The adapter is saved if it is the best so far; the merged network, in the phase's folder, where another phase
-    follows: the run may end with it, or another adapter sits on it.
-
-    Args:
-        network: As the phase left it.
-        processor: Its image processor.
-        recipe: The run's.
-        results: Of this phase and those before it.
-        folder: The run folder.
+    The adapter is saved in the run folder if it is the best so far; the merged network, in the phase's folder, where
+    another phase follows: the run may end with it, or another adapter sits on it.
     """
     number = len(results) - 1
     if recipe.phases[number].adapter is None:
@@ -137,43 +127,36 @@ def restore_selected(network: Any, recipe: Recipe, selection: Selection, folder:
 
 def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> list[_Step]:
     """Each phase after the first against the best one before it; one without numbers is taken for better."""
+    headline = next((name for result in results if (name := headline_in(result.metrics))), HEADLINES[0])
     steps: list[_Step] = []
     best = 0
     for number in range(1, len(phases)):
         arguments = phases[number].arguments
-        metric = str(arguments.get("metric_for_best_model") or _headline(results)).removeprefix("eval_")
-        before, after = (results[n].metrics.get(metric, float("nan")) for n in (best, number))
-        greater = is_greater_better(arguments)
-        is_better = not (after <= before if greater else after >= before)  # NaN, of a phase without numbers, is
-        steps.append(_Step(metric, best, number, (before, after), is_better))
+        metric = str(arguments.get("metric_for_best_model") or headline).removeprefix("eval_")
+        values = {n: results[n].metrics.get(metric, float("nan")) for n in (best, number)}
+        before, after = values.values()
+        is_better = not (after <= before if is_greater_better(arguments) else after >= before)  # NaN is, too
+        steps.append(_Step(metric, values, is_better))
         best = number if is_better else best
     return steps
 
 
-def _headline(results: Sequence[PhaseResult]) -> str:
-    """What phases are judged by, unless they say otherwise."""
-    return next((name for result in results if (name := headline_in(result.metrics))), HEADLINES[0])
-
-
 def _in_words(steps: Sequence[_Step], phases: Sequence[PhaseSpec], best: int) -> str:
-    failed = [step for step in steps if step.after > best]
-    if not failed:
-        return _sentence([step for step in steps if step.after == best], phases, "improved")
-    metrics = list(dict.fromkeys(step.metric for step in failed))
-    return "; ".join(
-        _sentence([step for step in failed if step.metric == metric], phases, "did not improve") for metric in metrics
-    )
-
-
-def _sentence(steps: Sequence[_Step], phases: Sequence[PhaseSpec], verb: str) -> str:
     """For example `last-blocks did not improve validation accuracy (0.861 after head, 0.853 after last-blocks)`."""
-    values = {n: value for step in steps for n, value in zip((step.before, step.after), step.values, strict=True)}
-    if any(value != value for value in values.values()):
-        return "not every phase was measured on validation images"
-    names = " and ".join(phases[step.after].name for step in steps)
-    texts = _distinct(list(values.values()))
-    compared = ", ".join(f"{text} after {phases[n].name}" for n, text in zip(values, texts, strict=True))
-    return f"{names} {verb} validation {steps[0].metric.replace('_', ' ')} ({compared})"
+    failed = [step for step in steps if step.number > best]
+    told, verb = (failed, "did not improve") if failed else ([s for s in steps if s.number == best], "improved")
+    sentences = []
+    for metric in dict.fromkeys(step.metric for step in told):
+        same = [step for step in told if step.metric == metric]
+        values = {number: value for step in same for number, value in step.values.items()}
+        if any(value != value for value in values.values()):
+            sentences.append("not every phase was measured on validation images")
+            continue
+        names = " and ".join(phases[step.number].name for step in same)
+        pairs = zip(values, _distinct(list(values.values())), strict=True)
+        compared = ", ".join(f"{text} after {phases[number].name}" for number, text in pairs)
+        sentences.append(f"{names} {verb} validation {metric.replace('_', ' ')} ({compared})")
+    return "; ".join(sentences)
 
 
 def _distinct(values: Sequence[float]) -> list[str]:

@@ -21,17 +21,14 @@ class PhaseData:
 
     Attributes:
         train: Training images, as 8-bit pixels where the processor allows it.
-        validation: Validation images, if there are any.
         floats: Pixels of a batch to what the network takes.
-        collate: Examples to batches.
-        reduce: Trainer's preprocess_logits_for_metrics: what an evaluation keeps of a batch.
+        reduce: Trainer's preprocess_logits_for_metrics.
         measure: Trainer's compute_metrics.
         metrics: What it computes, by name, each from probabilities (N, K) and labels, (N,) or multi-label (N, K); the
             first is what a phase is judged by, unless it says otherwise.
         loss: Label smoothing to the loss.
         chances: How often each training image comes, (N,); each once per epoch when None.
-        is_multi_label: Whether an image has any number of labels: probabilities are then those of each label by
-            itself.
+        is_multi_label: Whether an image has any number of labels, each with a probability by itself.
     """
 
     train: Examples
@@ -67,15 +64,7 @@ class PhaseData:
 
 @dataclass(frozen=True)
 class PhaseRun:
-    """A phase in its place in a run.
-
-    Attributes:
-        number: From 0.
-        spec: What it does.
-        folder: Its folder.
-        title: Shown with the progress.
-        seed: The recipe's.
-    """
+    """A phase in its place in a run: its number, from 0, its folder, its title in the log, and the recipe's seed."""
 
     number: int
     spec: PhaseSpec

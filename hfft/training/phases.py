@@ -4,7 +4,6 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 from accelerate.logging import get_logger
@@ -14,19 +13,26 @@ from transformers.debug_utils import DebugUnderflowOverflow
 from hfft.errors import TrainingError
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
-from hfft.recipe.spec import PhaseSpec
 from hfft.replay.replay import Replay
 from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
 from hfft.system.launch import is_fsdp_asked
-from hfft.training.callbacks import FirstSteps, PhaseProgress, is_evaluation, own_callbacks
+from hfft.training.callbacks import (
+    EpochSetter,
+    FirstSteps,
+    HistoryWriter,
+    PhaseEarlyStopping,
+    PhaseProgress,
+    Stopper,
+    is_evaluation,
+)
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase
 from hfft.training.probe import with_rate
 from hfft.training.settings import end_activation_checkpointing, make_checkpointing_exact, training_arguments
 from hfft.training.sharding import Shards, make_trainer
-from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore, train_to_end
+from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore
 
 _LOG = get_logger(__name__)
 
@@ -62,7 +68,14 @@ def run_phase(
     result = PhaseRecord(phase.folder).result
     if result is not None:
         _LOG.info(f"{phase.title}: was finished")
-        _reload(model, phase.folder, result)
+        checkpoint = phase.folder / result.checkpoint
+        problem = damage(checkpoint)
+        if problem is not None:
+            raise TrainingError(
+                f"{checkpoint}: the weights of this finished phase can't be read ({problem}); remove {phase.folder} "
+                "and the folders of later phases to train them again"
+            )
+        restore(model, checkpoint)
         return model, result
     finds_batch = phase.spec.arguments.get("auto_find_batch_size")  # on one process: planning refuses it on several
     start = {name: value.cpu().clone() for name, value in model.state_dict().items()} if finds_batch else None
@@ -71,12 +84,14 @@ def run_phase(
             with synchronised(model, phase.title) if phase.spec.batchnorm == "sync" else nullcontext():
                 return _finish(model, phase, data, replay, callbacks)
         except TrainingError as error:
-            smaller = _with_half_the_batch(phase.spec)
+            asked = phase.spec.arguments
+            accumulated = asked.get("gradient_accumulation_steps", 1)
+            smaller = smaller_batch(asked.get("per_device_train_batch_size", 8), accumulated)
             if start is None or smaller is None or error.__cause__ is None or not is_out_of_memory(error.__cause__):
                 raise
             _LOG.warning(f"{error}; tries that")
         model.load_state_dict(start)
-        phase = dataclasses.replace(phase, spec=smaller)
+        phase = dataclasses.replace(phase, spec=dataclasses.replace(phase.spec, arguments={**asked, **smaller}))
 
 
 def _finish(
@@ -96,16 +111,17 @@ def _finish(
     arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
-    changed = make_checkpointing_exact(arguments)
-    if changed:
-        _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
+    make_checkpointing_exact(arguments)
     trainer = make_trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
     progress = PhaseProgress(title, len(data.train))
-    for callback in (*callbacks, progress, FirstSteps(title, plan.groups), *own_callbacks(title, folder, spec)):
+    record = PhaseRecord(folder)
+    own = [FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
+    own += [PhaseEarlyStopping(spec.early_stopping)] if spec.early_stopping is not None else []
+    for callback in (*callbacks, progress, *own):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
-        PhaseRecord(folder).write_plan(plan)
+        record.write_plan(plan)
     _LOG.info(f"{title}: trains {plan.trains}; {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}")
     begun = time.monotonic()
     try:
@@ -113,25 +129,17 @@ def _finish(
             failures_explained(title, arguments),
             nullcontext() if replayed is None else replayed.split_point.bypassed(),
         ):
-            train_to_end(trainer, folder, title)
+            trainer.train_to_end(title)
     finally:
         progress.close()
         model = _released(trainer)
     if shards is not None:
-        model = shards.gather_all().to(arguments.device)
+        model = shards.gather(everything=True).to(arguments.device)
     result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
     if trainer.is_world_process_zero():
-        PhaseRecord(folder).write_result(result)
+        record.write_result(result)
     meet()
     return model, result
-
-
-def _with_half_the_batch(spec: PhaseSpec) -> PhaseSpec | None:
-    """The phase with smaller forward passes and the same optimizer steps; None where one image is too many."""
-    smaller = smaller_batch(
-        spec.arguments.get("per_device_train_batch_size", 8), spec.arguments.get("gradient_accumulation_steps", 1)
-    )
-    return None if smaller is None else dataclasses.replace(spec, arguments={**spec.arguments, **smaller})
 
 
 def _released(trainer: PhaseTrainer) -> Any:
@@ -150,28 +158,18 @@ def _released(trainer: PhaseTrainer) -> Any:
     return model
 
 
-def _reload(model: Any, folder: Path, result: PhaseResult) -> None:
-    problem = damage(folder / result.checkpoint)
-    if problem is not None:
-        raise TrainingError(
-            f"{folder / result.checkpoint}: the weights of this finished phase can't be read ({problem}); remove "
-            f"{folder} and the folders of later phases to train them again"
-        )
-    restore(model, folder / result.checkpoint)
-
-
 def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:
     state = trainer.state
     best = state.best_global_step or state.global_step
     logged = [entry for entry in state.log_history if entry.get("step") == best and is_evaluation(entry)]
     left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_loss")
-    metrics = {key[5:]: value for key, value in (logged[-1] if logged else {}).items() if key[:5] == "eval_"}
+    evaluated = logged[-1] if logged else {}
     speed = next((e["train_samples_per_second"] for e in reversed(state.log_history) if "train_runtime" in e), 0.0)
     return PhaseResult(
         checkpoint=f"checkpoint-{best}",
         best_step=best,
         steps=state.global_step,
-        metrics={key: value for key, value in metrics.items() if f"eval_{key}" not in left_out},
+        metrics={k[5:]: value for k, value in evaluated.items() if k.startswith("eval_") and k not in left_out},
         seconds=round(seconds, 3),
         images_per_second=speed,
         frozen=frozen,

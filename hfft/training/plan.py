@@ -1,13 +1,15 @@
 """A phase and a model -> what trains, at which rates, for how many steps, in how much memory."""
 
+import dataclasses
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
+from transformers import TrainingArguments
 
 from hfft.errors import ModelError, RecipeError
 from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
@@ -19,26 +21,13 @@ from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group, Plan
 from hfft.training.failures import ONE_VALUE
 
-# transformers.TrainingArguments' own defaults, read in 5.23; tests/unit/training/test_plan.py compares them.
-_DEFAULTS = {
-    "learning_rate": 5e-5,
-    "weight_decay": 0.0,
-    "num_train_epochs": 3.0,
-    "max_steps": -1,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 1,
-    "dataloader_drop_last": False,
-}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 _KERNELS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
 _SEVERAL_KERNELS = (nn.MultiheadAttention, nn.RNNBase)  # such as in_proj_weight and weight_hh_l0
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
-    """The phases with each gradual one replaced by those that it stands for.
-
-    Args:
-        phases: Of a recipe.
-        blocks: Of the network.
+    """The phases with each gradual one replaced by those that it stands for in a network of so many blocks.
 
     Raises:
         ModelError: If a gradual phase asks for more blocks than there are.
@@ -51,12 +40,11 @@ def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, 
         step = phase.gradual.blocks_per_phase
         last = blocks if phase.gradual.blocks == "all" else phase.gradual.blocks
         if last > blocks:
-            raise ModelError(
-                f"phases.{phase.name}.gradual.blocks: asked for the last {last}, but the network has {blocks}"
-            )
+            where = f"phases.{phase.name}.gradual.blocks"
+            raise ModelError(f"{where}: asked for the last {last}, but the network has {blocks}")
         for number, released in enumerate([*range(step, last, step), last], start=1):
             name = f"{phase.name}-{number}"
-            expanded.append(replace(phase, name=name, gradual=None, unfreeze={"blocks": released}))
+            expanded.append(dataclasses.replace(phase, name=name, gradual=None, unfreeze={"blocks": released}))
     return tuple(expanded)
 
 
@@ -82,29 +70,31 @@ def prepare_phase(model: Any, spec: PhaseSpec, pixels: torch.Tensor | None = Non
     else:
         set_trainable(model, trainable_names(model, dissect(model), spec.unfreeze))
     if pixels is not None:
-        _probe(model, pixels)
+        with _shapes_may_not_suffice():
+            if spec.adapter is not None:
+                check_adapter(model, pixels)
+            else:
+                unused = unused_parameters(model, pixels)
+                for name, parameter in model.named_parameters():
+                    parameter.requires_grad_(parameter.requires_grad and name not in unused)
     return model
 
 
-def _probe(model: Any, pixels: torch.Tensor) -> None:
+@contextmanager
+def _shapes_may_not_suffice() -> Iterator[None]:
+    """Pass over what a network can't do on the meta device: one that reads values (Perceiver) finds none there."""
     try:
-        if hasattr(model, "peft_config"):
-            check_adapter(model, pixels)
-        else:
-            unused = unused_parameters(model, pixels)
-            for name, parameter in model.named_parameters():
-                if name in unused:
-                    parameter.requires_grad_(False)
+        yield
     except RuntimeError as error:
-        if "meta tensor" not in str(error):  # a network that reads values (Perceiver) can't be probed without them
+        if "meta tensor" not in str(error):
             raise
 
 
 def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int = 1) -> Plan:
-    """Plan a phase of a model that `prepare_phase` has set up.
+    """Plan a phase of a model that `prepare_phase` has set up; shapes suffice.
 
     Args:
-        model: The classifier; shapes suffice.
+        model: The classifier.
         spec: The phase.
         images: Number of training images.
         processes: Number of processes that share them.
@@ -114,10 +104,13 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
     """
     anatomy = dissect(model)
     arguments = {**_DEFAULTS, **spec.arguments}
-    parameters = dict(model.named_parameters())
-    trainable = sum(value.numel() for value in parameters.values() if value.requires_grad)
-    total = sum(value.numel() for value in parameters.values())
+    parameters = list(model.parameters())
+    trainable = sum(value.numel() for value in parameters if value.requires_grad)
+    total = sum(value.numel() for value in parameters)
     steps, epochs = duration(spec, images, processes)
+    size = arguments["per_device_train_batch_size"]
+    rounds, rest = divmod(images, size * processes)  # whole batches are dealt in turn
+    rest = 0 if arguments["dataloader_drop_last"] else rest
     return Plan(
         phase=spec.name,
         trains=_in_words(model, anatomy),
@@ -125,32 +118,35 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         total=total,
         groups=parameter_groups(model, anatomy, spec, arguments),
         images=images,
-        batch=arguments["per_device_train_batch_size"] * processes * arguments["gradient_accumulation_steps"],
-        device_batch=arguments["per_device_train_batch_size"],
+        batch=size * processes * arguments["gradient_accumulation_steps"],
+        device_batch=size,
         steps=steps,
         epochs=epochs,
         state_bytes=4 * total + 12 * trainable,
         processes=processes,
-        shares=_shares(images, arguments, processes),
+        shares=(rounds * size + max(rest - (processes - 1) * size, 0), rounds * size + min(rest, size)),
         frozen_share=_frozen_share(model, anatomy),
     )
 
 
 def duration(spec: PhaseSpec, images: int, processes: int = 1) -> tuple[int, float]:
-    """Optimizer steps of a phase, and how many passes over the training images they are.
-
-    Args:
-        spec: The phase.
-        images: Number of training images.
-        processes: Number of processes that share them.
+    """Optimizer steps of a phase over so many training images, and how many passes over them the steps are.
 
     Raises:
-        RecipeError: If no batch is left.
+        RecipeError: If a process would see no batch.
     """
     arguments = {**_DEFAULTS, **spec.arguments}
-    batches = _batches(spec, images, arguments, processes) / processes
-    batches = math.floor(batches) if arguments["dataloader_drop_last"] else math.ceil(batches)
-    per_epoch = max(math.ceil(batches / arguments["gradient_accumulation_steps"]), 1)
+    size, drops = arguments["per_device_train_batch_size"], arguments["dataloader_drop_last"]
+    whole = math.floor if drops else math.ceil
+    batches = whole(images / size)
+    if batches < processes:
+        made = f"{batches}{' full' if drops else ''} {'batch' if batches == 1 else 'batches'} of {size}"
+        needed = f", fewer than the {processes} processes" if processes > 1 else ""
+        launch = f"launch {batches}" if batches else f"launch 1 with per_device_train_batch_size={images}"
+        smaller = f"set per_device_train_batch_size={images // processes}"
+        advice = ", or ".join([launch] * (processes > 1) + [smaller] * (images >= processes))
+        raise RecipeError(f"phases.{spec.name}: {images} training images make {made}{needed}; {advice}")
+    per_epoch = max(math.ceil(whole(batches / processes) / arguments["gradient_accumulation_steps"]), 1)
     max_steps = arguments["max_steps"]
     steps = max_steps if max_steps > 0 else math.ceil(arguments["num_train_epochs"] * per_epoch)
     return steps, steps / per_epoch
@@ -199,7 +195,6 @@ def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = 
     Returns:
         The bytes, or None for a network whose forward pass reads values, which there are none of on the meta device.
     """
-    device = next(model.parameters()).device
     weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept: dict[int, int] = {}
 
@@ -209,78 +204,29 @@ def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = 
             kept[storage._cdata] = storage.nbytes()
         return tensor  # and autograd keeps it, so that no storage is used twice
 
-    try:
-        with left_as_it_was(model), saved_tensors_hooks(note, lambda tensor: tensor):
-            set_modes(model, batchnorm)
-            outputs = model(pixel_values=torch.zeros(shape, device=device))  # holds what was saved
-    except RuntimeError as error:
-        if "meta tensor" not in str(error):
-            raise
-        return None
-    del outputs
-    return sum(kept.values())
+    with saved_tensors_hooks(note, lambda tensor: tensor):
+        outputs = _outputs(model, shape, batchnorm)  # holds what was saved
+    return None if outputs is None else sum(kept.values())
 
 
 def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> bool:
-    """Whether a BatchNorm that is trained has a single value per channel where a batch has one image.
-
-    Args:
-        model: As `prepare_phase` left it; may be on the meta device.
-        shape: The pixels', (1, C, H, W).
-        batchnorm: The phase's.
-    """
+    """Whether a BatchNorm that is trained has a single value per channel where a batch has one image."""
     try:
-        with left_as_it_was(model), torch.no_grad():
-            set_modes(model, batchnorm)
-            model(pixel_values=torch.zeros(shape, device=next(model.parameters()).device))
+        with torch.no_grad():
+            _outputs(model, shape, batchnorm)
     except ValueError as error:
         if ONE_VALUE not in str(error):
             raise
         return True
-    except RuntimeError as error:
-        if "meta tensor" not in str(error):
-            raise
     return False
 
 
-def _batches(spec: PhaseSpec, images: int, arguments: Mapping[str, Any], processes: int) -> int:
-    size, drops = arguments["per_device_train_batch_size"], arguments["dataloader_drop_last"]
-    batches = images // size if drops else math.ceil(images / size)
-    if batches >= processes:
-        return batches
-    if processes == 1:
-        problem = (
-            f"a batch of {size} is larger than the {images} training images, and dataloader_drop_last leaves it out"
-        )
-    elif drops:
-        problem = (
-            f"{processes} processes with batches of {size} need {processes * size} images for a step, there are "
-            f"{images}, and dataloader_drop_last leaves them out; {_fewer(images, size, batches, processes)}"
-        )
-    else:
-        problem = (
-            f"{images} training images are {batches} {'batch' if batches == 1 else 'batches'} of {size}, so that "
-            f"{processes - batches} of {processes} processes would never see one; "
-            f"{_fewer(images, size, batches, processes)}"
-        )
-    raise RecipeError(f"phases.{spec.name}: {problem}")
-
-
-def _fewer(images: int, size: int, batches: int, processes: int) -> str:
-    """What to do where there are fewer batches than processes."""
-    if batches == 0:
-        return f"launch 1 with per_device_train_batch_size={images}"
-    smaller = f", or set per_device_train_batch_size={images // processes}" if images >= processes else ""
-    return f"launch {batches}{smaller}"
-
-
-def _shares(images: int, arguments: Mapping[str, Any], processes: int) -> tuple[int, int]:
-    """Images per epoch of the last process and of the first: whole batches are dealt in turn."""
-    size = arguments["per_device_train_batch_size"]
-    rounds, rest = divmod(images, size * processes)
-    if arguments["dataloader_drop_last"]:
-        return rounds * size, rounds * size
-    return rounds * size + max(rest - (processes - 1) * size, 0), rounds * size + min(rest, size)
+def _outputs(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> Any:
+    """Of pixels of that shape, in a training step; None where the network reads values that the meta device lacks."""
+    with _shapes_may_not_suffice(), left_as_it_was(model):
+        set_modes(model, batchnorm)
+        return model(pixel_values=torch.zeros(shape, device=next(model.parameters()).device))
+    return None
 
 
 def _decays(model: nn.Module, name: str, parameter: nn.Parameter) -> bool:
@@ -313,19 +259,14 @@ def _in_words(model: nn.Module, anatomy: Anatomy) -> str:
     blocks = [number for number, block in enumerate(anatomy.blocks) if block.name not in frozen]
     words = ["stem"] if "stem" not in frozen else []
     if blocks:
-        spans = ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in _spans(blocks))
+        spans: list[list[int]] = []
+        for number in blocks:
+            if not spans or spans[-1][-1] != number - 1:
+                spans.append([])
+            spans[-1].append(number)
+        listed = ", ".join(f"{span[0]}-{span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
         adapter = "adapter in " if any(is_adapter_tensor(name) for name, _ in model.named_parameters()) else ""
-        words.append(f"{adapter}block{'s' if len(blocks) > 1 else ''} {spans} of {len(anatomy.blocks)}")
+        words.append(f"{adapter}block{'s' if len(blocks) > 1 else ''} {listed} of {len(anatomy.blocks)}")
     has_norm = any(name in dict(model.named_parameters()) for name in anatomy.part("norm").tensors)
     words += ["norm"] if "norm" not in frozen and has_norm else []
     return ", ".join([*words, "head"])
-
-
-def _spans(numbers: list[int]) -> list[tuple[int, int]]:
-    spans: list[tuple[int, int]] = []
-    for number in numbers:
-        if spans and spans[-1][1] == number - 1:
-            spans[-1] = (spans[-1][0], number)
-        else:
-            spans.append((number, number))
-    return spans

@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,10 @@ def fastest_precision(
         return known
     network = prepare_phase(copy.deepcopy(model), spec, pixels)
     split_point = find_split_point(network, pixels, spec.batchnorm) if replays else None
-    batch = pixels.expand(_IMAGES, *pixels.shape[1:])
-    seconds = _seconds(network, split_point, batch, spec.batchnorm)
+    seconds = _seconds(network, split_point, pixels.expand(_IMAGES, *pixels.shape[1:]), spec.batchnorm)
     best = "bfloat16" if seconds["bfloat16"] < _GAIN * seconds["float32"] else "float32"
-    _LOG.info(
-        f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {1000 * seconds['float32']:.0f} ms in "
-        f"float32, in {1000 * seconds['bfloat16']:.0f} ms in bfloat16"
-    )
+    times = " and ".join(f"{1000 * seconds[name]:.0f} ms in {name}" for name in _PRECISIONS)
+    _LOG.info(f"precision: {best}; {_IMAGES} images of phase {spec.name} train in {times}")
     if memory is not None:
         with suppress(OSError):  # the next run measures again
             remember(memory, place, best)
@@ -80,38 +77,26 @@ def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays
 
 def _seconds(network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
     """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
-    entering = {name: _entering(network, split_point, pixels, name) for name in _PRECISIONS}
+    entering = {}
+    if split_point is not None:
+        for name in _PRECISIONS:
+            with torch.no_grad(), _autocast(name):
+                entering[name] = Prefix(network.eval(), [split_point]).eval()(pixels)
     set_modes(network, batchnorm)
     seconds = dict.fromkeys(_PRECISIONS, math.inf)
-    with random_state_kept(pixels.device):
+    with random_state_kept(pixels.device), nullcontext() if split_point is None else split_point.bypassed():
         for name in _PRECISIONS * _STEPS:
+            inputs = pixels if split_point is None else split_point.feed(entering[name])
             begun = time.perf_counter()
             with _autocast(name):
-                _step(network, split_point, pixels, entering[name])
+                _step(network, inputs)
             seconds[name] = min(seconds[name], time.perf_counter() - begun)
     return seconds
 
 
-def _entering(
-    network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, precision: str
-) -> tuple[torch.Tensor, ...]:
-    if split_point is None:
-        return ()
-    with torch.no_grad(), _autocast(precision):
-        return Prefix(network.eval(), [split_point]).eval()(pixels)
+def _step(network: Any, pixels: torch.Tensor) -> None:
+    network(pixel_values=pixels).logits.float().logsumexp(1).sum().backward()
 
 
-def _step(
-    network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, activations: tuple[torch.Tensor, ...]
-) -> None:
-    """A forward and backward pass, from the split point on if there is one."""
-    if split_point is None:
-        logits = network(pixel_values=pixels).logits
-    else:
-        with split_point.bypassed():
-            logits = network(pixel_values=split_point.feed(activations)).logits
-    logits.float().logsumexp(1).sum().backward()
-
-
-def _autocast(precision: str) -> torch.autocast:
-    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16")
+def _autocast(name: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16")

@@ -8,9 +8,8 @@ import copy
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,7 @@ _LOG = get_logger(__name__)
 
 
 def integrations(report_to: Any) -> list[str]:
-    """The integrations that a recipe's `training.report_to` asks for.
-
-    Args:
-        report_to: A name, a list of names, `all`, `none` or None.
+    """The integrations that a recipe's `training.report_to` asks for: a name, a list of names, `all`, `none` or None.
 
     Raises:
         RecipeError: If transformers doesn't know one.
@@ -58,18 +54,12 @@ def integrations(report_to: Any) -> list[str]:
 
 
 def check_reporting(recipe: Recipe) -> None:
-    """Check what a recipe reports to.
-
-    Raises:
-        RecipeError: As `integrations`, or if a phase reports elsewhere.
-        MissingPackageError: As `integrations`.
-    """
+    """Check what a recipe reports to, as `integrations` does, and that no phase reports elsewhere."""
     shared = recipe.training.get("report_to")
     for phase in recipe.phases:
         if phase.arguments.get("report_to") != shared:
-            raise RecipeError(
-                f"phases.{phase.name}.report_to: all phases are one experiment; set training.report_to instead"
-            )
+            where = f"phases.{phase.name}.report_to"
+            raise RecipeError(f"{where}: all phases are one experiment; set training.report_to instead")
     integrations(shared)
 
 
@@ -104,10 +94,9 @@ class Reporting(TrainerCallback):
         self._has_board = BOARD in names
         self._board: Any = None  # of the phase
         self._others = {name: INTEGRATION_TO_CALLBACK[name]() for name in names if name != BOARD}
-        self._has_begun = False
         self._offset = 0  # steps of the phases before
         self._number = 0
-        self._last: tuple[Any, Any, Any] | None = None  # arguments, state and control
+        self._seen: tuple[Any, Any, Any] | None = None  # arguments, state and control of the last phase that began
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Go on with the experiment, or begin it."""
@@ -116,25 +105,29 @@ class Reporting(TrainerCallback):
         phase = Path(args.output_dir).name
         self._number = int(phase.partition("-")[0])
         self._offset = self._steps_before(self._number)
-        args = self._named(args)
-        self._last = (args, state, control)
+        args = copy.copy(args)
+        args.run_name = args.run_name or self._folder.name
+        is_first, self._seen = self._seen is None, (args, state, control)
         if self._has_board:
-            self._board = self._open_board(phase, model)
-        if not self._has_begun:
-            for name, callback in list(self._others.items()):
-                self._begin(name, partial(callback.on_train_begin, args, state, control, model=model))
-            self._has_begun = True
+            folder = self._folder / BOARD / phase
+            shutil.rmtree(folder, ignore_errors=True)
+            self._board = INTEGRATION_TO_CALLBACK[BOARD](tb_writer=_board_package()[0](str(folder)))
+            self._board.on_train_begin(args, state, control, model=model)
+            for entry in state.log_history:  # of processes before this one
+                self._log(self._board, self._offset + entry["step"], {k: v for k, v in entry.items() if k != "step"})
+        for name in list(self._others) if is_first else ():
+            self._begin(name, model)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Send on what was logged, unless a process before this one has."""
         if not state.is_world_process_zero or not logs:
             return
-        self._last = (self._named(args), state, control)
+        step = self._offset + state.global_step
         if self._board is not None:
-            self._board.on_log(args, self._at(state.global_step), control, logs=dict(logs))
+            self._log(self._board, step, logs)
         entry = [self._number, len(state.log_history)]
         if self._others and entry > self._note.get("sent", []):
-            self._send({**logs, "phase": self._number + 1}, self._offset + state.global_step)
+            self._send({**logs, "phase": self._number + 1}, step)
             self._keep(sent=entry)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -145,17 +138,25 @@ class Reporting(TrainerCallback):
 
     def finish(self, metrics: Mapping[str, float]) -> None:
         """End the experiment with the metrics of the result, named as `test/accuracy`."""
+        steps = self._steps_before(None)
         if self._has_board:
-            self._write_result(metrics)
-        if self._last is None:  # all phases had ended before
+            folder = self._folder / BOARD
+            for path in folder.glob("events.*"):
+                path.unlink()
+            kind, hparams = _board_package()
+            with kind(str(folder)) as writer:  # whose add_hparams would write a second file
+                for summary in hparams(dict(flat(self._recipe)), dict(metrics)):
+                    writer.file_writer.add_summary(summary)
+                for name, value in metrics.items():
+                    writer.add_scalar(name, value, steps)
+        if self._seen is None:  # all phases had ended before
             return
-        args, state, control = self._last
         sections = {"validation": "eval_result", "test": "test"}  # as transformers sorts names into sections
         parts = [(*name.split("/"), value) for name, value in metrics.items()]
-        self._send({f"{sections[split]}_{name}": value for split, name, value in parts}, self._steps_before(None))
+        self._send({f"{sections[split]}_{name}": value for split, name, value in parts}, steps)
         for name, callback in list(self._others.items()):
             with self._tolerated(name):
-                callback.on_train_end(args, state, control)
+                callback.on_train_end(*self._seen)
                 if name == "wandb":
                     callback._wandb.finish()
 
@@ -164,72 +165,37 @@ class Reporting(TrainerCallback):
         results = {int(path.parent.name.partition("-")[0]): path for path in self._folder.glob("*-*/result.json")}
         return sum(read_json(path)["steps"] for n, path in results.items() if number is None or n < number)
 
-    def _named(self, args: Any) -> Any:
-        args = copy.copy(args)
-        args.run_name = args.run_name or self._folder.name
-        return args
-
-    def _at(self, step: int, *, offset: int | None = None) -> Any:
-        """The Trainer's state at a step of the phase, counted over the run."""
-        assert self._last is not None
-        state = copy.copy(self._last[1])
-        state.global_step = step + (self._offset if offset is None else offset)
-        return state
-
-    def _open_board(self, phase: str, model: Any) -> Any:
-        """A phase's curves, with what the Trainer has logged of it in processes before."""
-        assert self._last is not None
-        args, state, control = self._last
-        folder = self._folder / BOARD / phase
-        shutil.rmtree(folder, ignore_errors=True)
-        board = INTEGRATION_TO_CALLBACK[BOARD](tb_writer=_board_package()[0](str(folder)))
-        board.on_train_begin(args, state, control, model=model)
-        for entry in state.log_history:
-            logs = {name: value for name, value in entry.items() if name != "step"}
-            board.on_log(args, self._at(entry["step"]), control, logs=logs)
-        return board
-
-    def _write_result(self, metrics: Mapping[str, float]) -> None:
-        folder = self._folder / BOARD
-        for path in folder.glob("events.*"):
-            path.unlink()
-        kind, hparams = _board_package()
-        with kind(str(folder)) as writer:  # whose add_hparams would write a second file
-            for summary in hparams(dict(flat(self._recipe)), dict(metrics)):
-                writer.file_writer.add_summary(summary)
-            for name, value in metrics.items():
-                writer.add_scalar(name, value, self._steps_before(None))
-
-    def _begin(self, name: str, begin: Callable[[], Any]) -> None:
-        try:
-            with self._one_wandb_run():
-                begin()
-        except Exception as error:  # whatever the integration's package raises: no account, no network
-            raise TrainingError(
-                f"training.report_to: {name}: {first_line(error)}; leave it out, or use its offline mode"
-            ) from error
-        if name in ("wandb", "trackio"):
-            with self._tolerated(name):
-                package = getattr(self._others[name], f"_{name}")
-                package.config.update({"recipe": dict(self._recipe)}, allow_val_change=True)
-
-    @contextmanager
-    def _one_wandb_run(self) -> Iterator[None]:
-        """The same W&B run when a run is continued; variables that the user has set count more."""
-        if "wandb" not in self._others or "WANDB_RUN_ID" in os.environ:
-            yield
-            return
-        run_id = self._note.get("wandb") or uuid.uuid4().hex[:8]
-        self._keep(wandb=run_id)
-        with patch_environment(WANDB_RUN_ID=run_id, WANDB_RESUME=os.environ.get("WANDB_RESUME", "allow")):
-            yield
+    def _log(self, callback: Any, step: int, logs: Mapping[str, Any]) -> None:
+        """Hand on what was logged at a step, counted over the run."""
+        assert self._seen is not None
+        args, state, control = self._seen
+        state = copy.copy(state)
+        state.global_step = step
+        callback.on_log(args, state, control, logs=dict(logs))
 
     def _send(self, logs: Mapping[str, Any], step: int) -> None:
-        assert self._last is not None
-        args, _, control = self._last
         for name, callback in list(self._others.items()):
             with self._tolerated(name):
-                callback.on_log(args, self._at(step, offset=0), control, logs=dict(logs))
+                self._log(callback, step, logs)
+
+    def _begin(self, name: str, model: Any) -> None:
+        """Begin an experiment; with W&B, the same one when a run is continued, unless variables say otherwise."""
+        assert self._seen is not None
+        callback, variables = self._others[name], {}
+        if name == "wandb" and "WANDB_RUN_ID" not in os.environ:
+            run_id = self._note.get("wandb") or uuid.uuid4().hex[:8]
+            self._keep(wandb=run_id)
+            variables = {"WANDB_RUN_ID": run_id, "WANDB_RESUME": os.environ.get("WANDB_RESUME", "allow")}
+        try:
+            with patch_environment(**variables):
+                callback.on_train_begin(*self._seen, model=model)
+        except Exception as error:  # whatever the integration's package raises: no account, no network
+            what = f"training.report_to: {name}: {first_line(error)}"
+            raise TrainingError(f"{what}; leave it out, or use its offline mode") from error
+        if name in ("wandb", "trackio"):
+            with self._tolerated(name):
+                package = getattr(callback, f"_{name}")
+                package.config.update({"recipe": dict(self._recipe)}, allow_val_change=True)
 
     @contextmanager
     def _tolerated(self, name: str) -> Iterator[None]:

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from accelerate.logging import get_logger
 from accelerate.utils import patch_environment
 from datasets import Dataset
 from transformers import Trainer, TrainingArguments
@@ -17,7 +18,7 @@ from transformers.training_args import OptimizerNames
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.model.freezing import Freeze
 from hfft.recipe.arguments import AUTO, as_mapping
-from hfft.recipe.dependencies import PLATEAU
+from hfft.recipe.contradictions import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group
 from hfft.system.launch import spread_by
@@ -37,6 +38,8 @@ _CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")
 # behind a frozen front; without the state of the random generator, dropout differs when a block is computed again.
 _EXACT = {"use_reentrant": False, "preserve_rng_state": True}
 
+_LOG = get_logger(__name__)
+
 
 def training_arguments(
     spec: PhaseSpec, folder: Path, *, seed: int, validate: bool, metric: str = HEADLINES[0]
@@ -46,12 +49,12 @@ def training_arguments(
     Args:
         spec: The phase.
         folder: Its folder.
-        seed: The recipe's seed.
+        seed: The recipe's.
         validate: Whether there are validation images.
         metric: What the phase is judged by, unless it says otherwise.
 
     Raises:
-        RecipeError: If transformers refuses a value or a combination.
+        RecipeError: If transformers refuses a value or a combination, or this machine can't do what is asked.
     """
     asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
@@ -86,22 +89,16 @@ def training_arguments(
             arguments = TrainingArguments(**settings)
     except (ValueError, TypeError, ImportError) as error:
         raise RecipeError(f"phases.{spec.name}: {first_line(error)}") from error
-    _check_device(spec, has_accelerator=has_accelerator)
+    _check_machine(spec, arguments, has_accelerator=has_accelerator)
     if arguments.lr_scheduler_type in PLATEAU:  # torch's and transformers' own mode is `min`, whatever the metric
         mode = "max" if arguments.greater_is_better else "min"
         arguments.lr_scheduler_kwargs = {"mode": mode, **(as_mapping(arguments.lr_scheduler_kwargs) or {})}
-    _check_shardable(spec, arguments)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several would be torch's DataParallel, which hfft isn't made for
     return arguments
 
 
 def try_arguments(spec: PhaseSpec, *, seed: int, validate: bool) -> None:
     """Make a Trainer, an optimizer and a schedule with a phase's settings, around a network of one weight.
-
-    Args:
-        spec: The phase.
-        seed: The recipe's seed.
-        validate: Whether there are validation images.
 
     Raises:
         RecipeError: If that fails; much is refused by the Trainer only, or by a package that is not installed.
@@ -155,48 +152,37 @@ def end_activation_checkpointing(network: Any) -> None:
         getattr(network, "activation_checkpointing_disable", network.gradient_checkpointing_disable)()
 
 
-def make_checkpointing_exact(arguments: TrainingArguments) -> list[str]:
-    """Set back options of activation checkpointing that would change a gradient.
-
-    Returns:
-        What was changed, for example `use_reentrant: false`.
-    """
+def make_checkpointing_exact(arguments: TrainingArguments) -> None:
+    """Set back options of activation checkpointing that would change a gradient, and log that."""
     if not arguments.activation_checkpointing:
-        return []
+        return
     asked: Any = arguments.activation_checkpointing_kwargs
     options = dict(asked or {})
-    changed = {key: value for key, value in _EXACT.items() if options.get(key, value) != value}
+    changed = [f"{key}: {str(value).lower()}" for key, value in _EXACT.items() if options.get(key, value) != value]
+    if changed:
+        _LOG.info(f"activations are computed again with {', '.join(changed)}: the other way changes gradients")
     options |= _EXACT
     arguments.activation_checkpointing_kwargs = arguments.gradient_checkpointing_kwargs = options
-    return [f"{key}: {str(value).lower()}" for key, value in changed.items()]
 
 
-def _check_device(spec: PhaseSpec, *, has_accelerator: bool) -> None:
-    """Refuse what this machine's device would quietly do otherwise."""
+def _check_machine(spec: PhaseSpec, arguments: TrainingArguments, *, has_accelerator: bool) -> None:
+    """Refuse what this machine's device would quietly do otherwise, and under FSDP what that can't."""
+    where, sharded = f"phases.{spec.name}", spread_by()
     if has_accelerator and spec.arguments.get("use_cpu"):
-        raise RecipeError(
-            f"phases.{spec.name}.use_cpu: hfft trains on the accelerator that it sees; hide it, as with "
-            "CUDA_VISIBLE_DEVICES=''"
-        )
+        advice = "hide it, as with CUDA_VISIBLE_DEVICES=''"
+        raise RecipeError(f"{where}.use_cpu: hfft trains on the accelerator that it sees; {advice}")
     if spec.arguments.get("fp16") and not has_accelerator:
-        raise RecipeError(
-            f"phases.{spec.name}.fp16: needs a GPU, as accelerate would train in float32 on a CPU without saying so; "
-            "bf16: true is for both"
-        )
-
-
-def _check_shardable(spec: PhaseSpec, arguments: TrainingArguments) -> None:
-    """Refuse settings that don't go with FSDP, where this launch is under it."""
-    where = spread_by()
-    if where is None:
+        why = "accelerate would train in float32 on a CPU without saying so"
+        raise RecipeError(f"{where}.fp16: needs a GPU, as {why}; bf16: true is for both")
+    if sharded is None:
         return
     for name, reason in _NOT_SHARDED.items():
         if getattr(arguments, name):
-            raise RecipeError(f"phases.{spec.name}.{name}: not under {where}: {reason}")
+            raise RecipeError(f"{where}.{name}: not under {sharded}: {reason}")
     kind = OptimizerNames(arguments.optim).value
     if kind not in _SHARDED_OPTIMIZERS:
         allowed = ", ".join(_SHARDED_OPTIMIZERS)
-        raise RecipeError(f"phases.{spec.name}.optim: found {kind!r}; allowed under {where}: {allowed}")
+        raise RecipeError(f"{where}.optim: found {kind!r}; allowed under {sharded}: {allowed}")
 
 
 def _check_optimizer_options(spec: PhaseSpec, arguments: TrainingArguments) -> None:

@@ -44,15 +44,12 @@ class Shards:
         self._frozen: Collection[str] = ()
 
     def set_up(self, accelerator: Accelerator, frozen: Collection[str], split_point: SplitPoint | None) -> None:
-        """Tell accelerate how to spread the network, before it does.
+        """Tell accelerate how to spread the network, before it does; TrainingError where it doesn't.
 
         Args:
             accelerator: Of the phase's Trainer.
             frozen: Names of the tensors that don't change in the phase: they are not gathered for a checkpoint.
             split_point: Where a replayed phase begins: what lies in front of it is not spread, as no step needs it.
-
-        Raises:
-            TrainingError: If accelerate doesn't shard.
         """
         if not accelerator.is_fsdp2:
             raise TrainingError(f"FSDP was asked for, and accelerate trains {accelerator.distributed_type} instead")
@@ -73,21 +70,20 @@ class Shards:
             autocast: Any = get_mixed_precision_context_manager(True, handler)
             network.forward = convert_outputs_to_fp32(autocast(network.forward))
         # Units of their own for embeddings are made for language models; some classifiers raise where asked for them.
-        network.get_input_embeddings = network.get_output_embeddings = _nothing
+        network.get_input_embeddings = network.get_output_embeddings = lambda: None
 
     @torch.no_grad()
-    def gather(self) -> Any:
-        """The whole network with the present values of all that the phase changes; for all processes together.
+    def gather(self, *, everything: bool = False) -> Any:
+        """The whole network with the present values of all that the phase changes, or of frozen tensors too.
 
-        Statistics of BatchNorm that trains are those of the first process, as they are under DDP.
+        For all processes together. Statistics of BatchNorm that trains are those of the first process, as under DDP.
         """
-        self._gather([name for name in _tensors(self.whole) if name not in self._frozen])
-        return self.whole
-
-    @torch.no_grad()
-    def gather_all(self) -> Any:
-        """The whole network with the present values of every tensor, frozen ones too; for all processes together."""
-        self._gather(list(_tensors(self.whole)))
+        self.align()
+        present = _tensors(self.network)
+        for name, wanted in _tensors(self.whole).items():
+            if everything or name not in self._frozen:
+                tensor = present[name]
+                wanted.copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
         return self.whole
 
     @torch.no_grad()
@@ -112,30 +108,17 @@ class Shards:
     def optimizer_state(self, optimizer: Any) -> dict[str, Any]:
         """An optimizer's state as one process would save it; for all processes together."""
         state = optimizer.state_dict()
-        tensors = {
-            number: {name: _whole(value) for name, value in own.items()} for number, own in state["state"].items()
-        }
-        return {**state, "state": tensors}
+        return {**state, "state": {number: _whole(own) for number, own in state["state"].items()}}
 
     @torch.no_grad()
     def load_optimizer_state(self, optimizer: Any, state: dict[str, Any]) -> None:
         """Put a state from `optimizer_state`, or of one process, into the optimizer of the shards."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         tensors = {
-            number: {
-                name: _as(parameters[number], value) if _is_like(parameters[number], value) else value
-                for name, value in own.items()
-            }
+            number: {name: _as(parameters[number], value) for name, value in own.items()}
             for number, own in state["state"].items()
         }
         optimizer.load_state_dict({**state, "state": tensors})
-
-    def _gather(self, names: list[str]) -> None:
-        self.align()
-        present, wanted = _tensors(self.network), _tensors(self.whole)
-        for name in names:
-            tensor = present[name]
-            wanted[name].copy_(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
 
 
 class ShardedTrainer(PhaseTrainer):
@@ -194,22 +177,15 @@ def make_trainer(
     freeze: Freeze,
     shards: Shards | None,
 ) -> PhaseTrainer:
-    """The trainer of a phase, over its images or what is recorded of them.
+    """The trainer of a phase, over its images or what is recorded of them; of shards under FSDP 2.
 
-    Args:
-        model: What is trained; of the shards, if there are any.
-        data: The images.
-        replayed: Recorded activations in the place of the images.
-        arguments: Settings of the phase; what would contradict the recipe is changed.
-        groups: The optimizer's parameter groups.
-        freeze: Holds what is frozen.
-        shards: The network under FSDP 2.
+    Arguments that would contradict the recipe are changed.
     """
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
         arguments.dataloader_persistent_workers, arguments.dataloader_multiprocessing_context = False, None
     arguments.report_to = []  # a Trainer's own would begin an experiment for each phase: training/reporting.py
-    source: PhaseData | ReplayedData = data if replayed is None else replayed
+    source = data if replayed is None else replayed
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
         arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
@@ -236,18 +212,13 @@ def make_trainer(
     return trainer
 
 
-def _is_like(parameter: torch.Tensor, value: Any) -> bool:
-    """Whether a value of an optimizer's state has a number for each of a parameter."""
-    return isinstance(value, torch.Tensor) and value.shape == parameter.shape
+def _whole(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: one.full_tensor().cpu() if isinstance(one, DTensor) else one for name, one in values.items()}
 
 
-def _whole(value: Any) -> Any:
-    return value.full_tensor().cpu() if isinstance(value, DTensor) else value
-
-
-def _as(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """A whole value as the part of it that this process has of a tensor."""
-    if not isinstance(tensor, DTensor):
+def _as(tensor: torch.Tensor, value: Any) -> Any:
+    """A whole value as the part of it that this process has of a tensor; one of another shape as it is."""
+    if not (isinstance(tensor, DTensor) and isinstance(value, torch.Tensor) and value.shape == tensor.shape):
         return value
     value = value.contiguous().to(tensor.device)
     return distribute_tensor(value, tensor.device_mesh, tensor.placements, src_data_rank=None)
@@ -261,7 +232,3 @@ def _block_classes(network: Any) -> list[str]:
     """Names of the classes of the blocks; torch's own stand for many other things too."""
     kinds = {type(network.get_submodule(name)) for name in block_paths(network)}
     return sorted(kind.__name__ for kind in kinds if not kind.__module__.startswith("torch."))
-
-
-def _nothing() -> None:
-    return None

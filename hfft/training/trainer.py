@@ -53,10 +53,10 @@ class PhaseTrainer(Trainer):
         replayed: ReplayedData | None = None,
         **data: Any,
     ) -> None:
-        """Set up the phase.
+        """Set up the phase of a model that `prepare_phase` has set up.
 
         Args:
-            model: As `prepare_phase` left it.
+            model: The network.
             args: Settings of the phase.
             groups: The optimizer's parameter groups.
             freeze: Holds what is frozen.
@@ -84,14 +84,10 @@ class PhaseTrainer(Trainer):
             if lost:
                 raise TrainingError(f"{len(lost)} tensors that train are in no group of the optimizer: {lost[0]}")
             kind, options = self.get_optimizer_cls_and_kwargs(self.args, network)
-            groups = [
-                {
-                    "params": [parameters[name] for name in group.names],
-                    "lr": group.learning_rate,
-                    "weight_decay": group.weight_decay,
-                }
-                for group in self._groups
-            ]
+            groups = []
+            for one in self._groups:
+                tensors = [parameters[name] for name in one.names]
+                groups.append({"params": tensors, "lr": one.learning_rate, "weight_decay": one.weight_decay})
             self.optimizer = kind(groups, **options)
         return self.optimizer
 
@@ -167,15 +163,18 @@ class PhaseTrainer(Trainer):
         state: Any = self.state
         state.stateful_callbacks = self._callback_states()
         meet()  # every rank saves its random state
-        folder = self._folder
-        name = f"checkpoint-{self.state.global_step}"
-        best = folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
-        self.state.best_model_checkpoint = str(best)
+        name, best = f"checkpoint-{self.state.global_step}", str(self._best_checkpoint())
+        self.state.best_model_checkpoint = best
         if self.args.should_save:
-            self.state.save_to_json(str(folder / _ASIDE / name / "trainer_state.json"))
-            publish_folder(folder / _ASIDE / name, folder / name)
-            rotate_checkpoints(str(folder), self.args.save_total_limit, str(best))
+            aside = self._folder / _ASIDE / name
+            self.state.save_to_json(str(aside / "trainer_state.json"))
+            publish_folder(aside, self._folder / name)
+            rotate_checkpoints(str(self._folder), self.args.save_total_limit, best)
         meet()
+
+    def _best_checkpoint(self) -> Path:
+        """Found by its step, as the folder may have been moved; the last one before the first evaluation."""
+        return self._folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
 
     def _callback_states(self) -> dict[str, Any]:
         """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
@@ -196,20 +195,29 @@ class PhaseTrainer(Trainer):
         restore(self.model if model is None else model, resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
-        """Load the best weights of the phase, found by their step: the folder may have been moved since."""
-        if self.state.best_global_step:  # there is none when the phase ended before its first evaluation
-            self._load_from_checkpoint(str(self._folder / f"checkpoint-{self.state.best_global_step}"))
+        """Load the best weights of the phase, unless it ended before its first evaluation."""
+        if self.state.best_global_step:
+            self._load_from_checkpoint(str(self._best_checkpoint()))
 
-    def end_with(self, state: TrainerState) -> None:
-        """Take over the state of a phase that had ended, with its best weights, without training."""
-        self.state = state
-        self._load_best_model()
+    def train_to_end(self, title: str) -> None:
+        """Train, from the newest whole checkpoint if there is one; leaves the best weights in the model and on disk.
 
-    def save_result(self) -> None:
-        """Make sure that the weights that the phase ends with are on disk."""
-        step = self.state.best_global_step or self.state.global_step
-        if not (self._folder / f"checkpoint-{step}").is_dir():
-            self._save_checkpoint(self.model, trial=None)
+        The first Ctrl-C or SIGTERM waits until the step is saved.
+        """
+        with patient():
+            unfinished = newest_checkpoint(self._folder, is_scaled=bool(self.accelerator.scaler))
+            if unfinished is None:
+                self.train()
+            else:
+                _LOG.info(f"{title}: continues from {unfinished.name}")
+                state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
+                if _was_stopped(state):  # Trainer would go on to the next evaluation
+                    self.state = state
+                    self._load_best_model()
+                else:
+                    self.train(resume_from_checkpoint=str(unfinished))
+            if not self._best_checkpoint().is_dir():
+                self._save_checkpoint(self.model, trial=None)
 
 
 def restore(model: Any, folder: str | Path) -> None:
@@ -222,28 +230,6 @@ def clear_partial(folder: Path) -> None:
     shutil.rmtree(folder / _ASIDE, ignore_errors=True)
 
 
-def train_to_end(trainer: PhaseTrainer, folder: Path, title: str) -> None:
-    """Train, from the phase's newest whole checkpoint if there is one; leaves the best weights in the model.
-
-    The first Ctrl-C or SIGTERM waits until the step is saved.
-    """
-    with patient():
-        _train_or_continue(trainer, newest_checkpoint(folder, is_scaled=bool(trainer.accelerator.scaler)), title)
-
-
-def _train_or_continue(trainer: PhaseTrainer, unfinished: Path | None, title: str) -> None:
-    if unfinished is None:
-        trainer.train()
-    else:
-        _LOG.info(f"{title}: continues from {unfinished.name}")
-        state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
-        if _was_stopped(state):  # Trainer would go on to the next evaluation
-            trainer.end_with(state)
-        else:
-            trainer.train(resume_from_checkpoint=str(unfinished))
-    trainer.save_result()
-
-
 def _was_stopped(state: TrainerState) -> bool:
     """Whether a callback had ended the phase before its last step when the state was saved."""
     callbacks: Any = state.stateful_callbacks
@@ -254,9 +240,7 @@ def _was_stopped(state: TrainerState) -> bool:
 def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
     """The checkpoint of a phase with the highest step whose files all open; damaged ones are skipped with a warning.
 
-    Args:
-        folder: The phase's.
-        is_scaled: Whether the phase scales its loss (float16): then the scaler's state has to be there.
+    A phase that scales its loss (float16) needs the scaler's state, too.
     """
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, path in sorted(found.items(), reverse=True):
@@ -279,8 +263,10 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
+        processes = PartialState().num_processes
+        random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
         # Trainer goes on without the scaler's and the random states, silently.
-        for name in ("optimizer.pt", "scheduler.pt", *(("scaler.pt",) if is_scaled else ()), *_random_states()):
+        for name in ("optimizer.pt", "scheduler.pt", *(["scaler.pt"] if is_scaled else []), *random):
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:
@@ -288,9 +274,3 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
     except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
         return first_line(error)
     return None
-
-
-def _random_states() -> list[str]:
-    """The files that Trainer writes, one for each process."""
-    processes = PartialState().num_processes
-    return ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]

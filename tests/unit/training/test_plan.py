@@ -1,4 +1,3 @@
-import dataclasses
 import math
 import re
 from types import SimpleNamespace
@@ -10,13 +9,11 @@ import torch
 import toy
 from accelerate.data_loader import BatchSamplerShard
 from torch.utils.data import BatchSampler
-from transformers import TrainingArguments
 
 from hfft.data.images.batches import FILLER
 from hfft.errors import ModelError, RecipeError
 from hfft.model.anatomy import dissect
 from hfft.recipe.spec import AdapterSpec, GradualSpec, PhaseSpec
-from hfft.training import plan as plan_module
 from hfft.training.plan import expand_phases, parameter_groups, plan_phase, prepare_phase
 from hfft.training.settings import training_arguments, try_arguments
 from hfft.training.trainer import PhaseTrainer
@@ -25,11 +22,6 @@ from hfft.training.trainer import PhaseTrainer
 def planned(family, *, images=100, processes=1, **phase):
     spec = PhaseSpec(name="p", **phase)
     return plan_phase(prepare_phase(tiny.build(family), spec), spec, images=images, processes=processes)
-
-
-def test_defaults_are_those_of_the_installed_training_arguments():
-    real = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
-    assert {name: real[name] for name in plan_module._DEFAULTS} == plan_module._DEFAULTS
 
 
 @pytest.mark.parametrize(
@@ -94,25 +86,20 @@ def test_shares_are_what_accelerate_deals(images, batch, processes, drops):
 
 
 @pytest.mark.parametrize(
-    ("images", "batch", "processes", "drops", "said"),
+    ("images", "batch", "processes", "drops", "advice"),
     [
-        (12, 6, 12, False, "12 training images are 2 batches of 6, so that 10 of 12 processes would never see one; "
-         "launch 2, or set per_device_train_batch_size=1"),
-        (7, 8, 2, False, "7 training images are 1 batch of 8, so that 1 of 2 processes would never see one; launch 1, "
-         "or set per_device_train_batch_size=3"),
-        (12, 6, 12, True, "12 processes with batches of 6 need 72 images for a step, there are 12, and "
-         "dataloader_drop_last leaves them out; launch 2, or set per_device_train_batch_size=1"),
-        (3, 1, 4, False, "3 training images are 3 batches of 1, so that 1 of 4 processes would never see one; "
-         "launch 3"),
-        (3, 8, 4, True, "4 processes with batches of 8 need 32 images for a step, there are 3, and "
-         "dataloader_drop_last leaves them out; launch 1 with per_device_train_batch_size=3"),
+        (12, 6, 12, False, "launch 2, or set per_device_train_batch_size=1"),
+        (7, 8, 2, False, "launch 1, or set per_device_train_batch_size=3"),
+        (12, 6, 12, True, "launch 2, or set per_device_train_batch_size=1"),
+        (3, 1, 4, False, "launch 3"),
+        (3, 8, 4, True, "launch 1 with per_device_train_batch_size=3"),
+        (10, 16, 1, True, "set per_device_train_batch_size=10"),
     ],
-)  # fmt: skip
-def test_processes_without_an_image_are_refused(images, batch, processes, drops, said):
+)
+def test_processes_without_an_image_are_refused_with_what_would_do(images, batch, processes, drops, advice):
     arguments = {"per_device_train_batch_size": batch, "dataloader_drop_last": drops}
-    with pytest.raises(RecipeError) as caught:
+    with pytest.raises(RecipeError, match=rf"^phases\.p: {images} training images .*; {advice}$"):
         planned("vit", images=images, processes=processes, arguments=arguments)
-    assert str(caught.value) == f"phases.p: {said}"
 
 
 @pytest.mark.parametrize(
@@ -252,11 +239,9 @@ def test_good_arguments_pass(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_dropping_the_only_batch_is_refused():
+def test_a_batch_that_is_not_full_is_dropped():
     arguments = {"per_device_train_batch_size": 16, "dataloader_drop_last": True}
     assert planned("vit", images=40, arguments=arguments, unfreeze="head").steps == 2 * 3
-    with pytest.raises(RecipeError, match="a batch of 16 is larger than the 10 training images"):
-        planned("vit", images=10, arguments=arguments, unfreeze="head")
 
 
 def test_the_head_has_a_rate_of_its_own():

@@ -155,13 +155,18 @@ def test_a_family_that_can_not(family):
     end_activation_checkpointing(tiny.build(family))
 
 
-def test_checkpointing_options_that_change_a_gradient_are_set_back(tmp_path):
-    def changed(options):
-        arguments = {"activation_checkpointing": True, "activation_checkpointing_kwargs": options}
-        made = training_arguments(PhaseSpec(name="p", arguments=arguments), tmp_path, seed=0, validate=False)
-        return make_checkpointing_exact(made), made.activation_checkpointing_kwargs
-
-    assert changed(None) == ([], {"use_reentrant": False, "preserve_rng_state": True})
-    told, options = changed({"use_reentrant": True, "every_n_layers": 2})
-    assert told == ["use_reentrant: false"]
-    assert options == {"use_reentrant": False, "preserve_rng_state": True, "every_n_layers": 2}
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [(None, []), ({"use_reentrant": True, "every_n_layers": 2}, ["use_reentrant: false"])],
+)
+def test_checkpointing_options_that_change_a_gradient_are_set_back(options, changed, tmp_path, caplog):
+    asked = {"activation_checkpointing": True, "activation_checkpointing_kwargs": options}
+    arguments = training_arguments(PhaseSpec(name="p", arguments=asked), tmp_path, seed=0, validate=False)
+    with caplog.at_level("INFO", "hfft"):
+        make_checkpointing_exact(arguments)
+    assert arguments.activation_checkpointing_kwargs == {
+        **(options or {}),
+        "use_reentrant": False,
+        "preserve_rng_state": True,
+    }
+    assert [word for record in caplog.records for word in changed if word in record.getMessage()] == changed
