@@ -46,7 +46,7 @@ import json, sys
 import hfft
 print(json.dumps([answer.labels for answer in hfft.Classifier.from_pretrained(sys.argv[1])(sys.argv[2:])]))
 """
-SHORT = ["novelty=false", "retain.measure=false", "training.num_train_epochs=2"]
+SHORT = ["report=false", "label_hints=false", "novelty=false", "retain.measure=false", "training.num_train_epochs=2"]
 PIPELINE = """
 import json, sys
 from transformers import pipeline

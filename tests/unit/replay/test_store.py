@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import pytest
 import torch
+import warm
 from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -113,7 +114,7 @@ def flip(path, position, mask=1):
 
 def start(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def line(child):

@@ -166,7 +166,7 @@ class Stubborn(MobileViTImageProcessor):
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
 def test_a_processor_that_can_not(fit):
     stubborn = Stubborn(size={"shortest_edge": 40}, crop_size={"height": 32, "width": 32})
-    with pytest.raises(ModelError, match=f"^data.fit: Stubborn can't {fit} images; leave data.fit out"):
+    with pytest.raises(ModelError, match=f"data.fit: Stubborn can't {fit}"):
         fit_processor(stubborn, Config(), DataSpec(source="x", fit=fit))
 
 
@@ -252,7 +252,7 @@ def test_a_processor_that_takes_no_image_is_named(changes, told, fit):
 @pytest.mark.parametrize("size", [{"shortest_edge": 24}, {"max_height": 24, "max_width": 24}])
 def test_images_of_different_sizes_are_no_batch_and_fit_is_the_way_out(size):
     processor = ViTImageProcessor(size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    with pytest.raises(ModelError, match=r"makes \(3, .* set data.fit to squash or letterbox"):
+    with pytest.raises(ModelError, match=r"data.fit to squash or letterbox"):
         fit_processor(processor, Config(), DataSpec(source="photos"))
     for fit in ("squash", "letterbox"):
         fitted = fit_processor(processor, Config(), DataSpec(source="photos", fit=fit))

@@ -76,9 +76,11 @@ def test_processors_are_taken_apart(name):
     assert torch.equal(transform.scale(pixels), transform(photo()))
 
 
-@pytest.mark.parametrize("size", [(80, 100), (333, 211), (20, 31), (32, 32)], ids=str)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("size", "kind", "mode"),
+    [((80, 100), "JPEG", "RGB"), ((333, 211), "PNG", "L"), ((20, 31), "JPEG", "L"), ((32, 32), "PNG", "RGB")],
+    ids=str,
+)
 def test_a_row_evaluates_to_what_the_processor_makes_of_it(processor, mode, kind, size):
     content = encoded(photo(300).resize(size).convert(mode), kind)
     image = decode_row({"image": {"bytes": content, "path": None}, "label": 0, "file": "x"})
@@ -310,9 +312,7 @@ def test_a_crop_for_a_processor_that_makes_no_images():
         def __call__(self, images, return_tensors):
             return {"pixel_values": torch.zeros(1, 10, 768)}
 
-    with pytest.raises(
-        ModelError, match=r"^Patches makes inputs of shape \(10, 768\), not images: leave data.augment.crop"
-    ):
+    with pytest.raises(ModelError, match=r"shape \(10, 768\)"):
         training_transform(Patches(), AugmentSpec(crop=(0.5, 1.0)))
 
 
