@@ -61,25 +61,15 @@ class SplitColumnError(DataError):
 
 @dataclass(frozen=True)
 class TableColumns:
-    """The columns that a table of images is used by.
+    """The columns that a table of images is used by."""
 
-    Attributes:
-        image: Images, their bytes, or their paths.
-        label: Classes; or one column for each class.
-        weight: Weight of each image.
-        group: What is never divided between splits.
-        split: Name of each row's split; None where a table is one split.
-        has_paths: Whether `image` holds paths as text.
-        unused: For each column that may hold splits and is not used, the reason.
-    """
-
-    image: str
+    image: str  # images, their bytes, or their paths
     label: Label
     weight: str | None = None
-    group: str | None = None
-    split: str | None = None
-    has_paths: bool = False
-    unused: tuple[str, ...] = ()
+    group: str | None = None  # what is never divided between splits
+    split: str | None = None  # name of each row's split; None where a table is one split
+    has_paths: bool = False  # as text in `image`
+    unused: tuple[str, ...] = ()  # the reason, for each column that may hold splits and is not used
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -100,13 +90,7 @@ class TableColumns:
 
 
 def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> TableColumns:
-    """Which columns hold images, labels, weights, groups and splits.
-
-    Raises:
-        NoColumnError: If no column fits.
-        SplitColumnError: If the column of splits can't be decided.
-        DataError: If a column isn't there, or several fit.
-    """
+    """Which columns hold images, labels, weights, groups and splits; a DataError where that can't be decided."""
     if of_files:
         check_header_row(rows.column_names, where)
     names = rows.column_names

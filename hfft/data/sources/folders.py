@@ -253,17 +253,11 @@ def _rest(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """What the folders below a folder of images are.
+    """What the folders below a folder of images are."""
 
-    Attributes:
-        splits: Name of each split to the folders that hold its class folders.
-        left_out: Folders whose images have no label, and split folders without images.
-        problem: Why the folders' names can't be labels, or None.
-    """
-
-    splits: Mapping[str, Sequence[Path]]
-    left_out: Sequence[Path] = ()
-    problem: str | None = None
+    splits: Mapping[str, Sequence[Path]]  # the folders that hold class folders
+    left_out: Sequence[Path] = ()  # folders whose images have no label, and split folders without images
+    problem: str | None = None  # why the folders' names can't be labels
 
     @property
     def roots(self) -> list[Path]:
