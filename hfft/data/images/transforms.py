@@ -20,7 +20,7 @@ from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
 
 _REASON = 160  # characters of somebody else's error
-_NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (300, 301))  # gray and in color, large and small
+_NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (200, 301))  # gray and in color, large and small
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,13 @@ def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
     steps = getattr(getattr(processor, "val_transforms", None), "transforms", ())  # timm's
     names = [type(step).__name__ for step in steps]
     if names[-2:] == ["MaybeToTensor", "Normalize"]:
-        return transforms.Compose([as_pillow, *steps[:-2], as_rgb_tensor])
+        return transforms.Compose([_as_rgb_pillow, *steps[:-2], as_rgb_tensor])
     return None
+
+
+def _as_rgb_pillow(image: Decoded) -> Image.Image:
+    shown = as_pillow(image)
+    return shown if shown.mode == "RGB" else shown.convert("RGB")  # a letterbox's bars have three channels
 
 
 def _fit_by_torchvision(processor: Any, image: Decoded) -> torch.Tensor:
