@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 from hfft._version import __version__
 from hfft.cli.verbs import (
     run_check_data,
+    run_choose,
     run_compare,
     run_demo,
     run_evaluate,
@@ -89,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verb("train", run_train, "run a recipe, or finish an interrupted run of it"))
     _add_plan(verb("plan", run_plan, "check a recipe and show what each phase would do"))
     _add_check_data(verb("check-data", run_check_data, "look for broken, repeated and leaking images"))
+    _add_choose(verb("choose", run_choose, "see which checkpoint suits some images, without training"))
     _add_predict(verb("predict", run_predict, "label images"))
     _add_evaluate(verb("evaluate", run_evaluate, "score a model on labelled images"))
     _add_export(verb("export", run_export, "write a model as ONNX, checked against torch"))
@@ -116,6 +118,15 @@ def _add_check_data(check: VerbParser) -> None:
     _add_overrides(check, "as for train: data.label_column=..., data.audit=quick")
     check.add_argument("--max-shown", type=_natural, default=10, metavar="N", help="findings of a kind; 0 shows all")
     _add_json(check, "print JSON, all findings included")
+
+
+def _add_choose(choose: VerbParser) -> None:
+    choose.add_argument("source", type=expanded, help="folder, table, shards or Hub id")
+    words = "folder or Hub id of a checkpoint; and overrides as for train: data.label_column=..."
+    choose.add_argument("words", type=expanded, nargs="+", metavar="CHECKPOINT", help=words)
+    choose.add_argument("--output", type=_path, metavar="FILE", help="write what --json prints there, too")
+    _add_json(choose)
+    _add_trust(choose)
 
 
 def _add_predict(predict: VerbParser) -> None:

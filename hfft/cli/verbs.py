@@ -149,6 +149,51 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     return found.exit_code
 
 
+def run_choose(arguments: argparse.Namespace) -> None:
+    """Compare checkpoints on some images."""
+    overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
+    checkpoints = [word for word in arguments.words if word not in overrides]
+    if not checkpoints:
+        raise DataError(f"{arguments.source}: no checkpoint to compare; name folders or Hub ids behind it")
+    with quick_imports():
+        from hfft.commands.choose import choose
+        from hfft.inference.outputs import check_output_file, write_output_file
+
+    if arguments.output is not None:
+        check_output_file(arguments.output)
+    found = choose(arguments.source, checkpoints, overrides, trust_remote_code=arguments.trust_remote_code)
+    if not _is_main_process():
+        return
+    if arguments.output is not None:
+        text = json.dumps(found.to_dict(), indent=2) + "\n"
+        write_output_file(arguments.output, lambda path: path.write_text(text, encoding="utf-8"))
+    if arguments.json:
+        _print_json(**found.to_dict())
+        return
+    works = [one for one in found.candidates if not one.problem]
+    names = list(works[0].probe)[:2]
+    header = (
+        *("checkpoint", *map(in_words, names), "worse than the best by", f"{in_words(found.metric)} of neighbours"),
+        *("images/s here", "parameters", "image size", "licence"),
+    )
+    rows = []
+    for one in works:
+        gap = "-" if one.difference is None else f"{one.difference['value']:.4f} ({format_bounds(one.difference)})"
+        scores = (
+            *(format_interval(one.probe[name]) for name in names),
+            gap,
+            format_interval(one.neighbours[found.metric]),
+        )
+        size = " x ".join(map(str, one.image_size))
+        rows.append(
+            (one.checkpoint, *scores, f"{one.images_per_second:,.0f}", f"{one.parameters:,}", size, one.license)
+        )
+    print_table(header, rows)
+    print_line(f"measured on {found.images['validation']:,} validation images, with 95 % intervals")
+    for one in found.candidates[len(works) :]:
+        print_line(f"not measured: {one.checkpoint}: {one.problem}")
+
+
 def run_predict(arguments: argparse.Namespace) -> None:
     """Label images."""
     with quick_imports():

@@ -29,7 +29,7 @@ from hfft.inference.onnx_export import (
 )
 from hfft.inference.opening import source_name
 from hfft.inference.outputs import check_output_folder, source_without_hfft, write_output_folder
-from hfft.model.checkpoint import quiet
+from hfft.model.config import quiet
 from hfft.runs.record import EXPORT, RunRecord
 from hfft.system.files import read_json, write_json, write_text
 from hfft.system.lazy_imports import require

@@ -19,8 +19,8 @@ from hfft.errors import ModelError, RecipeError, first_line
 from hfft.metrics.metrics import METRICS, MetricFunction
 from hfft.metrics.multilabel import LABEL_METRICS
 from hfft.model.anatomy import dissect
-from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
+from hfft.model.config import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.given import align_labels, check_reopens
 from hfft.recipe.contradictions import multi_label_problems, warms_up
 from hfft.recipe.loading import check_recipe

@@ -15,7 +15,8 @@ from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
 from hfft.metrics.evaluate_modules import validating
-from hfft.model.checkpoint import load_checkpoint, sample_pixels
+from hfft.model.checkpoint import load_checkpoint
+from hfft.model.config import sample_pixels
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.cache import Origin
 from hfft.replay.replay import Replay, RunPhases, image_origin, replay_folder
