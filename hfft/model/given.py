@@ -14,9 +14,11 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hfft.errors import ModelError, first_line
 from hfft.model.anatomy import dissect, head_modules
-from hfft.model.config import labels_of, plain_outputs, quiet
+from hfft.model.checkpoint_files import check_weights
+from hfft.model.config import labels_of, load_config, plain_outputs, quiet, set_labels
 from hfft.model.fingerprint import hash_weights
 from hfft.model.restoring import left_as_it_was
+from hfft.recipe.spec import ModelSpec
 from hfft.system.text import listed
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
@@ -110,6 +112,23 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
             f"model: opened again from its config and weights, its logits differ by {difference:.2g}; give it "
             "without what its config doesn't say: a hook, a replaced layer, a changed forward"
         )
+
+
+def open_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool, model: Any = None) -> Any:
+    """The config of a checkpoint, or of a model from `take_model`, with the labels of the images.
+
+    The checkpoint's weights are looked at; a model's head is put into the order of the labels.
+
+    Raises:
+        ModelError: As `load_config` and `align_labels`, or if weights are damaged.
+    """
+    if model is None:
+        config = load_config(spec, labels, is_multi_label=is_multi_label)
+        check_weights(spec.checkpoint)
+        return config
+    align_labels(model, labels)
+    set_labels(model.config, labels, is_multi_label=is_multi_label)
+    return model.config
 
 
 def align_labels(model: Any, labels: Sequence[str]) -> None:
