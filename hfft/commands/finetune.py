@@ -18,7 +18,6 @@ from hfft.commands.prepare import load_network, make_job, precision_of
 from hfft.commands.results import score_result, write_results
 from hfft.commands.run import Run
 from hfft.data.audit.filtering import check_images, describe_images
-from hfft.data.images.batches import EpochOrder
 from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
@@ -138,9 +137,15 @@ def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: 
     with _timed(seconds, "retention"):
         evaluators = evaluators_for(job, network)
     if recipe.report:
-        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
-        file = folder / FIGURES / FIRST_BATCH
-        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=job.images.labels)
+        try_first_batch(
+            folder / FIGURES / FIRST_BATCH,
+            job.data.train,
+            job.data.collate,
+            processor=job.processor,
+            classes=job.images.labels,
+            seed=recipe.seed,
+            chances=job.data.chances,
+        )
     results: list[PhaseResult] = []
     for phase in job.phases:
         with _timed(seconds, phase.folder.name):
