@@ -22,7 +22,7 @@ def test_the_steepest_fall_is_suggested(middle, lowest):
     found = evaluate_range("last", RATES, falling(middle, lowest))
     assert found.suggestion is not None
     assert middle / 2 <= found.suggestion <= 2 * middle
-    assert lowest / 4 <= found.lowest_loss_at <= 4 * lowest
+    assert lowest / 10 <= found.lowest_loss_at <= 2 * lowest  # the mean sees the rise before it comes
 
 
 def test_noise_moves_the_suggestion_little():
