@@ -17,7 +17,7 @@ from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.resize_mode import copy_fit, fit_processor
 from hfft.data.sources.reading import choose_splits, read_source
 from hfft.data.sources.rows import Source
-from hfft.errors import DataError, ModelError, RecipeError
+from hfft.errors import DataError, MissingPackageError, ModelError, RecipeError
 from hfft.evaluators.candidates import Candidate, difference, measure_candidate
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import load_config, load_processor
@@ -124,7 +124,7 @@ def _try(recipe: Recipe, rows: Source, checked: Checked) -> tuple[Candidate, Sco
         precision = precision_of(recipe, network, processor, None)
         job = make_job(recipe, Prepared(rows, images, config, processor, []), checked, precision, is_loaded=True)
         candidate, scores = measure_candidate(job, network, checkpoint)
-    except ModelError as error:
+    except (ModelError, MissingPackageError) as error:
         return Candidate(checkpoint, problem=str(error))
     return dataclasses.replace(candidate, license=on_main(lambda: _license(checkpoint))), scores
 

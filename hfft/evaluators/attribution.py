@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from hfft.data.images.augmentation import as_image
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import evaluation_transform, pixel_scale
 from hfft.data.sources.reading import ImageData
 from hfft.errors import HfftError, ModelError, first_line
 from hfft.evaluators.grad_cam import attribute
-from hfft.evaluators.pictures import Shown, as_image, find_pictures, rows_in, rows_of, small, write_pictures
+from hfft.evaluators.pictures import Shown, find_pictures, rows_in, rows_of, small, write_pictures
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.runs.facts import HELD_OUT, RunFacts
 from hfft.runs.record import MISTAKES, PREDICTIONS
