@@ -107,7 +107,7 @@ def _run_one(key: _Key, table: Path, checkpoint: Path, arguments: argparse.Names
         "versions": {package: version(package) for package in ("hfft", "torch", "transformers", "timm")},
     }
     append(arguments.results, line)
-    print(f"{name}: {found['accuracy']:.4f} in {seconds:.0f} s {found['chosen']}")
+    print(f"{name}: {found['accuracy']:.4f} in {seconds:.0f} s {found['chosen']}", flush=True)
     shutil.rmtree(folder)
     result.unlink()
 

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +11,20 @@ import httpx2
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from hfft.commands.finetune import join_for
-from hfft.commands.plan import Prepared, with_weights_found
-from hfft.commands.prepare import load_network, make_job, precision_of
+from hfft.commands.finetune import ddp_timeout
+from hfft.commands.job import load_network, make_job, precision_of
+from hfft.commands.plan import with_weights_found
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.resize_mode import copy_fit, fit_processor
 from hfft.data.sources.reading import choose_splits, read_source
-from hfft.data.sources.rows import Source
 from hfft.errors import DataError, MissingPackageError, ModelError, RecipeError
 from hfft.evaluators.candidates import Candidate, difference, measure_candidate
 from hfft.metrics.scores import Scores
-from hfft.model.checkpoint import load_config, load_processor
 from hfft.model.checkpoint_files import check_weights
+from hfft.model.config import load_config, load_processor
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import Recipe
-from hfft.system.distributed import on_main
+from hfft.system.distributed import join, on_main
 from hfft.system.progress import bars
 
 _OWN_KEYS = ("name", "model.checkpoint", "data.source", "phases")
@@ -74,7 +74,7 @@ def choose(
         ModelError: If no checkpoint can be measured; says why for each.
     """
     recipes = [_recipe(source, checkpoint, overrides, trust_remote_code) for checkpoint in dict.fromkeys(checkpoints)]
-    join_for(recipes[0])
+    join(ddp_timeout(recipes[0]))
     with bars(shown=not recipes[0].training.get("disable_tqdm", False)):
         data, seed = recipes[0].data, recipes[0].seed
         rows = read_source(data, None)
@@ -84,7 +84,7 @@ def choose(
             raise DataError(f"{source}: no validation images to compare on; add data.splits.validation=0.15")
         if len(images.labels) < 2:
             raise DataError(f"{source}: all images are of one class, {', '.join(images.labels)}; two are needed")
-        found = [_try(recipe, rows, checked) for recipe in recipes]
+        found = [_try(recipe, checked) for recipe in recipes]
     works = [one for one in found if isinstance(one, tuple)]
     failed = [one for one in found if isinstance(one, Candidate)]
     if not works:
@@ -111,7 +111,7 @@ def _recipe(source: str, checkpoint: str, overrides: Sequence[str], trust_remote
     return load_recipe(content, overrides)
 
 
-def _try(recipe: Recipe, rows: Source, checked: Checked) -> tuple[Candidate, Scores] | Candidate:
+def _try(recipe: Recipe, checked: Checked) -> tuple[Candidate, Scores] | Candidate:
     """A candidate and its scores; without scores, one that says why it can't be measured."""
     checkpoint, images = recipe.model.checkpoint, checked.images
     try:
@@ -122,7 +122,7 @@ def _try(recipe: Recipe, rows: Source, checked: Checked) -> tuple[Candidate, Sco
         network: Any = load_network(recipe, images)
         copy_fit(config, network.config)
         precision = precision_of(recipe, network, processor, None)
-        job = make_job(recipe, Prepared(rows, images, config, processor, []), checked, precision, is_loaded=True)
+        job = make_job(recipe, processor, checked, precision, load=partial(load_network, recipe, images))
         candidate, scores = measure_candidate(job, network, checkpoint)
     except (ModelError, MissingPackageError) as error:
         return Candidate(checkpoint, problem=str(error))

@@ -14,7 +14,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
-from hfft.replay import extraction
+from hfft.replay import cache
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseRun
 from hfft.training.phases import run_phase
@@ -102,14 +102,13 @@ def test_with_weighted_shares_and_a_sampler(tmp_path):
 def counted(monkeypatch):
     """Images that are computed for recordings from now on."""
     computed = []
-    inner = extraction._pass
+    record = cache.record_activations
 
-    def count(begins, compute, examples, **options):
-        for rows, outputs in inner(begins, compute, examples, **options):
-            computed.append(len(rows))
-            yield rows, outputs
+    def count(*arguments, **options):
+        computed.append(record(*arguments, **options))
+        return computed[-1]
 
-    monkeypatch.setattr(extraction, "_pass", count)
+    monkeypatch.setattr(cache, "record_activations", count)
     return computed
 
 

@@ -9,17 +9,8 @@ from transformers import AutoModel, AutoModelForImageClassification
 
 from hfft.errors import ModelError
 from hfft.model.anatomy import REFUSED
-from hfft.model.checkpoint import (
-    load_checkpoint,
-    load_config,
-    load_skeleton,
-    reopen,
-    restore_weights,
-    sample_pixels,
-    save_model,
-    set_memory_format,
-)
-from hfft.model.sizing import resize_config
+from hfft.model.checkpoint import load_checkpoint, reopen, restore_weights, save_model, set_memory_format
+from hfft.model.config import load_config, load_skeleton, resize_config, sample_pixels
 from hfft.recipe.spec import ModelSpec
 
 LABELS = ("ant", "bee", "cat")

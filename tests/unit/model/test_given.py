@@ -13,7 +13,7 @@ from torch import nn
 from transformers import ViTModel
 
 from hfft.errors import ModelError
-from hfft.model.checkpoint import labels_of, set_labels
+from hfft.model.config import labels_of, set_labels
 from hfft.model.given import align_labels, check_reopens, fingerprints, take_model
 
 PartialState()  # which loggers ask

@@ -8,7 +8,7 @@ from accelerate import DistributedType
 
 from hfft.errors import RunError
 from hfft.system import launch
-from hfft.system.launch import check_launch, check_launch_options, refuse_deepspeed
+from hfft.system.launch import check_launch, check_launch_options
 
 
 @pytest.fixture(autouse=True)
@@ -79,10 +79,9 @@ def test_launches_of_one_process(monkeypatch, command):
 
 
 def test_deepspeed_is_refused(monkeypatch):
-    refuse_deepspeed()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(RunError, match=r"FSDP 2 .*recipes/accelerate/fsdp2\.yaml"):
-        refuse_deepspeed()
+    with pytest.raises(RunError, match=r"FSDP 2 .*recipes/accelerate/fsdp2\.yaml"), launch.launched():
+        pass
 
 
 def test_fsdp_2_on_gpus(monkeypatch):

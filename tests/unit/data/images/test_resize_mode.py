@@ -23,7 +23,7 @@ from hfft.data.images.decoding import decode_row
 from hfft.data.images.resize_mode import fit_processor
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError
-from hfft.model.checkpoint import load_processor
+from hfft.model.config import load_processor
 from hfft.recipe.spec import AugmentSpec, DataSpec, ModelSpec
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -124,7 +124,7 @@ def test_the_saved_processor_does_the_same_by_itself(name, fit, tmp_path):
 def test_timm_keeps_the_fit_in_its_config(tmp_path):
     tiny.save(tmp_path, "timm_wrapper")
     spec = ModelSpec(checkpoint=str(tmp_path))
-    from hfft.model.checkpoint import load_config
+    from hfft.model.config import load_config
 
     config = load_config(spec, ("a", "b"))
     processor = fit_processor(
