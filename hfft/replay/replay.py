@@ -171,7 +171,7 @@ class Replay:
     def _open(self, frozen: FrozenPass, number: int, noted: str) -> tuple[ReplayedData, str]:
         phase, asked = self._phases.specs[number], self._cache.spec.engine
         if mixing := self._cache.origin.augment.mixing:
-            raise _Declined(f"{' and '.join(mixing)} mixes the pixels of several images")
+            raise _Declined(f"pixels of several images are mixed ({', '.join(mixing)})")
         if phase.arguments.get("debug"):
             raise _Declined("debug looks at what every module computes, the frozen ones too")
         split_point = find_split_point(frozen.network, frozen.pixels(1), phase.batchnorm)
