@@ -12,7 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.data.audit.filtering import fingerprint_of
-from hfft.data.images.augmentation import as_image
+from hfft.data.images.augmentation import as_pillow
 from hfft.data.images.decoding import decode_row
 from hfft.data.sources.reading import ImageData, images_of_run
 from hfft.errors import DataError, HfftError
@@ -103,7 +103,7 @@ def find_pictures(
         name, missing = f"{place}.jpg", "it is not among the images any more"
         if row is not None:
             try:
-                found.files[name], found.rows[place] = small(as_image(decode_row(row))), row
+                found.files[name], found.rows[place] = small(as_pillow(decode_row(row))), row
             except (DataError, OSError) as error:
                 missing = f"it can't be read: {error}"
         changes = {"picture": name, "missing": ""} if name in found.files else {"picture": None, "missing": missing}
