@@ -131,16 +131,17 @@ def fastai(job: Job) -> Outcome:
     table = pd.read_csv(job.table, dtype=str)
     known = table[table["split"] != "test"].assign(is_valid=lambda rows: rows["split"] == "validation")
     processor = AutoImageProcessor.from_pretrained(job.checkpoint)
-    side = evaluation_transform(processor)(Image.new("RGB", (300, 300))).shape[-1]
-    mean, std = processor.image_mean, processor.image_std
+    dark, light = (evaluation_transform(processor)(Image.new("RGB", (300, 300), gray)) for gray in ("black", "white"))
+    spread = 1 / (light - dark).mean(dim=(1, 2))  # (3,), as are the means
+    statistics = (-dark.mean(dim=(1, 2)) * spread).tolist(), spread.tolist()
     loaders = ImageDataLoaders.from_df(
         known,
         path=Path(job.table).parent,
         fn_col="path",
         label_col="label",
         valid_col="is_valid",
-        item_tfms=Resize(side),
-        batch_tfms=[*aug_transforms(flip_vert=flips_of(job.table) == "both"), Normalize.from_stats(mean, std)],
+        item_tfms=Resize(dark.shape[-1]),
+        batch_tfms=[*aug_transforms(flip_vert=flips_of(job.table) == "both"), Normalize.from_stats(*statistics)],
         bs=BATCH,
         num_workers=0,
     )

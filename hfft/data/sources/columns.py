@@ -26,6 +26,7 @@ from hfft.recipe.spec import DataSpec
 
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
 _SAMPLE = 200  # values of a column that are read to see what it holds
+_CONTENT = (Value("binary"), Value("large_binary"), Value("binary_view"), {"bytes", "path"})
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
@@ -154,15 +155,10 @@ def first_paths(rows: Dataset, spec: DataSpec) -> list[str] | None:
 
 
 def _image_columns(rows: Dataset) -> list[str]:
-    images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
-    return images or [name for name, kind in rows.features.items() if _is_content(kind)]
-
-
-def _is_content(kind: Any) -> bool:
-    """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
-    return kind in (Value("binary"), Value("large_binary"), Value("binary_view")) or (
-        isinstance(kind, dict) and set(kind) == {"bytes", "path"}
-    )
+    """Columns of images, else those of their bytes, as Parquet files without datasets' own notes have them."""
+    kinds = {name: set(kind) if isinstance(kind, dict) else kind for name, kind in rows.features.items()}
+    images = [name for name, kind in kinds.items() if isinstance(kind, Image)]
+    return images or [name for name, kind in kinds.items() if kind in _CONTENT]
 
 
 def _path_columns(rows: Dataset) -> list[str]:
@@ -170,11 +166,13 @@ def _path_columns(rows: Dataset) -> list[str]:
     texts = [name for name, kind in rows.features.items() if is_text(kind)]
     named = [name for name in _IMAGE_NAMES if name in texts]
     named = named or [name for known in _IMAGE_NAMES for name in texts if normalized_name(name) == known]
-    return named[:1] or [name for name in texts if _are_paths([value for value in rows[name][:_SAMPLE] if value])]
-
-
-def _are_paths(values: Sequence[str]) -> bool:
-    return bool(values) and sum(Path(value).suffix.lower() in endings() for value in values) * 2 > len(values)
+    samples = {name: [value for value in rows[name][:_SAMPLE] if value] for name in ([] if named else texts)}
+    read = endings()
+    return named[:1] or [
+        name
+        for name, values in samples.items()
+        if sum(Path(value).suffix.lower() in read for value in values) * 2 > len(values)
+    ]
 
 
 # Labels
