@@ -172,7 +172,10 @@ def run_find_lr(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(**dataclasses.asdict(found))
     elif found.suggestion is None:
-        print_line(f"phase {found.phase}: the loss doesn't fall at any rate; check the labels, and what trains")
+        print_line(
+            f"phase {found.phase}: the loss falls at no rate by more than its noise; as it may behind a head that"
+        )
+        print_line("is trained well: try more --steps, or compare rates on validation images with hfft sweep")
     else:
         print_line(f"phase {found.phase}: set learning_rate: {found.suggestion:.1e}, where the loss falls fastest")
         print_line(f"the loss is lowest at {found.lowest_loss_at:.1e}; rates near that are too high to train with")

@@ -81,6 +81,6 @@ def _test(recipe: Recipe, given: InMemory, rates: Sequence[float]) -> RangeTest:
             results.append(result)
             network = plain_network(network, job.processor, recipe, results, job.folder)
         found = run_range_test(network, job.phases[-1], job.data, replay=job.replay, rates=rates)
-    advice = "the loss doesn't fall" if found.suggestion is None else f"learning_rate: {found.suggestion:.1e}"
+    advice = "the loss falls at no rate" if found.suggestion is None else f"learning_rate: {found.suggestion:.1e}"
     _LOG.info(f"{job.phases[-1].title}: {advice}; the loss is lowest at {found.lowest_loss_at:.1e}")
     return found

@@ -97,7 +97,7 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
 def write_range_curve(found: RangeTest, file: Path) -> None:
     """Draw the losses of a learning-rate range test; the kind of file is that of its name."""
     with _drawing(2.7) as (figure, (axes,)):
-        axes.plot(found.learning_rates, found.losses, color=_LINE, label="loss of a batch")
+        axes.plot(found.learning_rates, found.losses, color=_LINE, label="batches")
         axes.plot(found.learning_rates, found.smoothed, color=_FIRST, label="mean of neighbours")
         if found.suggestion is not None:
             axes.axvline(found.suggestion, color=_THIRD, linestyle="--", label=f"suggested: {found.suggestion:.1e}")

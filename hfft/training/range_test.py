@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import TrainerCallback, set_seed
 from transformers.trainer_utils import SaveStrategy
 
@@ -19,10 +21,12 @@ from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase
 from hfft.training.settings import end_activation_checkpointing, training_arguments
 from hfft.training.sharding import make_trainer
+from hfft.training.trainer import PhaseTrainer
 
 _WIDTH = 0.25  # of the mean over neighbouring rates, in decades
 _ERRORS = 3.0  # standard errors that the loss has to fall by
-_DIVERGED = 4.0  # times the least loss
+_LATEST = 5  # batches, whose loss ends the test
+_DIVERGED = 3.0  # times the loss at the start, that it has risen by
 _LEAST_FALL = 0.02  # of the first loss; less is noise
 _SCHEDULE = ("num_train_epochs", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "eval_steps")
 _SCHEDULE += ("eval_delay",)
@@ -35,7 +39,7 @@ class RangeTest:
     Attributes:
         phase: Name of the phase.
         learning_rates: Rate of each step, as the recipe's `learning_rate` gives it.
-        losses: Training loss of each step.
+        losses: Training loss of each step: the change of its batch's loss since the start, from the mean of those.
         smoothed: Their mean over neighbouring rates.
         suggestion: Rate at which the smoothed loss falls fastest; None where it falls by no more than the batches'
             noise.
@@ -89,30 +93,64 @@ def run_range_test(
     groups = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size).groups
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = make_trainer(model, data, replayed, arguments, groups=groups, freeze=freeze, shards=None)
-    rising = _RisingRate([group.learning_rate / arguments.learning_rate for group in groups], rates)
-    trainer.add_callback(rising)
+    paired = _PairedLoss(trainer)
+    trainer.compute_loss = paired  # pyright: ignore[reportAttributeAccessIssue]
+    rate = arguments.learning_rate or 1.0
+    ratios = [group.learning_rate / rate for group in groups]
+    trainer.add_callback(_RisingRate(paired, ratios, rates))
     bypassed = nullcontext() if replayed is None else replayed.split_point.bypassed()
     with bypassed, failures_explained(phase.title, arguments), suppress(Diverged):  # which ends the test
         trainer.train()
-    return evaluate_range(spec.name, rates[: len(rising.losses)], rising.losses)
+    first = float(np.mean(list(paired.first.values())))
+    losses = [first + change for change in paired.changes.values() if math.isfinite(change)]
+    return evaluate_range(spec.name, rates[: len(losses)], losses)
+
+
+class _PairedLoss:
+    """A trainer's loss that is compared with that of the same batch under the first weights.
+
+    What the images of a batch make of its loss cancels out.
+    """
+
+    def __init__(self, trainer: PhaseTrainer) -> None:
+        network: Any = trainer.model
+        self._trainable = [value for value in network.parameters() if value.requires_grad]
+        self._start = [value.detach().clone() for value in self._trainable]
+        self._trainer, self._compute = trainer, trainer.compute_loss
+        self.first: dict[int, float] = defaultdict(float)  # by step, of all batches that it accumulates
+        self.changes: dict[int, float] = defaultdict(float)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._exchange()
+        with torch.no_grad():
+            first = self._compute(*args, **kwargs).item()
+        self._exchange()
+        loss = self._compute(*args, **kwargs)
+        step = self._trainer.state.global_step
+        self.first[step] += first
+        self.changes[step] += loss.item() - first
+        return loss
+
+    def _exchange(self) -> None:
+        for place, value in enumerate(self._trainable):
+            value.data, self._start[place] = self._start[place], value.data
 
 
 class _RisingRate(TrainerCallback):
-    """Sets the rate of each step, and notes the loss that its batch had before it."""
+    """Sets the rate of each step; ends the test where the loss is far above its start."""
 
-    def __init__(self, ratios: Sequence[float], rates: Sequence[float]) -> None:
-        self.losses: list[float] = []
-        self._ratios, self._rates = ratios, rates
+    def __init__(self, paired: _PairedLoss, ratios: Sequence[float], rates: Sequence[float]) -> None:
+        self._paired, self._ratios, self._rates = paired, ratios, rates
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         for group, ratio in zip(optimizer.param_groups, self._ratios, strict=True):
             group["lr"] = ratio * self._rates[state.global_step]
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.losses.append(logs["loss"])
-            if logs["loss"] > _DIVERGED * min(self.losses):
-                control.should_training_stop = True
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        latest = list(self._paired.changes.values())[-_LATEST:]
+        first = list(self._paired.first.values())
+        if sum(latest) / len(latest) > _DIVERGED * sum(first) / len(first):
+            control.should_training_stop = True
 
 
 def evaluate_range(phase: str, rates: Sequence[float], losses: Sequence[float]) -> RangeTest:
