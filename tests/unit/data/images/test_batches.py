@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import toy
+import warm
 from accelerate.data_loader import SeedableRandomSampler
 from torch.utils.data import DataLoader
 
