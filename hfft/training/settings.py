@@ -176,6 +176,8 @@ def _check_machine(spec: PhaseSpec, arguments: TrainingArguments, *, has_acceler
         raise RecipeError(f"{where}.fp16: needs a GPU, as {why}; bf16: true is for both")
     if sharded is None:
         return
+    if spec.average is not None:
+        raise RecipeError(f"{where}.average: not under {sharded}: no process holds all weights; leave it out")
     for name, reason in _NOT_SHARDED.items():
         if getattr(arguments, name):
             raise RecipeError(f"{where}.{name}: not under {sharded}: {reason}")

@@ -83,6 +83,14 @@ def test_with_checkpointed_activations(tmp_path):
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("average", [{"ema": 0.9}, {"last": 2}, {"soup": 3}], ids=str)
+def test_with_averaged_weights(average, tmp_path):
+    phases = [{**phase, "average": average} for phase in TWO]
+    plain = train("vit", tmp_path / "plain", replay=None, phases=phases)
+    replayed = train("vit", tmp_path / "replayed", replay=EXACT, phases=phases)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
 def test_with_weighted_shares_and_a_sampler(tmp_path):
     """Focal loss on shares of classes with weights, images drawn by chance."""
     rng = np.random.default_rng(0)
