@@ -2,6 +2,8 @@
 
 import pytest
 import tiny
+from datasets import DatasetDict
+from transformers import TrainerCallback
 
 from hfft.cli import main
 from hfft.commands.automatic import choose_recipe
@@ -51,6 +53,23 @@ def test_the_file_in_the_run_folder_repeats_the_run(place, tmp_path):
     assert choose(place, minutes=6, overwrite=True).text != text
 
 
+class Stop(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **more):
+        if "1-last-blocks" in args.output_dir:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_with_the_recipe_in_its_folder(place, tmp_path):
+    first = choose(place)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(first, callbacks=[Stop()])
+    again = choose(place)
+    assert (again.recipe, again.text, again.seconds) == (first.recipe, first.text, {})
+    run = finetune(again)
+    assert run.is_finished
+    assert (tmp_path / "runs/photos/recipe.yaml").read_text() == first.text
+
+
 def test_what_is_asked_for_wins(place):
     chosen = choose(place, "phases.head.num_train_epochs=2", "data.augment.flip=both", "seed=3")
     assert chosen.recipe.phases[0].arguments["num_train_epochs"] == 2
@@ -81,6 +100,11 @@ def test_bad_requests_are_one_error_and_leave_nothing(tmp_path, photos, monkeypa
     assert isinstance(caught.value, HfftError)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_on_disk_and_data_in_memory_do_not_go_together(place):
+    with pytest.raises(RecipeError, match="data="):
+        finetune(str(place), data=DatasetDict())
 
 
 def test_options_for_images_do_not_go_with_a_recipe(tmp_path, capsys):
