@@ -22,12 +22,12 @@ from hfft.model.anatomy import dissect
 from hfft.model.checkpoint import load_config, load_processor, load_skeleton, sample_pixels, set_labels
 from hfft.model.checkpoint_files import check_weights
 from hfft.model.given import align_labels, check_reopens
-from hfft.recipe.contradictions import multi_label_problems, warms_up
+from hfft.recipe.contradictions import multi_label_problems, solving_problems, warms_up
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.runs.locating import weights_place
 from hfft.runs.record import Plan
-from hfft.system.launch import check_launch_options
+from hfft.system.launch import check_launch_options, spread_by
 from hfft.system.machine import has_native_bfloat16
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 from hfft.training.plan import activation_bytes, expand_phases, plan_phase, prepare_phase, refuses_one_image
@@ -253,15 +253,18 @@ def resolve_phases(recipe: Recipe, model: PreTrainedModel | None) -> Recipe:
 
 
 def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
-    """The phases as they run in `float32` or `bfloat16`; one that sets bf16 or fp16 itself is left alone."""
-    if precision == "float32":
-        return recipe.phases
-    return tuple(
-        phase
-        if {"bf16", "fp16"} & set(phase.arguments)
-        else dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
-        for phase in recipe.phases
-    )
+    """The phases as they run in `float32` or `bfloat16`; one that sets bf16 or fp16 itself is left alone.
+
+    With `solver: steps` where a head of `auto` can't be solved.
+    """
+    phases = []
+    for phase in recipe.phases:
+        if phase.solver == "auto" and phase.is_solved and (spread_by() or solving_problems(phase, recipe)):
+            phase = dataclasses.replace(phase, solver="steps")
+        if precision != "float32" and not {"bf16", "fp16"} & set(phase.arguments):
+            phase = dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
+        phases.append(phase)
+    return tuple(phases)
 
 
 def metrics_of(images: ImageData) -> Mapping[str, MetricFunction]:

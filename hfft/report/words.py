@@ -63,6 +63,12 @@ def how_trained(phase: PhaseFacts) -> str:
         kept = (
             f" The weights of step {result.best_step:,} were kept, the best by {spoken(judge)} on validation{value}."
         )
+    if plan.solver == "lbfgs":
+        decays = {entry["step"]: entry["weight_decay"] for entry in phase.history if "weight_decay" in entry}
+        return (
+            f"Trained {plan.trains}: {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}.{kept} "
+            f"Weight decay {decays[result.best_step]:g}."
+        )
     replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
     return (
         f"Trained {trained_parts(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "

@@ -31,7 +31,7 @@ EXPORT = "onnx"  # folder of an export
 SUMMARY = "summary.json"  # of a cross-validation, beside the run folders of its folds
 RESULT = "result.json"
 RETENTION = "retention.json"  # in a phase's folder, and in the run's
-_PLAN, _HISTORY, _ENGINE, _SEARCH = "plan.json", "history.jsonl", "replay.json", "search.json"
+_PLAN, _HISTORY, _ENGINE = "plan.json", "history.jsonl", "replay.json"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Group:
     """Parameters of one part that share a learning rate and a weight decay.
 
     Attributes:
-        learning_rate: Highest rate of the schedule; None while it is still to be found.
+        learning_rate: Highest rate of the schedule; None in older runs, while it was still to be found.
     """
 
     part: str
@@ -68,6 +68,7 @@ class Plan:
         processes: That share the images.
         shares: Images per epoch of the process that sees fewest and of the one that sees most.
         frozen_share: Of the network, counted in blocks, that is in front of all that trains.
+        solver: `steps` of an optimizer, or `lbfgs`, whose steps are weight decays.
     """
 
     phase: str
@@ -85,6 +86,7 @@ class Plan:
     processes: int = 1
     shares: Sequence[int] = ()
     frozen_share: float = 0.0
+    solver: str = "steps"
 
     @property
     def batch_in_words(self) -> str:
@@ -100,7 +102,9 @@ class Plan:
 
     @property
     def steps_in_words(self) -> str:
-        """For example `1,000 steps of 8 images`."""
+        """For example `1,000 steps of 8 images`; `solved by L-BFGS for 11 weight decays`."""
+        if self.solver == "lbfgs":
+            return f"solved by L-BFGS for {self.steps} weight decays"
         return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 
@@ -174,12 +178,6 @@ class PhaseRecord:
         return self.folder / "merged"
 
     @property
-    def search(self) -> dict[str, Any] | None:
-        """What the search for a learning rate found; None where there was none."""
-        path = self.folder / _SEARCH
-        return read_json(path) if path.is_file() else None
-
-    @property
     def retention(self) -> Path:
         """File with what was measured after the phase of the pretrained network's knowledge."""
         return self.folder / RETENTION
@@ -204,10 +202,6 @@ class PhaseRecord:
     def write_engine(self, engine: str | None) -> None:
         """Keep how the phase is replayed, so that it goes on in the same way."""
         write_json(self.folder / _ENGINE, {"engine": engine})
-
-    def write_search(self, found: Mapping[str, Any]) -> None:
-        """Keep what the search for a learning rate found."""
-        write_json(self.folder / _SEARCH, dict(found))
 
 
 class RunRecord:

@@ -1,5 +1,6 @@
 """Logistic regression: the linear head at the minimum of its loss, for a path of weight decays."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class LinearHead:
     weight_decay: float
     steps: int
     slope: float
+
+    def cpu(self) -> "LinearHead":
+        """The same head in main memory."""
+        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (N, K) of inputs (N, D)."""

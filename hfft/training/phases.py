@@ -13,6 +13,8 @@ from transformers.debug_utils import DebugUnderflowOverflow
 from hfft.errors import TrainingError
 from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
+from hfft.recipe.spec import PhaseSpec
+from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
 from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
@@ -28,10 +30,10 @@ from hfft.training.callbacks import (
 )
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.plan import plan_phase, prepare_phase
-from hfft.training.probe import with_rate
+from hfft.training.plan import plan_phase, prepare_phase, with_solver
 from hfft.training.settings import end_activation_checkpointing, make_checkpointing_exact, training_arguments
 from hfft.training.sharding import Shards, make_trainer
+from hfft.training.solved_head import solvable_head
 from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore
 
 _LOG = get_logger(__name__)
@@ -69,7 +71,7 @@ def run_phase(
     if result is not None:
         _LOG.info(f"{phase.title}: was finished")
         checkpoint = phase.folder / result.checkpoint
-        problem = damage(checkpoint)
+        problem = damage(checkpoint, has_ended=True)
         if problem is not None:
             raise TrainingError(
                 f"{checkpoint}: the weights of this finished phase can't be read ({problem}); remove {phase.folder} "
@@ -107,17 +109,16 @@ def _finish(
         replayed = None
         if replay is not None:
             replayed = replay.open(data.frozen_pass(model, arguments, title), phase.number, folder)
-        spec = with_rate(model, data, replayed, arguments, phase)
-    arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
+    spec = _with_solver(model, phase, replayed)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     make_checkpointing_exact(arguments)
     trainer = make_trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
     progress = PhaseProgress(title, len(data.train))
     record = PhaseRecord(folder)
-    own = [FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
+    own = [progress, FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
     own += [PhaseEarlyStopping(spec.early_stopping)] if spec.early_stopping is not None else []
-    for callback in (*callbacks, progress, *own):
+    for callback in (*callbacks, *([HistoryWriter(record)] if spec.is_solved else own)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
@@ -140,6 +141,23 @@ def _finish(
         record.write_result(result)
     meet()
     return model, result
+
+
+def _with_solver(model: Any, phase: PhaseRun, replayed: ReplayedData | None) -> PhaseSpec:
+    """The phase as it is run: solved, where the vectors that enter a linear head are recorded, or in steps."""
+    spec = with_solver(model, phase.spec)
+    if spec.solver == "steps":
+        return spec
+    enters = None if replayed is None else model.get_submodule(replayed.split_point.path)
+    if replayed is not None and enters is solvable_head(model):
+        ndims = [tensor.ndim for tensor in replayed.train[0]["activations"]]
+        if ndims == [1]:
+            return spec
+    why = "what enters the head is not recorded, as vectors that nothing random changes"
+    if phase.spec.solver == "lbfgs":
+        raise TrainingError(f"{phase.title}: solver: lbfgs: {why}; set solver: steps")
+    _LOG.info(f"{phase.title}: takes steps: {why}")
+    return dataclasses.replace(spec, solver="steps")
 
 
 def _released(trainer: PhaseTrainer) -> Any:

@@ -251,8 +251,11 @@ def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
     return None
 
 
-def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
-    """Why a checkpoint can't be continued by this many processes; None where all its files open."""
+def damage(folder: Path, *, is_scaled: bool = False, has_ended: bool = False) -> str | None:
+    """Why a checkpoint can't be continued by this many processes; None where all its files open.
+
+    Of a phase that has ended, only the weights are needed.
+    """
     try:
         weights = [*folder.glob("*.safetensors")]
         if not weights:
@@ -263,6 +266,8 @@ def damage(folder: Path, *, is_scaled: bool = False) -> str | None:
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
+        if has_ended:
+            return None
         processes = PartialState().num_processes
         random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
         # Trainer goes on without the scaler's and the random states, silently.

@@ -37,7 +37,7 @@ novelty: true
 widget: 3
 replay: {engine: torch}
 phases:
-  - {name: head, learning_rate: auto, num_train_epochs: 3}
+  - {name: head}
   - {name: last, unfreeze: {blocks: 2}, learning_rate: 5.0e-3, num_train_epochs: 12}
   - {name: lora, adapter: {on: attention}, learning_rate: 1.0e-3, num_train_epochs: 1}
 """

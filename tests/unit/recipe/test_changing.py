@@ -163,7 +163,9 @@ FULL = Recipe(
         leaks="stop",
     ),
     phases=(
-        PhaseSpec(name="head", head_learning_rate=0.5, early_stopping=2, arguments={"weight_decay": 0.5}),
+        PhaseSpec(
+            name="head", solver="steps", head_learning_rate=0.5, early_stopping=2, arguments={"weight_decay": 0.5}
+        ),
         PhaseSpec(name="more", gradual=GradualSpec(blocks_per_phase=2, blocks=4)),
         PhaseSpec(name="deep", unfreeze={"blocks": "first 2"}, layer_decay=0.75, batchnorm="train"),
         PhaseSpec(

@@ -1,0 +1,138 @@
+"""A head phase without steps: for each weight decay the head of least loss, and of these the best on validation.
+
+The head that later phases start from, https://hf.co/papers/2202.10054.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.logging import get_logger
+from torch import nn
+from transformers import TrainerState
+
+from hfft.errors import TrainingError
+from hfft.system.distributed import on_main
+from hfft.training.logistic import LinearHead, solve_heads
+from hfft.training.losses import LabelSetLoss
+from hfft.training.trainer import PhaseTrainer
+
+WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+"""A solved phase's steps: one for each, the strongest first."""
+_FOLDS = 5  # of the training images, where there are no others to choose by
+
+_LOG = get_logger(__name__)
+
+
+def solvable_head(model: nn.Module) -> nn.Linear | None:
+    """The linear layer that is all that trains; None where that is something else, or more."""
+    trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
+    linear = [module for module in model.modules() if type(module) is nn.Linear and module.bias is not None]
+    return next((layer for layer in linear if {id(layer.weight), id(layer.bias)} == trainable), None)
+
+
+class HeadTrainer(PhaseTrainer):
+    """Solves a head, and logs, evaluates and saves as a training does: one evaluation for each weight decay.
+
+    Nothing is saved before the end: a phase that was killed is solved again, to the same bits.
+
+    Attributes:
+        metrics: By name, from probabilities (N, K) and labels.
+    """
+
+    metrics: Mapping[str, Callable[[np.ndarray, np.ndarray], float]]
+
+    def train_to_end(self, title: str) -> None:
+        """Leave the best head in the model and on disk."""
+        layer = solvable_head(self.model)  # pyright: ignore[reportArgumentType]
+        assert layer is not None  # or the phase would take steps
+        begun = time.monotonic()
+        heads, folds = on_main(lambda: self._solve(layer, title))
+        state: TrainerState = self.state
+        state.max_steps = state.num_train_epochs = len(heads)
+        self.callback_handler.on_train_begin(self.args, state, self.control)
+        found: list[Mapping[str, float]] = []
+        for step, head in enumerate(heads, start=1):
+            _put(layer, head)
+            state.global_step, state.epoch = step, float(step)
+            self._about = {"weight_decay": head.weight_decay, "lbfgs_steps": head.steps, "slope": head.slope}
+            if self.eval_dataset is not None:
+                found.append({name.removeprefix("eval_"): value for name, value in self.evaluate().items()})
+            else:
+                found.append(folds[step - 1])
+                self.log({f"folds_{name}": value for name, value in found[-1].items()})
+        self._about = {}
+        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        sign = 1 if self.args.greater_is_better else -1
+        ranks = [(sign * one[metric], -one.get("log_loss", 0.0)) for one in found]
+        best = ranks.index(max(ranks))  # of equal ones the strongest decay
+        _put(layer, heads[best])
+        state.global_step = state.best_global_step = best + 1
+        state.best_metric = found[best][metric]
+        self.args.save_only_model = True
+        self._save_checkpoint(self.model, trial=None)
+        self.callback_handler.on_save(self.args, state, self.control)
+        state.global_step = len(heads)
+        seconds = time.monotonic() - begun
+        images: Any = self.train_dataset
+        self.log({"train_runtime": seconds, "train_samples_per_second": round(len(images) / seconds, 3)})
+        self.callback_handler.on_train_end(self.args, state, self.control)
+        where = "validation" if self.eval_dataset is not None else f"the images of other folds ({_FOLDS})"
+        chosen = f"weight decay {heads[best].weight_decay:g} of {len(heads)}"
+        _LOG.info(f"{title}: solved in {seconds:.1f} s; {chosen}, {metric} {found[best][metric]:.4f} on {where}")
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log with the weight decay at hand, and how far the solver came."""
+        super().log({**logs, **self._about}, start_time)
+
+    _about: Mapping[str, float] = {}
+
+    def _solve(self, layer: nn.Linear, title: str) -> tuple[list[LinearHead], list[dict[str, float]]]:
+        """The heads; without validation images also the metrics of each weight decay over folds of the images."""
+        views, labels = self._rows()
+        if not all(bool(view.isfinite().all()) for view in views):
+            raise TrainingError(f"{title}: what enters the head is no number for some image; is a weight of it none?")
+        _LOG.info(f"{title}: solves {len(WEIGHT_DECAYS)} heads on {len(views)} x {len(labels):,} images")
+        folds = [] if self.eval_dataset is not None else self._fold_metrics(views, labels, layer.out_features)
+        return self._heads(views, labels, layer.out_features), folds
+
+    def _rows(self) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """What enters the head, (N, D) for each view, and the labels, (N,) or with weights (N, K)."""
+        data: Any = self.train_dataset
+        device = self.args.device if self.args.device.type == "cuda" else torch.device("cpu")  # MPS has no float64
+        views = [view.rows(range(len(view)))[0].to(device, torch.float32) for view in data.views]
+        return views, torch.from_numpy(np.asarray(data.labels)).to(device)
+
+    def _heads(self, views: list[torch.Tensor], labels: torch.Tensor, classes: int) -> list[LinearHead]:
+        loss: Any = self.compute_loss_func
+        if self.chances is not None:
+            shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, classes)
+            labels = shares * (self.chances / self.chances.mean()).to(labels.device, torch.float32)[:, None]
+        inputs, labels = torch.cat(views), torch.cat([labels] * len(views))
+        heads = solve_heads(inputs, labels, classes=classes, weight_decays=WEIGHT_DECAYS, loss=loss)
+        return [head.cpu() for head in heads]
+
+    def _fold_metrics(self, views: list[torch.Tensor], labels: torch.Tensor, classes: int) -> list[dict[str, float]]:
+        """For each weight decay the metrics of images by heads of the other folds; views of an image share a fold."""
+        is_multi_label = isinstance(self.compute_loss_func, LabelSetLoss)
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.args.seed))
+        fold_of = torch.empty_like(order)
+        fold_of[order] = torch.arange(len(order)) % _FOLDS
+        logits = torch.zeros(len(WEIGHT_DECAYS), len(labels), classes, dtype=torch.float64)
+        for fold in range(_FOLDS):
+            known, asked = (fold_of != fold).to(labels.device), (fold_of == fold).to(labels.device)
+            if not asked.any():
+                continue
+            for number, head in enumerate(self._heads([view[known] for view in views], labels[known], classes)):
+                logits[number, fold_of == fold] = head.logits(views[0][asked].cpu())
+        truth = (labels if is_multi_label or labels.ndim == 1 else labels.argmax(dim=1)).cpu().numpy()
+        shares = (logits.sigmoid() if is_multi_label else logits.softmax(dim=2)).numpy()
+        return [{name: float(measure(one, truth)) for name, measure in self.metrics.items()} for one in shares]
+
+
+@torch.no_grad()
+def _put(layer: nn.Linear, head: LinearHead) -> None:
+    layer.weight.copy_(head.weight)
+    layer.bias.copy_(head.bias)
