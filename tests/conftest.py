@@ -20,6 +20,7 @@ os.environ |= {  # read by the libraries when they are imported, so before any o
     "HF_DATASETS_OFFLINE": "1",
     "HF_HOME": _HF_HOME,
     "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(filter(None, [*map(str, Path(__file__).parents[1::-1]), os.getenv("PYTHONPATH")])),
     "TOKENIZERS_PARALLELISM": "false",
 }
 

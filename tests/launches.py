@@ -65,7 +65,8 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; GPUs are hidden unless asked for.
 
-    The first process is forked from one that has imported everything; a `fresh` one has a command line of its own.
+    It and the processes that it launches are forked from one that has imported everything; a `fresh` one has a command
+    line of its own.
     """
     hidden = {} if gpus else {"CUDA_VISIBLE_DEVICES": ""}
     env = {**os.environ, **hidden, **environment}
@@ -96,10 +97,7 @@ def run_jobs(
     place = folder / "jobs"
     place.mkdir()
     (place / "jobs.json").write_text(json.dumps(jobs))
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    succeed(
-        [*launch(*launching), "-m", "jobs", place / "jobs.json", *([kind] if kind else [])], folder, PYTHONPATH=path
-    )
+    succeed([*launch(*launching), "-m", "jobs", place / "jobs.json", *([kind] if kind else [])], folder)
     outputs = {name: [f"{name}.{rank}.{stream}" for stream in STREAMS for rank in (0, 1)] for name in jobs}
     texts = {name: [(place / file).read_text() for file in files] for name, files in outputs.items()}
     return {
@@ -124,13 +122,13 @@ def write_phases(folder: Path) -> None:
 
 
 def train(family: str, output: str, replay: str, batch: int, accumulated: int = 1, module: str = "hfft") -> list[str]:
-    """The end of a command; with `output` one, of a run that draws nothing.
+    """The end of a command; only with `output` two, of a run that draws its report.
 
     `module` may be one that stands for hfft, such as `fsdp_on_cpu`.
     """
     sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulated}
     overrides = [f"training.{name}={value}" for name, value in sizes.items()]
-    overrides += [f"output_dir={output}", f"replay.mode={replay}", f"report={str(output != 'one').lower()}"]
+    overrides += [f"output_dir={output}", f"replay.mode={replay}", f"report={str(output == 'two').lower()}"]
     return ["-m", module, "train", f"{family}.yaml", *overrides]
 
 

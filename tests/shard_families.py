@@ -1,10 +1,11 @@
-"""Shards a tiny network of every family and trains one step; run by two processes, prints what went wrong.
+"""Shards a tiny network of each family named and trains one step; run by two processes, prints what went wrong.
 
-`accelerate launch --config_file fsdp2.yaml --num_processes 2 -m shard_families`
+`accelerate launch --config_file fsdp2.yaml --num_processes 2 -m shard_families vit convnext`
 """
 
 import copy
 import os
+import sys
 from typing import Any
 
 import fsdp_on_cpu
@@ -57,7 +58,7 @@ def _optimizer(network: Any) -> torch.optim.Optimizer:
 def main() -> None:
     fsdp_on_cpu.believe_in_accelerators()
     accelerator = Accelerator()
-    for family in tiny.CONFIGS:
+    for family in sys.argv[1:]:
         for name, spec in PHASES.items():
             try:
                 found = problem(family, spec, accelerator)

@@ -8,13 +8,14 @@ import pty
 import re
 import select
 import struct
-import subprocess
 import termios
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import warm
 
 _PIECE = re.compile(r"\x1b\[([0-9;]*)([A-Za-z])|\r|\n|[^\x1b\r\n]+")
 
@@ -84,14 +85,9 @@ def run(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
 
-    def own_terminal() -> None:
-        os.setsid()
-        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-
     env = {**os.environ, "TERM": "xterm", **(environment or {})}
-    child = subprocess.Popen(
-        [*map(str, command)], cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=env, preexec_fn=own_terminal
-    )
+    words = [*map(str, command)]
+    child = warm.Popen(words, cwd=folder, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True)
     os.close(theirs)
     written, end = b"", time.monotonic() + seconds
     while time.monotonic() < end:

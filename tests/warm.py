@@ -2,13 +2,16 @@
 
 `Popen` is `subprocess.Popen` whose process is forked where nothing speaks against it, and fresh elsewhere: with its
 own id, signals, exit code, environment, folder, files, and end of an interpreter. Imports are what it doesn't prove.
+Python processes that a fork starts, such as those of a launcher, are forks of it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import gc
+import io
 import json
 import os
 import random
@@ -17,9 +20,10 @@ import signal
 import socket
 import subprocess
 import sys
+import termios
 import types
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -37,7 +41,6 @@ _ALL = (
     ),
     *(
         "hfft.report.card",
-        "hfft.report.compare_page",
         "hfft.report.page",
         "hfft.commands.finetune",
         "hfft.commands.sweep",
@@ -49,6 +52,7 @@ _WITHOUT_HUB = (
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg", "pandas", "pyarrow.parquet", "sympy"),
     *("scipy.optimize", "torch._dynamo.aot_compile", "torch.distributed.tensor", "torchvision.transforms.v2"),
 )
+_LAUNCHER = "torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler"
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
 
 
@@ -56,25 +60,60 @@ class Popen(subprocess.Popen):
     """A process of `[sys.executable, "-m", MODULE, ...]`, of a file, or of `-c` and code."""
 
     def _execute_child(self, args: Any, *more: Any) -> None:
-        executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell = more[:9]
-        files, new_session = more[9:15], more[20]
-        words = [] if shell or isinstance(args, str | bytes) else [os.fspath(word) for word in args]
-        environment = dict(os.environ if env is None else env)
-        imports = _importable(environment)
-        if executable or preexec_fn or pass_fds or not _is_plain(words) or imports is None:
+        request = _request(args, *more)
+        imports = None if request is None else self._importable(request["environment"])
+        if request is None or imports is None:
             super()._execute_child(args, *more)
             return
-        request = {
-            "words": words[1:],
-            "folder": os.fspath(cwd or os.getcwd()),
-            "environment": environment,
-            "new_session": bool(new_session),
-        }
+        files = more[9:15]
         theirs = (files[0], files[3], files[5])
         given = [number if file == -1 else file for number, file in enumerate(theirs)]
-        self.pid = _server(imports).fork(request, given)
+        self.pid = self._fork(imports, request, given)
         self._child_created = True
         self._close_pipe_fds(*files)
+
+    @staticmethod
+    def _importable(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+        """What may have been imported before this environment was known."""
+        changed = dict(_at_import(environment).items() ^ _AT_START.items())
+        if not changed:
+            return _ALL
+        return _WITHOUT_HUB if all(name.startswith(_OF_THE_HUB) for name in changed) else None
+
+    @staticmethod
+    def _fork(imports: tuple[str, ...], request: dict[str, Any], files: Sequence[int]) -> int:
+        return _server(imports).fork(request, files)
+
+
+class _OfAFork(Popen):
+    """A process that a fork starts."""
+
+    @staticmethod
+    def _importable(environment: Mapping[str, str]) -> tuple[str, ...] | None:
+        return () if _at_import(environment) == _at_import(os.environ) else None
+
+    @staticmethod
+    def _fork(imports: tuple[str, ...], request: dict[str, Any], files: Sequence[int]) -> int:
+        child = os.fork()
+        if child == 0:
+            _become({**request, "files": files})
+            _execute_and_exit(request["words"])
+        return child
+
+
+def _request(args: Any, *more: Any) -> dict[str, Any] | None:
+    """What a fork is told, of the arguments of `subprocess.Popen._execute_child`; None if it could not obey."""
+    executable, preexec_fn, _, pass_fds, cwd, env, _, _, shell = more[:9]
+    words = [] if shell or isinstance(args, str | bytes) else [os.fspath(word) for word in args]
+    is_plain = sys.platform == "linux" and words[:1] == [sys.executable] and len(words) > 1
+    if executable or preexec_fn or pass_fds or not is_plain:
+        return None
+    return {
+        "words": words[1:],
+        "folder": os.fspath(cwd or os.getcwd()),
+        "environment": dict(os.environ if env is None else env),
+        "new_session": bool(more[20]),
+    }
 
 
 def run(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[str]:
@@ -84,23 +123,11 @@ def run(command: Sequence[Any], **options: Any) -> subprocess.CompletedProcess[s
     return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
-def _is_plain(words: Sequence[str]) -> bool:
-    return sys.platform == "linux" and words[:1] == [sys.executable] and words[1:2] not in ([], ["-u"])
-
-
 def _at_import(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_AT_IMPORT)}
 
 
 _AT_START = _at_import(os.environ)
-
-
-def _importable(environment: Mapping[str, str]) -> tuple[str, ...] | None:
-    """What may have been imported before this environment was known."""
-    changed = dict(_at_import(environment).items() ^ _AT_START.items())
-    if not changed:
-        return _ALL
-    return _WITHOUT_HUB if all(name.startswith(_OF_THE_HUB) for name in changed) else None
 
 
 @functools.cache
@@ -164,8 +191,7 @@ def _serve(stream: socket.socket) -> dict[str, Any]:
             if child == 0:
                 os.close(adopted[1])
                 os.read(adopted[0], 1)  # until it has its new parent
-                for file in (*told, adopted[0], stream.detach()):
-                    os.close(file)
+                stream.detach()
                 return {**request, "files": files}
             os.write(told[1], child.to_bytes(8, "big"))
             os._exit(0)
@@ -178,13 +204,11 @@ def _serve(stream: socket.socket) -> dict[str, Any]:
 
 def _become(request: Mapping[str, Any]) -> None:
     """What a new interpreter has of its own."""
-    for number, file in enumerate(request["files"]):
-        os.dup2(file, number)
-    for file in request["files"]:
-        if file > 2:
-            os.close(file)
+    _take_files(request["files"])
     if request["new_session"]:
         os.setsid()
+        if os.isatty(0):
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(request["folder"])
     own, new = (where.get("PYTHONPATH", "") for where in (os.environ, request["environment"]))
     if own != new:
@@ -192,16 +216,37 @@ def _become(request: Mapping[str, Any]) -> None:
         sys.path[1:] = [*filter(None, new.split(os.pathsep)), *rest]
     os.environ.clear()
     os.environ.update(request["environment"])
+    for ending in (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(ending, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    for name in ("stdin", "stdout", "stderr"):
-        number, mode = getattr(sys, name).fileno(), getattr(sys, name).mode
-        stream = open(number, mode, buffering=1 if os.isatty(number) or name == "stderr" else -1, closefd=False)  # noqa: SIM115
-        setattr(sys, name, stream)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        setattr(sys, name, _stream(number, at_once=request["words"][0] == "-u"))
     random.seed()
     sys.modules["numpy"].random.seed()
+    subprocess.Popen = _OfAFork
+    if "hfft.cli" in sys.modules:
+        sys.modules["hfft.system.distributed"]._imported_by = os.getpid()  # it tells forks of a notebook by it
+        sys.modules[_LAUNCHER].Popen = _OfAFork
+
+
+def _take_files(files: Sequence[int]) -> None:
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+    for file in map(int, os.listdir("/proc/self/fd")):
+        if file > 2:
+            with suppress(OSError):  # the listing's own
+                os.close(file)
+
+
+def _stream(number: int, *, at_once: bool) -> io.TextIOWrapper:
+    mode = "w" if number else "r"
+    if number and at_once:
+        return io.TextIOWrapper(io.FileIO(number, mode, closefd=False), write_through=True)
+    return open(number, mode, buffering=1 if os.isatty(number) or number == 2 else -1, closefd=False)
 
 
 def _execute(words: Sequence[str]) -> None:
+    words = words[1:] if words[0] == "-u" else words
     first = words[0]
     if first == "-m":
         sys.argv = list(words[1:])
@@ -216,6 +261,22 @@ def _execute(words: Sequence[str]) -> None:
         sys.argv = list(words)
         sys.path[0] = os.path.dirname(os.path.abspath(first))
         runpy.run_path(first, run_name="__main__")
+
+
+def _execute_and_exit(words: Sequence[str]) -> None:
+    """With the end of an interpreter, and never back into the code that forked."""
+    code: Any = 0
+    try:
+        _execute(words)
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)  # noqa: T201
+            code = 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    ctypes.pythonapi.Py_Exit(code)
 
 
 def _import(names: Sequence[str]) -> None:

@@ -152,7 +152,7 @@ def run_predict(arguments: argparse.Namespace) -> None:
 
         found = find_input_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
         from hfft.inference.classifier import Classifier
-        from hfft.inference.predictions import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
+        from hfft.inference.outputs import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
 
     output, form = arguments.output, choose_format(arguments.format, arguments.output)
     holds_all = form in ("csv", "parquet")
@@ -287,24 +287,19 @@ def run_report(arguments: argparse.Namespace) -> None:
 
 def run_push(arguments: argparse.Namespace) -> None:
     """Send a run to the Hub."""
-    from pydantic import ValidationError
+    from hfft.hub.pushing import push
 
-    from hfft.hub.pushing import bad_spec, push_run
-    from hfft.recipe.spec import HubSpec
-
-    try:
-        spec = HubSpec(
-            repo_id=arguments.repo_id,
-            what=arguments.what,
-            private=not arguments.public,
-            revision=arguments.revision,
-            create_pr=arguments.create_pr,
-            commit_message=arguments.message,
-            base_model=arguments.base_model,
-        )
-    except ValidationError as error:
-        raise bad_spec(error) from error
-    pushed = push_run(Path(arguments.run_folder), spec, trust_remote_code=arguments.trust_remote_code)
+    pushed = push(
+        arguments.run_folder,
+        arguments.repo_id,
+        trust_remote_code=arguments.trust_remote_code,
+        what=arguments.what,
+        private=not arguments.public,
+        revision=arguments.revision,
+        create_pr=arguments.create_pr,
+        commit_message=arguments.message,
+        base_model=arguments.base_model,
+    )
     print_line(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
 
 
@@ -349,7 +344,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
     content = dataclasses.asdict(found)
     if html is not None:
         with quick_imports():
-            from hfft.report.compare_page import write_comparison
+            from hfft.report.page import write_comparison
 
         write_comparison(content, html)
     if as_json:

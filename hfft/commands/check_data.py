@@ -14,8 +14,8 @@ from hfft.data.audit.filtering import gray_of, joined
 from hfft.data.audit.findings import KINDS, Finding, in_order, list_findings
 from hfft.data.sources.advice import check_found
 from hfft.data.sources.class_folders import find_ignored
+from hfft.data.sources.folders import CLASS_FOLDER, SPLIT_NAMES
 from hfft.data.sources.labels import class_names, count_keys
-from hfft.data.sources.layout import CLASS_FOLDER, SPLIT_NAMES
 from hfft.data.sources.reading import choose_splits, load_data, read_source
 from hfft.errors import DataError
 from hfft.recipe.loading import load_recipe

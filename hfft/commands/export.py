@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,14 @@ from hfft.data.sources.reading import images_of_run
 from hfft.errors import DataError, HfftError, ModelError, first_line
 from hfft.inference.classifier import Classifier
 from hfft.inference.images import find_input_images
-from hfft.inference.onnx_graph import ParityResult, compare_outputs, open_graph, write_graph
+from hfft.inference.onnx_export import (
+    ParityResult,
+    Preprocessing,
+    compare_outputs,
+    open_graph,
+    plan_preprocessing,
+    write_graph,
+)
 from hfft.inference.opening import source_name
 from hfft.inference.outputs import check_output_folder, source_without_hfft, write_output_folder
 from hfft.model.checkpoint import quiet
@@ -29,9 +36,6 @@ from hfft.system.lazy_imports import require
 from hfft.system.markdown import escape
 from hfft.system.progress import SOON, bar
 from hfft.system.text import path_text, printable_path
-
-if TYPE_CHECKING:
-    from hfft.inference.preprocessing import Preprocessing  # and onnxruntime
 
 MAX_IMAGES = 1000
 _GENERATED = 32
@@ -183,7 +187,6 @@ def _write_export(
     folder: Path, name: str, classifier: Classifier, sample: _Sample
 ) -> tuple[ParityResult, tuple[str, ...]]:
     from hfft.inference import onnx_predict  # onnxruntime may be missing
-    from hfft.inference.preprocessing import plan_preprocessing
 
     model: Any = classifier.model
     processor: Any = classifier.processor
@@ -243,7 +246,7 @@ def _transformed(sample: _Sample, transform: Transform) -> Iterator[tuple[str, t
 
 
 def _card(
-    name: str, shape: tuple[int, ...], classes: tuple[str, ...], parity: ParityResult, preprocessing: "Preprocessing"
+    name: str, shape: tuple[int, ...], classes: tuple[str, ...], parity: ParityResult, preprocessing: Preprocessing
 ) -> str:
     has_steps = preprocessing.steps is not None
     use = _USE if has_steps else _USE_PROCESSOR

@@ -8,7 +8,7 @@ from typing import Any
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError, first_line
 from hfft.evaluators.attribution import keep_mistakes
-from hfft.evaluators.label_pictures import keep_label_pictures
+from hfft.evaluators.pictures import keep_label_pictures
 from hfft.inference.classifier import Classifier
 from hfft.report.card import write_report
 from hfft.report.page import write_page

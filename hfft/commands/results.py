@@ -15,8 +15,7 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
 from hfft.data.sources.reading import ImageData
 from hfft.errors import TrainingError
-from hfft.evaluators.held_out import ForwardPass, score_held_out
-from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.evaluators.protocol import Evaluator, ForwardPass, Job, Result, score_held_out
 from hfft.inference.classifier import Classifier
 from hfft.metrics.scores import Scores
 from hfft.metrics.scoring import check_logits, check_validation
@@ -34,10 +33,8 @@ from hfft.runs.record import (
 )
 from hfft.system.distributed import on_main
 from hfft.system.files import write_folder
-from hfft.system.machine import cpus_per_process
 from hfft.system.text import listed
 from hfft.training.model_selection import Selection
-from hfft.training.settings import EVAL_BATCH
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
@@ -65,17 +62,12 @@ def score_result(
     set_memory_format(classifier.model, recipe.model.memory_format)
     in_memory, reopened = (network, evaluation_transform(job.processor)), (classifier.model, classifier.transform)
     on_main(lambda: check_logits(in_memory, reopened, job.images.splits["train"], str(folder)))
-    arguments = recipe.phases[-1].arguments
-    forward = ForwardPass(
-        classifier.transform,
-        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-        choose_run=scoring_engine(PhaseRecord(job.phases[0].folder).engine()),
-    )
+    engine = scoring_engine(PhaseRecord(job.phases[0].folder).engine())
+    forward = ForwardPass.evaluating(classifier.transform, recipe.phases[-1].arguments, engine)
     result = Result(folder, classifier.model, classifier.processor, forward, results, selection, {})
     asked = [evaluator.join_pass(job, result) for evaluator in evaluators] if job.held_out else []
     joint = next((one for one in asked if one is not None), None)
-    scores = score_held_out(classifier.model, job.held_out, forward, joint, classes=job.images.labels)
+    scores = score_held_out(job, result, joint)
     if "validation" in scores and recipe.retain.interpolate is None:  # which gives it other weights on purpose
         check_validation(
             results[selection.number].metrics,

@@ -16,14 +16,14 @@ from PIL import Image
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import evaluation_transform, pixel_scale
 from hfft.data.sources.reading import ImageData
-from hfft.errors import DataError, HfftError, ModelError, first_line
+from hfft.errors import HfftError, ModelError, first_line
 from hfft.evaluators.grad_cam import attribute
-from hfft.evaluators.pictures import Shown, as_image, pictures_of, rows_in, rows_of, small
+from hfft.evaluators.pictures import Shown, as_image, find_pictures, rows_in, rows_of, small, write_pictures
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.runs.facts import HELD_OUT, RunFacts
 from hfft.runs.record import MISTAKES, PREDICTIONS
 from hfft.system.distributed import on_main
-from hfft.system.files import read_json, write_folder, write_json
+from hfft.system.files import read_json
 
 _LISTED = 24
 _HEAT = 0.6  # of the colour, where most speaks for the answer
@@ -33,32 +33,14 @@ _LOG = logging.getLogger(__name__)  # the main process alone gets here
 
 @dataclass(frozen=True)
 class Mistakes:
-    """The worst mistakes on a split: wrong answers, those with the highest probability first.
-
-    Attributes:
-        split: Its name.
-        images: How many it has.
-        wrong: How many of them were taken for another class.
-        shown: The worst of these.
-        block: Which block's output the overlays show; empty where there are none.
-        no_overlay: Why there are none; empty where there are.
-    """
+    """The worst mistakes on a split: wrong answers, those with the highest probability first."""
 
     split: str
-    images: int
-    wrong: int
+    images: int  # of the split
+    wrong: int  # of them
     shown: tuple[Shown, ...]
-    block: str = ""
-    no_overlay: str = ""
-
-
-@dataclass(frozen=True)
-class _Overlays:
-    """By place in the list of mistakes, what the network sees; or why there is nothing."""
-
-    pictures: dict[int, Image.Image]
-    block: str
-    reason: str
+    block: str = ""  # whose output the overlays show; empty where there are none
+    no_overlay: str = ""  # why there are none
 
 
 class Attribution(Evaluator):
@@ -91,14 +73,9 @@ def keep_mistakes(
 ) -> Mistakes | None:
     """Choose the worst mistakes of a finished run and write their pictures, unless all of them are there already.
 
-    Args:
-        facts: Of a finished run.
-        images: The run's; looked for where its recipe says when None.
-        open_model: Folder of the result -> its network, on the device, and its image processor; is called where
-            pictures are missing.
-
-    Returns:
-        None where nothing was measured, or not as one class for each image.
+    Images as for `rows_of`. `open_model` makes of the result's folder its network, on the device, and its image
+    processor; it is called where pictures are missing. None where nothing was measured, or not as one class for each
+    image.
     """
     chosen = choose_mistakes(facts)
     if chosen is None:
@@ -141,90 +118,60 @@ def read_mistakes(folder: Path) -> Mistakes | None:
         return None
 
 
-def _named(mistakes: Mistakes) -> list[tuple[Any, ...]]:
+def _answers(mistakes: Mistakes) -> list[tuple[Any, ...]]:
     return [(mistakes.split, one.file, one.prediction, one.probability) for one in mistakes.shown]
 
 
 def _illustrate(
-    folder: Path,
+    run: Path,
     chosen: Mistakes,
     labels: Sequence[str],
     find_rows: Callable[[], Sequence[dict[str, Any] | None]],
     open_model: Callable[[], tuple[Any, Any]],
 ) -> Mistakes:
     """Write pictures and mistakes.json, unless they are there; the mistakes with the names of their pictures."""
-    before = read_mistakes(folder)
-    if before is not None and _named(before) == _named(chosen) and not any(one.missing for one in before.shown):
+    before = read_mistakes(run)
+    if before is not None and _answers(before) == _answers(chosen) and not any(one.missing for one in before.shown):
         return before
-    files: dict[str, Image.Image] = {}
-    try:
-        rows = find_rows() if chosen.shown else []
-    except DataError as error:
-        _LOG.warning(f"{folder}: no pictures of mistakes: {error.__cause__ or error}")
-        found = _without_pictures(chosen, str(error))
-    else:
-        pictures, missing = pictures_of(rows)
-        there = {place: row for place, row in enumerate(rows) if row and place in pictures}
-        overlays = _overlays([labels.index(chosen.shown[place].prediction) for place in there], there, open_model)
-        shown = []
-        for place, one in enumerate(chosen.shown):
-            if place in missing:
-                shown.append(dataclasses.replace(one, missing=missing[place]))
-                continue
-            overlay = f"{place}_seen.jpg" if place in overlays.pictures else None
-            files[f"{place}.jpg"] = pictures[place]
-            files |= {} if overlay is None else {overlay: overlays.pictures[place]}
-            shown.append(dataclasses.replace(one, picture=f"{place}.jpg", overlay=overlay))
-        found = dataclasses.replace(chosen, shown=tuple(shown), block=overlays.block, no_overlay=overlays.reason)
-
-    def write(aside: Path) -> None:
-        for name, picture in files.items():
-            picture.save(aside / name, quality=82)
-        write_json(aside / "mistakes.json", dataclasses.asdict(found))
-
-    write_folder(folder / MISTAKES, write)
-    return found
-
-
-def _without_pictures(chosen: Mistakes, reason: str) -> Mistakes:
-    shown = tuple(dataclasses.replace(one, missing=reason) for one in chosen.shown)
-    return dataclasses.replace(chosen, shown=shown, no_overlay=reason)
+    found = find_pictures(run / MISTAKES, chosen.shown, find_rows)
+    shown, block, reason = list(found.shown), "", next((one.missing for one in found.shown), "there are no pictures")
+    if found.rows:
+        try:
+            targets = [labels.index(shown[place].prediction) for place in found.rows]
+            overlays, block = _overlays(targets, list(found.rows.values()), *open_model())
+            reason = ""
+            for place, overlay in zip(found.rows, overlays, strict=True):
+                name = f"{place}_seen.jpg"
+                found.files[name], shown[place] = overlay, dataclasses.replace(shown[place], overlay=name)
+        except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
+            reason = first_line(error)
+    mistakes = dataclasses.replace(chosen, shown=tuple(shown), block=block, no_overlay=reason)
+    write_pictures(run / MISTAKES, found.files, "mistakes.json", dataclasses.asdict(mistakes))
+    return mistakes
 
 
 def _overlays(
-    targets: Sequence[int], rows: Mapping[int, dict[str, Any]], open_model: Callable[[], tuple[Any, Any]]
-) -> _Overlays:
-    """Where the network looked for each target class, in rows by place in the list of mistakes."""
-    if not rows:
-        return _Overlays({}, "", "there are no pictures")
-    try:
-        model, processor = open_model()
-        transform = evaluation_transform(processor)
-        pixels = [transform.pixels(decode_row(row)) for row in rows.values()]  # each (C, H, W)
-        if len({one.shape for one in pixels}) > 1:
-            raise ModelError("the model takes images of several sizes")
-        inputs = transform.floats(torch.stack(pixels).to(model.device))
-        found = attribute(model, inputs, torch.tensor(targets, device=inputs.device))
-        seen = _as_pictures(pixels, processor)
-    except (HfftError, RuntimeError) as error:  # such as an accelerator without room for the gradients
-        return _Overlays({}, "", first_line(error))
-    pictures = {
-        place: small(_with_heat(picture, heat.numpy()))
-        for place, picture, heat in zip(rows, seen, found.maps, strict=True)
-    }
-    return _Overlays(pictures, found.block, "")
+    targets: Sequence[int], rows: Sequence[dict[str, Any]], model: Any, processor: Any
+) -> tuple[list[Image.Image], str]:
+    """Where the network looked for the target class of each row, and in which block."""
+    transform = evaluation_transform(processor)
+    pixels = [transform.pixels(decode_row(row)) for row in rows]  # each (C, H, W)
+    if len({one.shape for one in pixels}) > 1:
+        raise ModelError("the model takes images of several sizes")
+    inputs = transform.floats(torch.stack(pixels).to(model.device))
+    found = attribute(model, inputs, torch.tensor(targets, device=inputs.device))
+    seen = _as_pictures(pixels, processor)
+    return [small(_with_heat(*pair)) for pair in zip(seen, found.maps.numpy(), strict=True)], found.block
 
 
 def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.Image]:
     """What the network gets to see, of pixels (C, H, W) before they are scaled, or after."""
     if pixels[0].dtype == torch.uint8:
-        levels = list(pixels)
-    else:
-        scale = pixel_scale(processor)
-        shown = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
-        order = [scale.channels.index(color) for color in range(3)]
-        levels = [one.to(torch.uint8)[order] for one in shown]
-    return [as_image(one) for one in levels]
+        return [as_image(one) for one in pixels]
+    scale = pixel_scale(processor)
+    order = [scale.channels.index(color) for color in range(3)]
+    levels = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
+    return [as_image(one.to(torch.uint8)[order]) for one in levels]
 
 
 def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:

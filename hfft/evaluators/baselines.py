@@ -10,9 +10,8 @@ from accelerate import PartialState
 from accelerate.logging import get_logger
 
 from hfft.data.sources.labels import label_array
-from hfft.evaluators.held_out import JointPass, measure_logits, measure_splits
 from hfft.evaluators.pretrained import Reference
-from hfft.evaluators.protocol import Evaluator, Job, Result
+from hfft.evaluators.protocol import Evaluator, Job, JointPass, Result, measure_logits, measure_splits
 from hfft.metrics.probabilities import log_odds
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint import restore_weights
@@ -60,17 +59,13 @@ class Baselines(Evaluator):
             return {}
         if self._reference is not None and not self._found:
             self._pass_alone(self._reference, job, result)
-        known = None
-        if self._reference is not None and "features" in self._found:
-            known = _training_features(self._reference, job, result)
+        known = self._training_features(job, result)
         if not PartialState().is_main_process:
             return None
-        sections = {
-            "prevalence" if job.data.is_multi_label else "majority": _majority(job, result),
-            "knn": _neighbours(job, result, self._found.get("features"), known),
-        }
+        sections = {"prevalence" if job.data.is_multi_label else "majority": _majority(job, result)}
+        sections["knn"] = self._neighbours(job, result, known)
         if _head_phase(job) is not None:
-            sections["head"] = _head(job, result, self._found.get("logits"))
+            sections["head"] = self._head(job, result)
         _log(result.scores, sections)
         return sections
 
@@ -81,26 +76,59 @@ class Baselines(Evaluator):
             splits = {"validation": splits["validation"]}
         self._found = dict(zip(("logits", "features"), result.forward.over(splits, *reference.alone()), strict=False))
 
+    def _training_features(self, job: Job, result: Result) -> tuple[np.ndarray, np.ndarray, str] | str:
+        """Features (M, D) and labels of training images, and in words what they are; or why there are none."""
+        if self._reference is None:
+            return "the pretrained network was given as an object, and trained in place"
+        if "features" not in self._found:
+            return "what enters this network's head is no function of the image alone"
+        labels = label_array(job.data.train.rows)
+        places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
+        words = f"{len(places):,} training images"
+        recorded = self._reference.training_activations(job)
+        if recorded is not None:
+            words += " as augmented in the first epoch" if recorded.is_augmented else ""
+            return self._reference.features(recorded, places.tolist()).numpy(), labels[places], words
+        if len(places) > _WORTH * _work(job, result):
+            return "a pass over the training images would have taken more than a quarter of this run"
+        rows = job.data.train.rows.select(places.tolist())
+        _, features = result.forward.over({"train": rows}, *self._reference.alone())
+        return features["train"], labels[places], words
+
+    def _neighbours(self, job: Job, result: Result, known: tuple[np.ndarray, np.ndarray, str] | str) -> dict[str, Any]:
+        if isinstance(known, str):
+            return {"about": f"left out: {known}"}
+        near, labels, words = known
+        found = {
+            split: nearest_neighbours(near, labels, asked, classes=len(job.images.labels))
+            for split, asked in self._found["features"].items()
+        }
+        about = (
+            f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
+            f"network's head ({near.shape[1]:,} numbers)"
+        )
+        return {"about": about + _left_out(found, result), **_metrics_of_shares(found, job)}
+
+    def _head(self, job: Job, result: Result) -> dict[str, Any]:
+        about = f"the model after {_head_phase(job)}"
+        if result.selection.number == 0:
+            metrics = {split: scores.metrics for split, scores in result.scores.items()}
+            return {"about": f"{about}, which is the result", **metrics}
+        logits = self._found["logits"]
+        metrics = {split: scores.metrics for split, scores in measure_logits(logits, job).items()}
+        return {"about": about + _left_out(logits, result), **metrics}
+
 
 def nearest_neighbours(known: np.ndarray, labels: np.ndarray, asked: np.ndarray, *, classes: int) -> np.ndarray:
-    """Classify features by their nearest neighbours: cosine similarity, the nearer the heavier.
+    """Classify features (N, D) by their nearest neighbours among (M, D): cosine similarity, the nearer the heavier.
 
-    Each of the 20 neighbours votes with exp(similarity / 0.07), as in DINO's protocol. The probabilities are the
-    shares of the votes, with one more neighbour that is of each class by its share of the known images: none is 0.
-
-    Args:
-        known: Features of the training images, (M, D).
-        labels: Of those, (M,), or (M, K) of 0 and 1, where a share of the votes is that of each label.
-        asked: Features, (N, D).
-        classes: K.
-
-    Returns:
-        (N, K) float32.
+    Each of the 20 neighbours votes with exp(similarity / 0.07), as in DINO's protocol, for its label of (M,), or for
+    its labels of (M, K) of 0 and 1. The probabilities, (N, K) float32, are the shares of the votes, with one more
+    neighbour that is of each class by its share of the known images: none is 0.
     """
     near = torch.nn.functional.normalize(torch.from_numpy(known).float(), dim=1)  # (M, D)
-    known_labels = torch.from_numpy(labels)
-    targets = known_labels if labels.ndim == 2 else torch.nn.functional.one_hot(known_labels, classes)
-    targets = targets.float()  # (M, K)
+    targets = torch.from_numpy(labels)
+    targets = (targets if labels.ndim == 2 else torch.nn.functional.one_hot(targets, classes)).float()  # (M, K)
     count = min(NEIGHBOURS, len(known))
     prior = torch.from_numpy(class_frequencies(labels, classes))
     found = []
@@ -151,22 +179,6 @@ def _work(job: Job, result: Result) -> int:
     return total
 
 
-def _training_features(reference: Reference, job: Job, result: Result) -> tuple[np.ndarray, np.ndarray, str] | None:
-    """Features (M, D) and labels of training images, and in words what they are; None if that would take long."""
-    labels = label_array(job.data.train.rows)
-    places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
-    words = f"{len(places):,} training images"
-    recorded = reference.training_activations(job)
-    if recorded is not None:
-        words += " as augmented in the first epoch" if recorded.is_augmented else ""
-        return reference.features(recorded, places.tolist()).numpy(), labels[places], words
-    if len(places) > _WORTH * _work(job, result):
-        return None
-    rows = job.data.train.rows.select(places.tolist())
-    _, features = result.forward.over({"train": rows}, *reference.alone())
-    return features["train"], labels[places], words
-
-
 def _majority(job: Job, result: Result) -> dict[str, Any]:
     """The most frequent class; of labels by themselves, how frequent each is."""
     labels, classes = label_array(job.data.train.rows), job.images.labels
@@ -180,37 +192,6 @@ def _majority(job: Job, result: Result) -> dict[str, Any]:
     return {"about": about, **_metrics_of_shares(found, job)}
 
 
-def _neighbours(
-    job: Job, result: Result, features: _ByName | None, known: tuple[np.ndarray, np.ndarray, str] | None
-) -> dict[str, Any]:
-    """Nearest neighbours of features, or why there are none."""
-    if features is None and job.load is None and _head_phase(job) is None:
-        return {"about": "left out: the pretrained network was given as an object, and trained in place"}
-    if features is None:
-        return {"about": "left out: what enters this network's head is no function of the image alone"}
-    if known is None:
-        return {"about": "left out: a pass over the training images would have taken more than a quarter of this run"}
-    near, labels, words = known
-    classes = len(job.images.labels)
-    found = {split: nearest_neighbours(near, labels, asked, classes=classes) for split, asked in features.items()}
-    about = (
-        f"the {min(NEIGHBOURS, len(near))} nearest of {words}, by cosine similarity of what enters the pretrained "
-        f"network's head ({near.shape[1]:,} numbers)"
-    )
-    return {"about": about + _left_out(found, result), **_metrics_of_shares(found, job)}
-
-
-def _head(job: Job, result: Result, logits: _ByName | None) -> dict[str, Any]:
-    """The model of the head phase."""
-    about = f"the model after {_head_phase(job)}"
-    if result.selection.number == 0:
-        metrics = {split: scores.metrics for split, scores in result.scores.items()}
-        return {"about": f"{about}, which is the result", **metrics}
-    assert logits is not None
-    scores = measure_logits(logits, job.held_out, job.images.labels)
-    return {"about": about + _left_out(logits, result), **{split: one.metrics for split, one in scores.items()}}
-
-
 def _left_out(found: _ByName, result: Result) -> str:
     lacking = [split for split in result.scores if split not in found]
     why = "which would have taken more than a quarter of this run"
@@ -221,8 +202,7 @@ def _metrics_of_shares(shares: _ByName, job: Job) -> dict[str, Any]:
     """Metrics by split of probabilities (N, K)."""
     if job.data.is_multi_label:
         shares = {split: log_odds(part) for split, part in shares.items()}
-    scores = measure_splits(shares, job.held_out, job.images.labels)
-    return {split: one.metrics for split, one in scores.items()}
+    return {split: one.metrics for split, one in measure_splits(shares, job).items()}
 
 
 def _log(scores: Mapping[str, Scores], sections: Mapping[str, Mapping[str, Any]]) -> None:

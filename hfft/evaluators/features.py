@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -20,34 +22,19 @@ HEAD_INPUT = "head input"
 
 @dataclass(frozen=True)
 class Features:
-    """What a network makes of N images.
+    """What a network makes of N images."""
 
-    Attributes:
-        by_part: Name of the block, or HEAD_INPUT, to features (N, D), averaged over tokens or space.
-        logits: (N, K).
+    by_part: Mapping[str, np.ndarray]  # block, or HEAD_INPUT, to features (N, D), averaged over tokens or space
+    logits: np.ndarray  # (N, K)
+
+
+def collect_features(model: Any, examples: Examples, floats: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+    """Run a classifier without adapters over images of one size, in evaluation mode and float32; it is left as it was.
+
+    `floats` makes pixels of a batch what the network takes.
     """
-
-    by_part: Mapping[str, np.ndarray]
-    logits: np.ndarray
-
-
-def collect_features(
-    model: Any,
-    examples: Examples,
-    floats: Callable[[torch.Tensor], torch.Tensor],
-    *,
-    device: torch.device,
-    batch_size: int,
-) -> Features:
-    """Run a network over images, in evaluation mode and float32; it is left as it was.
-
-    Args:
-        model: A classifier, without adapters.
-        examples: At least one image, all of one size.
-        floats: Pixels of a batch to what the network takes.
-        device: Where to compute.
-        batch_size: Images per forward pass.
-    """
+    device = torch.device(str(PartialState().device))
+    batch_size = 8 if device.type == "cpu" else 64  # on a CPU few at once are faster: more leave its cache
     found: dict[str, list[np.ndarray]] = {}
     logits: list[np.ndarray] = []
     with as_before(model), torch.no_grad():
@@ -57,7 +44,7 @@ def collect_features(
             rows = [examples[k]["pixel_values"] for k in range(start, min(start + batch_size, len(examples)))]
             pixels = floats(torch.stack(rows).to(device))  # (B, C, H, W)
             taps = taps or _taps(model, pixels[:1].expand(2, -1, -1, -1))
-            with _tapped(model, taps) as seen:
+            with tapped(model, taps) as seen:
                 logits.append(model(pixel_values=pixels).logits.float().cpu().numpy())  # (B, K)
             for name in taps:
                 if (vectors := _pooled(seen.get(name), len(rows))) is not None:
@@ -66,24 +53,15 @@ def collect_features(
 
 
 def block_modules(model: nn.Module, pixels: torch.Tensor) -> dict[str, str]:
-    """By name of a block, in their order, the path of the module whose output is the block's.
-
-    Args:
-        model: A classifier, without adapters.
-        pixels: Images as the network takes them, (2, C, H, W), where the model is.
-    """
+    """By name of a block, in their order, the path of the module whose output is the block's; pixels (2, C, H, W)."""
     return {name: path for name, (path, _) in _taps(model, pixels).items() if name != HEAD_INPUT}
 
 
 @contextmanager
 def head_input(model: nn.Module) -> Iterator[Callable[[int], torch.Tensor]]:
-    """Watch what enters the head in forward passes.
-
-    Yields:
-        A function: number of images of the last pass -> what entered, (B, D).
-    """
+    """A function: number of images of the last forward pass -> what entered the head, (B, D)."""
     path = head_modules(dissect(model))[0]
-    with _tapped(model, {HEAD_INPUT: (path, True)}) as seen:
+    with tapped(model, {HEAD_INPUT: (path, True)}) as seen:
 
         def last(images: int) -> torch.Tensor:
             vectors = _pooled(seen.get(HEAD_INPUT), images)
@@ -95,13 +73,16 @@ def head_input(model: nn.Module) -> Iterator[Callable[[int], torch.Tensor]]:
 
 @contextmanager
 def as_before(model: Any) -> Iterator[None]:
-    """Put the modes and the place of a model back afterwards."""
+    """Put the modes and the place of a model back afterwards, and which parameters need a gradient."""
     modes, device = [(module, module.training) for module in model.modules()], model.device
+    needed = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for parameter, is_needed in needed:
+            parameter.requires_grad_(is_needed)
         model.to(device)
 
 
@@ -116,9 +97,7 @@ def _taps(model: nn.Module, pixels: torch.Tensor) -> dict[str, tuple[str, bool]]
     for block in anatomy.blocks:
         others = everything - set(block.tensors)
         owners = {name.rpartition(".")[0] for name in block.tensors} & set(calls)
-        inner = [
-            path for path in owners if not _holds(path, others)
-        ]  # CvT's third stage owns a token of its first block
+        inner = [path for path in owners if not _holds(path, others)]  # CvT's third stage owns a token of a block
         if inner:
             last = max(inner, key=lambda path: calls[path].left)
             taps[block.name] = (_outermost(last, others, calls), False)
@@ -138,24 +117,17 @@ def _holds(path: str, tensors: set[str]) -> bool:
 
 
 @contextmanager
-def _tapped(model: nn.Module, taps: Mapping[str, tuple[str, bool]]) -> Iterator[dict[str, Any]]:
-    """Note what leaves, or enters, the modules in a forward pass; of several calls the last."""
+def tapped(model: nn.Module, taps: Mapping[str, tuple[str, bool]]) -> Iterator[dict[str, Any]]:
+    """Note what leaves the modules of these paths, or, where the flag says so, enters them; of calls the last."""
     seen: dict[str, Any] = {}
+
+    def note(name: str, is_input: bool, _: Any, args: Any, kwargs: Any, output: Any) -> None:
+        seen[name] = (args, kwargs) if is_input else output
+
     with ExitStack() as undo:
         for name, (path, is_input) in taps.items():
-            module = model.get_submodule(path)
-            if is_input:
-
-                def enter(_: Any, args: Any, kwargs: Any, name: str = name) -> None:
-                    seen[name] = (args, kwargs)
-
-                undo.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-            else:
-
-                def leave(_: Any, __: Any, output: Any, name: str = name) -> None:
-                    seen[name] = output
-
-                undo.callback(module.register_forward_hook(leave).remove)
+            hook = partial(note, name, is_input)
+            undo.callback(model.get_submodule(path).register_forward_hook(hook, with_kwargs=True).remove)
         yield seen
 
 
@@ -168,3 +140,9 @@ def _pooled(value: Any, images: int) -> torch.Tensor | None:
                 return leaf.mean(dim=(1, 2) if is_last else (2, 3))
             return leaf.flatten(1, -2).mean(dim=1) if leaf.ndim > 2 else leaf
     return None
+
+
+def unit_rows(features: np.ndarray) -> np.ndarray:
+    """Rows of length 1, float64, as small distances are differences of large numbers; a row of zeros stays one."""
+    values = features.astype(np.float64)
+    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(np.float64).tiny)

@@ -6,17 +6,14 @@ the same quarter of the output.
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
 from hfft.errors import ModelError
-from hfft.evaluators.features import as_before, block_modules
+from hfft.evaluators.features import as_before, block_modules, tapped
 
 _LEAST = 4  # places in each direction; fewer tell nothing of where
 _MOST_EXTRA = 16  # tokens that stand for no place: of the class, registers
@@ -25,34 +22,23 @@ _BATCH = 8  # images
 
 @dataclass(frozen=True)
 class Heatmap:
-    """What spoke for a class.
+    """What spoke for a class."""
 
-    Attributes:
-        block: Name of the block that was looked at.
-        maps: (N, h, w) float32 on the CPU, from 0 to 1, the largest of each image being 1; all 0 where nothing spoke
-            for it.
-    """
-
-    block: str
-    maps: torch.Tensor
+    block: str  # that was looked at
+    maps: torch.Tensor  # (N, h, w) float32 on the CPU; the largest of each image is 1, or 0 where nothing spoke for it
 
 
 def attribute(model: Any, pixels: torch.Tensor, targets: torch.Tensor) -> Heatmap:
-    """Find which places of images speak for a class; nothing of the model changes, and no random number is drawn.
+    """Find which places of images (N, C, H, W) speak for a class of each, (N,); the model is left as it was.
 
     The last block that has a grid of 4 x 4 places or more is looked at, and whose places the answer depends on: of a
     network that answers from its class token alone, that is the block before the last.
 
-    Args:
-        model: A classifier in evaluation mode.
-        pixels: Images as the network takes them, (N, C, H, W), where the model is.
-        targets: A class for each image, (N,).
-
     Raises:
         ModelError: If no block keeps the places of the image, or none of them counts for the answer.
     """
-    with as_before(model), _without_weight_gradients(model):
-        model.eval()
+    with as_before(model):
+        model.eval().requires_grad_(False)  # so that what runs before the block leaves nothing behind in memory
         candidates = _placed_blocks(model, pixels[:1])
         for block, path in candidates:
             maps = [
@@ -71,33 +57,20 @@ def _placed_blocks(model: Any, pixels: torch.Tensor) -> list[tuple[str, str]]:
     """Names and paths of the blocks whose output is a grid of places, the last one first; pixels are (1, C, H, W)."""
     changed = [pixels, *(_with_noise(pixels, quarter) for quarter in range(4))]
     paths = block_modules(model, pixels.expand(2, -1, -1, -1))
-    seen: dict[str, torch.Tensor] = {}
-    handles = []
-    for block, path in paths.items():
-
-        def note(_: Any, __: Any, output: Any, block: str = block) -> None:
-            seen[block] = _first(output, 5)  # pyright: ignore[reportArgumentType]
-
-        handles.append(model.get_submodule(path).register_forward_hook(note))
-    try:
-        with torch.no_grad():
-            model(pixel_values=torch.cat(changed))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), tapped(model, {block: (path, False) for block, path in paths.items()}) as seen:
+        model(pixel_values=torch.cat(changed))
     height, width = pixels.shape[2:]
     return [
         (block, path)
         for block, path in reversed(paths.items())
-        if (grid := _as_grid(seen.get(block), height / width)) is not None and _keeps_places(grid)
+        if (grid := _as_grid(_first(seen.get(block), 5), height / width)) is not None and _keeps_places(grid)
     ]
 
 
 def _with_noise(pixels: torch.Tensor, quarter: int) -> torch.Tensor:
     changed = pixels.clone()
     area = _quarter(changed, quarter)
-    noise = torch.randn(area.shape, generator=torch.Generator().manual_seed(0))
-    area.copy_(noise.to(area))
+    area.copy_(torch.randn(area.shape, generator=torch.Generator().manual_seed(0)))
     return changed
 
 
@@ -174,16 +147,3 @@ def _as_grid(tensor: torch.Tensor | None, aspect: float) -> torch.Tensor | None:
 
 def _fits(height: int, width: int, aspect: float) -> bool:
     return min(height, width) >= _LEAST and abs(height - width * aspect) < 1
-
-
-@contextmanager
-def _without_weight_gradients(model: nn.Module) -> Iterator[None]:
-    """So that what runs before the block leaves nothing behind in memory."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        for parameter in trained:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)

@@ -1,7 +1,7 @@
-"""Training labels that look wrong: confident learning on features of the pretrained network, after the head phase.
+"""Training labels that look wrong: confident learning, https://hf.co/papers/1911.00068, after the head phase.
 
-Source: Northcutt, Jiang and Chuang, https://hf.co/papers/1911.00068. What is compared with an image's label was never
-trained on that label: features come from the pretrained network, probabilities from a linear probe of other folds.
+What is compared with an image's label was never trained on that label: features come from the pretrained network,
+probabilities from a linear probe of other folds.
 """
 
 import time
@@ -19,15 +19,12 @@ from torch import nn
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import SOFT_LABELS
 from hfft.evaluators.features import as_before
-from hfft.evaluators.held_out import ForwardPass
 from hfft.evaluators.pretrained import Reference
-from hfft.evaluators.protocol import Evaluator, Job
+from hfft.evaluators.protocol import Evaluator, ForwardPass, Job
 from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
-from hfft.system.machine import cpus_per_process
 from hfft.training.phase_data import PhaseRun
-from hfft.training.settings import EVAL_BATCH
 
 FOLDS = 5
 MOST_WORK = 3e10  # images x features x classes; more would take minutes on a CPU
@@ -43,19 +40,11 @@ _LOG = get_logger(__name__)
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A training image that may belong to another class.
+    """A training image that may belong to another class."""
 
-    Attributes:
-        row: Its place among the training images.
-        label: Its class as given.
-        believed: The class that the probe finds more probable.
-        label_probability: Of the given class.
-        believed_probability: Of the other.
-    """
-
-    row: int
-    label: int
-    believed: int
+    row: int  # its place among the training images
+    label: int  # its class as given
+    believed: int  # the class that the probe finds more probable
     label_probability: float
     believed_probability: float
 
@@ -69,11 +58,10 @@ class LabelIssues(Evaluator):
         """Only training images are looked at; where the phase was replayed, their features are recorded already."""
         if phase.number > 0:
             return
-        path = job.folder / LABEL_ISSUES
-        is_there = path.is_file()
+        is_there = (job.folder / LABEL_ISSUES).is_file()
         meet()  # all have looked
         if not is_there:
-            _write_issues(path, job, phase, network)
+            _write_issues(job.folder / LABEL_ISSUES, job, phase, network)
         meet()
 
 
@@ -119,12 +107,8 @@ def _obstacle(phase: PhaseRun, job: Job) -> str | None:
 
 def _features(network: Any, phase: PhaseRun, job: Job) -> torch.Tensor | str:
     """What enters the head, (N, D), the same in every process; or why that is not known."""
-    rows, classes, arguments = job.data.train.rows, len(job.images.labels), phase.spec.arguments
-    forward = ForwardPass(
-        evaluation_transform(job.processor),
-        batch_size=arguments.get("per_device_eval_batch_size", EVAL_BATCH),
-        workers=arguments.get("dataloader_num_workers", min(cpus_per_process(), 8)),
-    )
+    rows, classes = job.data.train.rows, len(job.images.labels)
+    forward = ForwardPass.evaluating(evaluation_transform(job.processor), phase.spec.arguments)
     network.to(PartialState().device)
     reference = Reference(network, forward.first_pixels(rows, network.device))
     if reference.head is None:
@@ -154,24 +138,19 @@ def _log(issues: Sequence[Mapping[str, Any]], images: int, path: Path) -> None:
     if not issues:
         _LOG.info(f"label issues: none among {images:,} training images")
         return
-    first = ", ".join(f"{row['file']} ({row['label']}, or {row['believed']}?)" for row in issues[:_SHOWN])
+    shown = [f"{row['file']} ({row['label']}, or {row['believed']}?)" for row in issues[:_SHOWN]]
+    first = ", ".join([*shown, *(["..."] if len(issues) > _SHOWN else [])])
     _LOG.info(
-        f"label issues: {len(issues):,} of {images:,} training labels look wrong: "
-        f"{first}{', ...' if len(issues) > _SHOWN else ''}; review them in {path}"
+        f"label issues: {len(issues):,} of {images:,} training labels look wrong: {first}; review them in {path}"
     )
 
 
 def out_of_fold(features: torch.Tensor, labels: np.ndarray, *, classes: int, seed: int) -> np.ndarray:
     """Probabilities of each image by a linear probe of those in other folds, (N, K) float32.
 
-    The probe is logistic regression on standardised features; the strength of its penalty is the one of a few with
-    the smallest out-of-fold log loss.
-
-    Args:
-        features: (N, D) float32.
-        labels: Class indices, (N,).
-        classes: How many there are.
-        seed: Divides the images into folds, each class evenly.
+    The probe is logistic regression on standardised features (N, D) of class indices (N,); the strength of its penalty
+    is the one of a few with the smallest out-of-fold log loss. The seed divides the images into folds, each class
+    evenly.
     """
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(len(labels))[:_SAMPLE])
@@ -189,14 +168,10 @@ def out_of_fold(features: torch.Tensor, labels: np.ndarray, *, classes: int, see
 def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[LabelIssue]:
     """Images that confidently belong to another class than their own, the least probable label first.
 
-    A class is confident of an image if its probability reaches the mean that the class has among its own images.
-    Label issues are the images off the diagonal of the confident joint: of the classes that are confident of them, the
-    most probable one is another than theirs, and more probable. They are ordered by the margin between the two.
-    Images of classes with fewer than FOLDS of them are not judged.
-
-    Args:
-        probabilities: Out-of-fold, (N, K).
-        labels: Class indices, (N,).
+    A class is confident of an image if its out-of-fold probability, of (N, K), reaches the mean that the class has
+    among its own images. Label issues are the images off the diagonal of the confident joint: of the classes that are
+    confident of them, the most probable one is another than theirs, and more probable. They are ordered by the margin
+    between the two. Images of classes with fewer than FOLDS of them are not judged.
     """
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     own = probabilities[np.arange(len(labels)), labels]  # (N,)

@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import PartialState
+import pandas as pd
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from hfft.data.images.batches import Examples
-from hfft.data.images.transforms import Transform
 from hfft.data.sources.labels import label_array, strata_of
-from hfft.data.sources.reading import ImageData
 from hfft.errors import ModelError
-from hfft.evaluators.features import HEAD_INPUT, collect_features
+from hfft.evaluators.features import HEAD_INPUT, collect_features, unit_rows
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.system.distributed import on_main
 from hfft.system.files import write_file
@@ -35,22 +32,17 @@ _NEIGHBOUR = 10  # of 1,000 or more training images; the hundredth part of fewer
 
 @dataclass(frozen=True)
 class Novelty:
-    """Features of training images that other images are compared with.
+    """Features of training images that other images are compared with."""
 
-    Attributes:
-        features: Of the training images, (M, D), rows of length 1.
-        distances: Of the validation images, (V,), ascending.
-    """
-
-    features: np.ndarray
-    distances: np.ndarray
+    features: np.ndarray  # of training images, (M, D), rows of length 1
+    distances: np.ndarray  # of the validation images, (V,), ascending
 
     def scores(self, features: np.ndarray) -> np.ndarray:
         """Share of the validation images that are nearer to the training images: (N, D) -> (N,), from 0 to 1."""
         return np.searchsorted(self.distances, self._distances(features)) / len(self.distances)
 
     def _distances(self, features: np.ndarray) -> np.ndarray:
-        unit = _unit(features)
+        unit = unit_rows(features)
         many = min(_NEIGHBOUR, -(-len(self.features) // 100))
         lengths = np.sum(self.features**2, axis=1)  # about 1, as they are rounded
         squared = 1 + lengths - 2 * unit @ self.features.T  # (N, M)
@@ -59,7 +51,7 @@ class Novelty:
     @classmethod
     def of(cls, train: np.ndarray, validation: np.ndarray) -> "Novelty":
         """From head inputs of training images (M, D) and validation images (V, D)."""
-        kept = _unit(train).astype(np.float16).astype(np.float64)  # as they will be read
+        kept = unit_rows(train).astype(np.float16).astype(np.float64)  # as they will be read
         return cls(kept, np.sort(cls(kept, np.zeros(0))._distances(validation)))
 
     @classmethod
@@ -71,9 +63,7 @@ class Novelty:
         """
         path = folder / FILE
         if not path.is_file():
-            raise ModelError(
-                f"{folder}: no {FILE}, which a run with `novelty: true` keeps in its model folder; leave novelty out"
-            )
+            raise ModelError(f"{folder}: no {FILE}, which a run with `novelty: true` keeps; leave novelty out")
         try:
             tensors = load_file(path)
             return cls(tensors["features"].astype(np.float64), tensors["distances"])
@@ -93,49 +83,29 @@ class OutOfDistribution(Evaluator):
 
     def after_run(self, job: Job, result: Result) -> Mapping[str, Any] | None:
         """Write the file into the result's folder; metrics.json gets nothing."""
-        transform, seed = result.forward.transform, job.recipe.seed
-        on_main(lambda: find_novelty(result.model, job.images, transform, seed=seed).save(result.folder))
+        on_main(lambda: _find_novelty(job, result).save(result.folder))
         return None
 
 
-def find_novelty(model: Any, images: ImageData, transform: Transform, *, seed: int) -> Novelty:
-    """Compute the features of 2,000 training images at most, as many of each class as there are, and of validation.
-
-    Args:
-        model: The result of a run; is left as it was.
-        images: With validation images, of which 1,000 at most are taken. Multi-label, a set of labels is a class.
-        transform: The evaluation transform.
-        seed: Chooses the images.
-    """
-    labels = strata_of(label_array(images.splits["train"]))
-    validation = np.random.default_rng(seed).permutation(len(images.splits["validation"]))[:_VALIDATION]
+def _find_novelty(job: Job, result: Result) -> Novelty:
+    """As many training images of each class as there are, or multi-label of each set of labels."""
+    splits, seed, transform = job.images.splits, job.recipe.seed, result.forward.transform
+    chosen = {
+        "train": choose_balanced(strata_of(label_array(splits["train"])), _IMAGES, seed),
+        "validation": np.random.default_rng(seed).permutation(len(splits["validation"]))[:_VALIDATION],
+    }
     found = []
-    for split, chosen in (("train", choose_balanced(labels, _IMAGES, seed)), ("validation", validation)):
-        examples = Examples(images.splits[split].select(np.sort(chosen).tolist()), transform.pixels)
-        found.append(_head_inputs(model, examples, transform))
+    for split, places in chosen.items():
+        examples = Examples(splits[split].select(np.sort(places).tolist()), transform.pixels)
+        by_part = collect_features(result.model, examples, transform.floats).by_part
+        if HEAD_INPUT not in by_part:
+            raise ModelError("novelty: what enters the head of this network can't be seen; set novelty: false")
+        found.append(by_part[HEAD_INPUT])
     return Novelty.of(*found)
 
 
 def choose_balanced(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
     """Indices of at most so many images, drawn at random, as evenly from the classes as they have images."""
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(labels))
-    rank = np.empty(len(labels), np.int64)
-    for label in np.unique(labels):
-        own = order[labels[order] == label]
-        rank[own] = np.arange(len(own))
-    return order[np.argsort(rank[order], kind="stable")][:most]
-
-
-def _head_inputs(model: Any, examples: Examples, transform: Transform) -> np.ndarray:
-    device = torch.device(str(PartialState().device))
-    batch_size = 8 if device.type == "cpu" else 64
-    found = collect_features(model, examples, transform.floats, device=device, batch_size=batch_size)
-    if HEAD_INPUT not in found.by_part:
-        raise ModelError("novelty: what enters the head of this network can't be seen; set novelty: false")
-    return found.by_part[HEAD_INPUT]
-
-
-def _unit(features: np.ndarray) -> np.ndarray:
-    values = features.astype(np.float64)  # small distances are differences of large numbers
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    rank = pd.Series(order).groupby(labels[order]).cumcount()  # of an image in its class
+    return order[np.argsort(rank, kind="stable")][:most]

@@ -42,36 +42,22 @@ class LogitsAndEntering(nn.Module):
 
 
 class Reference:
-    """The pretrained network, whose head may be that of the head phase.
-
-    Attributes:
-        head: Split point in front of the head; None where what enters it is no function of the image alone.
-    """
+    """The pretrained network, whose head may be that of the head phase."""
 
     def __init__(self, model: Any, pixels: torch.Tensor) -> None:
-        """Find what enters its head.
+        """Find what enters the head of a network on the device, of which only the head is left trainable.
 
-        Args:
-            model: The network, on the device; only its head is left trainable.
-            pixels: An image as it takes them, (1, C, H, W), on the device; its shape counts.
-
-        Raises:
-            ModelError: If it has no head.
+        `pixels` are an image as it takes them, (1, C, H, W), of which the shape counts.
         """
         self.model = prepare_phase(model, PhaseSpec(name="head", unfreeze="head"), pixels).eval()
         self.pixels = pixels
         self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        self.head = find_split_point(self.model, pixels)
+        self.head = find_split_point(self.model, pixels)  # None: what enters it is no function of the image alone
 
     def joint(self, result: Any) -> tuple[nn.Module, _Then] | None:
-        """What computes a result's logits and, from the layers in common, this network's.
+        """What computes a trained result's logits, this network's logits, and the features, as `compute` takes it.
 
-        Args:
-            result: A trained model of the same architecture, on the device.
-
-        Returns:
-            A network for the images and a function for what it returns, as `compute` takes them; together they return
-            the result's logits, this network's logits, and the features. None if little is in common.
+        None if both have few layers in common.
         """
         common = None if self.head is None else _common_split_point(result, self.model, self._trained, self.pixels)
         if common is None:

@@ -12,16 +12,11 @@ from hfft.evaluators.weight_interpolation import WeightInterpolation
 
 
 def evaluators_for(job: Job, network: Any) -> list[Evaluator]:
-    """What the recipe asks for, in the order in which it is computed.
-
-    Args:
-        job: Of the run.
-        network: As it was loaded; is left as it was.
-    """
+    """What the recipe asks for, in the order in which it is computed; the network is as it was loaded."""
     recipe = job.recipe
     evaluators = [
         (recipe.retain.interpolate is not None, WeightInterpolation),
-        (recipe.retain.measure, lambda: Retention.of_job(job, network)),
+        (recipe.retain.measure, lambda: Retention(job, network)),
         (recipe.label_hints, LabelIssues),
         (True, Baselines),
         (recipe.novelty, OutOfDistribution),

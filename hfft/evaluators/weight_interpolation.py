@@ -1,8 +1,7 @@
-"""Weights between the model of the head phase and the final one: what was learned, less what it cost.
+"""Weights between the model of the head phase and the final one (WiSE-FT, https://hf.co/papers/2109.01903).
 
-Source: WiSE-FT, https://hf.co/papers/2109.01903. Nothing is trained. BatchNorm statistics are interpolated like
-weights; recomputed ones would differ, so networks that trained with `batchnorm: train` may be worse in between than at
-both ends, which the curve shows.
+Nothing is trained. BatchNorm statistics are interpolated like weights; recomputed ones would differ, so networks that
+trained with `batchnorm: train` may be worse in between than at both ends, which the curve shows.
 """
 
 import dataclasses
@@ -18,6 +17,7 @@ from accelerate.logging import get_logger
 
 from hfft.data.images.batches import Examples
 from hfft.errors import RecipeError, TrainingError
+from hfft.evaluators.features import as_before
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.metrics.metrics import measure, tally
 from hfft.metrics.multilabel import LabelOutcomes
@@ -35,46 +35,27 @@ _LOG = get_logger(__name__)
 ALPHAS = tuple(number / 10 for number in range(11))
 """Shares of the final weights that are tried: 0 is the head phase's model, 1 the final one."""
 _IMAGES = 1000
-_HELD_BYTES = 2**29  # of activations, on the device
 
 
 @dataclass(frozen=True)
 class Interpolation:
-    """What was chosen.
+    """What was chosen."""
 
-    Attributes:
-        alpha: Share of the final weights.
-        metric: What decided; None where the recipe gave alpha.
-        images: Validation images that were looked at.
-        curve: By alpha, every metric on these images; empty where nothing was tried.
-    """
-
-    alpha: float
-    metric: str | None = None
-    images: int = 0
-    curve: tuple[Mapping[str, float], ...] = ()
+    alpha: float  # share of the final weights
+    metric: str | None = None  # what decided; None where the recipe gave alpha
+    images: int = 0  # of validation that were looked at
+    curve: tuple[Mapping[str, float], ...] = ()  # by alpha, every metric on these; empty where nothing was tried
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What the values of alpha are tried on.
-
-    Attributes:
-        examples: Validation images.
-        floats: Pixels of a batch to what the network takes.
-        metric: Name of what decides.
-        greater_is_better: Whether more of it is better.
-        seed: Chooses the images where there are more than 1,000.
-        batch_size: Images per forward pass.
-        device: Where to compute.
-        is_multi_label: Whether labels are (N, K) of 0 and 1.
-    """
+    """What the values of alpha are tried on."""
 
     examples: Examples
-    floats: Callable[[torch.Tensor], torch.Tensor]
+    floats: Callable[[torch.Tensor], torch.Tensor]  # pixels of a batch to what the network takes
     metric: str
     greater_is_better: bool
-    seed: int
+    seed: int  # chooses the images where there are more than 1,000
     batch_size: int
     device: torch.device
     is_multi_label: bool = False
@@ -130,29 +111,21 @@ def _trial(job: Job) -> Trial:
 
 
 def interpolate(network: Any, start: Mapping[str, torch.Tensor], alpha: float) -> None:
-    """Give a network `(1 - alpha)` of other weights plus `alpha` of its own.
+    """Give a network `(1 - alpha)` of other weights and buffers plus `alpha` of its own.
 
-    Args:
-        network: Is changed. Integers, such as BatchNorm's count of batches, stay.
-        start: The other weights and buffers, by the same names.
-        alpha: 0 gives `start`, 1 changes nothing.
+    Integers, such as BatchNorm's count of batches, stay.
     """
     _Interpolator(network, start).set(alpha)
 
 
 class _Interpolator:
-    """Sets the weights of a network between other weights and its own.
-
-    Attributes:
-        differing: The network's own tensors that both ends don't have in common, by name.
-    """
+    """Sets the weights of a network between other weights and its own."""
 
     def __init__(self, network: Any, start: Mapping[str, torch.Tensor]) -> None:
         """Keep both ends of what differs, where the network is."""
         own = network.state_dict()
-        if start.keys() != own.keys():
-            odd = ", ".join(sorted(start.keys() ^ own.keys())[:5])
-            raise TrainingError(f"interpolation: the head phase's model and the final one have other tensors: {odd}")
+        if odd := sorted(start.keys() ^ own.keys()):
+            raise TrainingError(f"interpolation: only one of the head phase's model and the final one has {odd[:5]}")
         begins = {name: start[name].to(tensor.device) for name, tensor in own.items() if tensor.is_floating_point()}
         self.differing = {name: own[name] for name, begin in begins.items() if not torch.equal(begin, own[name])}
         self._ends = {name: (begins[name], tensor.clone()) for name, tensor in self.differing.items()}
@@ -165,14 +138,10 @@ class _Interpolator:
 
 
 def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) -> Interpolation:
-    """Try all values of alpha; the best one, and of equals the smallest: nearest to the head phase's model.
+    """Try all values of alpha between weights of the head phase's model and the network's own, which stay.
 
-    What no value changes is computed once for each image. The network is left as it was.
-
-    Args:
-        network: With the final weights.
-        start: The weights and buffers of the head phase's model.
-        trial: What to try them on.
+    The best one is chosen, and of equals the smallest: nearest to the head phase's model. What no value changes is
+    computed once for each image.
     """
     device = network.device
     chosen = np.sort(np.random.default_rng(trial.seed).permutation(len(trial.examples))[:_IMAGES])
@@ -186,10 +155,10 @@ def find_alpha(network: Any, start: Mapping[str, torch.Tensor], trial: Trial) ->
     curve = []
     for alpha in ALPHAS:
         answers = np.concatenate(logits[alpha])  # (N, K)
-        several = trial.is_multi_label
-        found = (
-            LabelOutcomes.of_logits(answers, labels).metrics if several else measure(tally(softmax(answers), labels))
-        )
+        if trial.is_multi_label:
+            found = LabelOutcomes.of_logits(answers, labels).metrics
+        else:
+            found = measure(tally(softmax(answers), labels))
         curve.append({"alpha": alpha, **found})
     sign = 1 if trial.greater_is_better else -1
     best = max(curve, key=lambda point: sign * point[trial.metric])  # the first of equals
@@ -208,20 +177,16 @@ def _try_all(
     logits: dict[float, list[np.ndarray]] = {alpha: [] for alpha in ALPHAS}
     labels: list[Any] = []
     split_point: SplitPoint | None = None
-    held: list[tuple[torch.Tensor, ...]] = []  # what each alpha starts from, of so many images as have room
     for begin in range(0, len(chosen), trial.batch_size):
         batch = [trial.examples[int(index)] for index in chosen[begin : begin + trial.batch_size]]
         labels += [one["label"] for one in batch]
         pixels = trial.floats(torch.stack([one["pixel_values"] for one in batch]).to(trial.device))  # (B, C, H, W)
         split_point = split_point if begin else _split_point(network, interpolator, pixels[:1])
         with torch.no_grad():
-            held.append((pixels,) if split_point is None else Prefix(network, [split_point])(pixels))
-            is_last = begin + trial.batch_size >= len(chosen)
-            if is_last or sum(tensor.nbytes for tensors in held for tensor in tensors) > _HELD_BYTES:
-                for alpha in ALPHAS:
-                    interpolator.set(alpha)
-                    logits[alpha] += [_run(network, split_point, tensors) for tensors in held]
-                held = []
+            entering = (pixels,) if split_point is None else Prefix(network, [split_point])(pixels)
+            for alpha in ALPHAS:
+                interpolator.set(alpha)
+                logits[alpha].append(_run(network, split_point, entering))
     return logits, np.asarray(labels)
 
 
@@ -234,16 +199,11 @@ def _run(network: Any, split_point: SplitPoint | None, entering: tuple[torch.Ten
 
 def _split_point(network: Any, interpolator: _Interpolator, pixels: torch.Tensor) -> SplitPoint | None:
     """The last split point in front of all that differs between both ends."""
-    before = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name in interpolator.differing)
-    try:
-        split_point = (
-            find_split_point(network, pixels) if any(one.requires_grad for one in network.parameters()) else None
-        )
-    finally:
+    with as_before(network):
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(before[name])
+            parameter.requires_grad_(name in interpolator.differing)
+        trains = any(parameter.requires_grad for parameter in network.parameters())
+        split_point = find_split_point(network, pixels) if trains else None
     if split_point is None:
         return None
     behind = {tensor.data_ptr() for tensor in split_point.behind}

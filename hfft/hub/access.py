@@ -39,13 +39,7 @@ _NO_TOKEN = "there is no token: `hf auth login`, or put one that may write into 
 
 @dataclass(frozen=True)
 class Destination:
-    """A repository that exists, and that this user may write to.
-
-    Attributes:
-        repo_id: With its owner.
-        private: Whether only its owner can see it.
-        revision: Branch to push to, or None for `main`.
-    """
+    """A repository that this user may write to: its id with the owner, and a branch of it, or None for `main`."""
 
     repo_id: str
     private: bool
@@ -61,11 +55,7 @@ class InterruptibleApi(HfApi):
 
 
 def connection() -> HfApi:
-    """The Hub, with the user's token.
-
-    Raises:
-        HubError: If the Hub may not be asked, or there is no token.
-    """
+    """The Hub, with the user's token; a HubError in offline mode, or where there is no token."""
     if constants.HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE is set, so nothing can be pushed; unset it")
     token = get_token()
@@ -75,59 +65,45 @@ def connection() -> HfApi:
 
 
 def reach(spec: HubSpec, *, make: bool = True) -> Destination:
-    """Find or make the repository, and check that this user may push to it.
+    """Check that this user may push to the repository of `spec`.
 
-    Args:
-        spec: With a repo_id.
-        make: Whether to make a missing repository or branch, the only way to know that this user may.
+    `make` makes a missing repository or branch, the only way to know that this user may.
 
     Raises:
         HubError: If the user has no token or no access, or the repository isn't as the spec has it.
         PushError: If the Hub isn't reached, which is known within two seconds, or fails.
     """
-    api = connection()
-    with hub_errors(f"{spec.repo_id}: checking access"):
+    api, repo_id = connection(), str(spec.repo_id)
+    with hub_errors(f"{repo_id}: checking access"):
         user = _whoami(api)
-    repo_id = spec.repo_id if "/" in (spec.repo_id or "") else f"{user['name']}/{spec.repo_id}"
-    assert repo_id is not None
+    repo_id = repo_id if "/" in repo_id else f"{user['name']}/{repo_id}"
     if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
         raise HubError(
             f"{repo_id}: the token of {user['name']} may only read; make one that may write at "
             f"{api.endpoint}/settings/tokens"
         )
     with hub_errors(f"{repo_id}: checking access"), _refusal_explained(repo_id, user):
-        private = _is_private(api, repo_id)
-        if private is None:
-            private = spec.private
+        try:
+            private = bool(api.repo_info(repo_id, timeout=_ANSWERING).private)
+        except RepositoryNotFoundError:
             if spec.create_pr:
                 raise HubError(
                     f"{repo_id}: there is no such repository to open a pull request on, or this token may not see it"
-                )
+                ) from None
+            private = spec.private
             if make:
                 api.create_repo(repo_id, private=private, exist_ok=True)
         else:
-            _check_repository(api, repo_id, spec, private=private)
+            if not spec.create_pr:
+                api.auth_check(repo_id, write=True)
+            if spec.private and not private:
+                raise HubError(
+                    f"{repo_id} is there and public, and a push is private unless told otherwise; --public "
+                    "(hub.private=false) pushes there all the same"
+                )
         if make and spec.revision is not None:
             _find_or_make_branch(api, repo_id, spec.revision, create_pr=spec.create_pr)
     return Destination(repo_id, private, spec.revision)
-
-
-def _is_private(api: HfApi, repo_id: str) -> bool | None:
-    """None where there is no repository that this user may see."""
-    try:
-        return bool(api.repo_info(repo_id, timeout=_ANSWERING).private)
-    except RepositoryNotFoundError:
-        return None
-
-
-def _check_repository(api: HfApi, repo_id: str, spec: HubSpec, *, private: bool) -> None:
-    if not spec.create_pr:
-        api.auth_check(repo_id, write=True)
-    if spec.private and not private:
-        raise HubError(
-            f"{repo_id} is there and public, and a push is private unless told otherwise; --public "
-            "(hub.private=false) pushes there all the same"
-        )
 
 
 def _find_or_make_branch(api: HfApi, repo_id: str, branch: str, *, create_pr: bool) -> None:
@@ -161,38 +137,34 @@ def _whoami(api: HfApi) -> dict[str, Any]:
     From a thread: neither the look-up of the name nor the connection to one address after the other heeds a limit.
     """
     reached = threading.Event()
-    answers: list[httpx2.Response] = []
-    errors: list[Exception] = []
+    answers: list[httpx2.Response | Exception] = []
 
     def note(event: str, _: Any) -> None:
         if event == "connection.connect_tcp.complete" or event.endswith("send_request_headers.started"):
             reached.set()
 
     def ask() -> None:
+        headers = build_hf_headers(token=api.token, library_name="hfft", library_version=__version__)
+        address, trace = f"{api.endpoint}/api/whoami-v2", {"trace": note}
         try:
-            answer = get_session().get(
-                f"{api.endpoint}/api/whoami-v2",
-                headers=build_hf_headers(token=api.token, library_name="hfft", library_version=__version__),
-                timeout=_ANSWERING,
-                extensions={"trace": note},
-            )
-            answers.append(answer)
+            answers.append(get_session().get(address, headers=headers, timeout=_ANSWERING, extensions=trace))
         except Exception as error:  # handed over to the caller's thread
-            errors.append(error)
+            answers.append(error)
         reached.set()
 
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     if reached.wait(_CONNECTING):
         asking.join(_ANSWERING)
-    if errors and isinstance(errors[0], httpx2.TransportError):
-        raise _unreachable(api, _words(errors[0])) from errors[0]
-    if errors:
-        raise errors[0]
     if not answers:
         raise _unreachable(api, f"no answer for {_ANSWERING if reached.is_set() else _CONNECTING:g} s")
-    hf_raise_for_status(answers[0])
-    return answers[0].json()
+    answer = answers[0]
+    if isinstance(answer, httpx2.TransportError):
+        raise _unreachable(api, _words(answer)) from answer
+    if isinstance(answer, Exception):
+        raise answer
+    hf_raise_for_status(answer)
+    return answer.json()
 
 
 def _unreachable(api: HfApi, reason: str) -> PushError:
@@ -204,12 +176,9 @@ def _unreachable(api: HfApi, reason: str) -> PushError:
 
 @contextmanager
 def hub_errors(doing: str) -> Iterator[None]:
-    """Raise an error that says what to do, instead of what huggingface_hub raises.
+    """Raise an error that begins with `doing` and says what to do, instead of what huggingface_hub raises.
 
     Addresses are left out of the text, as those of a large file storage hold signatures.
-
-    Args:
-        doing: What is done, for the beginning of the message.
     """
     try:
         yield
@@ -231,10 +200,10 @@ def hub_errors(doing: str) -> Iterator[None]:
 
 def _cause(error: BaseException) -> BaseException:
     """What a request ended with; huggingface_hub wraps that of a large file into a RuntimeError, others more."""
-    causes: list[BaseException] = [error]
-    while (below := causes[-1].__cause__ or causes[-1].__context__) is not None and below not in causes:
-        causes.append(below)
-    return next((one for one in causes if isinstance(one, HfHubHTTPError | httpx2.TransportError)), error)
+    below: BaseException | None = error
+    while below is not None and not isinstance(below, HfHubHTTPError | httpx2.TransportError):
+        below = below.__cause__ or below.__context__
+    return below or error
 
 
 def _answer_error(doing: str, error: HfHubHTTPError) -> HubError:
@@ -267,8 +236,7 @@ def _words(error: BaseException) -> str:
 def tidy_client() -> Iterator[None]:
     """Let huggingface_hub wait a minute at most, draw bars on a terminal only, and log addresses without signatures.
 
-    It would wait as long as the Hub asks it to, five times. The addresses of a large file storage grant access to
-    whoever reads the log.
+    It would wait as long as the Hub asks, five times. The addresses of a large file storage grant access to it.
     """
     logger = logging.getLogger("huggingface_hub.utils._http")
     logger.addFilter(_before_retry)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,21 +28,6 @@ _IMAGES = 4
 _TOLERANCE = 1e-5  # of logits, relative to the largest where that is above 1
 
 
-@dataclass(frozen=True)
-class Check:
-    """How the comparison went; a difference is an error.
-
-    Attributes:
-        images: How many images went through both models.
-        from_data: Whether these were the run's own, or noise, where its data is gone.
-        largest_difference: Of the logits.
-    """
-
-    images: int
-    from_data: bool
-    largest_difference: float
-
-
 def read_back(
     repo_id: str,
     commit: str,
@@ -52,44 +36,43 @@ def read_back(
     run: Path,
     *,
     trust_remote_code: bool,
-) -> Check:
-    """Download a commit and compare it with what was pushed.
+) -> tuple[int, bool, float]:
+    """Download a commit into an empty cache and compare it with the files that were pushed, and with the run's models.
 
-    Args:
-        repo_id: The repository.
-        commit: Its 40 digits.
-        files: What was pushed.
-        folders: Model and adapter folders of the run -> their folders in the repository.
-        run: Folder of the run.
-        trust_remote_code: Runs the Python code that the model brings, where it brings some.
+    `folders` are model and adapter folders of the run -> their folders in the repository.
+
+    Returns:
+        How many images went through both models, whether these were the run's own or noise, and the largest
+        difference of the logits.
 
     Raises:
         PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
     """
     PartialState()  # loggers below ask it which process this is
     with TemporaryDirectory(prefix="hfft-", ignore_cleanup_errors=True) as cache:
-        doing = f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"
-        with hub_errors(doing), tidy_client():
+        with hub_errors(f"{repo_id}: the files were sent (commit {commit[:8]}), reading them back"), tidy_client():
             download = partial(snapshot_download, repo_id, revision=commit, cache_dir=cache, token=get_token())
             snapshot = Path(apart(download))
         where = f"{repo_id} at {commit[:8]}"
-        _compare_files(snapshot, files, where)
+        for file in files:
+            path = snapshot / file.path
+            if not path.is_file():
+                raise PushError(f"{where}: {file.path} was sent and isn't there; push again")
+            if hash_file(path) != file.sha256:
+                raise PushError(f"{where}: {file.path} isn't what was sent; push again")
         images, from_data = _images(run)
         differences = [
             _compare_logits(ours, snapshot / place, images, where, trust_remote_code=trust_remote_code)
             for ours, place in folders.items()
         ]
-    return Check(len(images), from_data, max(differences))
+    return len(images), from_data, max(differences)
 
 
 def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
     """Whether transformers' pipeline would answer with the labels of what an adapter sits on, which are others.
 
-    It makes the network from the base's config, and only another number of classes keeps it from that.
-
-    Args:
-        adapter: Its folder.
-        base_model: Hub id of what it sits on, where the folder doesn't say what others can open.
+    It makes the network from the base's config, and only another number of classes keeps it from that. `base_model`
+    is the Hub id of the base, where the folder doesn't say what others can open.
     """
     name, revision = adapter_base(adapter) if base_model is None else (base_model, None)
     try:
@@ -98,15 +81,6 @@ def has_labels_of_base(adapter: Path, base_model: str | None) -> bool:
     except (OSError, ValueError, KeyError):
         return False  # what can't be opened answers nothing
     return base.num_labels == own.num_labels and base.id2label != own.id2label
-
-
-def _compare_files(snapshot: Path, files: Sequence[File], where: str) -> None:
-    for file in files:
-        path = snapshot / file.path
-        if not path.is_file():
-            raise PushError(f"{where}: {file.path} was sent and isn't there; push again")
-        if hash_file(path) != file.sha256:
-            raise PushError(f"{where}: {file.path} isn't what was sent; push again")
 
 
 def _compare_logits(

@@ -33,12 +33,7 @@ _LOG = logging.getLogger(__name__)  # not accelerate's, which imports torch; one
 
 @dataclass(frozen=True)
 class File:
-    """One file of a commit.
-
-    Attributes:
-        path: Where it goes in the repository.
-        source: Where it is, or its content.
-    """
+    """One file of a commit: its path in the repository, and where it is, or its content."""
 
     path: str
     source: Path | bytes
@@ -61,12 +56,8 @@ def hash_file(path: Path) -> str:
 def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
     """Folders of the run that are pushed -> their folders in the repository; `.` is its root.
 
-    Args:
-        recipe: Of the run.
-        what: As HubSpec has it.
-
     Raises:
-        HubError: If the run doesn't have that.
+        HubError: If the run doesn't have `what`.
     """
     adapter = recipe.phases[-1].adapter
     there = [MODEL] if adapter is None else [MODEL, ADAPTER] if adapter.merge else [ADAPTER]
@@ -81,11 +72,7 @@ def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
 
 
 def check_base(recipe: Recipe, spec: HubSpec) -> None:
-    """Refuse, before anything is trained, to push an adapter that nobody else could open.
-
-    Raises:
-        HubError: If it sits on weights that are on this disk alone.
-    """
+    """Refuse, before anything is trained, to push an adapter on weights that are on this disk alone."""
     if ADAPTER not in parts(recipe, spec.what) or spec.base_model is not None:
         return
     checkpoint = recipe.model.checkpoint
@@ -95,14 +82,12 @@ def check_base(recipe: Recipe, spec: HubSpec) -> None:
         raise _no_base("the weights that the phases before it trained")
 
 
-def check_shared_base(run: Path, folders: Mapping[str, str], spec: HubSpec) -> None:
-    """The same for a run that has ended; `folders` is from `parts`."""
-    if ADAPTER in folders:
-        _shared_config(run / ADAPTER, spec.base_model)
+def shared_config(adapter: Path, base_model: str | None) -> bytes:
+    """The config of a finished run's adapter, with a base that others can open.
 
-
-def _shared_config(adapter: Path, base_model: str | None) -> bytes:
-    """The adapter's config, with a base that others can open."""
+    Raises:
+        HubError: If that is on this disk alone, and `base_model` doesn't name it on the Hub.
+    """
     content = read_json(adapter / ADAPTER_CONFIG)
     base, _ = adapter_base(adapter)
     if base_model is not None:
@@ -137,9 +122,6 @@ def collect(
         repo_id: For the card's example.
         shared: The recipe as others may see it.
         folders: As from `parts`, which it comes from when None.
-
-    Raises:
-        HubError: If the run doesn't have what is asked for, or its adapter's base is on this disk alone.
     """
     folders = parts(recipe, spec.what) if folders is None else folders
     files: dict[str, Path | bytes] = {}
@@ -150,8 +132,7 @@ def collect(
         files |= {(PurePath(place) / path).as_posix(): source for path, source in _sendable(run / name).items()}
     place = folders.get(ADAPTER, ".")
     if ADAPTER in folders:
-        config = _shared_config(run / ADAPTER, spec.base_model)
-        files[(PurePath(place) / ADAPTER_CONFIG).as_posix()] = config
+        files[(PurePath(place) / ADAPTER_CONFIG).as_posix()] = shared_config(run / ADAPTER, spec.base_model)
     card = next((run / name / CARD for name in (MODEL, ADAPTER) if (run / name / CARD).is_file()), None)
     shown = [run / FIGURES]
     if card is not None:
@@ -184,29 +165,20 @@ def _sendable(folder: Path) -> dict[str, Path]:
 
 
 def refuse_secret(files: Sequence[File], secret: str) -> None:
-    """Refuse to send a file that holds the user's token, which could only have got there by mistake.
-
-    Raises:
-        HubError: Names the file.
-    """
+    """Refuse to send a file that holds the user's token, which could only have got there by mistake."""
     for file in files:
-        if PurePath(file.path).suffix in _TEXTS:
-            content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
-            if secret.encode() in content:
-                raise HubError(
-                    f"{file.path} holds the token that you push with; remove it from the recipe or the file"
-                )
+        if PurePath(file.path).suffix not in _TEXTS:
+            continue
+        content = file.source if isinstance(file.source, bytes) else file.source.read_bytes()
+        if secret.encode() in content:
+            raise HubError(f"{file.path} holds the token that you push with; remove it from the recipe or the file")
 
 
 def fill_card(text: str, repo_id: str, base: str | None = None, *, inside: str = ".") -> str:
-    """The card with the repository's name in its example.
+    """The run's card with the repository's name in its example.
 
-    Args:
-        text: Of the run's own card.
-        repo_id: The repository.
-        base: What the adapter sits on, where the repository holds an adapter alone: transformers' `pipeline` takes
-            the number of classes from there, and hfft's Classifier doesn't.
-        inside: The adapter's folder in the repository.
+    Where the repository holds an adapter alone, `base` is what it sits on: transformers' `pipeline` takes the number
+    of classes from there, and hfft's Classifier doesn't. `inside` is the adapter's folder.
     """
     if base is not None:
         trust = ", trust_remote_code=True" if "trust_remote_code=True" in text else ""

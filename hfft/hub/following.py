@@ -48,10 +48,7 @@ def save_pushers(recipe: Recipe) -> list["SavePusher"]:
 def push_result(run: str | os.PathLike[str], recipe: Recipe, *, after: Sequence["SavePusher"] = ()) -> None:
     """Push a run that has ended, if its recipe says so and that wasn't done; in one process alone.
 
-    Args:
-        run: Its folder.
-        recipe: The recipe of the run.
-        after: Wait for these first, which may still be sending.
+    Waits for `after` first, which may still be sending.
 
     Raises:
         HubError: If it can't be pushed as asked; names what is safe, and how to go on.
@@ -77,7 +74,7 @@ class SavePusher(TrainerCallback):
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        """Choose where to send to; the repository must exist when the first save comes."""
+        """The repository must exist when the first save comes."""
         self._recipe = recipe
         self._sending: Future[None] | None = None
 

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from hfft._version import __version__
 from hfft.errors import HubError, RunError
 from hfft.hub.access import connection, hub_errors, reach
-from hfft.hub.content import File, check_base, check_shared_base, collect, parts
+from hfft.hub.content import check_base, collect, parts, shared_config
 from hfft.hub.repository import check_room, send
 from hfft.model.remote_code import check_code
 from hfft.recipe.spec import HubSpec, Recipe
@@ -104,18 +104,14 @@ def push(
     try:
         spec = HubSpec(repo_id=repo_id, **pushing)
     except ValidationError as error:
-        raise bad_spec(error) from error
+        raise HubError("\n".join(map(_described, error.errors()))) from error
     return push_run(Path(expanded(run)), spec, trust_remote_code=trust_remote_code)
 
 
-def bad_spec(error: ValidationError) -> HubError:
-    """What is wrong with a HubSpec that isn't from a recipe."""
-    lines = []
-    for problem in error.errors():
-        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-        allowed = message if message.startswith("allowed") else f"allowed: {message}"
-        lines.append(f"{'.'.join(str(key) for key in problem['loc'])}: found {problem['input']!r}; {allowed}")
-    return HubError("\n".join(lines))
+def _described(problem: Any) -> str:
+    """What is wrong with a key of a HubSpec that isn't from a recipe."""
+    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ").removeprefix("allowed: ")
+    return f"{'.'.join(map(str, problem['loc']))}: found {problem['input']!r}; allowed: {message}"
 
 
 def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pushed:
@@ -126,7 +122,8 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
         raise RunError(f"{run} is no run folder, but what was pushed of one; allowed: such as runs/NAME")
     recipe = record.recipe
     folders = parts(recipe, spec.what)
-    check_shared_base(run, folders, spec)
+    if ADAPTER in folders:
+        shared_config(run / ADAPTER, spec.base_model)
     for name in folders:
         check_code(run / name, trust_remote_code=trust_remote_code)
     destination = reach(spec)
@@ -144,27 +141,31 @@ def push_run(run: Path, spec: HubSpec, *, trust_remote_code: bool = False) -> Pu
     earlier = _earlier(run, destination.repo_id, spec)
     done, files = send(api, destination, files, message, create_pr=spec.create_pr, earlier=earlier)
     places = {run / name: folders[name] for name in folders}
-    check = read_back(destination.repo_id, done.oid, files, places, run, trust_remote_code=trust_remote_code)
+    images, from_data, difference = read_back(
+        destination.repo_id, done.oid, files, places, run, trust_remote_code=trust_remote_code
+    )
     pushed = Pushed(
         repo_id=destination.repo_id,
         url=done.pr_url or f"{api.endpoint}/{destination.repo_id}",
         commit=done.oid,
         private=destination.private,
         files=len(files),
-        images=check.images,
-        from_data=check.from_data,
-        largest_difference=check.largest_difference,
+        images=images,
+        from_data=from_data,
+        largest_difference=difference,
     )
-    _note(record, spec, pushed, files)
+    # A later push of the same replaces the note.
+    before = [entry for entry in record.pushes if entry["asked"] != _asked(spec)]
+    hashes = {file.path: file.sha256 for file in files}
+    entry = {"asked": _asked(spec), "card": _card(recipe), **dataclasses.asdict(pushed), "sha256": hashes}
+    write_pushes(record.folder, [*before, entry])
     return pushed
 
 
 def check_ahead(recipe: Recipe, *, overwrite: bool = False) -> None:
     """Before anything is trained: whether the recipe's result will find its place on the Hub; makes nothing there.
 
-    Args:
-        recipe: With or without a repository in its `hub` section.
-        overwrite: Whether the run is made anew, so that what was pushed before is another one.
+    `overwrite` makes the run anew, so that what was pushed before is another one.
 
     Raises:
         HubError: If it won't.
@@ -195,14 +196,6 @@ def _earlier(run: Path, repo_id: str, spec: HubSpec) -> dict[str, str]:
     branch, pushes = {"revision": spec.revision, "create_pr": False}, RunRecord(run).pushes
     ours = [entry for entry in pushes if entry["repo_id"] == repo_id and branch.items() <= entry["asked"].items()]
     return {path: digest for entry in ours for path, digest in entry["sha256"].items()}
-
-
-def _note(record: RunRecord, spec: HubSpec, pushed: Pushed, files: list[File]) -> None:
-    """Note in the run folder what is where; a later push of the same replaces the note."""
-    before = [entry for entry in record.pushes if entry["asked"] != _asked(spec)]
-    hashes = {file.path: file.sha256 for file in files}
-    entry = {"asked": _asked(spec), "card": _card(record.recipe), **dataclasses.asdict(pushed), "sha256": hashes}
-    write_pushes(record.folder, [*before, entry])
 
 
 def _asked(spec: HubSpec) -> dict[str, Any]:

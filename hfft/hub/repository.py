@@ -34,13 +34,7 @@ class Remote:
     """A repository at one commit."""
 
     def __init__(self, api: HfApi, there: ModelInfo, folder: Path) -> None:
-        """Read what is listed there.
-
-        Args:
-            api: The Hub's client.
-            there: What it says of the repository.
-            folder: For downloads.
-        """
+        """What the Hub says of the repository, `there`; `folder` is for downloads."""
         self._api, self._there, self._folder = api, there, folder
         self.paths = frozenset(sibling.rfilename for sibling in there.siblings or ())
         self.listed = _read_list(self.content(MANIFEST)) if MANIFEST in self.paths else None
@@ -107,12 +101,10 @@ def send(
         files, old = settle(Remote(api, there, Path(folder)), files, earlier or {})
         if old:
             _LOG.info(f"{destination.repo_id}: removes what an earlier push left: {', '.join(old)}")
+        added = [CommitOperationAdd(file.path, file.source) for file in files]
         done = api.create_commit(
             destination.repo_id,
-            [
-                *(CommitOperationAdd(file.path, file.source) for file in files),
-                *(CommitOperationDelete(path, is_folder=False) for path in old),
-            ],
+            [*added, *(CommitOperationDelete(path, is_folder=False) for path in old)],
             commit_message=message,
             revision=destination.revision,
             create_pr=create_pr,
@@ -124,38 +116,25 @@ def send(
 def settle(remote: Remote, files: Sequence[File], known: Mapping[str, str]) -> tuple[list[File], list[str]]:
     """What a push sends, its list included, and what it removes.
 
-    Args:
-        remote: The repository as it is.
-        files: What is to be pushed.
-        known: Of an earlier push that left no list, path to sha256.
-
-    Raises:
-        HubError: If a file there that isn't ours would be opened in the place of what is pushed.
+    `known` is what an earlier push that left no list has sent there, path to sha256.
     """
-    ours = dict(known) if remote.listed is None else remote.listed
+    ours = known if remote.listed is None else remote.listed
     _refuse_hidden(remote.paths - set(ours), files)
     sent = [file for file in files if file.path != CARD or _may_replace(remote, file, ours.get(CARD))]
     gone = remote.unchanged(leftovers(sorted(remote.paths & set(ours)), files), ours)
     still = {path: digest for path, digest in ours.items() if path in remote.paths and path not in gone}
     if len(sent) < len(files):
         still.pop(CARD, None)
-    listed = {**still, **{file.path: file.sha256 for file in sent}}
+    now = {**still, **{file.path: file.sha256 for file in sent}}
     about = "what hfft has pushed here: a later push replaces or removes these files, and no others"
-    content = json.dumps({"about": about, "files": dict(sorted(listed.items()))}, indent=1)
+    content = json.dumps({"about": about, "files": dict(sorted(now.items()))}, indent=1)
     return [*sent, File(MANIFEST, content.encode())], gone
 
 
 def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: Mapping[str, str]) -> None:
-    """Before anything is trained: whether what is to be pushed would be opened there.
+    """Before anything is trained: refuse a repository where a file that isn't ours would be opened instead.
 
-    Args:
-        api: The Hub's client.
-        there: What it says of the repository.
-        folders: Model and adapter folders of the run -> their folders in the repository.
-        known: As for `settle`.
-
-    Raises:
-        HubError: If a file there that isn't ours would be opened in its place.
+    `folders` are model and adapter folders of the run -> their folders in the repository; `known` is as for `settle`.
     """
     with TemporaryDirectory(prefix="hfft-") as aside:
         remote = Remote(api, there, Path(aside))
@@ -165,20 +144,15 @@ def check_room(api: HfApi, there: ModelInfo, folders: Mapping[str, str], known: 
 
 
 def leftovers(ours: Sequence[str], files: Sequence[File]) -> list[str]:
-    """Paths of an earlier push that would be opened with the new files: other shards, another kind of result, figures.
-
-    Args:
-        ours: Paths in the repository that an earlier push has sent.
-        files: What is pushed.
-    """
+    """Paths of an earlier push that would be opened with the new files: shards, another kind of result, figures."""
     sent = {file.path for file in files}
-    old = []
-    for path in ours:
-        folder, _, name = path.rpartition("/")
-        is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
-        if path not in sent and (is_opened or folder.split("/")[0] in (ADAPTER, FIGURES, EXAMPLES)):
-            old.append(path)
-    return old
+    return [path for path in ours if path not in sent and _is_of_result(path)]
+
+
+def _is_of_result(path: str) -> bool:
+    folder, _, name = path.rpartition("/")
+    is_opened = folder in ("", ADAPTER) and any(fnmatch(name, pattern) for pattern in _OPENED)
+    return is_opened or folder.split("/")[0] in (ADAPTER, FIGURES, EXAMPLES)
 
 
 def _refuse_hidden(others: frozenset[str], files: Sequence[File]) -> None:
@@ -209,8 +183,8 @@ def _may_replace(remote: Remote, card: File, listed: str | None) -> bool:
     lines = list(difflib.unified_diff(*texts, fromfile="on the Hub, kept", tofile="of this run", lineterm="", n=0))
     shown = [printable(line) for line in lines[:_SHOWN_LINES]]
     more = [f"... {len(lines) - _SHOWN_LINES} lines more"] if len(lines) > _SHOWN_LINES else []
-    summary = (
+    what = (
         f"{CARD} on the Hub isn't the one that hfft pushed, and is kept; remove it there and push again for the run's:"
     )
-    _LOG.warning("\n".join([summary, *shown, *more]))
+    _LOG.warning("\n".join([what, *shown, *more]))
     return False

@@ -79,14 +79,14 @@ class Classifier:
         self.classes = _distinct(list(map(printable, labels_of(model.config))))
         self.processor = processor
         self.transform = evaluation_transform(processor)
-        is_calibrated = calibrated or precision is not None
-        self.temperature = kept_temperature(model.config) if is_calibrated else 1.0
+        calibrated = calibrated or precision is not None
+        self.temperature = kept_temperature(model.config) if calibrated else 1.0
         self.novelty: Novelty | None = None
         self.is_multi_label = has_many_labels(model.config)
         self.thresholds: np.ndarray | None = None
         if self.is_multi_label:
             kept = kept_thresholds(model.config, len(self.classes))
-            self.thresholds = at_temperature(kept, self.temperature) if is_calibrated else kept
+            self.thresholds = at_temperature(kept, self.temperature) if calibrated else kept
         self.threshold = 0.0 if precision is None else kept_threshold(model.config, precision)
         if precision is not None and UNSURE in self.classes:
             raise ModelError(f"precision: one of the model's classes is called {UNSURE!r} itself; leave precision out")
@@ -122,17 +122,15 @@ class Classifier:
             ModelError: If there is no such model, device or dtype, the model doesn't hold what was asked for, or it
                 brings code that isn't trusted.
         """
-        source = expanded(source)
-        subfolder = opening.get("subfolder")
-        where = str(source) if subfolder is not None else model_source(source)
+        source, subfolder = expanded(source), opening.get("subfolder")
+        where = source if subfolder is not None else model_source(source)
         model, processor = open_model(where, **opening)
         move_model(model, device, dtype)
         classifier = cls(model, processor, calibrated=calibrated, precision=precision)
         if novelty:
             from hfft.evaluators.out_of_distribution import Novelty  # imports datasets
 
-            folder = local_folder(where, revision=opening.get("revision"), subfolder=subfolder)
-            classifier.novelty = Novelty.load(folder)
+            classifier.novelty = Novelty.load(local_folder(where, opening.get("revision"), subfolder))
         return classifier
 
     @overload
@@ -203,10 +201,7 @@ class Classifier:
                     yield entry
 
     def _answers(self, batch: Sequence[Ready]) -> Iterator[tuple[np.ndarray, float | None]]:
-        """Probabilities (K,) and novelty of each image.
-
-        Only images of one size share a forward pass, as some processors keep the aspect ratio.
-        """
+        """Probabilities (K,) and novelty of each image; as some processors keep the aspect ratio, sizes go apart."""
         for _, group in groupby(batch, lambda entry: entry.pixels.shape):
             pixels = torch.stack([entry.pixels for entry in group]).to(self.model.device)  # (B, C, H, W)
             with torch.inference_mode():
@@ -239,6 +234,6 @@ class Classifier:
 
 
 def _distinct(labels: Sequence[str]) -> tuple[str, ...]:
-    """The labels; repeated ones get their number: ImageNet has two classes `crane`, a bird and a machine."""
+    """Repeated labels get their number: ImageNet has two classes `crane`, a bird and a machine."""
     counts = Counter(labels)
     return tuple(f"{label} ({k})" if counts[label] > 1 else label for k, label in enumerate(labels))

@@ -23,7 +23,6 @@ from hfft.system.lazy_imports import require
 from hfft.system.markdown import escape
 
 _LOCALHOST = "127.0.0.1"
-_LAST_PORT = 65535
 _MODEL = "model"  # folder in the Space
 _SPACE_FILES = (
     *("app.py", "requirements.txt", "README.md", ".gitattributes", "__pycache__/app.*"),
@@ -96,8 +95,8 @@ def serve_demo(
 
 def _check_address(host: str, port: int | None) -> None:
     """Fail before the model is loaded; gradio would try a thousand ports of a wrong host."""
-    if port is not None and port > _LAST_PORT:  # which the system would take modulo 65536
-        raise _address_error(host, port, ValueError(f"the last port is {_LAST_PORT}"))
+    if port is not None and port > 65535:  # which the system would take modulo 65536
+        raise _address_error(host, port, ValueError("the last port is 65535"))
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as trial:
@@ -116,10 +115,7 @@ def _address_error(host: str, port: int | None, error: Exception) -> DemoError:
 def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     """Write a Space: app.py, requirements.txt, README.md, and the model, or of a model on the Hub its name.
 
-    Args:
-        source: Run folder, model folder, adapter folder or Hub id. An adapter is merged into its base model.
-        folder: Written whole or not at all.
-        overwrite: Whether an earlier Space is replaced.
+    The folder is written whole or not at all; an adapter is merged into its base model.
 
     Raises:
         MissingPackageError: If gradio is missing.
@@ -132,10 +128,7 @@ def write_space(source: str, folder: Path, *, overwrite: bool = False) -> None:
     model_folder = local_folder(model_source(source))
     code = code_of(model_folder)
     if code is not None:
-        raise ModelError(
-            f"--space: the model brings Python code of its own ({code}.py), which a Space would not run; "
-            "`hfft demo` without --space shows it here"
-        )
+        raise ModelError(f"--space: a Space would not run the model's own Python code ({code}.py); leave --space out")
     classifier = Classifier.from_pretrained(source, device="cpu")
     on_hub = not Path(source).is_dir() and not (model_folder / ADAPTER_CONFIG_NAME).is_file()
     title = source_name(source)

@@ -25,9 +25,7 @@ Labeled = tuple[dict[str, float] | None, Image.Image | None]
 def make_labeler(model: Any, processor: Any) -> Callable[[str | None], Labeled]:
     """A function from an image file to the probability of each class, and the picture that the network gets.
 
-    Args:
-        model: A classifier of transformers, in evaluation mode.
-        processor: Its image processor, which may hold a background for transparent pixels.
+    The processor may hold a background for transparent pixels.
     """
     config = model.config
     background = getattr(processor, "background", getattr(config, "pretrained_cfg", {}).get("background"))
@@ -73,8 +71,7 @@ def _page_error(reason: str) -> gradio.Error:
 def _uploaded_file(path: Any, folder: str) -> str:
     """The real path of a file in the folder of uploads; gradio lets other paths pass.
 
-    Raises:
-        gradio.Error: If it leads elsewhere, or to nothing, in the same words, which don't tell what exists.
+    An error says the same of what leads elsewhere and of what doesn't exist, so that nobody learns what does.
     """
     try:
         file, uploads = os.path.realpath(path), os.path.realpath(folder)
@@ -94,13 +91,8 @@ def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blo
                 image = gradio.Image(label="Image", buttons=["fullscreen"], elem_id="image")
             with gradio.Column():
                 labels = gradio.Label(label="Labels", num_top_classes=_TOP_CLASSES, elem_id="labels")
-                seen = gradio.Image(
-                    label="What the model sees",
-                    interactive=False,
-                    format="png",
-                    buttons=["download", "fullscreen"],
-                    elem_id="seen",
-                )
+                options: dict[str, Any] = {"interactive": False, "buttons": ["download", "fullscreen"]}
+                seen = gradio.Image(label="What the model sees", format="png", elem_id="seen", **options)
 
         def label_upload(upload: dict[str, Any] | None) -> Labeled:
             return label(None if upload is None else _uploaded_file(upload.get("path"), image.GRADIO_CACHE))
@@ -111,22 +103,10 @@ def build_page(label: Callable[[str | None], Labeled], title: str) -> gradio.Blo
 
 
 def launch(page: gradio.Blocks, **options: Any) -> str:
-    """Start the page's server without a public link, with fonts that every machine has, and return its address.
-
-    Args:
-        page: From `build_page`.
-        options: Of gradio's own launch.
-    """
+    """Start the page's server without a public link, with fonts that every machine has, and return its address."""
     theme = Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    _, address, _ = page.launch(
-        theme=theme,
-        share=False,
-        ssr_mode=False,
-        show_error=True,
-        max_file_size=_MAX_UPLOAD,
-        footer_links=[],
-        **options,
-    )
+    own = {"theme": theme, "share": False, "ssr_mode": False, "show_error": True, "footer_links": []}
+    _, address, _ = page.launch(max_file_size=_MAX_UPLOAD, **own, **options)
     return address
 
 

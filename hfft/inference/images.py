@@ -42,8 +42,7 @@ class RemoteImage:
         """Download the encoded image.
 
         Raises:
-            DataError: If that fails, takes more than 60 seconds, or gives more than 64 MiB; the message is the reason
-                without the URL.
+            DataError: If that fails, takes more than 60 seconds, or gives more than 64 MiB; names no URL.
         """
         try:
             with _client().stream("GET", self.url) as response:
@@ -55,31 +54,20 @@ class RemoteImage:
 
 @dataclass(frozen=True)
 class InputImages:
-    """The images that the words name.
+    """The images that the words name, in their order, without repetitions."""
 
-    Attributes:
-        images: In the order of the words, without repetitions; can be iterated once.
-        count: None where a list on standard input is still to be read.
-    """
-
-    images: Iterable[Path | RemoteImage]
-    count: int | None
+    images: Iterable[Path | RemoteImage]  # can be iterated once
+    count: int | None  # None where a list on standard input is still to be read
 
 
 def find_input_images(words: Sequence[str], *, allow_url: bool = False, listed: Iterable[str] = ()) -> InputImages:
-    """Look up every word.
+    """Look up words: files, folders, globs, URLs, or `-` for `listed`, lines of one file or URL each.
 
     A folder gives the image files at any depth below it, and a glob (`**` for any depth) the image files that it
-    matches, both sorted. `-` gives a list with one file or URL per line, taken literally and read lazily.
-
-    Args:
-        words: Files, folders, globs, URLs, or `-`.
-        allow_url: Whether URLs may be fetched.
-        listed: Lines of the list.
+    matches, both sorted. Lines are taken literally and read lazily.
 
     Raises:
-        DataError: If a word gives no image, or a URL that may not be fetched; for a line of the list, while the images
-            are iterated.
+        DataError: If a word gives no image, or a URL that may not be fetched; for a line, when it is read.
     """
     groups = [
         _listed_images(listed, allow_url=allow_url) if word == STDIN else _images_of(word, allow_url=allow_url)
@@ -104,9 +92,8 @@ def _images_of(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
         return [Path(word)]
     if _GLOB.isdisjoint(word):
         raise DataError(f"{word}: no such file or folder")
-    files = sorted(
-        path for path in map(Path, glob.iglob(word, recursive=True)) if is_image_file(path) and path.is_file()
-    )
+    found = map(Path, glob.iglob(word, recursive=True))
+    files = sorted(path for path in found if is_image_file(path) and path.is_file())
     if not files:
         raise DataError(f"{word}: no image file is called like that")
     return files
@@ -114,11 +101,9 @@ def _images_of(word: str, *, allow_url: bool) -> list[Path] | list[RemoteImage]:
 
 def _unread_formats(folder: Path) -> str:
     found = Counter(path.suffix.lower() for path in visible_files(folder) if path.suffix.lower() in UNREAD)
-    if not found:
-        return ""
     counts = ", ".join(f"{ending} {count}" for ending, count in sorted(found.items()))
     hint = "; HEIC is read with pip install pillow-heif" if found.keys() & {".heic", ".heif"} else ""
-    return f" that are read ({counts}){hint}"
+    return f" that are read ({counts}){hint}" if found else ""
 
 
 def _listed_images(lines: Iterable[str], *, allow_url: bool) -> Iterator[Path | RemoteImage]:
@@ -165,8 +150,7 @@ def _check_headers(response: httpx2.Response) -> None:
     if response.headers.get("content-type", "").startswith("text/html"):
         raise DataError("is a web page (text/html) and no image")
     length = response.headers.get("content-length", "")
-    if length.isdecimal():
-        _check_length(int(length))
+    _check_length(int(length) if length.isdecimal() else 0)
 
 
 def _content(response: httpx2.Response) -> bytes:

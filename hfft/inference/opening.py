@@ -18,7 +18,6 @@ from hfft.runs.record import ADAPTER, MODEL, RunRecord
 from hfft.system.hub_lookup import hub_problem
 
 _FILES = ["*.json", "*.safetensors"]
-_CODE = ["*.py"]
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -31,11 +30,7 @@ class Opening(TypedDict, total=False):
 
 
 def model_source(source: str | os.PathLike[str]) -> str:
-    """The model folder of a run folder, or its adapter folder where nothing was merged; anything else as it is.
-
-    Raises:
-        RunError: If the run isn't finished.
-    """
+    """The model folder of a finished run, or its adapter folder where nothing was merged; anything else as it is."""
     run = RunRecord(source)
     if not run.is_run or (run.folder / "config.json").is_file():  # a pushed model has both
         return str(source)
@@ -55,51 +50,32 @@ def source_name(source: str) -> str:
 def open_model(
     source: str, *, revision: str | None = None, trust_remote_code: bool = False, subfolder: str | None = None
 ) -> tuple[PreTrainedModel, Any]:
-    """Load a model or an adapter that was saved with its labels and its processor.
+    """Load a model or an adapter, which is merged into its base model, with its labels and its processor.
 
-    Args:
-        source: Folder or Hub id of a model, or of an adapter, which is merged into its base model.
-        revision: Branch, tag or commit on the Hub.
-        trust_remote_code: Whether Python code that the model brings may run.
-        subfolder: Where in the folder or the repository the model is, such as `adapter`; at its top when None.
-
-    Returns:
-        The model on the CPU, in evaluation mode, float32, and the processor.
+    The model is on the CPU, in evaluation mode and float32. `subfolder` says where in the folder or the repository it
+    is.
 
     Raises:
         ModelError: If there is no such model, part of it is missing, or it brings code that isn't trusted.
     """
-    is_folder = Path(source).is_dir()
-    if is_folder and revision is not None:
+    if revision is not None and Path(source).is_dir():
         raise ModelError(f"{source}: a folder has no revision, found {revision!r}; leave it out")
-    files = [*_FILES, *_CODE] if trust_remote_code else _FILES
-    top = Path(source) if is_folder else _download(source, revision, files, subfolder)
-    folder = _subfolder(top, source, subfolder)
+    top, folder = _find(source, revision, subfolder, files=[*_FILES, "*.py"] if trust_remote_code else _FILES)
     try:
         return _open_folder(folder, trust_remote_code=trust_remote_code)
     except ModelError as error:
         raise ModelError(str(error).replace(str(top), source)) from error
 
 
-def local_folder(source: str, *, revision: str | None = None, subfolder: str | None = None) -> Path:
-    """The folder that `open_model` opens, in the Hub's cache for a Hub id.
-
-    Raises:
-        ModelError: If there is no such model.
-    """
-    top = Path(source) if Path(source).is_dir() else _download(source, revision, _FILES, subfolder)
-    return _subfolder(top, source, subfolder)
+def local_folder(source: str, revision: str | None = None, subfolder: str | None = None) -> Path:
+    """The folder that `open_model` opens, in the Hub's cache for a Hub id; ModelError if there is no such model."""
+    return _find(source, revision, subfolder, files=_FILES)[1]
 
 
 def move_model(
     model: PreTrainedModel, device: torch.device | str | int | None, dtype: torch.dtype | str | None
 ) -> None:
-    """Move a model to a device and a dtype.
-
-    Args:
-        model: Is changed.
-        device: The accelerator, if there is one, when None.
-        dtype: Of the weights and the computation, such as `bfloat16`; float32 when None.
+    """Move a model to a device, the accelerator if there is one when None, and to a dtype, float32 when None.
 
     Raises:
         ModelError: If there is no such device or dtype.
@@ -108,11 +84,13 @@ def move_model(
     model.to(_dtype(dtype))  # pyright: ignore[reportArgumentType]
 
 
-def _subfolder(top: Path, source: str, subfolder: str | None) -> Path:
+def _find(source: str, revision: str | None, subfolder: str | None, *, files: Sequence[str]) -> tuple[Path, Path]:
+    """The local folder of a source, and the model's in it."""
+    top = Path(source) if Path(source).is_dir() else _download(source, revision, files, subfolder)
     folder = top / (subfolder or ".")
     if not folder.is_dir():
         raise ModelError(f"{source} has no folder {subfolder} with a model; leave the subfolder out, or name another")
-    return folder
+    return top, folder
 
 
 def _open_folder(folder: Path, *, trust_remote_code: bool) -> tuple[PreTrainedModel, Any]:
@@ -133,12 +111,9 @@ def _download(repo_id: str, revision: str | None, files: Sequence[str], subfolde
     inside = "" if subfolder is None else f"{subfolder.strip('/')}/"
     problem = hub_problem(repo_id, "model", revision)
     if problem is None:
-        patterns = [inside + pattern for pattern in files]
+        wanted: dict[str, Any] = {"allow_patterns": [inside + one for one in files], "ignore_patterns": f"{inside}*/*"}
         try:
-            found = snapshot_download(
-                repo_id, revision=revision, allow_patterns=patterns, ignore_patterns=f"{inside}*/*"
-            )
-            return Path(found)
+            return Path(snapshot_download(repo_id, revision=revision, **wanted))
         except HFValidationError:
             problem = "it is no Hub id either (name, or owner/name)"
         except LocalEntryNotFoundError:

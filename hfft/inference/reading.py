@@ -27,15 +27,10 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Ready:
-    """An image that the network can take.
-
-    Attributes:
-        file: Its path or URL, or its number among the images.
-        pixels: (C, H, W).
-    """
+    """An image that the network can take; `file` is its path or URL, or its number among the images."""
 
     file: str
-    pixels: torch.Tensor
+    pixels: torch.Tensor  # (C, H, W)
 
 
 @dataclass(frozen=True)
@@ -60,12 +55,10 @@ def is_one_image(value: object) -> bool:
 def read_ahead(
     images: Iterable[ImageLike], transform: Callable[[Decoded], torch.Tensor], *, ahead: int
 ) -> Iterator[Ready | Skipped]:
-    """Decode and transform images in threads, in their order.
+    """Decode and transform images in threads, in their order; at most `ahead` results are computed or wait.
 
-    Args:
-        images: Taken one at a time, at most `ahead` + 1 of them before the first result is yielded.
-        transform: Decoded image -> (C, H, W).
-        ahead: Results that are being computed or wait while the last one is used.
+    Images are taken one at a time, at most `ahead` + 1 of them before the first result is yielded. `transform` makes
+    (C, H, W) of a decoded image.
     """
     pool = ThreadPoolExecutor(max(cpus_per_process(), 2), "hfft-images")
     waiting: deque[Future[Ready | Skipped]] = deque()
@@ -98,18 +91,19 @@ def _name(image: ImageLike, number: int) -> str:
 
 
 def _decoder(image: ImageLike) -> Callable[[], Decoded]:
-    """Decodes an image in a thread; an image that its owner may close or change meanwhile is decoded or copied now."""
+    """Decodes an image in a thread; one that its owner may close or change meanwhile is decoded or copied now."""
     if isinstance(image, str | os.PathLike):
         return partial(_decode_file, Path(image))
     if isinstance(image, RemoteImage):
         return lambda: decode_bytes(image.fetch())
     if isinstance(image, bytes | bytearray | memoryview):
         return partial(decode_bytes, bytes(image))
+    done: Future[Decoded] = Future()
     try:
-        decoded = _decode_now(image)
+        done.set_result(_decode_now(image))
     except DataError as error:
-        return partial(_raise, error)
-    return lambda: decoded
+        done.set_exception(error)
+    return done.result
 
 
 def _decode_file(path: Path) -> Decoded:
@@ -125,26 +119,18 @@ def _decode_now(image: Image.Image | np.ndarray | torch.Tensor) -> Decoded:
     if isinstance(image, np.ndarray | torch.Tensor):
         return decode_array(image)
     raise DataError(
-        f"found {type(image).__name__}; allowed: a path, encoded bytes, a Pillow image, or a numpy array or torch "
-        "tensor (H, W, C)"
+        f"found {type(image).__name__}; allowed: a path, encoded bytes, a Pillow image, or an array (H, W, C)"
     )
-
-
-def _raise(error: DataError) -> Decoded:
-    raise error
 
 
 def decode_array(image: np.ndarray | torch.Tensor) -> Decoded:
     """An upright 8-bit image, a copy: (1 or 3, H, W) uint8, or a Pillow image in mode RGBA if a pixel is transparent.
 
-    All arrays that could mean several things are refused: channels first, other integers, floats beyond 0 to 1.
-
-    Args:
-        image: (H, W), or (H, W, C) with 1, 3 or 4 channels. uint8 is taken as it is, uint16 is divided by 257 as in
-            16-bit files, floating point goes from 0 to 1.
+    Takes (H, W), or (H, W, C) with 1, 3 or 4 channels: uint8 as it is, uint16 divided by 257 as in 16-bit files,
+    floating point from 0 to 1.
 
     Raises:
-        DataError: If shape, type or values are others.
+        DataError: If the array could mean several things: channels first, other integers, floats beyond 0 to 1.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()

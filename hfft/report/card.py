@@ -11,14 +11,12 @@ from hfft.errors import TrainingError
 from hfft.model.remote_code import own_code
 from hfft.recipe.loading import dump_recipe
 from hfft.report.words import (
-    for_all_phases,
     how_trained,
-    interpolation_in_words,
-    machine_in_words,
     retention_rows,
     shared_recipe,
     spoken,
     time_in_words,
+    training_in_words,
 )
 from hfft.runs.facts import ClassScores, Measured, RunFacts, SourceFacts, SplitFacts, most_confused, read_facts
 from hfft.runs.record import CARD, FIGURES
@@ -45,30 +43,28 @@ def write_report(
 
     Args:
         folder: Of the run.
-        metrics: Content of metrics.json, where the run is about to write it; read from there when None.
+        metrics: Content of metrics.json, where the run is about to write it.
         draws: Whether there are figures; else the card alone is written, and shows none.
 
     Returns:
         What was written: the card and the figures.
 
     Raises:
-        RunError: If it is no run folder, the run isn't finished, or its files can't be read.
+        RunError: If it is no finished run, or its files can't be read.
         TrainingError: If card or figures can't be written.
     """
     facts = read_facts(folder, metrics=metrics)
     try:
-        figures = _drawn(facts) if draws else ()
+        figures: tuple[Path, ...] = ()
+        if draws:
+            from hfft.report.figures import write_figures  # and matplotlib, which nothing else needs
+
+            figures = write_figures(facts)
         return (write_card(facts, figures), *figures)
     except OSError as error:
         raise TrainingError(
             f"{folder}: card and figures can't be written: {error}; once they can, the same command writes them"
         ) from error
-
-
-def _drawn(facts: RunFacts) -> tuple[Path, ...]:
-    from hfft.report.figures import write_figures  # and matplotlib, which nothing else needs
-
-    return write_figures(facts)
 
 
 def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
@@ -90,12 +86,7 @@ def write_card(facts: RunFacts, figures: Sequence[Path]) -> Path:
 
 
 def render_card(facts: RunFacts, figures: Mapping[str, str]) -> str:
-    """The card's text, with its metadata.
-
-    Args:
-        facts: Of the run.
-        figures: Name of a figure, such as `confusion_test`, to its path as seen from the card.
-    """
+    """The card's text, with its metadata; `figures` are paths seen from the card by name, such as `confusion_test`."""
     split = facts.judged
     values = {**_about(facts), **_training(facts), "curves_figure": figures.get("learning_curves")}
     if split is not None:
@@ -127,24 +118,20 @@ def card_data(facts: RunFacts) -> ModelCardData:
 
 def _eval_results(facts: RunFacts, split: SplitFacts) -> list[EvalResult]:
     """One entry per metric of the split that the model is judged by."""
+    shared: dict[str, Any] = {
+        "task_type": _TASK,
+        "task_name": "Image Classification",
+        "dataset_type": facts.data.hub_id or "imagefolder",
+        "dataset_name": facts.data.name,
+        "dataset_config": facts.recipe.data.config if facts.data.hub_id else None,
+        "dataset_revision": facts.data.revision,
+        "dataset_split": split.name,
+    }
     results = []
     for name, measured in split.metrics.items():
         metric, arguments = _HUB_METRICS.get(name, (name, None))
-        results.append(
-            EvalResult(
-                task_type=_TASK,
-                task_name="Image Classification",
-                dataset_type=facts.data.hub_id or "imagefolder",
-                dataset_name=facts.data.name,
-                dataset_config=facts.recipe.data.config if facts.data.hub_id else None,
-                dataset_revision=facts.data.revision,
-                dataset_split=split.name,
-                metric_type=metric,
-                metric_name=spoken(name),
-                metric_value=measured.value,
-                metric_args=arguments,
-            )
-        )
+        own = {"metric_type": metric, "metric_name": spoken(name), "metric_args": arguments}
+        results.append(EvalResult(**shared, **own, metric_value=measured.value))
     return results
 
 
@@ -203,15 +190,15 @@ def _results(facts: RunFacts, split: SplitFacts) -> dict[str, Any]:
 
 
 def _class_cells(row: ClassScores) -> list[str]:
-    """Precision, recall and F1; `-` for a share of nothing."""
+    """Precision, recall and F1, multi-label with average precision and threshold; `-` for a share of nothing."""
     cells = [
         _number(row.precision, 3) if row.predicted else "-",
         _number(row.recall, 3) if row.images else "-",
         _number(row.f1, 3) if row.images or row.predicted else "-",
     ]
-    if row.threshold is None:
-        return cells
-    return [*cells, "-" if row.average_precision is None else f"{row.average_precision:.3f}", f"{row.threshold:.3f}"]
+    if row.threshold is not None:
+        cells += ["-" if row.average_precision is None else f"{row.average_precision:.3f}", f"{row.threshold:.3f}"]
+    return cells
 
 
 def _training(facts: RunFacts) -> dict[str, Any]:
@@ -219,21 +206,16 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     used += ["peft"] if any(phase.spec.adapter for phase in facts.phases) else []
     used += ["timm"] if facts.model_type == "timm_wrapper" else []
     return {
-        "for_all": for_all_phases(facts.recipe),
+        **training_in_words(facts),
         "kept": f"{escape(facts.kept)}." if len(facts.phases) > 1 and facts.kept else "",
-        "has_frozen": any(phase.result.frozen["tensors"] for phase in facts.phases),
-        "interpolation": interpolation_in_words(facts),
         "retention": _retention(facts),
-        "machine": escape(machine_in_words(facts.environment)),
         "versions": [f"{name} {versions[name]}" for name in used],
     }
 
 
-def _retention(facts: RunFacts) -> dict[str, Any] | None:
-    """What is left of the encoder, by phase; None where nothing was measured or no phase changed it."""
+def _retention(facts: RunFacts) -> str:
+    """What is left of the encoder, by phase; empty where nothing was measured or no phase changed it."""
     rows = retention_rows(facts)
-    if not rows:
-        return None
     names = {
         "agreement": "same answers of the old head",
         "divergence": "divergence (nats)",
@@ -241,11 +223,9 @@ def _retention(facts: RunFacts) -> dict[str, Any] | None:
         "cka": "similarity of features",
         "nearest": "right by nearest neighbours",
     }
-    keys = [key for key in names if key in rows[0]]
+    keys = [key for key in names if rows and key in rows[0]]
     cells = [[escape(row["phase"]), *("-" if row[key] is None else f"{row[key]:.3f}" for key in keys)] for row in rows]
-    before = next(iter(facts.retention["phases"].values()))["knn_accuracy"]["before"]
-    shown = table(["after phase", *(names[key] for key in keys)], cells)
-    return {**facts.retention["sample"], "before": before, "table": shown}
+    return table(["after phase", *(names[key] for key in keys)], cells) if rows else ""
 
 
 def _source(source: SourceFacts, kind: str) -> str:

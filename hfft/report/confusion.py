@@ -1,17 +1,18 @@
-"""The confusion matrix: its cells as the page lays them out, and its drawing for a file."""
+"""The confusion matrix: its cells as the page lays them out, its drawing for a file, and fonts for class names."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from hfft.report.fonts import letter, shortened
 from hfft.runs.facts import SplitFacts
 
 _NUMBERED = 20  # classes up to which cells hold their counts
@@ -22,51 +23,34 @@ _WIDEST = 640  # units that cells with counts take together at most
 _LARGEST = 96.0  # units of a cell
 _LETTERS, _LINE = 12.0, 0.95  # units of a name's letters at most, and their share of a cell
 _ADVANCE = 0.58  # from one letter to the next, in sizes of a letter
+_FONT = "DejaVu Sans"  # comes with matplotlib
+_NO_LETTERS = ("Last Resort", "DejaVu Sans Display", "STIXNon", "STIXSize")  # boxes and single signs
+_LONGEST = 22  # characters
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Images of a class that were taken for a class.
-
-    Attributes:
-        row: Number of their class.
-        column: Number of the class they were taken for.
-        count: How many.
-        strength: Of the colour, from 0 to 1: the share of the class's images; its root where classes are many, so
-            that small shares can be seen.
-    """
+    """Images of a class (row) that were taken for a class (column)."""
 
     row: int
     column: int
     count: int
-    strength: float
+    strength: float  # of the colour: share of the class's images; its root where classes are many
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A confusion matrix on the page.
+    """A confusion matrix on the page; sizes are in units of the picture."""
 
-    Attributes:
-        labels: Class names; rows and columns are in their order.
-        names: The same, shortened; empty where there are too many.
-        images: By class.
-        right: By class.
-        cells: Those that aren't empty.
-        side: Width and height of a cell, in units of the picture.
-        margin: Room for names at the left, and at the top where they are turned.
-        letters: Size of the names' letters.
-        numbered: Whether cells hold their counts.
-    """
-
-    labels: tuple[str, ...]
-    names: tuple[str, ...]
-    images: tuple[int, ...]
-    right: tuple[int, ...]
-    cells: tuple[Cell, ...]
-    side: float
-    margin: float
-    letters: float
-    numbered: bool
+    labels: tuple[str, ...]  # of rows and columns, in their order
+    names: tuple[str, ...]  # the same, shortened; empty where there are too many
+    images: tuple[int, ...]  # by class
+    right: tuple[int, ...]  # by class
+    cells: tuple[Cell, ...]  # those that aren't empty
+    side: float  # of a cell
+    margin: float  # room for names at the left, and at the top where they are turned
+    letters: float  # size of the names' letters
+    numbered: bool  # whether cells hold their counts
 
     @property
     def size(self) -> float:
@@ -83,11 +67,10 @@ def lay_out(split: SplitFacts, labels: Sequence[str]) -> Matrix:
     """Place the cells of a measured split for the page; `labels` are in the order of the model's outputs."""
     counts, numbered = count_matrix(split, labels), len(labels) <= _NUMBERED
     totals = counts.sum(axis=1)
-    cells = [
-        Cell(row, column, count, _strength(count / int(totals[row]), rooted=not numbered))
-        for row, column in np.argwhere(counts).tolist()
-        for count in [int(counts[row, column])]
-    ]
+    cells = []
+    for row, column in np.argwhere(counts).tolist():
+        share = float(counts[row, column] / totals[row])
+        cells.append(Cell(row, column, int(counts[row, column]), round(share if numbered else math.sqrt(share), 3)))
     names = tuple(map(shortened, labels)) if len(labels) <= _NAMED else ()
     advance = _ADVANCE * max(map(len, names), default=0)
     room = _WIDEST if numbered else _WIDTH - 14 - advance * min(_LETTERS, _WIDTH / len(labels))
@@ -114,10 +97,6 @@ def count_matrix(split: SplitFacts, labels: Sequence[str]) -> np.ndarray:
         for given, count in row.items():
             counts[numbers[label], numbers[given]] = count
     return counts
-
-
-def _strength(share: float, *, rooted: bool) -> float:
-    return round(math.sqrt(share) if rooted else share, 3)
 
 
 def draw_confusion(split: SplitFacts, labels: Sequence[str]) -> Figure:
@@ -156,10 +135,55 @@ def _name_axes(axes: Axes, labels: Sequence[str], width: float) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(11, integer=True))
         return
-    names = letter(labels).names
+    _, names = letter(labels)
     size = 9 if len(labels) <= _NUMBERED else max(9 - 0.03 * len(labels), 6)
     centers = [number + 0.5 for number in range(len(labels))]
     room = 0.65 * width / len(labels)  # inches
     turned = max(map(len, names)) * 0.009 * size > room
     axes.set_yticks(centers, names, parse_math=False, fontsize=size)
     axes.set_xticks(centers, names, parse_math=False, fontsize=size, rotation=90 if turned else 0)
+
+
+def letter(names: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Fonts for matplotlib's `font.family`, and names as they can draw them, in one line and shortened.
+
+    The first font that has a character draws it. `#3` is the name at place 3 (from 0), of which no font here has all
+    characters.
+    """
+    lines = [" ".join(name.split()) for name in names]
+    wanted = {ord(character) for line in lines for character in line}
+    families, lacking = [_FONT], wanted - _characters(_FONT)
+    for family in sorted(_files()) if lacking else ():
+        if found := lacking & _characters(family):
+            families.append(family)
+            lacking -= found
+        if not lacking:
+            break
+    shown = [
+        shortened(line) if line and not lacking & set(map(ord, line)) else f"#{place}"
+        for place, line in enumerate(lines)
+    ]
+    return tuple(families), tuple(shown)
+
+
+def shortened(name: str) -> str:
+    """A name in one line of 22 characters at most; long names often begin alike, so both ends stay."""
+    line = " ".join(name.split())
+    return line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]}…{line[1 - _LONGEST // 2 :]}"
+
+
+@cache
+def _files() -> dict[str, str]:
+    """Families of upright fonts of usual weight on this machine, and their files."""
+    entries = font_manager.fontManager.ttflist
+    usual = [entry for entry in entries if entry.style == "normal" and entry.weight in (400, "normal", "regular")]
+    usual = [entry for entry in usual if not entry.name.startswith(_NO_LETTERS)]
+    return {entry.name: entry.fname for entry in sorted(usual, key=lambda entry: entry.fname, reverse=True)}
+
+
+@cache
+def _characters(family: str) -> frozenset[int]:
+    try:
+        return frozenset(font_manager.get_font(_files()[family]).get_charmap())
+    except (OSError, RuntimeError):  # removed since the fonts were listed, or of a kind that can't be read
+        return frozenset()

@@ -1,7 +1,7 @@
 """Figures of a run: each drawn once by matplotlib, for a file in `figures/` and for report.html.
 
-In a file they have Okabe and Ito's colours on white, which colour-blind people can tell apart
-(https://jfly.uni-koeln.de/color/). On the page, they take colours and font from the page around them.
+Files have Okabe and Ito's colours on white, which colour-blind people can tell apart
+(https://jfly.uni-koeln.de/color/); the page's figures take colours and font from the page around them.
 """
 
 import io
@@ -21,8 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from hfft.report.confusion import draw_confusion
-from hfft.report.fonts import letter
+from hfft.report.confusion import draw_confusion, letter
 from hfft.report.words import spoken
 from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.runs.record import FIGURES
@@ -35,35 +34,7 @@ _COLORS = {
     **{"first": "#0072b2", "second": "#e69f00", "third": "#d55e00"},
 }
 _INK, _MUTED, _LINE, _FIRST, _SECOND, _THIRD = _COLORS.values()
-_STYLE: dict[str, Any] = {
-    "svg.hashsalt": "hfft",  # the same file at every call
-    "savefig.dpi": 200,
-    "font.family": "DejaVu Sans",  # one name, as each is looked up at every word
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelcolor": _MUTED,
-    "axes.edgecolor": _LINE,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "axes.axisbelow": True,
-    "axes.facecolor": "none",
-    "grid.color": _LINE,
-    "grid.linewidth": 0.5,
-    "text.color": _INK,
-    "xtick.color": _LINE,
-    "ytick.color": _LINE,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 0,
-    "lines.linewidth": 1.4,
-    "legend.frameon": False,
-    "legend.labelcolor": _INK,
-    "legend.handlelength": 1.4,
-}
+_STYLE = Path(__file__).parent / "templates" / "figures.mplstyle"
 # The first three that there are become curves.
 _SCORES = ("accuracy", "balanced_accuracy", "mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy")
 _WIDTH = 4.3  # inches; small, so that letters can be read on a phone
@@ -80,47 +51,33 @@ class Point:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and what it shows.
+    """A figure and what it shows."""
 
-    Attributes:
-        name: Of its file; of all charts of a page each has its own.
-        title: Above it on the page.
-        alt: What it shows, for those who can't see it.
-        figure: The drawing.
-        points: Its dots, in the order in which they were drawn.
-    """
-
-    name: str
-    title: str
-    alt: str
+    name: str  # of its file; of all charts of a page each has its own
+    title: str  # above it on the page
+    alt: str  # what it shows, for those who can't see it
     figure: Figure
-    points: tuple[Point, ...]
+    points: tuple[Point, ...]  # its dots, in the order in which they were drawn
 
     @property
     def svg(self) -> Markup:
         """An `svg` element for the page, whose dots say what they are; safe, as all text in it is escaped."""
         stream = io.StringIO()
-        with _styled(
-            {"svg.fonttype": "none"}
-        ):  # letters stay letters, which readers can find, and screen readers read
+        with _styled({"svg.fonttype": "none"}):  # letters stay letters, for readers and search
             metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
             self.figure.savefig(stream, format="svg", metadata=metadata, facecolor="none")
         return _for_page(stream.getvalue(), f"{self.name}-", self.points)
 
 
 def write_figures(facts: RunFacts) -> tuple[Path, ...]:
-    """Write every figure that the run has numbers for into its `figures/`, as PNG and SVG.
-
-    Returns:
-        The files, by name: `confusion_test.png` and the like, `learning_curves`, `reliability_test`.
-    """
+    """Write every figure that the run has numbers for into its `figures/`, as PNG and SVG; the files by name."""
     charts = [learning_curves(facts.phases)]
     if facts.judged is not None:
         charts.append(reliability(facts.judged, is_multi_label=facts.is_multi_label))
     figures = {chart.name: chart.figure for chart in charts if chart is not None}
     for split in facts.splits.values():
         if split.metrics and not facts.is_multi_label:
-            with _styled({"axes.grid": False, "font.family": list(letter(facts.labels).families), "font.size": 9}):
+            with _styled({"axes.grid": False, "font.family": list(letter(facts.labels)[0]), "font.size": 9}):
                 figures[f"confusion_{split.name}"] = _arranged(draw_confusion(split, facts.labels))
 
     def write(aside: Path) -> None:
@@ -162,12 +119,7 @@ def learning_curves(phases: Sequence[PhaseFacts]) -> Chart | None:
 
 
 def reliability(split: SplitFacts, *, is_multi_label: bool = False) -> Chart:
-    """Accuracy against the probability of the predicted class, and how many images have such a probability.
-
-    Args:
-        split: A measured split.
-        is_multi_label: Whether it is the share of images that have a label, of all labels together.
-    """
+    """Accuracy against the probability of the predicted class, or multi-label of all labels together."""
     what, of, share = ("label", "labels of images", "there") if is_multi_label else ("answer", "images", "right")
     bins = split.bins
     points = tuple(
@@ -215,13 +167,7 @@ def risk_by_coverage(confidence: Mapping[str, Any]) -> Chart:
 
 
 def retention_by_block(blocks: Mapping[str, Mapping[str, Mapping[str, float | None]]], key: str, title: str) -> Chart:
-    """How far each block's features are from the pretrained ones.
-
-    Args:
-        blocks: Phase to block to `cka` and `cosine_drift`.
-        key: Which of the two.
-        title: Of the chart.
-    """
+    """How far each block's features are from the pretrained ones; `key` is `cka` or `cosine_drift`."""
     colors = [_FIRST, _SECOND, _THIRD, _MUTED]
     names = list(next(iter(blocks.values())))
     points: list[Point] = []
@@ -288,7 +234,7 @@ def _scatter(axes: Axes, points: Sequence[Point], color: str, *, sizes: Sequence
 @contextmanager
 def _styled(more: Mapping[str, Any] | None = None) -> Iterator[None]:
     """Matplotlib's own settings and ours, whatever the user's are."""
-    with style.context(["default", {**_STYLE, **(more or {})}], after_reset=True), matplotlib.rc_context():
+    with style.context(["default", _STYLE, dict(more or {})], after_reset=True), matplotlib.rc_context():
         yield
 
 
@@ -305,8 +251,8 @@ def _drawing(height: float, *, rows: int = 1, **options: Any) -> Iterator[tuple[
 def _arranged(figure: Figure) -> Figure:
     """The figure, whose axes leave room for their words.
 
-    A figure that has a layout engine of its own is drawn twice for each file, first to find this room. It is found
-    twice: axes of another size have other ticks, and those of a fixed aspect ratio another shape.
+    With a layout engine of its own, a figure is drawn twice for each file, first to find this room. It is found twice:
+    axes of another size have other ticks, and those of a fixed aspect ratio another shape.
     """
     for _ in range(2):
         ConstrainedLayoutEngine().execute(figure)

@@ -1,32 +1,42 @@
-"""report.html: what a run says of itself, on a page that needs no other file."""
+"""Pages of one file each, with style, script and pictures in it: report.html of a run, and runs side by side."""
 
+import base64
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jinja2
+from markupsafe import Markup
+
+from hfft._version import __version__
 from hfft.data.audit.findings import KINDS
+from hfft.errors import TrainingError
 from hfft.evaluators.attribution import Mistakes, read_mistakes
-from hfft.evaluators.label_pictures import PicturedIssues, read_label_issues
-from hfft.evaluators.pictures import Shown
+from hfft.evaluators.pictures import PicturedIssues, Shown, read_label_issues
 from hfft.recipe.loading import dump_recipe
-from hfft.report.confusion import lay_out
-from hfft.report.figures import Chart, learning_curves, reliability, retention_by_block, risk_by_coverage
-from hfft.report.rendering import embedded, lowest_tick, render
+from hfft.report.confusion import Matrix, lay_out
+from hfft.report.figures import learning_curves, reliability, retention_by_block, risk_by_coverage
 from hfft.report.words import (
-    for_all_phases,
     headline,
     how_trained,
-    interpolation_in_words,
-    machine_in_words,
     retention_rows,
     shared_command,
     shared_recipe,
     spoken,
+    time_in_words,
     trained_parts,
+    training_in_words,
 )
-from hfft.runs.facts import ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
+from hfft.runs.facts import HELD_OUT, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
 from hfft.runs.record import LABEL_PICTURES, MISTAKES, PAGE
 from hfft.system.files import write_text
+from hfft.system.text import printable
 
+_TEMPLATES = Path(__file__).parent / "templates"
 _BASELINES = {"majority": "most frequent class", "knn": "nearest neighbours, untrained", "head": "head alone"}
 _STEPS = {
     "data": "looking at the images",
@@ -44,13 +54,19 @@ _SECTIONS = (
     *(("retention", "Retention", "retention"), ("data", "Images", "facts"), ("phases", "Training", "facts")),
     ("recipe", "Recipe", "facts"),
 )
+_RETENTION = {  # columns of the comparison
+    "agreement": "same answers of the old head",
+    "drift": "drift of features",
+    "cka": "similarity (CKA)",
+    "nearest": "right by nearest neighbours",
+}
 
 
 def write_page(folder: str | Path) -> Path:
     """Write report.html of a finished run from the files in its folder.
 
     Raises:
-        RunError: If it is no run folder, the run isn't finished, or its files can't be read.
+        RunError: If it is no finished run, or its files can't be read.
         OSError: If the page can't be written.
     """
     facts = read_facts(folder)
@@ -60,20 +76,14 @@ def write_page(folder: str | Path) -> Path:
 
 
 def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: PicturedIssues | None = None) -> str:
-    """The page's text.
-
-    Args:
-        facts: Of the run.
-        mistakes: Its worst mistakes, whose pictures are in its folder; None where they aren't known.
-        issues: Its label issues, likewise.
-    """
+    """The page's text; the pictures of mistakes and label issues are in the run's folder. None: they aren't known."""
     split = facts.judged
     context = {
         "facts": facts,
         "split": split,
         "title": facts.recipe.name,
-        "machine": machine_in_words(facts.environment),
-        "findings": [(kind, *KINDS[kind], found) for kind in KINDS if (found := _findings(facts, kind))],
+        "findings": [(kind, *about, found) for kind, about in KINDS.items() if (found := _findings(facts, kind))],
+        **training_in_words(facts),
         **_summary(facts),
         **_answer(facts, split),
         **_measured(facts, split),
@@ -91,7 +101,10 @@ def render_page(facts: RunFacts, mistakes: Mistakes | None, issues: PicturedIssu
 
 
 def _summary(facts: RunFacts) -> dict[str, Any]:
-    result = facts.result.name
+    result, labels = facts.result.name, facts.labels
+    if len(labels) > _ROWS:
+        by_size = sorted(labels, key=lambda label: -facts.splits["train"].counts[label])
+        labels = (*by_size[: _ROWS // 2], *by_size[-_ROWS // 2 :])
     trained = ", then ".join(trained_parts(phase.spec, phase.plan.trains) for phase in facts.phases[:3])
     more = len(facts.phases) - 3
     return {
@@ -99,16 +112,8 @@ def _summary(facts: RunFacts) -> dict[str, Any]:
         "trained": trained + (f", and {more} phases more" if more > 0 else ""),
         "largest": max((phase.plan for phase in facts.phases), key=lambda plan: plan.trainable),
         "shipped": f"{result}/ of phase {facts.kept_phase}" if len(facts.phases) > 1 else f"{result}/",
-        "shown_labels": _shown_labels(facts),
+        "shown_labels": labels,
     }
-
-
-def _shown_labels(facts: RunFacts) -> list[str]:
-    if len(facts.labels) <= _ROWS:
-        return list(facts.labels)
-    train = facts.splits["train"].counts
-    by_size = sorted(facts.labels, key=lambda label: -train[label])
-    return [*by_size[: _ROWS // 2], *by_size[-_ROWS // 2 :]]
 
 
 def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
@@ -138,14 +143,15 @@ def _answer(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
 
 
 def _measured(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
-    parts = [facts.splits[name] for name in ("test", "validation") if name in facts.splits]
-    by_class = {} if split is None else split.by_class
+    if split is None:
+        return {"measured_splits": [], "confusion": None, "classes": []}
+    parts = [facts.splits[name] for name in HELD_OUT if name in facts.splits]
     return {
         "measured_splits": [part for part in parts if part.metrics],
-        "confusion": lay_out(split, facts.labels) if split is not None and split.confusion else None,
-        "confused": most_confused(split, _PAIRS) if split is not None else [],
-        "classes": [_class_row(label, scores, split) for label, scores in by_class.items() if split is not None],
-        "has_thresholds": any(scores.threshold is not None for scores in by_class.values()),
+        "confusion": lay_out(split, facts.labels) if split.confusion else None,
+        "confused": most_confused(split, _PAIRS),
+        "classes": [_class_row(label, scores, split) for label, scores in split.by_class.items()],
+        "has_thresholds": any(scores.threshold is not None for scores in split.by_class.values()),
     }
 
 
@@ -167,39 +173,27 @@ def _class_row(label: str, scores: ClassScores, split: SplitFacts) -> dict[str, 
 
 def _trust(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     found = facts.confidence
-    charts: list[Chart] = []
-    if split is not None and split.bins:
-        charts.append(reliability(split, is_multi_label=facts.is_multi_label))
-    if "risk_coverage" in found:
-        charts.append(risk_by_coverage(found))
-    return {
-        "trust": charts,
-        "confidence": found,
-        "thresholds": [{"wanted": float(key), "found": row} for key, row in found.get("thresholds", {}).items()],
-    }
+    charts = [reliability(split, is_multi_label=facts.is_multi_label)] if split is not None and split.bins else []
+    charts += [risk_by_coverage(found)] if "risk_coverage" in found else []
+    thresholds = [{"wanted": float(key), "found": row} for key, row in found.get("thresholds", {}).items()]
+    return {"trust": charts, "confidence": found, "thresholds": thresholds}
 
 
 def _picture(facts: RunFacts, folder: str, one: Shown) -> dict[str, Any]:
-    """An image in a gallery; a picture that was removed since is said to be missing."""
-    names = {"picture": one.picture, "overlay": one.overlay}
-    files = {key: facts.folder / folder / name for key, name in names.items() if name}
-    there = {key: embedded(path) if path.is_file() else None for key, path in files.items()}
-    missing = one.missing or ("" if there.get("picture") else "its file is gone")
-    return {**vars(one), "picture": there.get("picture"), "overlay": there.get("overlay"), "missing": missing}
+    """An image in a gallery, JPEG files as addresses that hold them; a picture that was removed since is missing."""
+    found: dict[str, str | None] = {}
+    for kind, name in {"picture": one.picture, "overlay": one.overlay}.items():
+        file = facts.folder / folder / (name or "")
+        content = base64.b64encode(file.read_bytes()).decode() if name and file.is_file() else None
+        found[kind] = None if content is None else f"data:image/jpeg;base64,{content}"
+    return {**vars(one), **found, "missing": one.missing or ("" if found["picture"] else "its file is gone")}
 
 
 def _retention(facts: RunFacts) -> dict[str, Any]:
     rows = retention_rows(facts)
-    if not rows:
-        return {"retention": []}
     drift, cka = "How far features drifted (1 - cosine)", "How similar features stayed (CKA)"
-    keys = {"cosine_drift": drift, "cka": cka} if facts.blocks else {}
-    return {
-        "retention": rows,
-        "nearest_before": next(iter(facts.retention["phases"].values()))["knn_accuracy"]["before"],
-        "retention_charts": [retention_by_block(facts.blocks, key, title) for key, title in keys.items()],
-        "interpolation": interpolation_in_words(facts),
-    }
+    keys = {"cosine_drift": drift, "cka": cka} if rows and facts.blocks else {}
+    return {"retention": rows, "retention_charts": [retention_by_block(facts.blocks, *item) for item in keys.items()]}
 
 
 def _findings(facts: RunFacts, kind: str) -> list[Any]:
@@ -207,15 +201,143 @@ def _findings(facts: RunFacts, kind: str) -> list[Any]:
 
 
 def _training(facts: RunFacts) -> dict[str, Any]:
-    steps = {name: seconds for name, seconds in facts.seconds.items() if name != "total"}
     folders = {f"{n}-{phase.spec.name}": f"phase {phase.spec.name}" for n, phase in enumerate(facts.phases)}
     names = {**_STEPS, **folders}
+    steps = {names.get(name, name): seconds for name, seconds in facts.seconds.items() if name != "total"}
     return {
         "phase_words": [how_trained(phase) for phase in facts.phases],
-        "for_all": for_all_phases(facts.recipe),
-        "has_frozen": any(phase.result.frozen["tensors"] for phase in facts.phases),
-        "steps": {names.get(name, name): seconds for name, seconds in steps.items()},
+        "steps": steps,
         "longest": max([*steps.values(), 0.001]),
         "command": shared_command(facts.environment),
         "recipe": dump_recipe(shared_recipe(facts)),
     }
+
+
+def write_comparison(found: Mapping[str, Any], file: Path) -> None:
+    """Write the page of a `compare.Comparison`, as a dictionary.
+
+    Raises:
+        TrainingError: If it can't be written.
+    """
+    try:
+        write_text(file, render_comparison(found))
+    except OSError as error:
+        raise TrainingError(f"{file}: can't be written: {error}") from error
+
+
+def render_comparison(found: Mapping[str, Any]) -> str:
+    """The page's text; `found` as for `write_comparison`."""
+    short = _short_names([row["run"] for row in found["rows"]])
+    rows = [
+        {**row, "run": short[row["run"]], "metrics": {name: Measured(**one) for name, one in row["metrics"].items()}}
+        for row in found["rows"]
+    ]
+    names = list(rows[0]["metrics"])
+    first = headline([name for name in names if all(name in row["metrics"] for row in rows)] or names)
+    compared = [{"name": row["run"], "value": row["metrics"][first]} for row in rows if first in row["metrics"]]
+    compared.sort(key=lambda row: -row["value"].value)
+    measured = [name for name in _RETENTION if any(row["retention"].get(name) is not None for row in rows)]
+    return render(
+        "compare.html",
+        {
+            "title": f"{len(rows)} runs side by side",
+            "split": found["split"],
+            "rows": rows,
+            "names": names,
+            "headline": spoken(first),
+            "compared": [{**row, "is_own": row is compared[0]} for row in compared],
+            "lowest": lowest_tick([row["value"] for row in compared]),
+            "retention": {name: _RETENTION[name] for name in measured},
+            "pair": None if found["pair"] is None else _pair(found["pair"], short),
+            "notes": found["notes"],
+        },
+    )
+
+
+def _short_names(runs: Sequence[str]) -> dict[str, str]:
+    """Of each folder as many of its last names as tell it from the others."""
+    parts = {run: Path(run).parts for run in runs}
+    for count in range(1, max(map(len, parts.values())) + 1):
+        ends = {run: "/".join(names[-count:]) for run, names in parts.items()}
+        if len(set(ends.values())) == len(ends):
+            return ends
+    return {run: run for run in runs}
+
+
+def _pair(pair: Mapping[str, Any], short: Mapping[str, str]) -> dict[str, Any]:
+    rows = []
+    for name, value in pair["differences"].items():
+        is_known = value["low"] is not None
+        is_clear = is_known and (value["low"] > 0 or value["high"] < 0)
+        less_is_better = name.endswith("loss")  # as transformers has it
+        better = pair["second" if (value["value"] > 0) != less_is_better else "first"]
+        unclear = "no clear difference" if is_known else "too few images to say"
+        words = f"{short[better]} is better" if is_clear else unclear
+        rows.append({"name": spoken(name), "value": Measured(**value), "words": words})
+    return {**pair, "first": short[pair["first"]], "second": short[pair["second"]], "rows": rows}
+
+
+def render(template: str, context: dict[str, Any]) -> str:
+    """A page; every value of the context is shown as text and never becomes part of the page's code.
+
+    Its Content-Security-Policy lets no script run but the template's own, and nothing be loaded.
+    """
+    script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    page = {
+        "css": Markup((_TEMPLATES / "page.css").read_text(encoding="utf-8")),
+        "script": Markup(script),
+        "script_hash": f"sha256-{digest}",
+        "version": __version__,
+    }
+    return _environment().get_template(template).render({**page, **context})
+
+
+def lowest_tick(values: Sequence[Measured]) -> float:
+    """Where a track begins that shows shares with their intervals up to 1: a multiple of 0.1, 0.9 at most."""
+    least = min(value.least for value in values)
+    return min(math.floor(max(least - 0.02, 0) * 10) / 10, 0.9)
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: printable(value, keep="\n\t") if type(value) is str else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {
+        "classes_of": _classes_of,
+        "counted": lambda split: f"{split.images:,} {split.name} images",
+        "duration": time_in_words,
+        "number": lambda value, digits=3: "-" if value is None else f"{value:.{digits}f}",
+        "percent": _percent,
+        "position": _position,
+        "short": lambda value: f"{value:.2f}".rstrip("0").rstrip("."),
+        "signed": lambda value: f"{value:+.3f}",
+        "spoken": spoken,
+        "whole": "{:,}".format,
+    }
+    return environment
+
+
+def _percent(value: float, digits: int = 1, *, bare: bool = False) -> str:
+    return f"{100 * value:.{digits}f}" + ("" if bare else " %")
+
+
+def _position(value: float, low: float, high: float) -> str:
+    """Where a value lies on its track, in percent of its length."""
+    return f"{min(max(100 * (value - low) / (high - low), 0), 100):.2f}"
+
+
+def _classes_of(matrix: Matrix) -> Markup:
+    """What the script knows of the classes, as JSON that ends no script element."""
+    rows = [
+        {"name": printable(label), "images": images, "right": right}
+        for label, images, right in zip(matrix.labels, matrix.images, matrix.right, strict=True)
+    ]
+    text = json.dumps(rows, ensure_ascii=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))

@@ -11,19 +11,15 @@ from hfft.runs.facts import PhaseFacts, RunFacts
 from hfft.runs.record import Group
 from hfft.training.callbacks import headline_in
 
-_MINUTE, _HOUR = 60, 3600
-
 
 def time_in_words(seconds: float) -> str:
     """For example `0.3 s`, `42 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE} s"
-    return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def rates(groups: tuple[Group, ...]) -> str:
@@ -56,18 +52,17 @@ def how_trained(phase: PhaseFacts) -> str:
     passes = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     early = f" of {plan.steps:,} planned" if result.steps < plan.steps else ""
     taken = f"{result.steps:,}{early} {'step' if result.steps == plan.steps == 1 else 'steps'}"
-    kept = ""
+    best, kept = "", ""
     if result.metrics:
         judge = str(arguments.get("metric_for_best_model", headline_in(result.metrics))).removeprefix("eval_")
         value = f" ({result.metrics[judge]:.4f})" if judge in result.metrics else ""
-        kept = (
-            f" The weights of step {result.best_step:,} were kept, the best by {spoken(judge)} on validation{value}."
-        )
+        best = f", the best by {spoken(judge)} on validation{value}"
+        kept = f" The weights of step {result.best_step:,} were kept{best}."
     if plan.solver == "lbfgs":
         decays = {entry["step"]: entry["weight_decay"] for entry in phase.history if "weight_decay" in entry}
         return (
-            f"Trained {plan.trains}: {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}.{kept} "
-            f"Weight decay {decays[result.best_step]:g}."
+            f"Trained {plan.trains}: {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}. "
+            f"The head of weight decay {decays[result.best_step]:g} was kept{best}."
         )
     replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
     return (
@@ -160,6 +155,18 @@ def _last_name(text: str) -> str:
     return PureWindowsPath(text).name if is_path else text
 
 
+def training_in_words(facts: RunFacts) -> dict[str, Any]:
+    """What cards and pages alike say of the training."""
+    phases = facts.retention.get("phases") or {"": {"knn_accuracy": {"before": None}}}
+    return {
+        "for_all": for_all_phases(facts.recipe),
+        "has_frozen": any(phase.result.frozen["tensors"] for phase in facts.phases),
+        "interpolation": interpolation_in_words(facts),
+        "machine": machine_in_words(facts.environment),
+        "nearest_before": next(iter(phases.values()))["knn_accuracy"]["before"],
+    }
+
+
 def interpolation_in_words(facts: RunFacts) -> str:
     """How far the weights went, without a full stop; empty where they are the final ones."""
     if not facts.interpolation:
@@ -173,10 +180,9 @@ def interpolation_in_words(facts: RunFacts) -> str:
 
 
 def retention_rows(facts: RunFacts) -> list[dict[str, Any]]:
-    """What was measured of the encoder after each phase; empty where nothing was, or no phase changed it.
+    """What was measured of the encoder after each phase, the old head's answers where the checkpoint has a head.
 
-    Each row has `phase`, the number of parts that it `changed`, `drift`, `cka` and `nearest`; and `agreement` and
-    `divergence` of the old head's answers where the checkpoint has a head.
+    Empty where nothing was measured, or no phase changed the encoder.
     """
     phases: Mapping[str, Any] = facts.retention.get("phases", {})
     if not any(phase["changed"] for phase in phases.values()):

@@ -11,6 +11,7 @@ model: {checkpoint: vit}
 data: {source: photos, augment: {flip: true}}
 training: {optim: sgd, learning_rate: 0.05, num_train_epochs: 1, full_determinism: FULL, dataloader_num_workers: 1}
 precision: float32
+report: false
 replay: {mode: REPLAY}
 phases:
   - {name: head, unfreeze: head}

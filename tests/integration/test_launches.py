@@ -10,7 +10,7 @@ RECIPE = """
 name: r
 model: {checkpoint: vit}
 data: {source: photos, audit: quick}
-training: {per_device_train_batch_size: 3, dataloader_num_workers: 0, num_train_epochs: 1, ddp_timeout: 5}
+training: {per_device_train_batch_size: 3, dataloader_num_workers: 0, num_train_epochs: 1, ddp_timeout: 2}
 precision: float32
 report: false
 phases:
@@ -25,7 +25,7 @@ from hfft.cli import main
 def slow(module, name):
     own = getattr(module, name)
     def do(*words, **options):
-        time.sleep(7 * (name not in slowed))
+        time.sleep(2.5 * (name not in slowed))
         slowed.append(name)
         return own(*words, **options)
     setattr(module, name, do)

@@ -14,6 +14,7 @@ model: {checkpoint: vit}
 data: {source: photos}
 training: {per_device_train_batch_size: 2, dataloader_num_workers: 0, num_train_epochs: 3, logging_steps: 5}
 precision: float32
+report: false
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}
   - {name: last, unfreeze: {blocks: 2}, learning_rate: 1.0e-3}
@@ -27,11 +28,10 @@ FULL = re.compile(
 
 
 @pytest.fixture
-def workplace(tmp_path, photos, monkeypatch):
+def workplace(tmp_path, photos):
     photos(SPLITS)
     tiny.save(tmp_path / "vit", "vit")
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.setenv("PYTHONPATH", ":".join(sys.path))
     return tmp_path
 
 

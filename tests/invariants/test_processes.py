@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+import warm
 from launches import ACCELERATE, ALONE, ROOT, assert_same_result, launch, run, run_jobs, succeed, train, write_recipe
 
 
@@ -131,7 +132,7 @@ def test_two_machines_end_with_the_weights_of_one_process(workplace):
     succeed([*ALONE, *train("vit", "one", "auto", 4)], workplace)
     command = launch("two_machines.yaml")
     machines = [
-        subprocess.Popen(
+        warm.Popen(
             [*map(str, [*command, "--machine_rank", rank, *train("vit", "two", "auto", 2)])],
             cwd=workplace,
             stdout=subprocess.DEVNULL,
@@ -177,9 +178,8 @@ os._exit(0)  # threads of gloo were seen to abort the interpreter's end
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_plain_trainer_doubles_the_gradient_of_a_resnet_on_two_processes(tmp_path, monkeypatch):
+def test_plain_trainer_doubles_the_gradient_of_a_resnet_on_two_processes(tmp_path):
     """Trap C as it stands in the installed transformers: why models' own losses are not used."""
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "tests"))
     (tmp_path / "plain.py").write_text(PLAIN)
     one = succeed([*ALONE, "plain.py", "8"], tmp_path)
     two = succeed([*launch(), "plain.py", "4"], tmp_path)
@@ -192,7 +192,7 @@ def test_plain_trainer_doubles_the_gradient_of_a_resnet_on_two_processes(tmp_pat
 def test_the_script_under_accelerate_launch(workplace):
     """`scripts/train.py` on two processes, and on one through the same launcher."""
     script = ROOT / "scripts/train.py"
-    quick = ["training.max_steps=1", "training.per_device_train_batch_size=4"]
+    quick = ["training.max_steps=1", "training.per_device_train_batch_size=4", "report=false"]
     succeed([*launch(), script, "vit.yaml", "name=two", *quick], workplace)
     single = [*ACCELERATE, "--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--cpu"]
     succeed([*single, "--dynamo_backend", "no", script, "vit.yaml", "name=one", *quick], workplace)

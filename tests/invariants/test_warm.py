@@ -78,6 +78,14 @@ def test_a_home_of_its_own_costs_the_imports_of_the_hub_alone(tmp_path):
     assert warm.run([sys.executable, "-c", asked], env=environment).stdout == f"True False\n{tmp_path}\n"
 
 
+def test_what_a_fork_starts_is_a_fork_of_it():
+    asked = "import sys; print('torch' in sys.modules); sys.exit(int(sys.argv[1]))"
+    start = "import os, subprocess, sys\nfor variable in ({}, {'OMP_NUM_THREADS': '3'}):\n"
+    start += "    words = [sys.executable, '-u', '-c', sys.argv[1], '7']\n"
+    start += "    print(subprocess.run(words, env={**os.environ, **variable}).returncode, flush=True)"
+    assert warm.run([sys.executable, "-c", start, asked]).stdout.split() == ["True", "7", "False", "7"]
+
+
 def test_another_number_of_threads_makes_a_fresh_process():
     asked = [sys.executable, "-c", "import sys; print('torch' in sys.modules)"]
     assert warm.run(asked, env={**os.environ, "OMP_NUM_THREADS": "3"}).stdout == "False\n"

@@ -14,10 +14,10 @@ from hfft.errors import DataError, nearest
 from hfft.recipe.spec import DataSpec
 from hfft.system.files import expanded
 
-_UNPACK = "unpack it, and name the folder"
+_UNPACK = "an archive: unpack it, and name the folder"
 _ADVICE = {
-    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), f"an archive: {_UNPACK}"),
-    ".tar": f"an archive: {_UNPACK}, or name it alone",
+    **dict.fromkeys((".zip", ".7z", ".rar", ".gz", ".tgz", ".bz2", ".xz", ".zst"), _UNPACK),
+    ".tar": f"{_UNPACK}, or name it alone",
     ".json": "no table: write one object per line (.jsonl), or export Label Studio's and COCO's annotations as CSV",
     ".txt": "no table: save a list of images as .csv with a first line such as path,label",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "a spreadsheet: save it as .csv"),
@@ -39,32 +39,27 @@ def missing_source(source: str) -> str | None:
 
 
 def missing_path(name: str) -> str:
-    """That a path leads nowhere: what was tried, and how far it leads."""
+    """That a path leads to no folder: what was tried, and how far it leads."""
     path = Path(expanded(name))
     return f"{name} is no folder" if path.exists() else f"the folder {name} does not exist; {looked_for(path)}"
 
 
 def looked_for(path: Path) -> str:
     """How far a path leads that leads nowhere, and what may be meant."""
-    path, parent = _existing_part(path)
-    lost = path.relative_to(parent).parts[0]
+    parent = _existing_parent(path)
+    lost = path.absolute().relative_to(parent).parts[0]
     meant = nearest(lost, os.listdir(parent) if os.access(parent, os.R_OK) else ())
     hint = f"; did you mean {meant!r}?" if meant else ""
-    return f"looked for {path}: {parent} holds no {lost!r}{hint}"
+    return f"looked for {path.absolute()}: {parent} holds no {lost!r}{hint}"
 
 
-def _existing_part(path: Path) -> tuple[Path, Path]:
-    """The absolute path, and the last of its folders that is there."""
-    path = path.absolute()
-    return path, next((folder for folder in path.parents if folder.is_dir()), path.parent)
+def _existing_parent(path: Path) -> Path:
+    parents = path.absolute().parents
+    return next((folder for folder in parents if folder.is_dir()), parents[0])
 
 
 def refuse_unused(spec: DataSpec, keys: Sequence[str], what: str) -> None:
-    """Keys of the data section that a source has no use for.
-
-    Raises:
-        DataError: If one of them is set.
-    """
+    """Refuse keys of the data section that a source has no use for."""
     unused = [key for key in keys if getattr(spec, key) is not None]
     if unused:
         raise DataError(f"data.{unused[0]}: {what}, which has none; leave it out")
@@ -78,11 +73,7 @@ def advice_for(files: Iterable[Path]) -> str:
 
 
 def check_header_row(names: Sequence[str], where: str, *, is_row: bool = False) -> None:
-    """A first line that names an image is a row.
-
-    Raises:
-        DataError: If it does.
-    """
+    """Refuse a first line that names an image, and so is a row."""
     odd = next((name for name in names if is_row or PurePath(name).suffix.lower() in endings()), None)
     if odd is not None:
         raise DataError(
@@ -92,11 +83,7 @@ def check_header_row(names: Sequence[str], where: str, *, is_row: bool = False) 
 
 
 def check_paths(values: Sequence[str], where: str) -> None:
-    """Texts that can't be paths.
-
-    Raises:
-        DataError: If the first is a URL, or an image written as text.
-    """
+    """Refuse texts of which the first is a URL, or an image written as text."""
     first = next(iter(values), "")
     if _URL.match(first):
         raise DataError(f"{where} holds URLs ({first[:80]}); download the images, and name their paths")
@@ -107,24 +94,19 @@ def check_paths(values: Sequence[str], where: str) -> None:
 
 
 def check_found(rows: Dataset, where: str) -> None:
-    """Images in files, of which some must be there: else the folder that paths begin at is wrong.
-
-    Raises:
-        DataError: If none of the first exists.
-    """
+    """Refuse images in files of which none of the first is there: the folder that paths begin at is wrong."""
     images = rows[:_SAMPLE]["image"]
     paths = [image["path"] for image in images if image is not None and image["bytes"] is None]
     if len(paths) < len(images) or any(path is None or "?" in path for path in paths):
         return
-    if any(os.path.exists(opened_path(path)) for path in paths):
-        return
-    raise not_found(Path(paths[0]), where)
+    if not any(os.path.exists(opened_path(path)) for path in paths):
+        raise not_found(Path(paths[0]), where)
 
 
 def not_found(path: Path, where: str) -> DataError:
-    """That images aren't where a table says."""
-    path, parent = _existing_part(path)
+    """That images aren't where a table says; `path` is the first."""
     return DataError(
-        f"{where}: no image is where the rows say; looked for {path} first; name the column of paths, file names or "
-        f"ids (data.image_column) and the folder that they begin at (data.image_folder){advice_for(parent.iterdir())}"
+        f"{where}: no image is where the rows say; looked for {path.absolute()} first; name the column of paths, file "
+        "names or ids (data.image_column) and the folder that they begin at (data.image_folder)"
+        f"{advice_for(_existing_parent(path).iterdir())}"
     )

@@ -1,6 +1,7 @@
 """Images in class folders as a table, and the files of such a folder that are left out of it."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,9 +13,22 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hfft.data.images.decoding import stored_path
 from hfft.data.sources.advice import advice_for, refuse_unused
 from hfft.data.sources.columns import PARENT_FOLDER, TableColumns
-from hfft.data.sources.folders import UNREAD, holds_images, image_files, is_image_file, subfolders, visible_files
+from hfft.data.sources.folders import (
+    CLASS_FOLDER,
+    UNREAD,
+    FolderLayout,
+    files_in,
+    find_layout,
+    holds_images,
+    image_files,
+    is_image_file,
+    paths_below,
+    split_in,
+    subfolders,
+    visible_files,
+    words_of,
+)
 from hfft.data.sources.labels import UNLABELLED, label_texts, natural, same_class
-from hfft.data.sources.layout import CLASS_FOLDER, FolderLayout, find_layout, split_in, words_of
 from hfft.data.sources.table import RawRows, Table
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -22,25 +36,20 @@ from hfft.system.distributed import warn
 from hfft.system.text import path_text, printable_path
 
 _NO_CLASS = ("__MACOSX", "__pycache__")  # folders that nobody takes for a class
-_MAGIC = {
-    b"\xff\xd8\xff": "JPEG",
-    b"\x89PNG\r\n": "PNG",
-    b"GIF8": "GIF",
-    b"II*\0": "TIFF",
-    b"MM\0*": "TIFF",
+_MAGIC = {  # how files of a format begin
+    "JPEG": rb"\xff\xd8\xff",
+    "PNG": rb"\x89PNG\r\n",
+    "GIF": rb"GIF8",
+    "TIFF": rb"II\*\0|MM\0\*",
+    "WEBP": rb"RIFF....WEBP",
+    "AVIF": rb"....ftypavif",
+    "HEIF": rb"....ftyp(heic|heix|mif1)",
 }
-_BOXES = {b"avif": "AVIF", b"heic": "HEIF", b"heix": "HEIF", b"mif1": "HEIF"}
 
 
 @dataclass(frozen=True)
 class ClassFolder:
-    """A class folder and the files in it, at any depth, sorted.
-
-    Attributes:
-        path: Of the folder.
-        images: Files that are called like images.
-        others: Other files, in no order.
-    """
+    """A class folder and its files at any depth: images, sorted, and others."""
 
     path: Path
     images: Sequence[Path]
@@ -48,36 +57,23 @@ class ClassFolder:
 
 
 def class_folders(layout: FolderLayout) -> dict[str, list[ClassFolder]]:
-    """The class folders of each split, each listed once."""
-    return {split: list(map(_list_folder, layout.class_folders(split))) for split in layout.splits}
+    """The class folders of each split, each listed once; several may be of one class."""
+    return {
+        split: [_listed(path) for root in roots for path in subfolders(root)] for split, roots in layout.splits.items()
+    }
 
 
-def _list_folder(path: Path) -> ClassFolder:
-    images, others = [], []
-    for file in visible_files(path):
-        (images if is_image_file(file) else others).append(file)
-    return ClassFolder(path, sorted(images), others)
+def _listed(path: Path) -> ClassFolder:
+    files = list(visible_files(path))
+    return ClassFolder(path, sorted(filter(is_image_file, files)), [file for file in files if not is_image_file(file)])
 
 
 def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Table:
-    """Images in class folders; what is left out is logged.
-
-    Raises:
-        DataError: If there are none.
-    """
-    keys = ("config", "revision", "image_column", "split_column", "image_folder")
-    refuse_unused(spec, keys, f"{folder} is a folder of images")
-    if spec.label_column not in (None, CLASS_FOLDER):
-        raise DataError(f"data.label_column: {folder} is a folder of images, which has none; leave it out")
-    if spec.task == "multi_label":
-        raise DataError(
-            f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
-            "table with lists of labels, or with columns of 0 and 1"
-        )
-    if spec.group_column not in (None, PARENT_FOLDER):
-        raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
+    """Images in class folders; what is left out is logged."""
+    _check_spec(folder, spec)
     found = class_folders(layout)
-    _warn_of_left_out(folder, layout, [one for folders in found.values() for one in folders])
+    every = [one for folders in found.values() for one in folders]
+    _warn_of_left_out(folder, layout, every)
     if layout.problem:  # and no image
         advice = advice_for(visible_files(folder))
         raise DataError(f"{layout.problem}; allowed: one folder of images per class{advice}")
@@ -85,7 +81,7 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Ta
         _warn_of_split_lists(folder)
     if not (spec.group_column or spec.label_column):
         _warn_of_inner_folders(next(iter(found.values())), folder)
-    names = sorted({one.path.name for folders in found.values() for one in folders})
+    names = sorted({one.path.name for one in every})
     texts = label_texts(list(map(path_text, names)), list(map(printable_path, names)), str(folder))
     labels = dict(zip(names, texts, strict=True))
     classes = sorted({text for text in texts if text is not None}, key=natural)
@@ -95,22 +91,35 @@ def read_class_folders(folder: Path, spec: DataSpec, layout: FolderLayout) -> Ta
     return Table(spec.source, splits, columns, root=folder, empty=empty)
 
 
+def _check_spec(folder: Path, spec: DataSpec) -> None:
+    """Refuse keys of tables, and labels of tables."""
+    keys = ["config", "revision", "image_column", "split_column", "image_folder"]
+    refuse_unused(
+        spec, keys if spec.label_column == CLASS_FOLDER else [*keys, "label_column"], f"{folder} is a folder of images"
+    )
+    if spec.task == "multi_label":
+        raise DataError(
+            f"data.task: {folder} is a folder of class folders, where an image has one label; multi_label needs a "
+            "table with lists of labels, or with columns of 0 and 1"
+        )
+    if spec.group_column not in (None, PARENT_FOLDER):
+        raise DataError(f"data.group_column: found {spec.group_column!r}; allowed for class folders: {PARENT_FOLDER}")
+
+
 def _raw_rows(
     folders: Sequence[ClassFolder], root: Path, labels: Mapping[str, str | None], classes: Sequence[str]
 ) -> RawRows:
     folders = sorted(folders, key=lambda one: (one.path.name, one.path))
     numbers: dict[str | None, int] = {None: UNLABELLED, **{name: number for number, name in enumerate(classes)}}
     files = [path for one in folders for path in one.images]
-    features = Features(
-        {"image": Value("string"), CLASS_FOLDER: ClassLabel(names=list(classes)), "file": Value("string")}
-    )
+    kinds = {"image": Value("string"), CLASS_FOLDER: ClassLabel(names=list(classes)), "file": Value("string")}
     columns = {
         "image": [stored_path(path_text(path)) for path in files],
         CLASS_FOLDER: [numbers[labels[one.path.name]] for one in folders for _ in one.images],
         "file": [printable_path(path.relative_to(root).as_posix()) for path in files],
     }
     depth = len(folders[0].path.relative_to(root).parts) - 1 if folders else 0
-    return RawRows(Dataset.from_dict(columns, features=features), root, depth, names="file")
+    return RawRows(Dataset.from_dict(columns, features=Features(kinds)), root, depth, names="file")
 
 
 def _empty_classes(folders: Sequence[ClassFolder], labels: Mapping[str, str | None]) -> tuple[str, ...]:
@@ -125,49 +134,53 @@ def _empty_classes(folders: Sequence[ClassFolder], labels: Mapping[str, str | No
 
 def _warn_of_left_out(folder: Path, layout: FolderLayout, folders: Sequence[ClassFolder]) -> None:
     """Warn of images, as far as their names tell, that become no row."""
-    loose = _loose_files(folder, layout.roots)
-    found = Counter(file.suffix.lower() for file in loose if not is_image_file(file))
-    found.update(file.suffix.lower() for one in folders for file in one.others)
-    unread = {ending: count for ending, count in sorted(found.items()) if ending in UNREAD}
+    loose = _loose_files(folder, layout)
+    others = [*loose, *(file for one in folders for file in one.others)]
+    unread = Counter(
+        ending for file in others if (ending := file.suffix.lower()) in UNREAD and not is_image_file(file)
+    )
     images = sum(map(is_image_file, loose))
-    hidden = [
+    hidden = sorted(
         path.name for root in layout.roots for path in root.glob("__*") if path.name not in _NO_CLASS and path.is_dir()
-    ]
+    )
     parts = []
     if unread:
-        total = sum(unread.values())
+        total = unread.total()
         files = "1 file that is not read as an image" if total == 1 else f"{total} files that are not read as images"
-        parts.append(f"{files} ({', '.join(f'{ending} {count}' for ending, count in unread.items())})")
+        parts.append(f"{files} ({', '.join(f'{ending} {count}' for ending, count in sorted(unread.items()))})")
     if images:
         parts.append(f"{images} {'image' if images == 1 else 'images'} outside the class folders")
     if hidden:
-        parts.append(f"folders whose names begin with two underscores ({', '.join(sorted(hidden))})")
+        parts.append(f"folders whose names begin with two underscores ({', '.join(hidden)})")
     if parts:
         warn(f"{folder}: left out {' and '.join(parts)}")
     for path in layout.left_out:
         count = len(image_files(path))
-        images = "1 image, which lies" if count == 1 else f"{count:,} images, which lie"
-        reason = f"{images} in no class folder and so {'has' if count == 1 else 'have'} no label"
-        warn(f"{path}: left out {reason if count else 'the split, which holds no images'}")
+        images = (
+            "1 image, which lies in no class folder and so has"
+            if count == 1
+            else f"{count:,} images, which lie in no class folder and so have"
+        )
+        warn(f"{path}: left out {f'{images} no label' if count else 'the split, which holds no images'}")
 
 
-def _loose_files(folder: Path, roots: Collection[Path]) -> list[Path]:
+def _loose_files(folder: Path, layout: FolderLayout) -> list[Path]:
     """Files directly in a folder, or in those that hold its class folders."""
-    return [file for path in {folder, *roots} for file in path.iterdir() if file.is_file() and file.name[0] != "."]
+    return [file for path in {folder, *layout.roots} for file in files_in(path)]
 
 
 def _warn_of_split_lists(folder: Path) -> None:
     """Warn of text files that list the images of splits, as Food-101 has them."""
     places = [folder, *(path for path in subfolders(folder) if not holds_images(path))]
-    files = [file for place in places for file in sorted(place.iterdir()) if file.suffix.lower() in (".txt", ".json")]
+    files = [file for place in places for file in files_in(place) if file.suffix.lower() in (".txt", ".json")]
     lists = [file for file in files if split_in(file.stem)]
     if len({split_in(file.stem) for file in lists}) > 1:
-        shown = ", ".join(file.relative_to(folder).as_posix() for file in lists[:3])
+        shown = paths_below(folder, lists[:3])
         warn(f"{folder}: lists of splits are not read: {shown}; write a table with columns path and split (.csv)")
 
 
 def _warn_of_inner_folders(folders: Sequence[ClassFolder], folder: Path) -> None:
-    """Warn where every class folder holds the same folders, which may be the classes."""
+    """Warn where every class folder holds the same folders and no image directly: these may be the classes."""
     if len(folders) < 2 or any(
         not one.images or one.path in (one.images[0].parent, one.images[-1].parent) for one in folders
     ):
@@ -185,10 +198,8 @@ def _warn_of_inner_folders(folders: Sequence[ClassFolder], folder: Path) -> None
 def find_ignored(folder: Path, files: Collection[str], *, by_folder: bool = False) -> Iterator[tuple[str, str]]:
     """Images that are left out of a folder of class folders, by name or first bytes: each name, and the reason."""
     layout = find_layout(folder, by_folder=by_folder)
-    loose = set(_loose_files(folder, layout.roots))
-    within = {
-        file for split in layout.splits for child in layout.class_folders(split) for file in visible_files(child)
-    }
+    loose = set(_loose_files(folder, layout))
+    within = {file for root in layout.roots for child in subfolders(root) for file in visible_files(child)}
     for file in sorted(loose | within):
         reason = _why_ignored(file, is_loose=file in loose)
         name = printable_path(file.relative_to(folder).as_posix())
@@ -214,8 +225,4 @@ def _format_of(file: Path) -> str | None:
             start = stream.read(16)
     except OSError:
         return None
-    if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
-        return "WEBP"
-    if start[4:8] == b"ftyp":
-        return _BOXES.get(start[8:12])
-    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    return next((kind for kind, magic in _MAGIC.items() if re.match(magic, start, re.DOTALL)), None)

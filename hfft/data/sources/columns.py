@@ -1,33 +1,32 @@
 """Which columns of a table are used for what: as asked, else by type, by name, or by their values."""
 
-import dataclasses
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Image, Value
 
 from hfft.data.sources.advice import check_header_row, check_paths
-from hfft.data.sources.folders import endings
-from hfft.data.sources.labels import Label, is_number, is_text
-from hfft.data.sources.layout import (
+from hfft.data.sources.folders import (
     CLASS_FOLDER,
     SPLIT_WORDS,
     divide,
+    endings,
     folders_of,
     split_in,
     split_names,
     tells_no_class,
     words_of,
 )
-from hfft.data.sources.multi_label import class_list_columns, flag_columns
+from hfft.data.sources.labels import Label, is_number, is_text
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
-_SAMPLE = 200  # values of a column that are read to see whether it holds paths or splits
+_SAMPLE = 200  # values of a column that are read to see what it holds
+_FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
 # As above, in any case and with any mark between words; those of well-known data sets among them.
@@ -67,8 +66,8 @@ class TableColumns:
     Attributes:
         image: Images, their bytes, or their paths.
         label: Classes; or one column for each class.
-        weight: Weight of each image; None for no such column.
-        group: What is never divided between splits; None for no such column.
+        weight: Weight of each image.
+        group: What is never divided between splits.
         split: Name of each row's split; None where a table is one split.
         has_paths: Whether `image` holds paths as text.
         unused: For each column that may hold splits and is not used, the reason.
@@ -87,6 +86,7 @@ class TableColumns:
         """The columns of labels."""
         return (self.label,) if isinstance(self.label, str) else self.label
 
+    @property
     def required(self) -> set[str]:
         """Columns that every table of a source must have."""
         chosen = {self.image, *self.labels, self.weight, self.group, self.split}
@@ -109,44 +109,41 @@ def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool)
     """
     if of_files:
         check_header_row(rows.column_names, where)
-    images = _image_columns(rows)
-    if of_files and not images:
-        images = _path_columns(rows)
-    image = _column(spec.image_column, images, rows, f"{where}: image_column")
+    names = rows.column_names
+    images = _image_columns(rows) or (_path_columns(rows) if of_files else [])
+    image = _column(spec.image_column, images, names, f"{where}: image_column")
     has_paths = of_files and is_text(rows.features[image])
     if has_paths:
         check_paths([path for path in rows[image][:_SAMPLE] if path], f"{where}: image_column: the column {image!r}")
-    split, unused = _split_column(spec, rows, image, where)
-    spec = dataclasses.replace(spec, split_column=split)
-    asked = spec.weight_column
-    weight = None if asked is None else _column(asked, [], rows, f"{where}: weight_column")
-    label = _label(rows, spec, image, f"{where}: label_column", has_paths=has_paths)
-    group = _group_column(spec.group_column, rows, has_paths, f"{where}: group_column")
+    split, unused = _split_column(spec, rows, image, f"{where}: split_column")
+    weight, group = spec.weight_column, spec.group_column
+    if weight is not None:
+        _check_asked(weight, names, f"{where}: weight_column")
+    label = _label(rows, replace(spec, split_column=split), image, f"{where}: label_column", has_paths=has_paths)
+    if group is not None:
+        _check_asked(group, [*names, PARENT_FOLDER] if has_paths else names, f"{where}: group_column")
     return TableColumns(image, label, weight, group, split, has_paths, unused)
 
 
-def _column(asked: str | None, candidates: Sequence[str], rows: Dataset, where: str) -> str:
+def _check_asked(name: str, allowed: Collection[str], where: str, error: type[DataError] = DataError) -> None:
+    if name not in allowed:
+        raise error(f"{where}: found {name!r}; allowed: {', '.join(allowed)}")
+
+
+def _column(asked: str | None, fitting: Sequence[str], names: Sequence[str], where: str) -> str:
+    """The column that was asked for, else the one that fits; `where` ends with the key that names it."""
     if asked is not None:
-        if asked not in rows.column_names:
-            raise DataError(f"{where}: found {asked!r}; allowed: {', '.join(rows.column_names)}")
+        _check_asked(asked, names, where)
         return asked
-    if len(candidates) == 1:
-        return candidates[0]
-    found = f"several fit ({', '.join(candidates)})" if candidates else "none fits"
+    if len(fitting) == 1:
+        return fitting[0]
     key = where.rpartition(" ")[2]
-    example = next(iter(candidates), rows.column_names[-1])
-    hint = "; ids are taken where images below the table's folder, or data.image_folder, are called so"
-    raise (DataError if candidates else NoColumnError)(
-        f"{where}: {found}; name one of {', '.join(rows.column_names)}, such as data.{key}={example}"
-        f"{hint if key == 'image_column' and not candidates else ''}"
-    )
-
-
-def _group_column(asked: str | None, rows: Dataset, has_paths: bool, where: str) -> str | None:
-    if asked is None or asked in rows.column_names or (asked == PARENT_FOLDER and has_paths):
-        return asked
-    extra = [PARENT_FOLDER] if has_paths else []
-    raise DataError(f"{where}: found {asked!r}; allowed: {', '.join([*rows.column_names, *extra])}")
+    advice = f"name one of {', '.join(names)}, such as data.{key}={next(iter(fitting), names[-1])}"
+    if fitting:
+        raise DataError(f"{where}: several fit ({', '.join(fitting)}); {advice}")
+    if key == "image_column":
+        advice += "; ids are taken where images below the table's folder, or data.image_folder, are called so"
+    raise NoColumnError(f"{where}: none fits; {advice}")
 
 
 def normalized_name(name: str) -> str:
@@ -154,11 +151,16 @@ def normalized_name(name: str) -> str:
     return re.sub(r"[\W_]+", "_", name.strip().lower()).strip("_")
 
 
+def _is_plain(kind: Any, *others: str) -> bool:
+    """Whether a column holds texts or whole numbers, or others of Arrow's types."""
+    return isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int", *others))
+
+
 # Images
 
 
 def first_paths(rows: Dataset, spec: DataSpec) -> list[str] | None:
-    """The first paths of a table of paths; None for one that holds images, or has no column that looks like paths."""
+    """The first paths of a table of paths; None for one that holds images; empty where no column looks like paths."""
     if _image_columns(rows):
         return None
     names = [spec.image_column] if spec.image_column in rows.column_names else _path_columns(rows)
@@ -200,36 +202,32 @@ def is_label_name(name: str) -> bool:
 
 
 def _label(rows: Dataset, spec: DataSpec, image: str, where: str, *, has_paths: bool) -> Label:
-    asked = spec.label_column
+    names, asked = rows.column_names, spec.label_column
     if asked == CLASS_FOLDER and has_paths:
         return CLASS_FOLDER
     if isinstance(asked, tuple):
-        return tuple(_column(name, [], rows, where) for name in asked)
-    if asked is not None:
-        return _column(asked, [], rows, where)
-    found = [name for name in _declared_labels(rows, spec) or _named_labels(rows, image) if name != image]
-    if found:
-        return _column(None, found, rows, where)
+        return tuple(_column(name, [], names, where) for name in asked)
+    fitting = [name for name in _declared_labels(rows, spec) or _named_labels(rows, image) if name != image]
+    if asked is not None or fitting:
+        return _column(asked, fitting, names, where)
     folders = _class_folders(rows, image) if has_paths else []
-    flags = filter(is_split_flag, rows.column_names)
-    others = [image, spec.weight_column, spec.group_column, spec.split_column, *flags]
+    others = [image, spec.weight_column, spec.group_column, spec.split_column, *filter(is_split_flag, names)]
     if spec.task == "multi_label" or (spec.task == "auto" and len(set(folders)) < 2):
-        columns = flag_columns(rows, others, where)
+        columns = _flag_columns(rows, others, where)
         if columns:
             return columns
     columns = _repeating(rows, others)
     if folders:  # and columns that divide them further
         finer = [name for name in columns if len(set(zip(folders, rows[name][:], strict=True))) > len(set(folders))]
         columns = [CLASS_FOLDER, *finer]
-    return _column(None, columns, rows, where)
+    return _column(None, columns, names, where)
 
 
 def _declared_labels(rows: Dataset, spec: DataSpec) -> list[str]:
     """Columns of a type that data sets declare for classes."""
-    several = class_list_columns(rows)
-    single = [
-        name for name, kind in rows.features.items() if isinstance(kind, ClassLabel) and name != spec.split_column
-    ]
+    kinds = rows.features
+    several = [name for name, kind in kinds.items() if isinstance(getattr(kind, "feature", None), ClassLabel)]
+    single = [name for name, kind in kinds.items() if isinstance(kind, ClassLabel) and name != spec.split_column]
     return {"single_label": single, "multi_label": several}.get(spec.task, single or several)
 
 
@@ -262,14 +260,45 @@ def _repeating(rows: Dataset, without: Collection[str | None]) -> list[str]:
     """Columns of text or whole numbers that may hold classes: values that repeat, under a name of nothing else."""
     found, flags = [], []
     for name, kind in rows.features.items():
-        is_plain = isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
-        if not is_plain or name in without or not _NO_LABELS.isdisjoint(words_of(name)):
+        if not _is_plain(kind, "uint", "bool") or name in without or not _NO_LABELS.isdisjoint(words_of(name)):
             continue
         values = [str(value) for value in rows[name][:] if value is not None]
         are_measures = all("." in value and is_number(value) for value in values)
         if 2 <= len(set(values)) <= len(values) / 2 and not are_measures:
             (flags if set(values) <= {"0", "1"} else found).append(name)
     return found + flags if len(flags) < 2 else found  # several of 0 and 1 are several labels
+
+
+def _flag_columns(rows: Dataset, without: Collection[str | None], where: str) -> tuple[str, ...]:
+    """Columns that hold 0 and 1 alone, two or more of them; else none.
+
+    Refuses the first other value of a column that holds mostly 0 and 1, which a guess would leave out.
+    """
+    found, problem = [], None
+    for name, kind in rows.features.items():
+        if name in without or not isinstance(kind, Value | ClassLabel) or len(rows) == 0:
+            continue
+        sample = rows[name][:_SAMPLE]
+        if 2 * sum(flags_of([value]) is not None for value in sample) < len(sample):
+            continue
+        values = rows[name][:]
+        odd = next((row for row, value in enumerate(values) if flags_of([value]) is None), None)
+        if odd is None:
+            found.append(name)
+        else:
+            problem = problem or f"row {odd} holds {values[odd]!r} in the column {name!r}"
+    if problem is not None and found:
+        raise DataError(
+            f"{where}: {problem}, which holds mostly 0 and 1, as {', '.join(found)} do alone; name the columns of "
+            "the labels, for example label_column: [ant, bee]"
+        )
+    return tuple(found) if len(found) > 1 else ()
+
+
+def flags_of(value: Any) -> list[int] | None:
+    """A row of 0 and 1, also as text; None if there is anything else in it, or it is no list."""
+    found = [_FLAGS.get(str(one).strip().lower()) for one in value] if isinstance(value, list) else [None]
+    return None if None in found else [int(one or 0) for one in found]
 
 
 # Splits
@@ -291,17 +320,13 @@ def split_values(rows: Dataset, column: str, most: int | None = None) -> list[st
 
 
 def _split_column(spec: DataSpec, rows: Dataset, image: str, where: str) -> tuple[str | None, tuple[str, ...]]:
-    """The one asked for; else one that is called `split`, or that holds names of splits alone.
+    """The column asked for; else one that is called `split`, or that holds names of splits alone; or None.
 
-    Returns:
-        The column, or None; and for each other that may hold splits, why it is not used.
+    And for each other column that may hold splits, why it is not used.
     """
     if spec.split_column is not None:
-        if spec.split_column in rows.column_names:
-            return spec.split_column, ()
-        raise SplitColumnError(
-            f"{where}: split_column: found {spec.split_column!r}; allowed: {', '.join(rows.column_names)}"
-        )
+        _check_asked(spec.split_column, rows.column_names, where, SplitColumnError)
+        return spec.split_column, ()
     labels = spec.label_column if isinstance(spec.label_column, tuple) else (spec.label_column,)
     taken = (image, spec.weight_column, spec.group_column, *labels)
     found, unused = [], []
@@ -310,7 +335,7 @@ def _split_column(spec: DataSpec, rows: Dataset, image: str, where: str) -> tupl
             continue
         if is_split_flag(name):
             unused.append(f"the column {name!r} is not used; name train, validation and test in a column called split")
-        elif _is_short(kind) and (normalized_name(name) == "split" or _holds_split_words(rows, name)):
+        elif _may_hold_splits(rows, name, kind):
             reason = _why_no_splits(rows, name, where)
             if reason is None:
                 found.append(name)
@@ -319,21 +344,22 @@ def _split_column(spec: DataSpec, rows: Dataset, image: str, where: str) -> tupl
                     f"the column {name!r} is not used for splits, as {reason}; data.split_column={name} with "
                     "data.splits.train=..., ... takes it"
                 )
-    called = [name for name in found if normalized_name(name) == "split"]
+    called = [name for name in found if _is_called_split(name)]
     if len(found) < 2 or len(called) == 1:
         return next(iter(called or found), None), tuple(unused)
-    raise SplitColumnError(
-        f"{where}: split_column: several fit ({', '.join(found)}); name one: data.split_column={found[0]}"
-    )
+    raise SplitColumnError(f"{where}: several fit ({', '.join(found)}); name one: data.split_column={found[0]}")
 
 
-def _is_short(kind: Any) -> bool:
-    is_plain = isinstance(kind, Value) and kind.dtype.startswith(("string", "large_string", "int64"))
-    return is_plain or isinstance(kind, ClassLabel)
+def _is_called_split(name: str) -> bool:
+    return normalized_name(name) == "split"
 
 
-def _holds_split_words(rows: Dataset, name: str) -> bool:
-    """Whether most of a column's values have a split's word, of two splits or more."""
+def _may_hold_splits(rows: Dataset, name: str, kind: Any) -> bool:
+    """Whether a column is called `split`, or most of its values have a split's word, of two splits or more."""
+    if not (isinstance(kind, ClassLabel) or _is_plain(kind)):
+        return False
+    if _is_called_split(name):
+        return True
     sample = [value for value in split_values(rows, name, _SAMPLE) if value is not None and split_in(value)]
     if 2 * len(sample) <= min(len(rows), _SAMPLE):
         return False
@@ -343,15 +369,15 @@ def _holds_split_words(rows: Dataset, name: str) -> bool:
 
 def _why_no_splits(rows: Dataset, name: str, where: str) -> str | None:
     """Why a column that may hold splits does not; None where it does."""
-    values, is_called = split_values(rows, name), normalized_name(name) == "split"
+    values, is_called = split_values(rows, name), _is_called_split(name)
     known = split_names(value for value in values if value is not None)
     odd = next((value for value in values if value is not None and value not in known), None)
     if known and odd is None and (is_called or None not in values):
         return None
     if known and is_called:
         raise SplitColumnError(
-            f"{where}: split_column: the column {name!r} holds {odd!r} in row {values.index(odd)} as well as names of "
-            f"splits; say data.split_column={name} and which is which (data.splits.train=... .validation=... "
-            f".test=...), or rename the column; known names: {', '.join(SPLIT_WORDS)}"
+            f"{where}: the column {name!r} holds {odd!r} in row {values.index(odd)} as well as names of splits; say "
+            f"data.split_column={name} and which is which (data.splits.train=... .validation=... .test=...), or "
+            f"rename the column; known names: {', '.join(SPLIT_WORDS)}"
         )
     return f"no name of a split is {odd!r}" if odd is not None else f"row {values.index(None)} holds nothing"

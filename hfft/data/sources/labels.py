@@ -1,6 +1,5 @@
 """Labels: one name for each class from values of any spelling, and what rows hold as label, soft label and weight."""
 
-import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -8,10 +7,7 @@ from typing import Any
 
 import numpy as np
 from datasets import ClassLabel, Dataset, List, Value
-from datasets.features import LargeList
-from datasets.features import Sequence as SequenceOf
 
-from hfft.errors import DataError
 from hfft.system.distributed import inform, warn
 from hfft.system.text import printable
 
@@ -30,7 +26,6 @@ _NOTHING = frozenset(
         *("NULL", "Null", "null", "None", "NONE", "-", "--", "?"),
     )
 )
-_TOLERANCE = 1e-3  # of the sum of probabilities
 
 
 # Values of a column
@@ -66,14 +61,16 @@ def label_text(value: Any) -> str | None:
 
 def label_texts(values: Sequence[Any], files: Sequence[str], where: str) -> list[str | None]:
     """The label of each row as `label_text` has it; logs where texts lost spaces."""
-    known = {value: label_text(value) for value in set(values)}
-    texts = [known[value] for value in values]
-    changed = {value for value, text in known.items() if isinstance(value, str) and text not in (None, value)}
+    kinds = [(type(value), value) for value in values]  # 1, 1.0 and True are equal
+    known = {kind: label_text(kind[1]) for kind in set(kinds)}
+    texts = [known[kind] for kind in kinds]
+    changed = [
+        row for row, text in enumerate(texts) if isinstance(values[row], str) and text not in (None, values[row])
+    ]
     if changed:
-        rows = [row for row, value in enumerate(values) if value in changed]
-        first = rows[0]
+        first = changed[0]
         inform(
-            f"{where}: {len(rows)} of {len(values)} labels are taken without spaces around them and control "
+            f"{where}: {len(changed)} of {len(values)} labels are taken without spaces around them and control "
             f"characters, the first is that of {files[first]}: {values[first]!r} as {texts[first]!r}"
         )
     return texts
@@ -90,21 +87,22 @@ def same_class(name: str) -> str:
     return _FLAGS.get(text.lower(), "0" if text == "-0" else text)
 
 
-def class_spellings(found: Iterable[str], declared: Sequence[str], where: str) -> dict[str, str]:
-    """Each spelling that occurs -> the name of its class, which is one of them; classes are in their order.
+def number_classes(found: Iterable[str], declared: Iterable[str], where: str) -> tuple[list[str], dict[str, int]]:
+    """Names of the classes in their order, each in one of its spellings, and the number of each spelling's class.
 
     `declared` are names that a data set declares, which come first, in their order.
     """
+    declared = [name for name in map(label_text, declared) if name is not None]
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys([*declared, *sorted(set(found), key=natural)]):
         groups.setdefault(same_class(name), []).append(name)
-    chosen = {common: common if common in names else names[0] for common, names in groups.items()}
-    for common, names in groups.items():
+    chosen = [common if common in names else names[0] for common, names in groups.items()]
+    for name, names in zip(chosen, groups.values(), strict=True):
         if len(names) > 1:
             is_one_text = len({unicodedata.normalize("NFC", one) for one in names}) == 1
             shown = ", ".join(map(ascii if is_one_text else repr, names))
-            warn(f"{where}: {shown} are taken for one class, {chosen[common]!r}; write it one way")
-    return {name: chosen[common] for common, names in groups.items() for name in names}
+            warn(f"{where}: {shown} are taken for one class, {name!r}; write it one way")
+    return chosen, {name: number for number, names in enumerate(groups.values()) for name in names}
 
 
 def known_as(names: Iterable[str], known: Sequence[str]) -> dict[str, str]:
@@ -228,73 +226,3 @@ def targets_of(rows: Dataset, classes: int) -> np.ndarray | None:
     if WEIGHT in names:
         targets = targets * np.asarray(rows[WEIGHT][:], dtype=np.float32)[:, None]
     return targets
-
-
-# Soft labels and weights
-
-
-def label_values(rows: Dataset, label: Label) -> list[Any]:
-    """What each row holds: a value, or a list of those of the columns."""
-    if isinstance(label, str):
-        return rows[label][:]
-    return [list(values) for values in zip(*(rows[name][:] for name in label), strict=True)]
-
-
-def holds_soft_labels(rows: Dataset, label: Label) -> bool:
-    """Whether labels are one column for each class, or lists of floating-point numbers."""
-    if isinstance(label, tuple):
-        return True
-    kind = rows.features.get(label)
-    inner = getattr(kind, "feature", None)
-    return isinstance(kind, List | LargeList | SequenceOf) and inner in (Value("float32"), Value("float64"))
-
-
-def read_soft_labels(rows: Dataset, label: Label, files: Sequence[str], where: str) -> np.ndarray:
-    """Probability of each class, (N, K) float32, that sum to 1.
-
-    Raises:
-        DataError: With the first row that holds something else.
-    """
-    values = label_values(rows, label)
-    found: list[list[float]] = []
-    for place, row in enumerate(values):
-        numbers = _numbers(row) if sums_to_one(row) else None
-        if numbers is None or len(numbers) != len(values[0]):
-            raise DataError(
-                f"{where}: label_column: row {place} ({files[place]}) holds {row!r}; allowed: a probability of each "
-                "class, which sum to 1; or in all rows 0 or 1 for each class (data.task: multi_label)"
-            )
-        found.append(numbers)
-    return np.asarray(found, dtype=np.float32)
-
-
-def sums_to_one(row: Any) -> bool:
-    """Whether a row holds numbers of 0 or more that sum to 1."""
-    found = None if row is None else _numbers(row)
-    return found is not None and min(found) >= 0 and abs(sum(found) - 1) <= _TOLERANCE
-
-
-def read_weights(rows: Dataset, column: str, files: Sequence[str], where: str) -> np.ndarray:
-    """The weight of each image, (N,) float32.
-
-    Raises:
-        DataError: With the first row whose weight is no number above 0.
-    """
-    found: list[float] = []
-    for place, value in enumerate(rows[column][:]):
-        number = _numbers([value])
-        if number is None or number[0] <= 0:
-            raise DataError(
-                f"{where}: weight_column: row {place} ({files[place]}) holds {value!r}; allowed: a number above 0"
-            )
-        found += number
-    return np.asarray(found, dtype=np.float32)
-
-
-def _numbers(values: Sequence[object]) -> list[float] | None:
-    """Finite numbers, also from text; None if one of them is none."""
-    try:
-        found = [float(value) for value in values]  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        return None
-    return found if found and all(map(math.isfinite, found)) else None

@@ -3,7 +3,7 @@
 A reader for the kind of source makes a `Table`, `make_rows` a `Source` of it, and `choose_splits` the `ImageData`.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,22 @@ from datasets import Dataset, DatasetDict, concatenate_datasets
 
 from hfft.data.sources.advice import advice_for, missing_path, refuse_unused
 from hfft.data.sources.class_folders import read_class_folders
-from hfft.data.sources.datasets_library import SAVED, TABLES, read_hub, read_memory, read_parquet_folder, read_saved
-from hfft.data.sources.folders import files_ending, holds_images, is_output, subfolders, visible_files
-from hfft.data.sources.image_tables import read_images
+from hfft.data.sources.folders import (
+    files_by_split,
+    files_ending,
+    find_layout,
+    holds_images,
+    is_output,
+    subfolders,
+    visible_files,
+)
+from hfft.data.sources.image_tables import (
+    metadata_files,
+    read_images,
+    read_metadata,
+    read_path_tables,
+    read_text_tables,
+)
 from hfft.data.sources.labels import (
     SOFT_LABELS,
     alike_classes,
@@ -22,16 +35,21 @@ from hfft.data.sources.labels import (
     count_keys,
     is_multi_label,
     known_as,
-    label_array,
     label_keys,
     relabelled,
 )
-from hfft.data.sources.layout import files_by_split, find_layout
-from hfft.data.sources.path_tables import metadata_files, read_metadata, read_path_tables, read_text_tables
 from hfft.data.sources.rows import Source, make_rows
 from hfft.data.sources.splits import existing_split, plan_splits, rows_to_measure, split_rows
 from hfft.data.sources.table import Table
-from hfft.data.sources.text_tables import TEXT_TABLES
+from hfft.data.sources.table_files import (
+    SAVED,
+    TABLES,
+    TEXT_TABLES,
+    read_hub,
+    read_memory,
+    read_parquet_folder,
+    read_saved,
+)
 from hfft.data.sources.webdataset import read_shards
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
@@ -72,9 +90,8 @@ class ImageData:
 
     def counts(self, split: str) -> dict[str, int]:
         """Images per class of a split; an image with several labels counts for each."""
-        labels = label_array(self.splits[split])
-        found = labels.sum(axis=0, dtype=int) if labels.ndim == 2 else np.bincount(labels, minlength=len(self.labels))
-        return {label: int(count) for label, count in zip(self.labels, found, strict=True)}
+        found = count_keys(label_keys(self.splits[split]), len(self.labels))
+        return dict(zip(self.labels, found.tolist(), strict=True))
 
 
 def load_data(spec: DataSpec, seed: int, data: DatasetDict | None = None) -> ImageData:
@@ -91,95 +108,8 @@ def load_data(spec: DataSpec, seed: int, data: DatasetDict | None = None) -> Ima
     return choose_splits(read_source(spec, data), spec, seed)
 
 
-def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
-    """Split what a source holds, and check that there is something to train on.
-
-    Classes that no image of the chosen splits has are left out.
-
-    Raises:
-        DataError: If there are no splits as asked, or too few classes, or one without training images.
-    """
-    where = source.name
-    plan = plan_splits(source.splits, spec.splits, where)
-    for folder in source.empty.get(plan.named["train"], ()):
-        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
-    splits = split_rows(source.splits, plan, seed=seed, where=where, max_per_class=spec.max_per_class)
-    _warn_of_empty(source, source.splits)
-    unused = [
-        f"{name} ({len(rows):,} rows)" for name, rows in source.splits.items() if name not in plan.named.values()
-    ]
-    if unused:
-        inform(f"{where}: not used: {', '.join(unused)}")
-    splits = _without_unused_classes(splits, where)
-    labels = class_names(splits["train"])
-    data = ImageData(splits, labels, source.columns, carved=tuple(plan.carved), shards=source.shards)
-    _check_classes(data, where)
-    _warn_of_names(labels, where)
-    return data
-
-
-def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None) -> Dataset:
-    """Rows of a labelled source for an existing model, with label indices in the model's order.
-
-    Args:
-        spec: Where the images are.
-        labels: The model's class names.
-        split: One of the source's splits; all of its rows when None.
-
-    Raises:
-        DataError: If these rows have classes that the model does not know.
-    """
-    source = read_source(spec)
-    found = source.splits
-    if split is not None:
-        own = existing_split(found, split, spec.source)
-        found = {own: found[own]}
-    elif len(found) > 1:
-        counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
-        inform(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
-    _warn_of_empty(source, found)
-    parts = [rows_to_measure(part, name, spec.source) for name, part in found.items()]
-    used = {name for part in parts for name in _used_classes(part)}
-    known = known_as(used, labels)
-    unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
-    if unknown:
-        raise DataError(
-            f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
-        )
-    return concatenate_datasets([relabelled(part, labels) for part in parts])
-
-
-def _warn_of_empty(found: Source, splits: Collection[str]) -> None:
-    for folder in (folder for split in splits for folder in found.empty.get(split, ())):
-        warn(f"{folder}: the class folder holds no images")
-
-
-def _used_classes(rows: Dataset) -> list[str]:
-    """The classes that rows have."""
-    names = class_names(rows)
-    counts = count_keys(label_keys(rows), len(names))
-    return [name for name, count in zip(names, counts.tolist(), strict=True) if count]
-
-
-def _without_unused_classes(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
-    """Rows with the names of those classes alone that any of them has."""
-    names = class_names(splits["train"])
-    used = {name for rows in splits.values() for name in _used_classes(rows)}
-    unused = [name for name in names if name not in used]
-    if not unused or SOFT_LABELS in splits["train"].column_names:  # a class may be nowhere the likeliest
-        return splits
-    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
-    warn(f"{where}: left out {'classes' if len(unused) > 1 else 'a class'} that no image of the splits has: {shown}")
-    kept = [name for name in names if name in used]
-    return {split: relabelled(rows, kept) for split, rows in splits.items()}
-
-
 def read_source(spec: DataSpec, data: DatasetDict | None = None) -> Source:
-    """What the source itself holds, as it is: rows without a label have -1, classes may have no row.
-
-    Args:
-        spec: The recipe's data section.
-        data: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
+    """What the source itself, or data in memory, holds: rows without a label have -1, classes may have no row.
 
     Raises:
         DataError: If the source can't be read.
@@ -228,20 +158,75 @@ def _read_folder(folder: Path, spec: DataSpec) -> Table:
     return read_class_folders(folder, spec, find_layout(folder))
 
 
-def _check_classes(data: ImageData, where: str) -> None:
-    if len(data.labels) < 2:
-        within = next(
-            (path for label in data.labels for path in (Path(where, label), Path(where)) if path.is_dir()), None
-        )
-        deeper = [] if within is None else [child.name for child in subfolders(within)]
-        while within and len(deeper) == 1:  # flowers/flowers/rose
-            within = within / deeper[0]
-            deeper = [child.name for child in subfolders(within)]
-        hint = f"; where its folders are the classes ({', '.join(deeper[:3])}), say data.source={within}"
-        raise DataError(
-            f"{where}: found the class {', '.join(data.labels)} only; a classifier needs at least two"
-            f"{hint if len(deeper) > 1 else ''}"
-        )
+def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
+    """Split what a source holds, leave out classes that no image has then, and check that there is enough to train on.
+
+    Raises:
+        DataError: If there are no splits as asked, or too few classes, or one without training images.
+    """
+    where = source.name
+    plan = plan_splits(source.splits, spec.splits, where)
+    for folder in source.empty.get(plan.named["train"], ()):
+        raise DataError(f"{folder}: the class folder holds no images; add some or remove the folder")
+    splits = split_rows(source.splits, plan, seed=seed, where=where, max_per_class=spec.max_per_class)
+    _warn_of_empty(source, source.splits)
+    used = plan.named.values()
+    unused = [f"{name} ({len(rows):,} rows)" for name, rows in source.splits.items() if name not in used]
+    if unused:
+        inform(f"{where}: not used: {', '.join(unused)}")
+    splits = _without_unused_classes(splits, where)
+    labels = class_names(splits["train"])
+    data = ImageData(splits, labels, source.columns, carved=tuple(plan.carved), shards=source.shards)
+    if len(labels) < 2:
+        raise _one_class(labels, where)
+    _check_counts(data, where)
+    _warn_of_names(labels, where)
+    return data
+
+
+def _warn_of_empty(source: Source, splits: Collection[str]) -> None:
+    for split in splits:
+        for folder in source.empty.get(split, ()):
+            warn(f"{folder}: the class folder holds no images")
+
+
+def _used_classes(parts: Iterable[Dataset]) -> set[str]:
+    """The classes that any rows have."""
+    used = set()
+    for rows in parts:
+        names = class_names(rows)
+        used.update(names[number] for number in np.flatnonzero(count_keys(label_keys(rows), len(names))))
+    return used
+
+
+def _without_unused_classes(splits: dict[str, Dataset], where: str) -> dict[str, Dataset]:
+    """Rows with the names of those classes alone that any of them has."""
+    names, used = class_names(splits["train"]), _used_classes(splits.values())
+    unused = [name for name in names if name not in used]
+    if not unused or SOFT_LABELS in splits["train"].column_names:  # a class may be nowhere the likeliest
+        return splits
+    shown = ", ".join(unused[:5]) + (f" and {len(unused) - 5} more" if len(unused) > 5 else "")
+    warn(f"{where}: left out {'classes' if len(unused) > 1 else 'a class'} that no image of the splits has: {shown}")
+    kept = [name for name in names if name in used]
+    return {split: relabelled(rows, kept) for split, rows in splits.items()}
+
+
+def _one_class(labels: Sequence[str], where: str) -> DataError:
+    """That there is one class; with the folders in it, which may be meant."""
+    problem = f"{where}: found the class {', '.join(labels)} only; a classifier needs at least two"
+    within = next((path for label in labels for path in (Path(where, label), Path(where)) if path.is_dir()), None)
+    deeper = subfolders(within) if within else []
+    while len(deeper) == 1:  # flowers/flowers/rose
+        within = deeper[0]
+        deeper = subfolders(within)
+    if deeper:
+        names = ", ".join(path.name for path in deeper[:3])
+        problem += f"; where its folders are the classes ({names}), say data.source={within}"
+    return DataError(problem)
+
+
+def _check_counts(data: ImageData, where: str) -> None:
+    """Refuse a split without images, and a class without training images."""
     for split, rows in data.splits.items():
         if len(rows) == 0:
             carved = f": {len(data.splits['train'])} are too few to take some out of" if split in data.carved else ""
@@ -268,21 +253,47 @@ def _warn_of_names(labels: Collection[str], where: str) -> None:
         warn(f"{where}: -1 is taken for the name of a class; where it means that there is no label, leave it empty")
 
 
+def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None) -> Dataset:
+    """Rows of a labelled source for an existing model, with label indices in the order of the model's class names.
+
+    All splits of the source together, or one.
+
+    Raises:
+        DataError: If these rows have classes that the model does not know.
+    """
+    source = read_source(spec)
+    found = source.splits
+    if split is not None:
+        own = existing_split(found, split, spec.source)
+        found = {own: found[own]}
+    elif len(found) > 1:
+        counts = ", ".join(f"{name} {len(part)}" for name, part in found.items())
+        inform(f"{spec.source}: takes all splits together: {counts}; name one to have it alone")
+    _warn_of_empty(source, found)
+    parts = [rows_to_measure(part, name, spec.source) for name, part in found.items()]
+    used = _used_classes(parts)
+    known = known_as(used, labels)
+    unknown = [name for name in class_names(parts[0]) if name in used and name not in known]
+    if unknown:
+        raise DataError(
+            f"{spec.source}: the model does not know the classes {', '.join(unknown)}; it knows {', '.join(labels)}"
+        )
+    return concatenate_datasets([relabelled(part, labels) for part in parts])
+
+
 def images_of_run(folder: Path) -> ImageData:
     """What the recipe of a run finds, without the images that the run left out as they can't be read.
 
     Those of a folder or a file are not looked for on the Hub, where the same name may be that of somebody's data set.
-
-    Args:
-        folder: Of the run; where it was downloaded from the Hub, its recipe alone.
+    Whether they are still the same isn't looked at.
 
     Raises:
-        DataError: If they aren't there any more. Whether they are still the same isn't looked at.
+        DataError: If they aren't there any more.
     """
     run = RunRecord(folder)
     recipe, origin = run.recipe, run.environment.get("origin", {}).get("data", {})
     source = recipe.data.source
     if origin.get("kind") == "local" and not Path(expanded(source)).exists():
         raise DataError(f"data.source of {folder}: {missing_path(source)}")
-    source = read_source(recipe.data).without([skip["file"] for skip in run.skipped])
-    return choose_splits(source, recipe.data, recipe.seed)
+    found = read_source(recipe.data).without([skip["file"] for skip in run.skipped])
+    return choose_splits(found, recipe.data, recipe.seed)

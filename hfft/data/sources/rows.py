@@ -6,32 +6,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from hfft.data.images.decoding import shown_path, stored_path
 from hfft.data.sources.columns import PARENT_FOLDER
-from hfft.data.sources.labels import (
-    SOFT_LABELS,
-    UNLABELLED,
-    WEIGHT,
-    class_spellings,
-    holds_soft_labels,
-    is_number,
-    label_feature,
-    label_text,
-    label_texts,
-    read_soft_labels,
-    read_weights,
-    same_class,
-    warn_of_missing_values,
-)
-from hfft.data.sources.layout import CLASS_FOLDER
-from hfft.data.sources.multi_label import LabelValues, declared_names, detect_multi_label, read_multi_label
+from hfft.data.sources.folders import CLASS_FOLDER
+from hfft.data.sources.label_values import read_labels, read_weights
+from hfft.data.sources.labels import SOFT_LABELS, WEIGHT, label_text, same_class
 from hfft.data.sources.table import RawRows, Table
 from hfft.errors import DataError
 from hfft.system.files import expanded
-from hfft.system.text import path_text, printable
+from hfft.system.text import path_text
 
 
 @dataclass(frozen=True)
@@ -73,15 +58,11 @@ def row_features(names: Sequence[str]) -> Features:
 
 
 def make_rows(table: Table, task: str) -> Source:
-    """Give a table our columns and one list of class names.
-
-    Raises:
-        DataError: If a column holds something else than what it is used for.
-    """
+    """Give a table our columns and one list of class names; `task` is that of `DataSpec`."""
     where, columns = table.name, table.columns
     paths = {split: _paths(raw, table) for split, raw in table.splits.items()}
     files = {split: _files(raw, split, paths[split]) for split, raw in table.splits.items()}
-    labelled = _labelled(table, files, task)
+    labelled = read_labels(table, files, task)
     splits = {}
     for split, raw in table.splits.items():
         rows = _images(raw.rows, columns.image, paths[split], where)
@@ -92,7 +73,7 @@ def make_rows(table: Table, task: str) -> Source:
             rows = rows.add_column(SOFT_LABELS, list(labelled.soft[split]), feature=kind)
         if columns.weight is not None:
             weights = read_weights(raw.rows, columns.weight, files[split], where)
-            rows = rows.add_column(WEIGHT, weights.tolist(), feature=Value("float32"))
+            rows = rows.add_column(WEIGHT, weights, feature=Value("float32"))
         if columns.group is not None:
             rows = rows.add_column("group", _groups(raw, table, files[split]), feature=Value("string"))
         splits[split] = rows
@@ -122,7 +103,6 @@ def _paths(raw: RawRows, table: Table) -> tuple[list[str], list[str]] | None:
 
 
 def _name(path: str, below: str, value: str) -> str:
-    """The path below a folder; as it stands in the table where it lies elsewhere."""
     is_below = path.startswith(below) if below else not os.path.isabs(path)
     return shown_path(path.removeprefix(below) if is_below else value)
 
@@ -181,77 +161,6 @@ def _check_listed_once(splits: Mapping[str, Dataset], where: str) -> None:
                 )
 
 
-# Labels
-
-
-@dataclass(frozen=True)
-class _Labelled:
-    feature: ClassLabel | List
-    labels: Mapping[str, Any]  # by split: the class of each row, -1 for none; multi-label, a list or None
-    soft: dict[str, np.ndarray] | None = None  # by split, (N, K)
-
-
-def _labelled(table: Table, files: Mapping[str, Sequence[str]], task: str) -> _Labelled:
-    label, where = table.columns.label, table.name
-    tables = {split: raw.rows for split, raw in table.splits.items()}
-    first = next(iter(tables.values()))
-    is_column = isinstance(label, tuple) or label in first.column_names
-    if not is_column and task == "multi_label":
-        raise DataError(f"{where}: data.task: multi_label needs a column with lists of labels, or columns of 0 and 1")
-    if is_column:
-        values = LabelValues.of(tables, label, files, where)
-        if detect_multi_label(values, task):
-            names, lists = read_multi_label(values, label, declared_names(tables, str(label)))
-            return _Labelled(label_feature(names, is_multi_label=True), lists)
-    if holds_soft_labels(first, label):
-        soft = {split: read_soft_labels(rows, label, files[split], where) for split, rows in tables.items()}
-        width = next(iter(soft.values())).shape[1]
-        names = [printable(name) for name in label] if isinstance(label, tuple) else list(map(str, range(width)))
-        largest = {split: values.argmax(axis=1).tolist() for split, values in soft.items()}
-        return _Labelled(label_feature(names, is_multi_label=False), largest, soft)
-    texts = {split: _texts(raw, str(label), files[split], where) for split, raw in table.splits.items()}
-    names, places = _classes(texts, str(label), declared_names(tables, str(label)), where)
-    labels = {split: [UNLABELLED if text is None else places[text] for text in row] for split, row in texts.items()}
-    return _Labelled(label_feature(names, is_multi_label=False), labels)
-
-
-def _classes(
-    texts: Mapping[str, Sequence[str | None]], label: str, declared: Sequence[str], where: str
-) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes, and the class of each spelling."""
-    found = {text for column in texts.values() for text in column if text is not None}
-    declared = [name for name in map(label_text, declared) if name is not None]
-    rows = sum(map(len, texts.values()))
-    are_numbers = not declared and len(found) > max(10, rows / 2) and all(map(is_number, found))
-    if are_numbers and any(float(text) % 1 for text in found):
-        raise DataError(
-            f"{where}: label_column: the column {label!r} holds {len(found)} different numbers in {rows} rows, "
-            f"such as {min(found)}; allowed: classes, of which most have several images"
-        )
-    if label != CLASS_FOLDER:
-        warn_of_missing_values(found, declared, where)
-    spellings = class_spellings(found, declared, where)
-    names = list(dict.fromkeys(spellings.values()))
-    places = {name: place for place, name in enumerate(names)}
-    return names, {text: places[name] for text, name in spellings.items()}
-
-
-def _texts(raw: RawRows, label: str, files: Sequence[str], where: str) -> list[str | None]:
-    """The label of each row as text, whatever its type; None for a row without one."""
-    if label == CLASS_FOLDER and label not in raw.rows.column_names:
-        parts = [file.split("/")[raw.depth :] for file in files]
-        if all(len(part) == 1 for part in parts):
-            raise DataError(f"{where}: label_column: none fits; name one of {', '.join(raw.rows.column_names)}")
-        return label_texts([part[0] if len(part) > 1 else None for part in parts], files, where)
-    feature = raw.rows.features[label]
-    values = raw.rows[label][:]
-    if isinstance(feature, ClassLabel):
-        values = [feature.names[value] if value is not None and value >= 0 else None for value in values]
-    elif not isinstance(feature, Value):
-        raise DataError(f"{where}: label_column: the column {label!r} holds {feature}; allowed: one class per image")
-    return label_texts(values, files, where)
-
-
 # Groups
 
 
@@ -271,6 +180,6 @@ def _parent_folders(files: Sequence[str], depth: int, where: str) -> list[str]:
     if not any(folders):
         raise DataError(
             f"{where}: data.group_column: {PARENT_FOLDER} needs folders within the class folders, one for each group; "
-            f"found images that lie directly in them"
+            "found images that lie directly in them"
         )
     return [folder or file for folder, file in zip(folders, files, strict=True)]

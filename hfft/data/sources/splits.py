@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
+from hfft.data.sources.folders import SPLIT_NAMES
 from hfft.data.sources.labels import is_multi_label, label_array, lacks_label
-from hfft.data.sources.layout import SPLIT_NAMES
 from hfft.errors import DataError
 from hfft.recipe.spec import SplitSpec
 from hfft.recipe.values import Fold
@@ -19,23 +19,14 @@ _GROUP = "group"  # column of a table of rows; needed for splitting alone
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Where the splits of a run come from.
-
-    Attributes:
-        named: Split to the source's own split; `train` is always there.
-        carved: Split to the fraction or fold that is taken out of train.
-    """
+    """Where the splits of a run come from: the source's own splits, or a fraction or fold taken out of train."""
 
     named: dict[str, str]
     carved: dict[str, float | Fold]
 
 
 def plan_splits(found: Collection[str], spec: SplitSpec, where: str) -> SplitPlan:
-    """Match what is asked for with the source's own splits; `auto` carves a split only where the source has none.
-
-    Raises:
-        DataError: If a split isn't there, or is used twice.
-    """
+    """Match what is asked for with the source's own splits; `auto` carves a split only where the source has none."""
     named, carved = {"train": existing_split(found, spec.train, where)}, {}
     for name, wanted in (("validation", spec.validation), ("test", spec.test)):
         has_own = any(split.lower() in SPLIT_NAMES[name] for split in found)
@@ -65,13 +56,7 @@ def split_rows(
         plan: Where each split comes from.
         seed: Decides which images a carved split takes.
         where: Names the source in errors.
-        max_per_class: Most training images of a class, chosen at random; all when None.
-
-    Returns:
-        `train`, and `validation` and `test` where there are any, without the column `group`.
-
-    Raises:
-        DataError: If a row has no label, or a group would be divided.
+        max_per_class: Most training images of a class, chosen at random.
     """
     own = plan.named["train"]
     _check_labelled(found[own], own, where)
@@ -84,8 +69,7 @@ def split_rows(
     if max_per_class is not None:
         if is_multi_label(train):
             raise DataError(
-                f"{where}: data.max_per_class: an image with several labels counts for several classes, so that no "
-                "choice of images would do as it says; leave it out for multi-label data"
+                f"{where}: data.max_per_class: an image with several labels counts for several classes; leave it out"
             )
         splits["train"] = splits["train"].select(_at_most(label_array(splits["train"]), max_per_class, seed))
     if len(train) < len(found[own]):
@@ -95,11 +79,7 @@ def split_rows(
 
 
 def existing_split(found: Collection[str], wanted: str, where: str) -> str:
-    """The source's name of a split: the same, or another word for it.
-
-    Raises:
-        DataError: If there is none, or several.
-    """
+    """The source's name of a split: the same, or another word for it."""
     aliases = SPLIT_NAMES.get(wanted.lower(), (wanted.lower(),))
     fitting = [wanted] if wanted in found else [name for name in found if name.lower() in aliases]
     if len(fitting) == 1:
@@ -110,11 +90,7 @@ def existing_split(found: Collection[str], wanted: str, where: str) -> str:
 
 
 def rows_to_measure(rows: Dataset, split: str, where: str) -> Dataset:
-    """The rows of a split, each image once.
-
-    Raises:
-        DataError: If a row has no label.
-    """
+    """The rows of a split, which all have a label, each image once."""
     _check_labelled(rows, split, where)
     firsts = _first_rows(rows)
     if len(firsts) < len(rows):
@@ -177,10 +153,14 @@ def _carve(train: Dataset, carved: Mapping[str, float | Fold], seed: int, where:
             taken[name] = rest[numbers == fold.fold]
             rest = rest[numbers != fold.fold]
     fractions = {name: fraction for name, fraction in carved.items() if isinstance(fraction, float)}
-    if groups is None:
-        parts = _carve_rows(labels[rest], fractions, seed)
+    if groups is not None:  # fractions of the classes are met as well as groups allow
+        wanted = np.asarray([1 - sum(fractions.values()), *fractions.values()])
+        numbers = _assign_groups(labels[rest], groups[rest], wanted, seed)
+        parts = {name: np.flatnonzero(numbers == number) for number, name in enumerate(["train", *fractions])}
+    elif labels.ndim == 2:
+        parts = _carve_multi_label(labels[rest], fractions, seed)
     else:
-        parts = _carve_groups(labels[rest], groups[rest], fractions, seed)
+        parts = _carve_rows(labels[rest], fractions, seed)
     taken |= {name: rest[places] for name, places in parts.items()}
     if groups is not None and any(len(places) == 0 for places in taken.values()):
         raise DataError(
@@ -190,13 +170,10 @@ def _carve(train: Dataset, carved: Mapping[str, float | Fold], seed: int, where:
     return {name: train.select(places) for name, places in taken.items()}
 
 
-def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> dict[str, np.ndarray]:
+def _carve_rows(labels: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
     """Places of the rows that each split takes, class by class; what is left is `train`."""
-    if labels.ndim == 2:
-        return _carve_multi_label(labels, fractions, seed)
     rng = np.random.default_rng(seed)
-    taken: dict[str, list[int]] = {name: [] for name in fractions}
-    kept: list[int] = []
+    taken: dict[str, list[int]] = {"train": [], **{name: [] for name in fractions}}
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         start = 0
@@ -205,17 +182,8 @@ def _carve_rows(labels: np.ndarray, fractions: dict[str, float], seed: int) -> d
             count = min(max(round(fraction * len(rows)), 1), len(rows) - start - 1)
             taken[name] += rows[start : start + count].tolist()
             start += count
-        kept += rows[start:].tolist()
-    return {name: np.sort(np.asarray(rows, dtype=np.int64)) for name, rows in {"train": kept, **taken}.items()}
-
-
-def _carve_groups(
-    labels: np.ndarray, groups: np.ndarray, fractions: dict[str, float], seed: int
-) -> dict[str, np.ndarray]:
-    """As `_carve_rows`, but a group goes to one split; fractions of the classes are met as well as groups allow."""
-    wanted = np.asarray([1 - sum(fractions.values()), *fractions.values()])
-    parts = _assign_groups(labels, groups, wanted, seed)
-    return {name: np.flatnonzero(parts == number) for number, name in enumerate(["train", *fractions])}
+        taken["train"] += rows[start:].tolist()
+    return {name: np.sort(np.asarray(rows, dtype=np.int64)) for name, rows in taken.items()}
 
 
 def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int) -> np.ndarray:
@@ -238,7 +206,7 @@ def _folds(labels: np.ndarray, groups: np.ndarray | None, count: int, seed: int)
 def _assign_groups(labels: np.ndarray, groups: np.ndarray, fractions: np.ndarray, seed: int) -> np.ndarray:
     """Number of the part of each row, (N,); whole groups, the largest first, go where their classes lack most.
 
-    `labels` is (N,), or (N, K) of 0 and 1; `groups` is (N,); `fractions` of the parts, (P,), sum to 1.
+    `labels` is (N,), or (N, K) of 0 and 1; `groups` is (N,); `fractions` of the parts is (P,).
     """
     names, numbers = np.unique(groups, return_inverse=True)
     if labels.ndim == 2:  # with a class that all images are of, so that those without a label are shared out too

@@ -6,14 +6,8 @@ from pathlib import Path
 
 from datasets import Dataset, Value
 
-from hfft.data.sources.columns import (
-    TableColumns,
-    choose_columns,
-    is_label_name,
-    normalized_name,
-    split_values,
-)
-from hfft.data.sources.layout import CLASS_FOLDER, divide, folders_of, split_in, split_names
+from hfft.data.sources.columns import TableColumns, choose_columns, is_label_name, normalized_name, split_values
+from hfft.data.sources.folders import CLASS_FOLDER, divide, folders_of, split_in, split_names
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.distributed import inform, warn
@@ -71,20 +65,19 @@ def make_table(
     """Rows by split, or in one table that a column or folders divide, as a table.
 
     Columns are chosen where none are given. `root` is that of the `Table`; its name is `spec.source` when None.
-
-    Raises:
-        DataError: If a column isn't there, or can't be decided, or splits contradict each other.
     """
     name = spec.source if name is None else name
     if not splits:
         raise DataError(f"{name}: holds no splits")
-    first = next((raw for split, raw in splits.items() if split_in(split) == "train"), next(iter(splits.values())))
-    columns = columns or choose_columns(first.rows, spec, name, of_files=root is not None)
+    first = next(
+        (raw for split, raw in splits.items() if split_in(split) == "train"), next(iter(splits.values()))
+    ).rows
+    columns = columns or choose_columns(first, spec, name, of_files=root is not None)
     if len(splits) > 1:
         _check_split_column(splits, columns.split, spec, name)
         columns = replace(columns, split=None)
-    _report_columns(columns, first.rows, spec, name)
-    splits = _divided(_with_labels(splits, first.rows.column_names, columns, name), columns, name)
+    _report_columns(columns, first, spec, name)
+    splits = _divided(_with_labels(splits, first.column_names, columns, name), columns, name)
     splits = {printable(split): raw for split, raw in splits.items()}
     return Table(name, splits, columns, root, description=columns.described())
 
@@ -96,8 +89,8 @@ def _check_split_column(splits: Mapping[str, RawRows], column: str | None, spec:
     for split, raw in splits.items():
         if column is None or column not in raw.rows.column_names or split_in(split) is None:
             continue
-        meant = {name: split_in(name) for name in _by_column(raw.rows, column, where)}
-        odd = next((name for name, other in meant.items() if other not in (None, split_in(split))), None)
+        named = _by_column(raw.rows, column, where)
+        odd = next((name for name in named if split_in(name) not in (None, split_in(split))), None)
         if odd is None:
             continue
         problem = f"{where}: the table of the split {split!r} holds rows of {odd!r} in its column {column!r}"
@@ -124,13 +117,14 @@ def _with_labels(
     """The splits that have the columns that are used; one that lacks nothing but labels is left out with a warning."""
     kept = {}
     for split, raw in splits.items():
-        lacking = columns.required() - set(raw.rows.column_names)
+        own = raw.rows.column_names
+        lacking = columns.required - set(own)
         if not lacking:
             kept[split] = raw
-        elif lacking <= set(columns.labels) and set(raw.rows.column_names) <= set(known):
+        elif lacking <= set(columns.labels) and set(own) <= set(known):
             warn(f"{where}: left out {split!r}, whose {len(raw.rows):,} rows have no labels")
         else:
-            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(raw.rows.column_names)}")
+            raise DataError(f"{where}: split {split!r} has other columns: {', '.join(own)}")
     return kept
 
 
@@ -140,17 +134,12 @@ def _divided(splits: dict[str, RawRows], columns: TableColumns, where: str) -> d
         return splits
     (raw,) = splits.values()
     if columns.split is not None:
-        parts = _by_column(raw.rows, columns.split, where)
-        return {split: replace(raw, rows=rows) for split, rows in parts.items()}
-    if not columns.has_paths or raw.names is not None or raw.depth:
-        return splits
-    divided = divide(list(map(folders_of, raw.rows[columns.image][:])))
+        return {name: replace(raw, rows=rows) for name, rows in _by_column(raw.rows, columns.split, where).items()}
+    has_folders = columns.has_paths and raw.names is None and not raw.depth
+    divided = divide(list(map(folders_of, raw.rows[columns.image][:]))) if has_folders else None
     if divided is None:
         return splits
-    places: dict[str, list[int]] = {}
-    for place, split in enumerate(divided[0]):
-        places.setdefault(split, []).append(place)
-    return {split: replace(raw, rows=raw.rows.select(rows), depth=1) for split, rows in places.items()}
+    return {name: replace(raw, rows=rows, depth=1) for name, rows in _grouped(raw.rows, divided[0]).items()}
 
 
 def _by_column(rows: Dataset, column: str, where: str) -> dict[str, Dataset]:
@@ -163,8 +152,13 @@ def _by_column(rows: Dataset, column: str, where: str) -> dict[str, Dataset]:
         )
     known = split_names(map(str, values))
     names: dict[str, str] = {}
+    splits = [names.setdefault(name.lower(), name) for name in (known.get(value, value) for value in map(str, values))]
+    return _grouped(rows, splits)
+
+
+def _grouped(rows: Dataset, splits: list[str]) -> dict[str, Dataset]:
+    """The rows of each split."""
     places: dict[str, list[int]] = {}
-    for place, value in enumerate(map(str, values)):
-        name = known.get(value, value)
-        places.setdefault(names.setdefault(name.lower(), name), []).append(place)
-    return {name: rows.select(numbers) for name, numbers in places.items()}
+    for place, split in enumerate(splits):
+        places.setdefault(split, []).append(place)
+    return {split: rows.select(numbers) for split, numbers in places.items()}

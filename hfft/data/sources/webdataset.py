@@ -10,6 +10,7 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,9 @@ from datasets import Dataset, Value
 
 from hfft.data.images.decoding import part_of
 from hfft.data.sources.advice import refuse_unused
-from hfft.data.sources.folders import endings
-from hfft.data.sources.layout import CLASS_FOLDER, divide
+from hfft.data.sources.folders import CLASS_FOLDER, divide, endings
 from hfft.data.sources.table import RawRows, Table, make_table
-from hfft.data.sources.text_tables import dataset_of
+from hfft.data.sources.table_files import dataset_of
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec
 from hfft.system.progress import SOON, bar
@@ -30,18 +30,14 @@ _TEXTS = ("cls", "txt", "label")  # endings of files whose text is a value
 
 
 def read_shards(files: Mapping[str, Sequence[Path]], root: Path, spec: DataSpec) -> Table:
-    """Images in tar files, not compressed, by split; they are named below `root`.
-
-    Raises:
-        DataError: If a file is no tar file, is cut short, or a sample has no image or several, or no label.
-    """
+    """Images in tar files, not compressed, by split; they are named below `root`."""
     refuse_unused(spec, ("config", "revision", "image_column", "image_folder"), f"{spec.source} holds tar files")
-    splits = {split: RawRows(_labelled(list(named), root, spec), root, names="file") for split, named in files.items()}
+    splits = {split: RawRows(_labelled(named, root, spec), root, names="file") for split, named in files.items()}
     table = make_table(splits, replace(spec, image_column="image"), root=root)
     return replace(table, shards=sum(map(len, files.values())))
 
 
-def _labelled(files: list[Path], root: Path, spec: DataSpec) -> Dataset:
+def _labelled(files: Sequence[Path], root: Path, spec: DataSpec) -> Dataset:
     """One row per sample; without labels, the tar files' names are the classes where that is asked for."""
     rows = _read_tars(files, root)
     if not set(rows.column_names) <= {"image", "file", CLASS_FOLDER} or any(rows[CLASS_FOLDER][:]):
@@ -55,7 +51,7 @@ def _labelled(files: list[Path], root: Path, spec: DataSpec) -> Dataset:
     return rows.remove_columns(CLASS_FOLDER).add_column(CLASS_FOLDER, names, feature=Value("string"))
 
 
-def _read_tars(files: list[Path], root: Path) -> Dataset:
+def _read_tars(files: Sequence[Path], root: Path) -> Dataset:
     """One row per sample: `image` with the place of its bytes, `file`, and a column per further member.
 
     Where members lie in folders, `class_folder` is the first that tells something, and `split` that of a split.
@@ -67,8 +63,7 @@ def _read_tars(files: list[Path], root: Path) -> Dataset:
     if not rows:
         raise DataError(f"{root}: the tar files hold no images")
     _add_folders(rows)
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    return dataset_of({name: [row.get(name) for row in rows] for name in names}, str(root))
+    return dataset_of(rows, str(root))
 
 
 def _add_folders(rows: list[dict[str, Any]]) -> None:
@@ -87,35 +82,30 @@ def _add_folders(rows: list[dict[str, Any]]) -> None:
 
 
 def _samples(file: Path, shown: str) -> Iterator[dict[str, Any]]:
-    known = endings()
-    key, row = None, {}
-    for name, content in _members(file, shown, known):
-        folder, _, base = name.rpartition("/")
-        stem, _, ending = base.partition(".")
-        if (folder, stem) != key and row:
-            yield _checked(row, shown)
-        if (folder, stem) != key:
-            key, row = (folder, stem), {}
-        if isinstance(content, str):  # the place of an image
-            if "image" in row:
+    """The samples of a tar file, which is `shown` in names and messages."""
+    for (folder, stem), members in groupby(_members(file, shown), key=lambda member: _key(member[0])):
+        row: dict[str, Any] = {}
+        for name, content in members:
+            ending = name.rpartition("/")[2].partition(".")[2].lower()
+            if isinstance(content, bytes):
+                row |= _fields(content, ending, f"{shown}: {name}")
+            elif "image" in row:
                 raise DataError(f"{shown}: the sample {stem} has several images, {row['file']} and {name}")
-            folders = [part for part in folder.split("/") if part not in ("", ".")]
-            row |= {"image": content, "file": f"{shown}/{name}", "folders": folders}
-        elif ending.lower() == "json":
-            row |= _fields(content, f"{shown}: {name}")
-        else:
-            row[ending.lower()] = _text(content, f"{shown}: {name}")
-    if row:
-        yield _checked(row, shown)
+            else:
+                folders = [part for part in folder.split("/") if part not in ("", ".")]
+                row |= {"image": content, "file": f"{shown}/{name}", "folders": folders}
+        if "image" not in row:
+            raise DataError(f"{shown}: a sample has no image, only {', '.join(row)}; allowed: an image per sample")
+        yield row
 
 
-def _checked(row: dict[str, Any], shown: str) -> dict[str, Any]:
-    if "image" not in row:
-        raise DataError(f"{shown}: a sample has no image, only {', '.join(row)}; allowed: an image per sample")
-    return row
+def _key(name: str) -> tuple[str, str]:
+    """The folder of a member, and its name up to the first dot."""
+    folder, _, base = name.rpartition("/")
+    return folder, base.partition(".")[0]
 
 
-def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[str, str | bytes]]:
+def _members(file: Path, shown: str) -> Iterator[tuple[str, str | bytes]]:
     """Name of each member of use, with the place of an image or the bytes of a small file."""
     try:
         with tarfile.open(file, "r:") as archive:
@@ -124,7 +114,7 @@ def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[st
                 if not member.isfile() or base.startswith("."):
                     continue
                 ending = base.partition(".")[2].lower()
-                if f".{ending.rpartition('.')[2]}" in known:
+                if f".{ending.rpartition('.')[2]}" in endings():
                     yield printable_path(member.name), part_of(file, member.offset_data, member.size)
                 elif ending in (*_TEXTS, "json"):
                     stream = archive.extractfile(member)
@@ -133,18 +123,13 @@ def _members(file: Path, shown: str, known: dict[str, str]) -> Iterator[tuple[st
         raise DataError(f"{shown}: no tar file, or one that is cut short or compressed: {error}") from error
 
 
-def _text(content: bytes, where: str) -> str:
+def _fields(content: bytes, ending: str, where: str) -> dict[str, Any]:
+    """The columns that a member other than an image brings."""
     try:
-        return content.decode().strip()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{where} is no UTF-8 text") from error
-
-
-def _fields(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
+        found = json.loads(content) if ending == "json" else {ending: content.decode().strip()}
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON: {error}") from error
+        kind = "JSON" if ending == "json" else "UTF-8 text"
+        raise DataError(f"{where} is no {kind}: {error}") from error
     if not isinstance(found, dict):
         raise DataError(f"{where} holds {type(found).__name__}; allowed: an object")
     return {name: value for name, value in found.items() if name not in ("image", "file", "folders")}

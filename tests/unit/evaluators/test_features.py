@@ -9,14 +9,10 @@ from hfft.data.images.transforms import evaluation_transform
 from hfft.evaluators.features import HEAD_INPUT, collect_features
 from hfft.model.anatomy import dissect
 
-CPU = torch.device("cpu")
 
-
-def collect(model, images=5, batch_size=2):
+def collect(model, images=10):
     transform = evaluation_transform(tiny.processor())
-    return collect_features(
-        model, Examples(toy.rows(images), transform), transform.floats, device=CPU, batch_size=batch_size
-    )
+    return collect_features(model, Examples(toy.rows(images), transform), transform.floats)
 
 
 @pytest.mark.parametrize("family", tiny.CONFIGS)
@@ -24,7 +20,7 @@ def test_every_block_of_every_family_has_features(family):
     model = tiny.build(family)
     found = collect(model)
     assert list(found.by_part) == [*(block.name for block in dissect(model).blocks), HEAD_INPUT]
-    assert {len(features) for features in found.by_part.values()} == {5}
+    assert {len(features) for features in found.by_part.values()} == {10}
     assert {features.ndim for features in found.by_part.values()} == {2}
     assert np.ptp(found.by_part["block 0"], axis=0).max() > 0  # images differ; in some of these they vanish later on
 
@@ -48,7 +44,7 @@ def test_the_features_of_a_block_do_not_depend_on_later_ones_and_do_on_its_own(f
 
 def test_features_are_means_over_tokens_and_over_space():
     transform = evaluation_transform(tiny.processor())
-    pixels = torch.stack([Examples(toy.rows(5), transform)[k]["pixel_values"] for k in range(5)])
+    pixels = torch.stack([Examples(toy.rows(10), transform)[k]["pixel_values"] for k in range(10)])
     vit, convnext = tiny.build("vit"), tiny.build("convnext")
     with torch.no_grad():
         states = vit(pixels, output_hidden_states=True).hidden_states
@@ -70,6 +66,6 @@ def test_logits_are_the_models_and_the_model_is_left_as_it_was():
     assert all(torch.equal(value, tensors[name]) for name, value in model.state_dict().items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
     transform = evaluation_transform(tiny.processor())
-    pixels = torch.stack([Examples(toy.rows(5), transform)[k]["pixel_values"] for k in range(5)])
+    pixels = torch.stack([Examples(toy.rows(10), transform)[k]["pixel_values"] for k in range(10)])
     with torch.no_grad():
         assert found.logits == pytest.approx(model.eval()(pixels).logits.numpy(), abs=1e-5)

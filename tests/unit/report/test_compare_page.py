@@ -6,7 +6,7 @@ from pages import Page
 from hfft.commands.compare import Comparison, Pair, Row
 from hfft.errors import TrainingError
 from hfft.metrics.paired_tests import McNemar
-from hfft.report.compare_page import render_comparison, write_comparison
+from hfft.report.page import render_comparison, write_comparison
 
 
 def row(run, accuracy, **changes):

@@ -20,8 +20,7 @@ from hfft.data.sources.reading import ImageData
 from hfft.data.sources.rows import row_features
 from hfft.errors import ModelError, RunError, TrainingError
 from hfft.evaluators.attribution import choose_mistakes, keep_mistakes
-from hfft.report.page import render_page, write_page
-from hfft.report.rendering import _environment
+from hfft.report.page import _environment, render_page, write_page
 from hfft.runs.facts import read_facts
 from hfft.runs.record import MISTAKES
 from hfft.system.files import read_json

@@ -9,7 +9,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 from PIL import Image as PillowImage
 
-from hfft.data.sources import datasets_library
+from hfft.data.sources import table_files
 from hfft.data.sources.reading import images_of_run, load_data, load_rows
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
@@ -784,7 +784,7 @@ def test_a_folder_that_has_moved_is_not_looked_for_on_the_hub(tmp_path, monkeypa
     run = finished.make_run(
         tmp_path / "run", origin={"checkpoint": source, "data": source}, data={"source": "somebody/photos"}
     )
-    monkeypatch.setattr(datasets_library, "hub_problem", lambda *_: pytest.fail("the Hub is asked"))
+    monkeypatch.setattr(table_files, "hub_problem", lambda *_: pytest.fail("the Hub is asked"))
     with pytest.raises(
         DataError, match=r"data.source of .*run: the folder somebody/photos does not exist; looked for"
     ):

@@ -8,7 +8,7 @@ import pytest
 from pages import Page
 
 from hfft.data.sources.reading import ImageData
-from hfft.evaluators.label_pictures import keep_label_pictures, read_label_issues
+from hfft.evaluators.pictures import keep_label_pictures, read_label_issues
 from hfft.report.page import render_page
 from hfft.runs.facts import read_facts
 from hfft.runs.record import LABEL_PICTURES

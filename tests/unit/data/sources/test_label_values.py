@@ -8,8 +8,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from PIL import Image as PillowImage
 
 from hfft.data.audit.filtering import check_images, fingerprint_of
+from hfft.data.sources.label_values import SEPARATORS
 from hfft.data.sources.labels import label_array, label_keys, targets_of
-from hfft.data.sources.multi_label import SEPARATORS
 from hfft.data.sources.reading import choose_splits, load_data, load_rows, read_source
 from hfft.errors import DataError
 from hfft.recipe.spec import DataSpec, SplitSpec
