@@ -15,7 +15,7 @@ from transformers import TrainerState
 
 from hfft.errors import TrainingError
 from hfft.system.distributed import on_main
-from hfft.training.logistic import LinearHead, solve_heads
+from hfft.training.logistic import LinearHead, held_out_logits, solve_heads
 from hfft.training.losses import LabelSetLoss
 from hfft.training.trainer import PhaseTrainer
 
@@ -91,45 +91,37 @@ class HeadTrainer(PhaseTrainer):
 
     def _solve(self, layer: nn.Linear, title: str) -> tuple[list[LinearHead], list[dict[str, float]]]:
         """The heads; without validation images also the metrics of each weight decay over folds of the images."""
-        views, labels = self._rows()
-        if not all(bool(view.isfinite().all()) for view in views):
-            raise TrainingError(f"{title}: what enters the head is no number for some image; is a weight of it none?")
-        _LOG.info(f"{title}: solves {len(WEIGHT_DECAYS)} heads on {len(views)} x {len(labels):,} images")
-        folds = [] if self.eval_dataset is not None else self._fold_metrics(views, labels, layer.out_features)
-        return self._heads(views, labels, layer.out_features), folds
-
-    def _rows(self) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """What enters the head, (N, D) for each view, and the labels, (N,) or with weights (N, K)."""
         data: Any = self.train_dataset
         device = self.args.device if self.args.device.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        views = [view.rows(range(len(view)))[0].to(device, torch.float32) for view in data.views]
-        return views, torch.from_numpy(np.asarray(data.labels)).to(device)
-
-    def _heads(self, views: list[torch.Tensor], labels: torch.Tensor, classes: int) -> list[LinearHead]:
-        loss: Any = self.compute_loss_func
-        if self.chances is not None:
+        views = [view.rows(range(len(view)))[0].to(device, torch.float32) for view in data.views]  # (N, D) each
+        labels = torch.from_numpy(np.asarray(data.labels)).to(device)  # (N,) or (N, K)
+        if not all(bool(view.isfinite().all()) for view in views):
+            raise TrainingError(
+                f"{title}: what enters the head is no finite number for some images; look at the weights"
+            )
+        _LOG.info(f"{title}: solves {len(WEIGHT_DECAYS)} heads on {len(views)} x {len(labels):,} images")
+        classes, truth = layer.out_features, labels.cpu()
+        if self.chances is not None:  # an image counts as often as it would be drawn
             shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, classes)
-            labels = shares * (self.chances / self.chances.mean()).to(labels.device, torch.float32)[:, None]
-        inputs, labels = torch.cat(views), torch.cat([labels] * len(views))
-        heads = solve_heads(inputs, labels, classes=classes, weight_decays=WEIGHT_DECAYS, loss=loss)
-        return [head.cpu() for head in heads]
+            labels = shares * (self.chances / self.chances.mean()).to(device, torch.float32)[:, None]
+        options: Any = {"classes": classes, "weight_decays": WEIGHT_DECAYS, "loss": self.compute_loss_func}
+        folds = [] if self.eval_dataset is not None else self._fold_metrics(views, labels, truth, options)
+        heads = solve_heads(torch.cat(views), torch.cat([labels] * len(views)), **options)
+        return [head.cpu() for head in heads], folds
 
-    def _fold_metrics(self, views: list[torch.Tensor], labels: torch.Tensor, classes: int) -> list[dict[str, float]]:
-        """For each weight decay the metrics of images by heads of the other folds; views of an image share a fold."""
-        is_multi_label = isinstance(self.compute_loss_func, LabelSetLoss)
+    def _fold_metrics(
+        self, views: list[torch.Tensor], labels: torch.Tensor, truth: torch.Tensor, options: Any
+    ) -> list[dict[str, float]]:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.args.seed))
-        fold_of = torch.empty_like(order)
-        fold_of[order] = torch.arange(len(order)) % _FOLDS
-        logits = torch.zeros(len(WEIGHT_DECAYS), len(labels), classes, dtype=torch.float64)
-        for fold in range(_FOLDS):
-            known, asked = (fold_of != fold).to(labels.device), (fold_of == fold).to(labels.device)
-            if not asked.any():
-                continue
-            for number, head in enumerate(self._heads([view[known] for view in views], labels[known], classes)):
-                logits[number, fold_of == fold] = head.logits(views[0][asked].cpu())
-        truth = (labels if is_multi_label or labels.ndim == 1 else labels.argmax(dim=1)).cpu().numpy()
-        shares = (logits.sigmoid() if is_multi_label else logits.softmax(dim=2)).numpy()
-        return [{name: float(measure(one, truth)) for name, measure in self.metrics.items()} for one in shares]
+        logits = held_out_logits(views, labels, order % _FOLDS, **options)
+        if isinstance(self.compute_loss_func, LabelSetLoss):
+            shares = logits.sigmoid()
+        else:
+            shares, truth = logits.softmax(dim=2), truth if truth.ndim == 1 else truth.argmax(dim=1)
+        return [
+            {name: float(measure(one, truth.numpy())) for name, measure in self.metrics.items()}
+            for one in shares.numpy()
+        ]
 
 
 @torch.no_grad()
