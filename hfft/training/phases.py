@@ -33,7 +33,7 @@ from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase, with_solver
 from hfft.training.settings import end_activation_checkpointing, make_checkpointing_exact, training_arguments
 from hfft.training.sharding import Shards, make_trainer
-from hfft.training.solved_head import solvable_head
+from hfft.training.solved_head import ends_in, solvable_head
 from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore
 
 _LOG = get_logger(__name__)
@@ -148,12 +148,10 @@ def _with_solver(model: Any, phase: PhaseRun, replayed: ReplayedData | None) -> 
     spec = with_solver(model, phase.spec)
     if spec.solver == "steps":
         return spec
-    enters = None if replayed is None else model.get_submodule(replayed.split_point.path)
-    if replayed is not None and enters is solvable_head(model):
-        ndims = [tensor.ndim for tensor in replayed.train[0]["activations"]]
-        if ndims == [1]:
-            return spec
-    why = "what enters the head is not recorded, as vectors that nothing random changes"
+    head = solvable_head(model)
+    if replayed is not None and head is not None and ends_in(model, head, replayed):
+        return spec
+    why = "nothing is replayed" if replayed is None else "the logits are not what leaves a layer that vectors enter"
     if phase.spec.solver == "lbfgs":
         raise TrainingError(f"{phase.title}: solver: lbfgs: {why}; set solver: steps")
     _LOG.info(f"{phase.title}: takes steps: {why}")

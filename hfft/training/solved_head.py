@@ -14,13 +14,16 @@ from torch import nn
 from transformers import TrainerState
 
 from hfft.errors import TrainingError
+from hfft.replay.dataset import ReplayedData
+from hfft.replay.store import Recording
 from hfft.system.distributed import on_main
 from hfft.training.logistic import LinearHead, held_out_logits, solve_heads
 from hfft.training.losses import LabelSetLoss
 from hfft.training.trainer import PhaseTrainer
 
-WEIGHT_DECAYS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
+WEIGHT_DECAYS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 """A solved phase's steps: one for each, the strongest first."""
+_ROWS = 512  # at once
 _FOLDS = 5  # of the training images, where there are no others to choose by
 
 _LOG = get_logger(__name__)
@@ -31,6 +34,35 @@ def solvable_head(model: nn.Module) -> nn.Linear | None:
     trainable = {id(parameter) for parameter in model.parameters() if parameter.requires_grad}
     linear = [module for module in model.modules() if type(module) is nn.Linear and module.bias is not None]
     return next((layer for layer in linear if {id(layer.weight), id(layer.bias)} == trainable), None)
+
+
+@torch.no_grad()
+def head_inputs(model: Any, layer: nn.Linear, replayed: ReplayedData, view: Recording) -> torch.Tensor:
+    """What enters the head in evaluation mode, (N, D) float32 on the network's device, of a recorded view.
+
+    Called while the split point is bypassed.
+    """
+    if model.get_submodule(replayed.split_point.path) is layer:  # which hooks don't see: it takes what was fed
+        return view.rows(range(len(view)))[0].to(model.device, torch.float32)
+    found: list[torch.Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: found.append(args[0].detach().float()))
+    model.eval()
+    for rows in torch.arange(len(view)).split(_ROWS):
+        activations = tuple(tensor.to(model.device) for tensor in view.rows(rows.tolist()))
+        model(pixel_values=replayed.split_point.feed(activations))
+    hook.remove()
+    return torch.cat(found)
+
+
+def ends_in(model: Any, layer: nn.Linear, replayed: ReplayedData) -> bool:
+    """Whether one vector of each image enters the layer, and the logits are what leaves it."""
+    with torch.no_grad(), replayed.split_point.bypassed():
+        row = tuple(tensor.to(model.device) for tensor in replayed.train.views[0].rows([0]))
+        left: list[Any] = []
+        hook = layer.register_forward_hook(lambda _, args, output: left.append(output))
+        logits = model.eval()(pixel_values=replayed.split_point.feed(row)).logits
+        hook.remove()
+    return len(left) == 1 and left[0].ndim == 2 and torch.equal(left[0], logits)
 
 
 class HeadTrainer(PhaseTrainer):
@@ -92,13 +124,15 @@ class HeadTrainer(PhaseTrainer):
     def _solve(self, layer: nn.Linear, title: str) -> tuple[list[LinearHead], list[dict[str, float]]]:
         """The heads; without validation images also the metrics of each weight decay over folds of the images."""
         data: Any = self.train_dataset
-        device = self.args.device if self.args.device.type == "cuda" else torch.device("cpu")  # MPS has no float64
-        views = [view.rows(range(len(view)))[0].to(device, torch.float32) for view in data.views]  # (N, D) each
+        assert self._replayed is not None
+        model: Any = self.model
+        views = [head_inputs(model, layer, self._replayed, view) for view in data.views]  # (N, D) each
+        if views[0].device.type != "cuda":
+            views = [view.cpu() for view in views]  # MPS has no float64
+        device = views[0].device
         labels = torch.from_numpy(np.asarray(data.labels)).to(device)  # (N,) or (N, K)
         if not all(bool(view.isfinite().all()) for view in views):
-            raise TrainingError(
-                f"{title}: what enters the head is no finite number for some images; look at the weights"
-            )
+            raise TrainingError(f"{title}: what enters the head is infinite or no number for some images")
         _LOG.info(f"{title}: solves {len(WEIGHT_DECAYS)} heads on {len(views)} x {len(labels):,} images")
         classes, truth = layer.out_features, labels.cpu()
         if self.chances is not None:  # an image counts as often as it would be drawn

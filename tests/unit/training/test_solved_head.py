@@ -124,7 +124,7 @@ def test_without_validation_folds_choose(tmp_path):
 @pytest.mark.parametrize("solver", ["auto", "lbfgs"])
 def test_what_is_not_recorded_takes_steps_or_is_refused(solver, tmp_path):
     if solver == "lbfgs":
-        with pytest.raises(TrainingError, match=r"solver: lbfgs: .*not recorded"):
+        with pytest.raises(TrainingError, match="solver: lbfgs: nothing is replayed"):
             run(tmp_path / "p", replay=None, solver=solver)
     else:
         _, result = run(tmp_path / "p", replay=None, solver=solver)
@@ -136,6 +136,13 @@ def test_a_head_of_several_layers_takes_steps_or_is_refused(tmp_path):
     assert solvable_head(model) is None
     with pytest.raises(ModelError, match="solver: lbfgs"):
         run(tmp_path / "p", family="swiftformer", solver="lbfgs")
+
+
+@pytest.mark.parametrize("family", ["mobilenet_v2", "dinov2", "resnet", "timm_wrapper"])
+def test_heads_behind_dropout_and_pooling(family, tmp_path):
+    _, result = run(tmp_path / "p", family=family)
+    assert result.steps == len(WEIGHT_DECAYS)
+    assert result.frozen["changed"] == 0
 
 
 def test_keys_about_steps_take_steps(tmp_path):
