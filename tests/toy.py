@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import tiny
+import torch
 from datasets import Dataset
 from PIL import Image
 
@@ -41,6 +43,7 @@ def png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
+@functools.cache
 def rows(count: int, seed: int = 0) -> Dataset:
     rng = np.random.default_rng(seed)
     content = [
@@ -48,6 +51,12 @@ def rows(count: int, seed: int = 0) -> Dataset:
         for k in range(count)
     ]
     return Dataset.from_list(content, features=row_features(CLASSES))
+
+
+def pixels(count: int) -> torch.Tensor:
+    """The first images of `rows` as a network takes them: (count, 3, H, W)."""
+    examples = Examples(rows(count), evaluation_transform(tiny.processor()))
+    return torch.stack([examples[k]["pixel_values"] for k in range(count)])
 
 
 def phase_data(
@@ -72,7 +81,7 @@ def phase_data(
         train=Examples(rows(train), train_with, seed=seed, targets=targets),
         validation=Examples(rows(validation, seed=1), evaluate_with) if validation else None,
         floats=transform.floats,
-        collate=Collator(augment.mixup, len(CLASSES), transform.floats),
+        collate=Collator(augment.mixup, len(CLASSES), transform.floats, cutmix=augment.cutmix),
         reduce=reduce,
         measure=measure,
         metrics=METRICS,

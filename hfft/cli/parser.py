@@ -1,24 +1,13 @@
 """The verbs with their arguments and options."""
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hfft.cli.model_verbs as model_verbs
+import hfft.cli.verbs as verbs
 from hfft._version import __version__
-from hfft.cli.verbs import (
-    run_check_data,
-    run_compare,
-    run_demo,
-    run_evaluate,
-    run_export,
-    run_plan,
-    run_predict,
-    run_push,
-    run_report,
-    run_sweep,
-    run_train,
-)
 from hfft.errors import nearest
 from hfft.system.files import expanded
 from hfft.system.text import printable
@@ -39,11 +28,6 @@ class VerbParser(argparse.ArgumentParser):
     ) -> tuple[Any, list[str]]:
         """Parse all arguments; what argparse left over goes to the verb's list of words, or is refused."""
         found, left = super().parse_known_args(args, namespace)
-        if left:
-            self._add_words(found, left)
-        return found, []
-
-    def _add_words(self, found: argparse.Namespace, left: Sequence[str]) -> None:
         words = next((action for action in self._get_positional_actions() if action.nargs in ("*", "+")), None)
         assigns = words is not None and str(words.metavar).startswith("key=")
         left = [word for word in left if word != "--"]
@@ -54,9 +38,10 @@ class VerbParser(argparse.ArgumentParser):
                 self.error(f"found {word!r}; `{self.prog}` takes no more words")
             if assigns and "=" not in word:
                 self.error(f"found {word!r}; allowed: {words.metavar}")
-        if words is not None:
+        if words is not None and left:
             added: Any = [self._get_value(words, word) for word in left]
             setattr(found, words.dest, [*getattr(found, words.dest), *added])
+        return found, []
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the words, and exit."""
@@ -86,17 +71,23 @@ def build_parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    _add_train(verb("train", run_train, "run a recipe, or finish an interrupted run of it"))
-    _add_plan(verb("plan", run_plan, "check a recipe and show what each phase would do"))
-    _add_check_data(verb("check-data", run_check_data, "look for broken, repeated and leaking images"))
-    _add_predict(verb("predict", run_predict, "label images"))
-    _add_evaluate(verb("evaluate", run_evaluate, "score a model on labelled images"))
-    _add_export(verb("export", run_export, "write a model as ONNX, checked against torch"))
-    _add_demo(verb("demo", run_demo, "show a page that labels the images dropped on it"))
-    _add_report(verb("report", run_report, "render card, report.html and figures of a finished run anew"))
-    _add_push(verb("push", run_push, "send a run to the Hugging Face Hub, read it back and compare"))
-    _add_sweep(verb("sweep", run_sweep, "run a recipe with each combination of some values, and compare"))
-    _add_compare(verb("compare", run_compare, "set finished runs side by side"))
+    _add_train(verb("train", verbs.run_train, "run a recipe, or finish an interrupted run of it"))
+    _add_plan(verb("plan", verbs.run_plan, "check a recipe and show what each phase would do"))
+    _add_check_data(verb("check-data", verbs.run_check_data, "look for broken, repeated and leaking images"))
+    _add_choose(verb("choose", verbs.run_choose, "see which checkpoint suits some images, without training"))
+    _add_predict(verb("predict", model_verbs.run_predict, "label images"))
+    _add_evaluate(verb("evaluate", model_verbs.run_evaluate, "score a model on labelled images"))
+    _add_export(verb("export", model_verbs.run_export, "write a model as ONNX, checked against torch"))
+    _add_demo(verb("demo", model_verbs.run_demo, "show a page that labels the images dropped on it"))
+    report = verb("report", verbs.run_report, "render card, report.html and figures of a finished run anew")
+    report.add_argument("folder", type=expanded, metavar="run", help="run folder")
+    _add_trust(report)
+    _add_push(verb("push", verbs.run_push, "send a run to the Hugging Face Hub, read it back and compare"))
+    sweep = verb("sweep", verbs.run_sweep, "run a recipe with each combination of some values, and compare")
+    sweep.add_argument("recipe", type=expanded, help="YAML file")
+    sweep.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
+    _add_html(sweep)
+    _add_compare(verb("compare", verbs.run_compare, "set finished runs side by side"))
     return parser
 
 
@@ -116,6 +107,15 @@ def _add_check_data(check: VerbParser) -> None:
     _add_overrides(check, "as for train: data.label_column=..., data.audit=quick")
     check.add_argument("--max-shown", type=_natural, default=10, metavar="N", help="findings of a kind; 0 shows all")
     _add_json(check, "print JSON, all findings included")
+
+
+def _add_choose(choose: VerbParser) -> None:
+    choose.add_argument("source", type=expanded, help="folder, table, shards or Hub id")
+    words = "folder or Hub id of a checkpoint; and overrides as for train: data.label_column=..."
+    choose.add_argument("words", type=expanded, nargs="+", metavar="CHECKPOINT", help=words)
+    choose.add_argument("--output", type=_path, metavar="FILE", help="write what --json prints there, too")
+    _add_json(choose)
+    _add_trust(choose)
 
 
 def _add_predict(predict: VerbParser) -> None:
@@ -184,30 +184,19 @@ def _add_demo(demo: VerbParser) -> None:
     _add_opening(demo)
 
 
-def _add_report(report: VerbParser) -> None:
-    report.add_argument("folder", type=expanded, metavar="run", help="run folder")
-    _add_trust(report)
-
-
 def _add_push(push: VerbParser) -> None:
     push.add_argument("run_folder", type=expanded, metavar="run", help="run folder")
     push.add_argument("repo_id", help="owner/name, or the name of an own repository; made if it isn't there")
     push.add_argument("--what", choices=("model", "adapter", "both"), help="what the run ends with when left out")
-    push.add_argument("--public", action="store_true", help="show a new repository to everybody; else it is private")
+    public = "show a new repository to everybody; else it is private"
+    push.add_argument("--public", action="store_false", dest="private", help=public)
     push.add_argument("--revision", metavar="BRANCH", help="branch, made if it isn't there; main when left out")
     push.add_argument("--create-pr", action="store_true", help="open a pull request instead of changing the branch")
-    push.add_argument("--message", metavar="TEXT", help="title of the commit")
-    push.add_argument(
-        "--base-model", metavar="REPO_ID", help="Hub id of the adapter's base model, if trained on a folder"
-    )
+    push.add_argument("--message", metavar="TEXT", dest="commit_message", help="title of the commit")
+    base = "Hub id of the adapter's base model, if trained on a folder"
+    push.add_argument("--base-model", metavar="REPO_ID", help=base)
     _add_json(push)
     _add_trust(push)
-
-
-def _add_sweep(sweep: VerbParser) -> None:
-    sweep.add_argument("recipe", type=expanded, help="YAML file")
-    sweep.add_argument("values", nargs="+", metavar="key=value1,value2", help="for example seed=0,1,2")
-    _add_html(sweep)
 
 
 def _add_compare(compare: VerbParser) -> None:
@@ -220,8 +209,10 @@ def _add_compare(compare: VerbParser) -> None:
 
 
 def _add_recipe(parser: VerbParser) -> None:
-    parser.add_argument("recipe", type=expanded, help="YAML file")
+    parser.add_argument("recipe", type=expanded, help="YAML file; or images, for which a recipe is chosen")
     _add_overrides(parser, "for example phases.head.learning_rate=5e-4")
+    parser.add_argument("--checkpoint", type=expanded, help="of images: what to fine-tune; chosen when left out")
+    parser.add_argument("--minutes", type=float, help="of images: what the run may take; 10 when left out")
 
 
 def _add_overrides(parser: VerbParser, example: str) -> None:

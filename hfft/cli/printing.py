@@ -1,8 +1,10 @@
 """What the command line prints: lines, tables, metrics."""
 
 import io
+import json
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
@@ -17,6 +19,16 @@ class ConsoleError(HfftError):
     """A standard stream that can't be written."""
 
     exit_code = 1
+
+
+def is_main_process() -> bool:
+    """Whether this process of a launch is the one that prints results."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def values_of(arguments: Namespace, *names: str) -> dict[str, Any]:
+    """Options that are passed on under their names."""
+    return {name: getattr(arguments, name) for name in names}
 
 
 def open_console() -> None:
@@ -47,6 +59,11 @@ def print_error(line: str) -> None:
 def print_line(line: str = "") -> None:
     """Print to stdout; names in it as any console takes them."""
     _print_text(printable(line, keep="\n") + "\n")
+
+
+def print_json(**content: Any) -> None:
+    """Print to stdout, as one line of JSON."""
+    print_line(json.dumps(content))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

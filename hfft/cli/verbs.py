@@ -1,11 +1,8 @@
-"""The verbs: each calls its function of `hfft.commands` or of a room below, and prints the result."""
+"""The verbs that make and look at runs: each calls its function of `hfft.commands`, and prints the result."""
 
 import argparse
 import dataclasses
 import json
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,35 +10,32 @@ from hfft.cli.printing import (
     format_bounds,
     format_interval,
     in_words,
-    print_error,
+    is_main_process,
+    print_json,
     print_line,
     print_metrics,
     print_table,
-    reader_may_leave,
+    values_of,
 )
-from hfft.errors import DataError, TrainingError
+from hfft.errors import DataError, RecipeError, TrainingError
 from hfft.system.lazy_imports import quick_imports
-
-_OPENING = ("trust_remote_code", "subfolder")
 
 
 def run_train(arguments: argparse.Namespace) -> None:
     """Run a recipe, or its folds."""
-    from hfft.recipe.loading import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, chosen = _recipe_of(arguments, overwrite=arguments.overwrite)
     if recipe.folds is not None:
         _cross_validate(recipe, overwrite=arguments.overwrite)
         return
-    if recipe.hub.repo_id is not None and _is_main_process():
+    if recipe.hub.repo_id is not None and is_main_process():
         from hfft.hub.pushing import check_ahead
 
         check_ahead(recipe, overwrite=arguments.overwrite)  # before torch is imported
     with quick_imports():
         from hfft.commands.finetune import finetune
 
-    run = finetune(recipe, overwrite=arguments.overwrite)
-    if _is_main_process():
+    run = finetune(chosen or recipe, overwrite=arguments.overwrite)
+    if is_main_process():
         print_metrics({split: run.metrics[split] for split in ("validation", "test") if split in run.metrics})
         if run.skipped:
             skipped = f"{len(run.skipped)} images that can't be read"
@@ -49,13 +43,20 @@ def run_train(arguments: argparse.Namespace) -> None:
         print_line(f"model: {run.model_dir}")
 
 
-def _values(arguments: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Options that are passed on under their names."""
-    return {name: getattr(arguments, name) for name in names}
+def _recipe_of(arguments: argparse.Namespace, *, overwrite: bool = False) -> tuple[Any, Any]:
+    """The recipe of a file; or one for images, and how it was chosen."""
+    from hfft.recipe.loading import is_recipe, load_recipe
 
+    options = {key: value for key, value in values_of(arguments, "checkpoint", "minutes").items() if value is not None}
+    if is_recipe(arguments.recipe):
+        if options:
+            raise RecipeError(f"--{next(iter(options))}: goes with images in the place of a recipe; leave it out")
+        return load_recipe(arguments.recipe, arguments.overrides), None
+    with quick_imports():
+        from hfft.commands.automatic import choose_recipe
 
-def _is_main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    chosen = choose_recipe(arguments.recipe, overrides=arguments.overrides, overwrite=overwrite, **options)
+    return chosen.recipe, chosen
 
 
 def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
@@ -63,7 +64,7 @@ def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
         from hfft.commands.cross_validate import cross_validate
 
     found = cross_validate(recipe, overwrite=overwrite)
-    if _is_main_process():
+    if is_main_process():
         rows = [
             (in_words(name), f"{row['value']:.4f}", format_bounds(row), f"{row['std']:.4f}")
             for name, row in found.metrics["test"].items()
@@ -74,17 +75,20 @@ def _cross_validate(recipe: Any, *, overwrite: bool) -> None:
 
 def run_plan(arguments: argparse.Namespace) -> None:
     """Check a recipe, and print the plan of each phase."""
-    from hfft.recipe.loading import load_recipe
-
-    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    recipe, chosen = _recipe_of(arguments)
     with quick_imports():
         from hfft.commands.plan import plan_recipe
 
     images, plans = plan_recipe(recipe, processes=arguments.processes)
     if arguments.json:
         counts = {split: images.counts(split) for split in images.splits}
-        _print_json(splits=counts, shards=images.shards, phases=[dataclasses.asdict(plan) for plan in plans])
+        more = {} if chosen is None else {"recipe": chosen.text, "seconds": chosen.seconds}
+        phases = [dataclasses.asdict(plan) for plan in plans]
+        print_json(splits=counts, shards=images.shards, phases=phases, **more)
         return
+    if chosen is not None:
+        print_line(chosen.text)
+        print_line(f"expected: {chosen.in_minutes}\n" if chosen.seconds else "this is the recipe of the run there\n")
     splits = ", ".join(f"{len(rows):,} {split}" for split, rows in images.splits.items())
     many = ", any number of them in an image" if images.is_multi_label else ""
     print_line(f"{recipe.name}: {splits} images, {len(images.labels)} classes{many}: {', '.join(images.labels[:12])}")
@@ -126,7 +130,7 @@ def run_check_data(arguments: argparse.Namespace) -> int:
 
     found = check_data(arguments.source, arguments.overrides)
     if arguments.json:
-        _print_json(**found.to_dict())
+        print_json(**found.to_dict())
         return found.exit_code
     print_table(("split", "images", "classes", "smallest", "median", "largest"), found.summary())
     print_line()
@@ -145,135 +149,49 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     return found.exit_code
 
 
-def run_predict(arguments: argparse.Namespace) -> None:
-    """Label images."""
+def run_choose(arguments: argparse.Namespace) -> None:
+    """Compare checkpoints on some images."""
+    overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]
+    checkpoints = [word for word in arguments.words if word not in overrides]
+    if not checkpoints:
+        raise DataError(f"{arguments.source}: no checkpoint to compare; name folders or Hub ids behind it")
     with quick_imports():
-        from hfft.inference.images import find_input_images
-
-        found = find_input_images(arguments.images, allow_url=arguments.allow_url, listed=sys.stdin)
-        from hfft.inference.classifier import Classifier
-        from hfft.inference.outputs import Columns, WithoutSkipped, choose_format, save_predictions, write_lines
-
-    output, form = arguments.output, choose_format(arguments.format, arguments.output)
-    holds_all = form in ("csv", "parquet")
-    if holds_all and arguments.top is not None:
-        raise DataError(f"--top {arguments.top}: {form} holds all classes; leave --top out")
-    if holds_all and arguments.novelty:
-        raise DataError(f"--novelty: {form} has no column for it; leave it out, or choose --format jsonl")
-    classifier = Classifier.from_pretrained(
-        arguments.model,
-        **_values(arguments, "device", "calibrated", "precision", "novelty", *_OPENING),
-    )
-    results = classifier.predict(
-        found.images,
-        top=len(classifier.classes) if holds_all else arguments.top or 1,
-        batch_size=arguments.batch_size,
-        on_error=arguments.on_error,
-    )
-    columns = Columns(classifier.classes, classifier.is_multi_label)
-    predictions = WithoutSkipped(_with_bar(results, found.count, among_lines=output is None and form != "table"))
-    if output is not None:
-        save_predictions(predictions, output, form, columns)
-    elif form == "table":
-        print_table(("file", "label and probability"), [(one.file, _prediction_cell(one)) for one in predictions])
-    else:
-        with reader_may_leave():
-            write_lines(predictions, sys.stdout, form, columns)
-    predictions.raise_for_skipped()
-
-
-def _with_bar(results: Iterator[Any], count: int | None, *, among_lines: bool) -> Iterator[Any]:
-    """A progress bar on a terminal, after three seconds, unless lines appear there meanwhile."""
-    from hfft.system.progress import SOON, bar
-
-    shown = False if among_lines and sys.stdout.isatty() else None
-    yield from bar("predicting", count, results, delay=SOON, shown=shown)
-
-
-def _prediction_cell(prediction: Any) -> str:
-    """Classes with their probabilities, in brackets behind `unsure`; of a multi-label model all labels."""
-    top = ", ".join(f"{label} {probability:.4f}" for label, probability in prediction.top.items())
-    if prediction.labels is not None:
-        labels = ", ".join(f"{label} {probability:.4f}" for label, probability in prediction.labels.items()) or "none"
-        shows_more = len(prediction.top) > 1 and prediction.top != prediction.labels
-        answer = f"{labels} (most probable: {top})" if shows_more else labels
-    else:
-        answer = top if prediction.label in prediction.top else f"{prediction.label} ({top})"
-    return answer if prediction.novelty is None else f"{answer}; novelty {prediction.novelty:.2f}"
-
-
-def run_evaluate(arguments: argparse.Namespace) -> None:
-    """Score a model."""
-    with quick_imports():
-        from hfft.commands.evaluate import evaluate
+        from hfft.commands.choose import choose
         from hfft.inference.outputs import check_output_file, write_output_file
 
     if arguments.output is not None:
-        check_output_file(arguments.output, endings=(".parquet",))
-    scores = evaluate(
-        arguments.model,
-        **_values(arguments, "data", "split", "batch_size", "workers", "bad_images", *_OPENING),
-    )
-    if not _is_main_process():
+        check_output_file(arguments.output)
+    found = choose(arguments.source, checkpoints, overrides, trust_remote_code=arguments.trust_remote_code)
+    if not is_main_process():
         return
     if arguments.output is not None:
-        table = scores.table(arguments.split or "test")
-        write_output_file(arguments.output, lambda path: table.to_parquet(path, index=False))
-    images = len(scores.labels)
+        text = json.dumps(found.to_dict(), indent=2) + "\n"
+        write_output_file(arguments.output, lambda path: path.write_text(text, encoding="utf-8"))
     if arguments.json:
-        _print_json(images=images, metrics=scores.metrics, details=scores.details, by_class=scores.by_class)
+        print_json(**found.to_dict())
         return
-    print_metrics({f"{images} images": scores.metrics})
-    print_table(("more", ""), [(in_words(name), f"{value:.4f}") for name, value in scores.details.items()])
-    more = ("AP", "threshold") if scores.labels.ndim == 2 else ()
-    rows = [(name, *_class_cells(row)) for name, row in scores.by_class.items()]
-    print_table(("class", "precision", "recall", "F1", "images", *more), rows)
-
-
-def _class_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """Precision, recall, F1 and images, of a multi-label model also average precision and threshold."""
-    recall = f"{row['recall']:.4f}" if row["images"] else "-"
-    cells = (f"{row['precision']:.4f}", recall, f"{row['f1']:.4f}", str(row["images"]))
-    if "threshold" not in row:
-        return cells
-    precision = "-" if row["average_precision"] is None else f"{row['average_precision']:.4f}"
-    return *cells, precision, f"{row['threshold']:.4f}"
-
-
-def run_export(arguments: argparse.Namespace) -> None:
-    """Write a model as ONNX."""
-    with quick_imports():
-        from hfft.commands.export import export_onnx
-
-    found = export_onnx(
-        arguments.model,
-        **_values(arguments, "output", "images", "most", "overwrite", *_OPENING),
+    works = [one for one in found.candidates if not one.problem]
+    names = list(works[0].probe)[:2]
+    header = (
+        *("checkpoint", *map(in_words, names), "worse than the best by", f"{in_words(found.metric)} of neighbours"),
+        *("images/s here", "parameters", "image size", "licence"),
     )
-    print_line("\n".join((found.parity.in_words, *found.missing, f"exported: {found.folder}")))
-
-
-def run_demo(arguments: argparse.Namespace) -> None:
-    """Serve the page of a model, or write it as a Space."""
-    if arguments.space is not None and arguments.subfolder is not None:
-        raise DataError("--subfolder: a Space opens what is at the top of a folder or repository; leave it out")
-    with quick_imports():
-        from hfft.inference.demo import serve_demo, write_space
-
-    if arguments.space is not None:
-        space = arguments.space
-        write_space(arguments.model, space, overwrite=arguments.overwrite)
-        print_line(f"written: {space}; it runs here with `python {space}/app.py`, and on the Hub after")
-        print_line("  hf repos create OWNER/NAME --type space --sdk gradio")
-        print_line(f"  hf upload OWNER/NAME {space} --type space")
-        return
-    try:
-        serve_demo(
-            arguments.model,
-            on_start=lambda address: print_line(f"{address} until Ctrl-C"),
-            **_values(arguments, "host", "port", "device", *_OPENING),
+    rows = []
+    for one in works:
+        gap = "-" if one.difference is None else f"{one.difference['value']:.4f} ({format_bounds(one.difference)})"
+        scores = (
+            *(format_interval(one.probe[name]) for name in names),
+            gap,
+            format_interval(one.neighbours[found.metric]),
         )
-    except KeyboardInterrupt:
-        print_error("stopped")
+        size = " x ".join(map(str, one.image_size))
+        rows.append(
+            (one.checkpoint, *scores, f"{one.images_per_second:,.0f}", f"{one.parameters:,}", size, one.license)
+        )
+    print_table(header, rows)
+    print_line(f"measured on {found.images['validation']:,} validation images, with 95 % intervals")
+    for one in found.candidates[len(works) :]:
+        print_line(f"not measured: {one.checkpoint}: {one.problem}")
 
 
 def run_report(arguments: argparse.Namespace) -> None:
@@ -289,18 +207,12 @@ def run_push(arguments: argparse.Namespace) -> None:
     """Send a run to the Hub."""
     from hfft.hub.pushing import push
 
-    pushed = push(
-        arguments.run_folder,
-        arguments.repo_id,
-        trust_remote_code=arguments.trust_remote_code,
-        what=arguments.what,
-        private=not arguments.public,
-        revision=arguments.revision,
-        create_pr=arguments.create_pr,
-        commit_message=arguments.message,
-        base_model=arguments.base_model,
-    )
-    print_line(json.dumps(dataclasses.asdict(pushed)) if arguments.json else pushed.in_words)
+    asked = ("what", "private", "revision", "create_pr", "commit_message", "base_model", "trust_remote_code")
+    pushed = push(arguments.run_folder, arguments.repo_id, **values_of(arguments, *asked))
+    if arguments.json:
+        print_json(**dataclasses.asdict(pushed))
+    else:
+        print_line(pushed.in_words)
 
 
 def run_sweep(arguments: argparse.Namespace) -> None:
@@ -348,7 +260,7 @@ def _show_comparison(found: Any, html: Path | None, *, as_json: bool = False) ->
 
         write_comparison(content, html)
     if as_json:
-        _print_json(**content)
+        print_json(**content)
         return
     names = list(dict.fromkeys(name for row in found.rows for name in row.metrics))
     header = (f"{found.split} of", "images", *map(in_words, names), "model of", "trainable", "seconds")
@@ -381,7 +293,3 @@ def _print_pair(pair: Any) -> None:
         f"right on {test.only_second} images where {pair.first} is wrong, wrong on {test.only_first} where it is "
         f"right: McNemar's exact p = {test.p_value:.3g}"
     )
-
-
-def _print_json(**content: Any) -> None:
-    print_line(json.dumps(content))

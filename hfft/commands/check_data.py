@@ -28,33 +28,21 @@ _RECIPES = (".yaml", ".yml")
 
 @dataclass(frozen=True)
 class SplitSummary:
-    """The images of a split.
+    """The images of a split."""
 
-    Attributes:
-        images: How many.
-        counts: Class to its number of images.
-        sizes: Width and height in pixels of the `smallest`, `median` and `largest` image; None where no header was
-            read.
-    """
-
-    images: int
-    counts: dict[str, int]
+    images: int  # how many
+    counts: dict[str, int]  # class to its number of images
+    # Width and height in pixels of the `smallest`, `median` and `largest` image; None where no header was read.
     sizes: dict[str, list[int]] | None
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What was found.
+    """What was found."""
 
-    Attributes:
-        splits: By name.
-        findings: In the order of `KINDS`.
-        warnings: What was said while the source was read.
-    """
-
-    splits: dict[str, SplitSummary]
-    findings: tuple[Finding, ...]
-    warnings: tuple[str, ...] = ()
+    splits: dict[str, SplitSummary]  # by name
+    findings: tuple[Finding, ...]  # in the order of `KINDS`
+    warnings: tuple[str, ...] = ()  # what was said while the source was read
 
     @property
     def exit_code(self) -> int:
@@ -67,10 +55,9 @@ class DataCheck:
         images = sum(split.images for split in self.splits.values())
         harm = sum(finding.severity == "harm" for finding in self.findings)
         notes = len(self.findings) - harm
-        if not self.findings and not self.warnings:
-            return f"{images:,} images, nothing found"
         if not self.findings:
-            return f"{images:,} images, no findings; see the warnings above: {len(self.warnings)}"
+            warned = f"no findings; see the warnings above: {len(self.warnings)}"
+            return f"{images:,} images, {warned if self.warnings else 'nothing found'}"
         return f"{images:,} images; findings that stop training or spoil its numbers: {harm}, to know of: {notes}"
 
     def by_kind(self) -> dict[str, list[Finding]]:
@@ -112,11 +99,11 @@ def check_data(source: str, overrides: Sequence[str] = ()) -> DataCheck:
         HfftError: If the source can't be read at all, or the recipe is wrong.
     """
     with kept_warnings() as warnings:
-        found = _read_and_check(source, overrides)
+        found = _check_source(source, overrides)
     return dataclasses.replace(found, warnings=tuple(warnings))
 
 
-def _read_and_check(source: str, overrides: Sequence[str]) -> DataCheck:
+def _check_source(source: str, overrides: Sequence[str]) -> DataCheck:
     if source.lower().endswith(_RECIPES) and Path(source).is_file():
         recipe = load_recipe(source, overrides)
         return _check(load_data(recipe.data, recipe.seed).splits, recipe.data)
@@ -158,16 +145,13 @@ def _check(splits: Mapping[str, Dataset], spec: DataSpec, train: str = "train") 
     gray = gray_of(rows, spec.background) if spec.audit == "full" else None
     findings = list_findings(done, numbers, labels, train=train, gray=gray)
     folder = folder_at(spec.source)
-    if folder is not None and _is_of_files(rows):
+    image = rows[0]["image"]
+    is_of_files = image is not None and image["bytes"] is None and "?" not in image["path"]
+    if folder is not None and is_of_files:
         ignored = find_ignored(folder, set(rows["file"][:]), by_folder=spec.label_column == CLASS_FOLDER)
         findings += [Finding("left out", reason, (name,), 1) for name, reason in ignored]
     summaries = {name: _summarize(done, part, labels) for name, part in numbers.items()}
     return DataCheck(summaries, tuple(in_order(findings)))
-
-
-def _is_of_files(rows: Dataset) -> bool:
-    image = rows[0]["image"]
-    return image is not None and image["bytes"] is None and "?" not in image["path"]
 
 
 def _summarize(done: Audit, numbers: np.ndarray, labels: Sequence[str]) -> SplitSummary:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,6 @@ from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
 from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
 from hfft.runs.record import RunRecord
-from hfft.system.files import expanded
 from hfft.system.text import listed
 
 _SPLITS = ("test", "validation")
@@ -22,64 +20,40 @@ _SPLITS = ("test", "validation")
 
 @dataclass(frozen=True)
 class Row:
-    """A run in a table.
+    """A run in a table."""
 
-    Attributes:
-        run: Its folder.
-        images: Of the split that was compared.
-        metrics: Metric name to `value` and the ends of its 95 % interval.
-        details: More metrics, without intervals.
-        phase: The phase whose model it is.
-        trainable: Parameters that its largest phase trained.
-        seconds: All it took.
-        retention: Of its model, as the run measured it: `agreement` of the old head's answers, `drift` and `cka` of
-            what enters the head, `nearest` neighbours that are right; empty where nothing was measured.
-    """
-
-    run: str
-    images: int
-    metrics: dict[str, Interval]
-    details: dict[str, float]
-    phase: str
-    trainable: int
-    seconds: float
+    run: str  # its folder
+    images: int  # of the split that was compared
+    metrics: dict[str, Interval]  # metric name to `value` and the ends of its 95 % interval
+    details: dict[str, float]  # more metrics, without intervals
+    phase: str  # the phase whose model it is
+    trainable: int  # parameters that its largest phase trained
+    seconds: float  # all it took
+    # Of its model, as the run measured it: `agreement` of the old head's answers, `drift` and `cka` of what enters the
+    # head, `nearest` neighbours that are right; empty where nothing was measured.
     retention: dict[str, float | None]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two runs on the same images.
+    """Two runs on the same images."""
 
-    Attributes:
-        first: Folder of the first run.
-        second: Folder of the second.
-        images: That both have predicted.
-        differences: Metric name to the second run's minus the first's, with the ends of its 95 % interval.
-        mcnemar: Whether they are right equally often.
-    """
-
-    first: str
-    second: str
-    images: int
+    first: str  # folder of the first run
+    second: str  # folder of the second
+    images: int  # that both have predicted
+    # Metric name to the second run's minus the first's, with the ends of its 95 % interval.
     differences: dict[str, Interval]
-    mcnemar: McNemar
+    mcnemar: McNemar  # whether they are right equally often
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` finds.
+    """What `compare` finds."""
 
-    Attributes:
-        split: What was compared.
-        rows: One for each run.
-        pair: Of two runs that have images and classes in common.
-        notes: What a reader of the table must know.
-    """
-
-    split: str
-    rows: tuple[Row, ...]
-    pair: Pair | None
-    notes: tuple[str, ...]
+    split: str  # what was compared
+    rows: tuple[Row, ...]  # one for each run
+    pair: Pair | None  # of two runs that have images and classes in common
+    notes: tuple[str, ...]  # what a reader of the table must know
 
 
 def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparison:
@@ -94,7 +68,7 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     """
     if len(runs) < 2:
         raise RunError("nothing to compare: give the folders of two runs or more")
-    found = [_Finished.open(Path(expanded(run))) for run in runs]
+    found = [_Finished(run) for run in runs]
     split = _common_split(found, split)
     notes = _notes(found, split)
     pair = None
@@ -106,23 +80,15 @@ def compare(runs: Sequence[str | Path], *, split: str | None = None) -> Comparis
     return Comparison(split, tuple(run.row(split) for run in found), pair, tuple(notes))
 
 
-@dataclass(frozen=True)
-class _Finished:
-    record: RunRecord
-    metrics: dict[str, Any]
-    data: dict[str, Any]
-    source: tuple[str, str | None, str | None]
-
-    @classmethod
-    def open(cls, folder: Path) -> "_Finished":
-        record = RunRecord(folder)
-        record.check_finished()
-        data = record.recipe.data
-        return cls(record, record.metrics, record.data, (data.source, data.config, data.revision))
+class _Finished(RunRecord):
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder)
+        self.check_finished()
 
     @property
-    def folder(self) -> Path:
-        return self.record.folder
+    def source(self) -> tuple[str, str | None, str | None]:
+        data = self.recipe.data
+        return data.source, data.config, data.revision
 
     @property
     def splits(self) -> list[str]:
@@ -146,8 +112,8 @@ class _Finished:
             images=self.data["splits"][split]["images"],
             metrics=self.metrics[split],
             details=self.metrics.get("details", {}).get(split, {}),
-            phase=self.metrics.get("kept", {}).get("phase") or self.record.recipe.phases[-1].name,
-            trainable=max(phase.plan.trainable for phase in self.record.phases),
+            phase=self.metrics.get("kept", {}).get("phase") or self.recipe.phases[-1].name,
+            trainable=max(phase.plan.trainable for phase in self.phases),
             seconds=round(seconds.get("total", sum(seconds.values())), 3),
             retention=self._retention(),
         )
@@ -166,8 +132,8 @@ class _Finished:
             "nearest": phases[last]["knn_accuracy"]["after"],
         }
 
-    def predictions(self, split: str) -> pd.DataFrame:
-        table = self.record.predictions.query("split == @split")
+    def predicted(self, split: str) -> pd.DataFrame:
+        table = self.predictions.query("split == @split")
         if is_multi_label_table(table):  # lists can't be merged on
             table = table.assign(label=[tuple(sorted(names)) for names in table["label"]])
         return table
@@ -211,7 +177,7 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
     same = first.fingerprint(split) == second.fingerprint(split)
     if not same and first.source != second.source:
         return None, f"no paired comparison, as the images are of other sources: {first.source[0]}, {second.source[0]}"
-    tables = [run.predictions(split) for run in (first, second)]
+    tables = [run.predicted(split) for run in (first, second)]
     if not all(table["file"].is_unique for table in tables):
         return None, "no paired comparison, as some images have the same name"
     table = tables[0].merge(tables[1], on=["file", "label"], suffixes=(" first", " second"))

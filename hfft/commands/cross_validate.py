@@ -12,7 +12,7 @@ from accelerate.logging import get_logger
 from datasets import DatasetDict
 from transformers import TrainerCallback
 
-from hfft.commands.finetune import finetune, join_for
+from hfft.commands.finetune import ddp_timeout, finetune
 from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.intervals import Interval, with_intervals
@@ -23,6 +23,7 @@ from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
 from hfft.replay.replay import replay_folder
 from hfft.runs.record import SUMMARY, RunRecord, write_predictions
+from hfft.system.distributed import join
 from hfft.system.files import write_json
 from hfft.system.locking import RunLock
 
@@ -74,7 +75,7 @@ def cross_validate(
     folder = Path(recipe.output_dir) / recipe.name
     if RunRecord(folder).is_run:
         raise RunError(f"{folder} holds a run without folds; choose another name or output_dir, or remove it")
-    state, runs = join_for(recipe), []
+    state, runs = join(ddp_timeout(recipe)), []
     with RunLock(folder) as lock:
         for number in range(recipe.folds):
             lock.take_if_there()  # from the first fold's end on; until then, that fold's own lock holds
@@ -105,19 +106,16 @@ def _of_fold(recipe: Recipe, number: int) -> Recipe:
     )
 
 
-def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Interval]:
+def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
+    """Metrics of all predictions, with mean and deviation over the folds."""
     classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
-    together: dict[str, dict[str, Any]] = _measured(table, classes)
+    if is_multi_label_table(table):  # each run has given labels by its own thresholds
+        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
+        together: dict[str, Any] = label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
+    else:
+        labels = pd.Categorical(table["label"], categories=classes).codes.astype(np.int64)
+        together = with_intervals(table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32), labels)
     for name, values in together.items():
         by_fold = [run.metrics["test"][name]["value"] for run in runs]
         values |= {"mean": float(np.mean(by_fold)), "std": float(np.std(by_fold, ddof=1))}
     return together
-
-
-def _measured(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Interval]:
-    """Metrics of all predictions; of several labels, each run has given them by its own thresholds."""
-    if is_multi_label_table(table):
-        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
-        return label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
-    probabilities = table[[f"{_COLUMN}{name}" for name in classes]].to_numpy(np.float32)
-    return with_intervals(probabilities, pd.Categorical(table["label"], categories=classes).codes.astype(np.int64))

@@ -67,7 +67,7 @@ def evaluate(
         spec = DataSpec(source=data, task=task, bad_images=bad_images)
         rows = readable_rows(load_rows(spec, classifier.classes, split), classifier.classes, spec)
     else:
-        rows = own_rows(Path(source), split or "test")
+        rows = _own_rows(Path(source), split or "test")
     name = split or "test"
     with worker_deaths_explained("evaluation", "fewer --workers need less"):
         scores = score(
@@ -78,12 +78,6 @@ def evaluate(
             batch_size=batch_size,
             workers=min(cpus_per_process(), 8) if workers is None else workers,
         )[name]
-    _tell_of_absent(scores)
-    return scores
-
-
-def _tell_of_absent(scores: Scores) -> None:
-    """Say which of the model's classes no image is labelled with."""
     absent = [name for name, row in scores.by_class.items() if row["images"] == 0]
     if absent:
         left_out = "balanced accuracy" if scores.labels.ndim == 1 else "mean average precision"
@@ -91,15 +85,11 @@ def _tell_of_absent(scores: Scores) -> None:
             f"no image is labelled with {len(absent)} of the model's {len(scores.classes)} classes "
             f"({listed(absent)}): macro F1 takes each of them as 0, {left_out} leaves them out"
         )
+    return scores
 
 
-def own_rows(folder: Path, split: str) -> Dataset:
-    """A split of the run's own data, as it was when the run began: another one could hold images it was trained on.
-
-    Raises:
-        DataError: If there are no images where the recipe says.
-        RunError: If there is no such split, or its images are others now.
-    """
+def _own_rows(folder: Path, split: str) -> Dataset:
+    """A split of the run's own data, as it was when the run began: another one could hold images it was trained on."""
     try:
         images = images_of_run(folder)
     except DataError as error:

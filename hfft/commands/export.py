@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from hfft.inference.onnx_export import (
 )
 from hfft.inference.opening import source_name
 from hfft.inference.outputs import check_output_folder, source_without_hfft, write_output_folder
-from hfft.model.checkpoint import quiet
+from hfft.model.config import quiet
 from hfft.runs.record import EXPORT, RunRecord
 from hfft.system.files import read_json, write_json, write_text
 from hfft.system.lazy_imports import require
@@ -76,26 +76,17 @@ _USE_PROCESSOR = (
 
 @dataclass(frozen=True)
 class Export:
-    """What was written.
+    """What was written."""
 
-    Attributes:
-        folder: Holds onnx/model.onnx, and next to onnx what says how to use it.
-        parity: How far it agrees with torch.
-        missing: What users of the folder without hfft have to do without, a sentence each.
-    """
-
-    folder: Path
-    parity: ParityResult
-    missing: tuple[str, ...] = ()
+    folder: Path  # holds onnx/model.onnx, and next to onnx what says how to use it
+    parity: ParityResult  # how far it agrees with torch
+    missing: tuple[str, ...] = ()  # what users of the folder without hfft have to do without, a sentence each
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Images to compare on: what they are, how many, and their names and pixels, decoded lazily."""
-
-    what: str
-    count: int
-    images: Iterable[tuple[str, Decoded]]
+class _Sample(NamedTuple):
+    what: str  # the images are, which both are compared on
+    total: int
+    images: Iterable[tuple[str, Decoded]]  # names and pixels, decoded lazily
 
 
 def export_onnx(
@@ -121,9 +112,8 @@ def export_onnx(
         subfolder: As for `Classifier.from_pretrained`.
 
     Raises:
-        MissingPackageError: If a package of the extra `onnx` is missing.
-        DataError: If the folder can't be written, or there are no such images.
-        ModelError: If there is no such model, or its network can't be exported.
+        HfftError: If a package of the extra `onnx`, the model or the images are missing, the folder can't be written,
+            or the network can't be exported.
         ParityError: If the exported model computes something else. Nothing is written.
     """
     require("onnx", "onnx", "onnxscript", "onnxruntime")
@@ -149,13 +139,12 @@ def export_onnx(
 
 def _sample(source: str, folder: Path | None, most: int) -> _Sample:
     if folder is not None:
-        found = list(find_input_images([str(folder)]).images)
-        files: Any = [found[k] for k in _spread(len(found), most)]
-        contents = ({"bytes": None, "path": stored_path(path_text(file))} for file in files)
-        return _decoded(
-            f"images of {folder.name}",
-            [{"file": printable_path(file), "image": content} for file, content in zip(files, contents, strict=True)],
-        )
+        found: Any = list(find_input_images([str(folder)]).images)
+        rows = [
+            {"file": printable_path(file), "image": {"bytes": None, "path": stored_path(path_text(file))}}
+            for file in (found[k] for k in _spread(len(found), most))
+        ]
+        return _decoded(f"images of {folder.name}", rows)
     if not RunRecord(source).is_run:
         count = min(_GENERATED, most)
         return _Sample("generated images", count, _generated(count))
@@ -231,7 +220,7 @@ def _write_export(
 def _transformed(sample: _Sample, transform: Transform) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and pixels, all of one shape."""
     shape = None
-    for name, decoded in bar("comparing", sample.count, sample.images, delay=SOON):
+    for name, decoded in bar("comparing", sample.total, sample.images, delay=SOON):
         try:
             pixels = transform(decoded)
         except (ValueError, RuntimeError) as error:

@@ -1,50 +1,35 @@
 """The whole pipeline on one screen."""
 
-import dataclasses
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from accelerate import PartialState
-from accelerate.logging import get_logger
 from datasets import DatasetDict
-from transformers import PreTrainedModel, TrainerCallback, set_seed
+from transformers import PreTrainedModel, TrainerCallback
 
-from hfft.commands.finishing import update_finished
-from hfft.commands.plan import check_callbacks, prepare, resolve_phases, with_weights_found
-from hfft.commands.prepare import load_network, make_job, precision_of
-from hfft.commands.results import score_result, write_results
+from hfft.commands.automatic import Automatic, choose_recipe
+from hfft.commands.job import open_job
+from hfft.commands.plan import InMemory, resolve, with_weights_found
+from hfft.commands.report import update_finished
+from hfft.commands.results import finish_run
 from hfft.commands.run import Run
-from hfft.data.audit.filtering import check_images, describe_images
-from hfft.data.images.resize_mode import copy_fit
 from hfft.errors import RecipeError
-from hfft.evaluators.protocol import Evaluator, Job
-from hfft.evaluators.registry import evaluators_for
-from hfft.hub.following import check_hub, make_repository, push_result, save_pushers
-from hfft.model.checkpoint import save_model
-from hfft.model.given import take_model
+from hfft.evaluators.registry import evaluators_for, measuring
+from hfft.hub.following import check_hub, push_result, save_pushers
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
-from hfft.runs.opening import describe_start, is_done, open_folder
-from hfft.runs.record import MODEL, PhaseResult, result_name
-from hfft.system.distributed import join, on_main
-from hfft.system.launch import check_launch, refuse_deepspeed
-from hfft.system.liveness import watched
+from hfft.system.launch import launched
 from hfft.system.locking import RunLock
-from hfft.system.progress import bars
-from hfft.training.failures import failures_explained
-from hfft.training.model_selection import keep_given, plain_network, restore_selected, select_phase
+from hfft.system.progress import timed
+from hfft.training.model_selection import plain_network
 from hfft.training.phases import run_phase
 from hfft.training.reporting import finish_reporting, open_reporting
 
-_LOG = get_logger(__name__)
-
 
 def finetune(
-    recipe: Recipe,
+    recipe: Recipe | Automatic | str | Path,
     *,
+    checkpoint: str | None = None,
+    minutes: float = 10.0,
     data: DatasetDict | None = None,
     model: PreTrainedModel | None = None,
     callbacks: Sequence[TrainerCallback] = (),
@@ -53,7 +38,9 @@ def finetune(
     """Run a recipe from images to a measured model, or finish a run of it that was interrupted.
 
     Args:
-        recipe: What to do.
+        recipe: What to do, also from `choose_recipe`; or images, as `data.source` has them, for which it is called.
+        checkpoint: For images: what to fine-tune; one that suits device and budget when None.
+        minutes: For images: what the run may take.
         data: Data already in memory, instead of `recipe.data.source`.
         model: A classifier to start from, instead of loading `recipe.model.checkpoint`; the checkpoint still names
             the image processor. Its head is used as it is.
@@ -64,118 +51,60 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
         PushError: If the run was finished and then couldn't be pushed.
     """
+    if isinstance(recipe, str | Path):
+        recipe = choose_recipe(str(recipe), checkpoint=checkpoint, minutes=minutes, overwrite=overwrite)
+    recipe, comments = (recipe.recipe, recipe.comments) if isinstance(recipe, Automatic) else (recipe, {})
     recipe = check_recipe(recipe)
     if recipe.folds is not None:
         raise RecipeError(f"folds: {recipe.folds} are several runs; hfft.cross_validate makes them")
-    refuse_deepspeed()
-    recipe, state = with_weights_found(recipe), join_for(recipe)
-    check_launch(state)
+    recipe = with_weights_found(recipe)
     pushers = save_pushers(recipe)
     with RunLock(Path(recipe.output_dir) / recipe.name) as lock:
-        with watched(state), bars(shown=not recipe.training.get("disable_tqdm", False)):
+        with launched(timeout=ddp_timeout(recipe), shows_bars=not recipe.training.get("disable_tqdm", False)):
             lock.take_if_there()
-            run = _finetune(recipe, data, model, [*callbacks, *pushers], overwrite=overwrite, lock=lock)
+            given, callbacks = InMemory(data, model), [*callbacks, *pushers]
+            run = _finetune(recipe, given, callbacks, comments=comments, overwrite=overwrite, lock=lock)
         push_result(run, recipe, after=pushers)  # the other processes need not wait for it
     return run
 
 
-def join_for(recipe: Recipe) -> PartialState:
-    """Meet the other processes of the launch, and wait for them as long as the recipe's `ddp_timeout` says."""
+def ddp_timeout(recipe: Recipe) -> int | None:
+    """Seconds that the phases let a process wait for another one, as far as they say so."""
     asked = [phase.arguments["ddp_timeout"] for phase in recipe.phases if "ddp_timeout" in phase.arguments]
-    return join(max(asked, default=None))
+    return max(asked, default=None)
 
 
 def _finetune(
     recipe: Recipe,
-    data: DatasetDict | None,
-    model: PreTrainedModel | None,
+    given: InMemory,
     callbacks: Sequence[TrainerCallback],
     *,
+    comments: Mapping[str, str],
     overwrite: bool,
     lock: RunLock,
 ) -> Run:
     check_hub(recipe, overwrite=overwrite)
-    given = None if model is None else take_model(model)
-    recipe = resolve_phases(recipe, model)
+    recipe, given = resolve(recipe, given)
     folder = Path(recipe.output_dir) / recipe.name
-    if on_main(lambda: is_done(folder, recipe, overwrite=overwrite)):
-        update_finished(folder, recipe, data, given)
+    if update_finished(recipe, given.data, given.fingerprints, overwrite=overwrite):
         return Run(folder)
-    seconds: dict[str, float] = {}
-    with _timed(seconds, "data"):
-        found = prepare(recipe, data, model, processes=PartialState().num_processes)
-        check_callbacks(callbacks, recipe, found.images)
-        checked = check_images(found.source, found.images, recipe.data, recipe.seed)
-        make_repository(recipe)
-    with _timed(seconds, "load"):
-        set_seed(recipe.seed)
-        network: Any = load_network(recipe, checked.images) if model is None else model
-        copy_fit(found.config, network.config)
-    precision = precision_of(recipe, network, found.processor, None if overwrite else folder)
-    with failures_explained("run folder"):
-        lock.take()
-        environment = describe_start(recipe, precision=precision, model_given=given, data_given=data is not None)
-        open_folder(folder, recipe, environment, describe_images(checked), overwrite=overwrite)
-        keep_given(model, found.processor, recipe, folder)
-    job = make_job(recipe, found, checked, precision, is_loaded=model is None)
+    job, network, seconds = open_job(
+        recipe, given, comments=comments, callbacks=callbacks, overwrite=overwrite, lock=lock
+    )
     reporting = open_reporting(recipe, folder)
-    _run(job, network, [*callbacks, *reporting], seconds)
-    finish_reporting(reporting, Run(folder).metrics if reporting else {})
-    return Run(folder)
-
-
-def _run(job: Job, network: Any, callbacks: Sequence[TrainerCallback], seconds: dict[str, float]) -> None:
-    """Train all phases, save the model of the best, and measure it."""
-    recipe, folder = job.recipe, job.folder
-
-    @contextmanager
-    def measuring(evaluator: Evaluator) -> Iterator[None]:
-        with _timed(seconds, evaluator.name), failures_explained(evaluator.name):
-            yield
-
-    with _timed(seconds, "retention"):
+    with timed(seconds, "retention"):
         evaluators = evaluators_for(job, network)
-    results: list[PhaseResult] = []
+    results = []
     for phase in job.phases:
-        with _timed(seconds, phase.folder.name):
-            network, result = run_phase(network, phase, job.data, replay=job.replay, callbacks=callbacks)
+        with timed(seconds, phase.folder.name):
+            network, result = run_phase(
+                network, phase, job.data, replay=job.replay, callbacks=[*callbacks, *reporting]
+            )
             results.append(result)
             network = plain_network(network, job.processor, recipe, results, folder)
         for evaluator in evaluators:
-            with measuring(evaluator):
+            with measuring(evaluator, seconds):
                 evaluator.after_phase(job, phase, network)
-    selection = select_phase(recipe, results)
-    _LOG.info(selection.reason)
-    with failures_explained("result"):
-        restore_selected(network, recipe, selection, folder)
-    for evaluator in evaluators:
-        with measuring(evaluator):
-            evaluator.before_saving(job, network)
-    with _timed(seconds, "evaluation"), failures_explained("result"):
-        if result_name(recipe) == MODEL:
-            on_main(lambda: save_model(network, job.processor, folder / MODEL))
-        result = score_result(job, network, results, selection, evaluators)
-    sections: dict[str, Any] = {"kept": dataclasses.asdict(selection)}
-    for evaluator in evaluators:
-        with measuring(evaluator):
-            section = evaluator.after_run(job, result)
-        sections |= {} if section is None else {evaluator.name: section}
-    with failures_explained("result"):
-        on_main(lambda: write_results(folder, recipe, job.images, dict(result.scores), seconds, sections))
-    if recipe.report:
-        on_main(lambda: _write_page(job))
-    else:
-        _LOG.info(f"figures and report.html were left out; `hfft report {folder}` makes them")
-
-
-def _write_page(job: Job) -> None:
-    from hfft.commands.report import try_page  # and matplotlib
-
-    try_page(job.folder, job.images, trust_remote_code=job.recipe.model.trust_remote_code)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
-    begun = time.monotonic()
-    yield
-    seconds[phase] = seconds.get(phase, 0.0) + time.monotonic() - begun
+    finish_run(job, network, results, evaluators, seconds)
+    finish_reporting(reporting, Run(folder).metrics if reporting else {})
+    return Run(folder)

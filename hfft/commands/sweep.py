@@ -21,15 +21,10 @@ _OPENING, _CLOSING = "[{", "]}"
 
 @dataclass(frozen=True)
 class Sweep:
-    """What became of the runs.
+    """What became of the runs."""
 
-    Attributes:
-        finished: Folders of the runs that are finished, in the order of the grid.
-        failed: Name of a run that failed, to why.
-    """
-
-    finished: tuple[Path, ...]
-    failed: dict[str, str]
+    finished: tuple[Path, ...]  # folders of the runs that are finished, in the order of the grid
+    failed: dict[str, str]  # name of a run that failed, to why
 
 
 def plan_sweep(source: str | Path, assignments: Sequence[str]) -> list[Recipe]:
@@ -99,8 +94,7 @@ def sweep(recipes: Sequence[Recipe]) -> Sweep:
     return Sweep(tuple(finished), failed)
 
 
-def _divided(text: str) -> list[str]:
-    """The values between commas that are in no brackets."""
+def _divided(text: str) -> list[str]:  # at commas that are in no brackets
     parts, depth = [""], 0
     for letter in text:
         depth += (letter in _OPENING) - (letter in _CLOSING)
@@ -119,12 +113,10 @@ def _short(keys: Sequence[str]) -> dict[str, str]:
     for key in keys:
         words = key.split(".")
         endings = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
-        others = [other for other in keys if other != key]
-        ending = next((e for e in endings if not any(f".{o}".endswith(f".{e}") for o in others)), key)
-        short[key] = _plain(ending)
+        others = [f".{other}" for other in keys if other != key]
+        short[key] = _plain(next((e for e in endings if not any(o.endswith(f".{e}") for o in others)), key))
     return short
 
 
 def _plain(text: str) -> str:
-    """What a name may hold of a text."""
     return re.sub(r"[^A-Za-z0-9-]+", "_", text).strip("_")

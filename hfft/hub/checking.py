@@ -39,14 +39,10 @@ def read_back(
 ) -> tuple[int, bool, float]:
     """Download a commit into an empty cache and compare it with the files that were pushed, and with the run's models.
 
-    `folders` are model and adapter folders of the run -> their folders in the repository.
+    `folders` are model and adapter folders of the run -> their folders in the repository. What differs is a PushError.
 
     Returns:
-        How many images went through both models, whether these were the run's own or noise, and the largest
-        difference of the logits.
-
-    Raises:
-        PushError: If a file isn't there or differs, a model can't be opened from there, or answers otherwise.
+        How many images went through both models, whether they are the run's own, and the logits' largest difference.
     """
     PartialState()  # loggers below ask it which process this is
     with TemporaryDirectory(prefix="hfft-", ignore_cleanup_errors=True) as cache:

@@ -13,7 +13,18 @@ from hfft.errors import HubError
 from hfft.recipe.loading import RECIPE, dump_recipe
 from hfft.recipe.spec import HubSpec, Recipe
 from hfft.runs.locating import adapter_base
-from hfft.runs.record import ADAPTER, ADAPTER_CONFIG, CARD, EXAMPLES, EXPORT, FIGURES, METRICS, MODEL, RunRecord
+from hfft.runs.record import (
+    ADAPTER,
+    ADAPTER_CONFIG,
+    CARD,
+    EXAMPLES,
+    EXPORT,
+    FIGURES,
+    FIRST_BATCH,
+    METRICS,
+    MODEL,
+    RunRecord,
+)
 from hfft.system.files import read_json
 
 _PLACE = "this/folder"  # where a card's example has the name of the model
@@ -54,11 +65,7 @@ def hash_file(path: Path) -> str:
 
 
 def parts(recipe: Recipe, what: str | None) -> dict[str, str]:
-    """Folders of the run that are pushed -> their folders in the repository; `.` is its root.
-
-    Raises:
-        HubError: If the run doesn't have `what`.
-    """
+    """Folders of the run that are pushed -> their folders in the repository; `.` is its root."""
     adapter = recipe.phases[-1].adapter
     there = [MODEL] if adapter is None else [MODEL, ADAPTER] if adapter.merge else [ADAPTER]
     asked = there[:1] if what is None else [MODEL, ADAPTER] if what == "both" else [what]
@@ -83,11 +90,7 @@ def check_base(recipe: Recipe, spec: HubSpec) -> None:
 
 
 def shared_config(adapter: Path, base_model: str | None) -> bytes:
-    """The config of a finished run's adapter, with a base that others can open.
-
-    Raises:
-        HubError: If that is on this disk alone, and `base_model` doesn't name it on the Hub.
-    """
+    """The config of a finished run's adapter, with a base that others can open; a HubError where there is none."""
     content = read_json(adapter / ADAPTER_CONFIG)
     base, _ = adapter_base(adapter)
     if base_model is not None:
@@ -113,15 +116,9 @@ def collect(
     *,
     folders: Mapping[str, str] | None = None,
 ) -> list[File]:
-    """The files of the commit.
+    """The files of the commit of a finished run.
 
-    Args:
-        run: A finished run's folder.
-        recipe: Its recipe.
-        spec: What is asked for.
-        repo_id: For the card's example.
-        shared: The recipe as others may see it.
-        folders: As from `parts`, which it comes from when None.
+    `shared` is the recipe as others may see it, and `folders` as from `parts`, which it comes from when None.
     """
     folders = parts(recipe, spec.what) if folders is None else folders
     files: dict[str, Path | bytes] = {}
@@ -141,7 +138,8 @@ def collect(
         files[CARD] = fill_card(card.read_text("utf-8"), repo_id, base, inside=place).encode()
         shown += [card.parent / FIGURES, card.parent / EXAMPLES]
     for folder in shown:
-        files |= {f"{folder.name}/{path}": source for path, source in _sendable(folder).items()}
+        sendable = _sendable(folder).items()
+        files |= {f"{folder.name}/{path}": source for path, source in sendable if path != FIRST_BATCH}
     files[RECIPE] = dump_recipe(shared).encode()
     files[METRICS] = run / METRICS
     return [File(path, files[path]) for path in sorted(files)]

@@ -21,7 +21,7 @@ from hfft.hub.content import File
 from hfft.hub.pushing import check_ahead, push_run, wants_push
 from hfft.hub.repository import send
 from hfft.model.adapters import merge
-from hfft.model.checkpoint import load_processor, quiet
+from hfft.model.config import load_processor, quiet
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import meet, on_main
 

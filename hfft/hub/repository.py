@@ -78,15 +78,8 @@ def send(
 
     `HfApi.upload_folder` would make several commits, so that somebody could open half a push (huggingface_hub 2.4).
     Large files that the Hub has already, as after a push that broke off, aren't sent again; nor is what is the same.
-    Files there that hfft hasn't pushed stay, also a card.
-
-    Args:
-        api: The Hub's client.
-        destination: Where to.
-        files: What to send.
-        message: The commit's title.
-        create_pr: Whether to open a pull request.
-        earlier: What an earlier push has sent there, path to sha256; counts where the repository has no list of it.
+    Files there that hfft hasn't pushed stay, also a card. `earlier` is what an earlier push has sent there, path to
+    sha256; it counts where the repository has no list of it.
 
     Returns:
         The commit, and the files that it holds of these, with their list.

@@ -18,7 +18,7 @@ from hfft.inference.opening import Opening, local_folder, model_source, move_mod
 from hfft.inference.reading import ImageLike, Ready, Skipped, is_one_image, read_ahead
 from hfft.metrics.probabilities import to_probabilities
 from hfft.metrics.thresholds import at_temperature, kept_temperature, kept_threshold, kept_thresholds
-from hfft.model.checkpoint import has_many_labels, labels_of
+from hfft.model.config import has_many_labels, labels_of
 from hfft.system.files import expanded
 from hfft.system.text import printable
 

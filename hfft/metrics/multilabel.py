@@ -3,14 +3,14 @@
 Labels are (N, K) of 0 and 1; an image is given those whose probability is 0.5 or more, unless the caller says which.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from hfft.metrics.calibration import calibration
 from hfft.metrics.intervals import LEAST_WRONG, Interval, Z, interval_of, mean_loss, share, too_few
-from hfft.metrics.metrics import area_under_roc, by_name, finite, mean_or_nan
+from hfft.metrics.metrics import METRICS, MetricFunction, area_under_roc, by_name, finite, mean_or_nan
 from hfft.metrics.paired_tests import f1_slopes, summed
 from hfft.metrics.probabilities import LABEL_THRESHOLD, log_odds, logit_losses, sigmoid
 
@@ -155,6 +155,13 @@ LABEL_METRICS = by_name(
     lambda probabilities, labels: LabelOutcomes.of(probabilities, labels).metrics,
     ("mean_average_precision", "macro_f1", "micro_f1", "subset_accuracy", "hamming_loss", "log_loss"),
 )
+
+
+def metrics_of(*, is_multi_label: bool) -> Mapping[str, MetricFunction]:
+    """The metrics of a task; the first is what phases are judged by, unless they say otherwise."""
+    return LABEL_METRICS if is_multi_label else METRICS
+
+
 LABEL_DETAILS = by_name(
     lambda probabilities, labels: _ranked_and_calibrated(probabilities, probabilities, labels),
     ("roc_auc", "expected_calibration_error", "brier_score"),

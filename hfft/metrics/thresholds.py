@@ -14,7 +14,7 @@ import numpy as np
 from hfft.errors import ModelError
 from hfft.metrics.calibration import calibrated, calibration, fit_temperature, yes_and_no
 from hfft.metrics.probabilities import LABEL_THRESHOLD, log_loss, logit_losses, sigmoid
-from hfft.model.checkpoint import CONFIG_FIELD, has_many_labels
+from hfft.model.config import CONFIG_FIELD, has_many_labels
 from hfft.system.files import read_json, write_json
 
 if TYPE_CHECKING:

@@ -1,7 +1,6 @@
 """PEFT adapters by name: attached to blocks by role, trained together with the head, merged and saved whole."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from hfft.errors import ModelError
-from hfft.model.adapter_folders import base_spec, put_adapter, without_peft_warning
 from hfft.model.anatomy import PEFT_PREFIX, Anatomy, dissect, head_modules
-from hfft.model.checkpoint import load_body, load_processor, quiet
+from hfft.model.checkpoint import base_spec, load_body, put_adapter, without_peft_warning
+from hfft.model.config import load_processor, quiet
 from hfft.model.freezing import unused_parameters
 from hfft.model.remote_code import check_code
 from hfft.recipe.spec import AdapterSpec, ModelSpec
@@ -26,11 +25,7 @@ _ATTENTION = re.compile(r"Att(entio)?n(?!.*Block)")  # in the class name of a mo
 
 
 def attach(model: PreTrainedModel, spec: AdapterSpec) -> PeftModel:
-    """Wrap the model with an adapter; only the adapter and the head train afterwards.
-
-    Args:
-        model: A plain classifier.
-        spec: The phase's adapter section.
+    """Wrap a plain classifier with an adapter; only the adapter and the head train afterwards.
 
     Raises:
         ModelError: If no layer has the wanted role.
@@ -56,8 +51,10 @@ def _config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:
     if spec.method == "vera":
         return VeraConfig(r=spec.r or 256, target_modules=names, modules_to_save=head)
     rank = spec.r or 8
-    if spec.method == "pissa":
-        _check_rank(model, names, rank)
+    for name in names if spec.method == "pissa" else ():  # a layer has as many singular vectors as its smaller side
+        most = min(model.get_parameter(f"{name}.weight").shape)
+        if rank > most:
+            raise ModelError(f"adapter.r: pissa asks for rank {rank}, but {name} has {most} singular values")
     is_shape_only = next(model.parameters()).is_meta  # which has no singular values
     return LoraConfig(
         r=rank,
@@ -71,14 +68,6 @@ def _config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:
     )
 
 
-def _check_rank(model: PreTrainedModel, names: Sequence[str], rank: int) -> None:
-    """PiSSA starts from singular vectors, of which a layer has as many as its smaller side."""
-    for name in names:
-        most = min(model.get_submodule(name).weight.shape)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        if rank > most:
-            raise ModelError(f"adapter.r: pissa asks for rank {rank}, but {name} has {most} singular values")
-
-
 def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
     """Check by one forward and backward pass that every weight of a fresh adapter gets a gradient.
 
@@ -87,7 +76,7 @@ def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
 
     Args:
         model: The adapted model.
-        pixels: Images as the network takes them, (B, C, H, W), where the model is; their content doesn't matter.
+        pixels: Any images as the network takes them, (B, C, H, W), where the model is.
 
     Raises:
         ModelError: If the network can't run with the adapter or doesn't use it; names the layers.
@@ -169,12 +158,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
 def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, revision: str | None) -> None:
     """Write a complete adapter folder: PEFT's files with the head, the labels, the processor, and what it sits on.
 
-    Args:
-        model: The adapted model.
-        processor: Its image processor.
-        folder: Replaced if it exists.
-        base: Checkpoint that the adapter was trained on.
-        revision: That checkpoint's revision.
+    The folder is replaced if it exists; `base` is the checkpoint that the adapter was trained on.
     """
 
     def write(aside: Path) -> None:
@@ -192,11 +176,7 @@ def save_adapter(model: PeftModel, processor: Any, folder: Path, *, base: str, r
 
 
 def restore_adapter(model: PeftModel, folder: str | Path) -> None:
-    """Put a saved adapter's weights, head included, into an adapted model.
-
-    Raises:
-        RuntimeError: If one of them is missing.
-    """
+    """Put a saved adapter's weights, head included, into an adapted model; RuntimeError if one of them is missing."""
     with quiet():
         result = model.load_adapter(str(folder), "default", is_trainable=True)
     lost = [name for name in result.missing_keys if is_adapter_tensor(name) or "modules_to_save" in name]
@@ -207,12 +187,8 @@ def restore_adapter(model: PeftModel, folder: str | Path) -> None:
 def open_adapter(folder: Path, *, trust_remote_code: bool = False) -> tuple[PreTrainedModel, Any]:
     """Load an adapter folder of a run on top of what it was trained on: a plain model, merged, and its processor.
 
-    Args:
-        folder: Of the adapter.
-        trust_remote_code: Runs the Python code that the base checkpoint brings, where it brings some.
-
     Raises:
-        ModelError: If the base checkpoint or one of the adapter's weights is missing, or code isn't trusted.
+        ModelError: If the base checkpoint is missing, or brings Python code that isn't trusted.
     """
     check_code(folder, trust_remote_code=trust_remote_code)
     spec = base_spec(folder, trust_remote_code=trust_remote_code)

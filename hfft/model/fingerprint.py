@@ -28,10 +28,10 @@ _TYPED_IN: weakref.WeakKeyDictionary[type, str] = weakref.WeakKeyDictionary()
 
 
 def hash_modules(modules: Mapping[str, nn.Module]) -> str:
-    """Hash of what `describe_modules` says of modules by path, and of the values of their tensors."""
+    """Hash of modules by path: their architecture and the values of their tensors."""
     owned = ((path, name, tensor) for path, module in modules.items() for name, tensor in own_tensors(module))
-    tensors = {plain_name(f"{path}.{name}"): tensor for path, name, tensor in owned}
-    return hashlib.blake2b((describe_modules(modules) + hash_weights(tensors)).encode(), digest_size=16).hexdigest()
+    tensors = {_plain_name(f"{path}.{name}"): tensor for path, name, tensor in owned}
+    return hashlib.blake2b((_describe_modules(modules) + hash_weights(tensors)).encode(), digest_size=16).hexdigest()
 
 
 def hash_weights(tensors: Mapping[str, torch.Tensor]) -> str:
@@ -43,31 +43,26 @@ def hash_weights(tensors: Mapping[str, torch.Tensor]) -> str:
 
 
 def hash_architecture(modules: Mapping[str, nn.Module]) -> str:
-    """Hash of what `describe_modules` says of some modules, whatever their weights."""
-    return hashlib.blake2b(describe_modules(modules).encode(), digest_size=8).hexdigest()
+    """Hash of classes, settings and code of modules by path; shape, type and order in memory of their tensors."""
+    return hashlib.blake2b(_describe_modules(modules).encode(), digest_size=8).hexdigest()
 
 
-def describe_modules(modules: Mapping[str, nn.Module]) -> str:
-    """Classes, settings and code of modules by path; shape, type and order in memory of the tensors that they own.
-
-    What an adapter adds to a path doesn't count.
-    """
+def _describe_modules(modules: Mapping[str, nn.Module]) -> str:
     lines = []
     for path, module in modules.items():
-        lines.append(f"{plain_name(path)} {type(module).__qualname__} {_ADDRESS.sub('', module.extra_repr())}")
+        lines.append(f"{_plain_name(path)} {type(module).__qualname__} {_ADDRESS.sub('', module.extra_repr())}")
         for name, tensor in own_tensors(module):
             kind = f"{tuple(tensor.shape)} {tensor.dtype} {is_channels_last(tensor)}"
-            lines.append(f"{plain_name(f'{path}.{name}')} {kind}")
+            lines.append(f"{_plain_name(f'{path}.{name}')} {kind}")
     return "\n".join([*sorted(lines), hash_code({type(module) for module in modules.values()})])
 
 
 def own_tensors(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
     """Parameters and buffers of a module without those of the modules in it."""
-    every = (*module._parameters.items(), *module._buffers.items())
-    return [(name, tensor) for name, tensor in every if tensor is not None]
+    return [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
 
 
-def plain_name(name: str) -> str:
+def _plain_name(name: str) -> str:
     """A path or a tensor's name without what an adapter adds to it."""
     return f"{name}.".removeprefix(PEFT_PREFIX).replace(".base_layer.", ".").strip(".")
 

@@ -21,41 +21,37 @@ _NORMS = (_BATCHNORM, nn.LayerNorm, nn.GroupNorm)
 def trainable_names(
     model: nn.Module, anatomy: Anatomy, unfreeze: str | Mapping[str, int | str | tuple[str, ...]]
 ) -> set[str]:
-    """Names of the parameters that a phase trains.
+    """Names of the parameters that a phase with this `unfreeze` trains.
 
     The head always trains. `blocks`, `stages` and `layers` count from the end and take what lies behind them along:
     the norm, and every later block. `{blocks: "first N"}` is the first N blocks alone, without the stem in front of
     them (surgical fine-tuning, https://hf.co/papers/2210.11466). A layer is a module that owns parameters, counted
     without the head.
 
-    Args:
-        model: The classifier.
-        anatomy: Its parts.
-        unfreeze: A recipe's `unfreeze`.
-
     Raises:
         ModelError: If more was asked for than there is.
     """
-    parameters = [name for name, _ in model.named_parameters()]
-    head = set(anatomy.part("head").tensors)
+    parameters = {name for name, _ in model.named_parameters()}
     if unfreeze == "head":
-        chosen = head
+        chosen = set()
     elif unfreeze == "all":
-        chosen = set(parameters)
+        chosen = parameters
     elif unfreeze == "norm":
-        chosen = head | {name for name in parameters if isinstance(_owner(model, name), _NORMS) or _is_norm(name)}
+        chosen = {name for name in parameters if _is_norm(model, name)}
     elif unfreeze == "bias":
-        chosen = head | {name for name in parameters if re.search(r"(\.|^|_)bias$", name)}
+        chosen = {name for name in parameters if re.search(r"(\.|^|_)bias$", name)}
     else:
         assert not isinstance(unfreeze, str)
         ((word, amount),) = unfreeze.items()
         if isinstance(amount, int):
-            chosen = head | _last(model, anatomy, word, amount)
+            chosen = _last(model, anatomy, word, amount)
         elif isinstance(amount, str):
-            chosen = head | _first_blocks(anatomy, int(amount.removeprefix("first ")))
+            number = int(amount.removeprefix("first "))
+            _check_amount("blocks", number, len(anatomy.blocks), end="first")
+            chosen = {name for block in anatomy.blocks[:number] for name in block.tensors}
         else:
-            chosen = head | {tensor for name in amount for tensor in _named_parts(anatomy, name)}
-    return chosen & set(parameters)
+            chosen = {tensor for name in amount for tensor in _named_parts(anatomy, name)}
+    return parameters & {*anatomy.part("head").tensors, *chosen}
 
 
 def set_trainable(model: nn.Module, names: set[str]) -> None:
@@ -76,12 +72,7 @@ class Freeze:
     """
 
     def __init__(self, model: nn.Module, *, batchnorm: str = "eval") -> None:
-        """Note what is frozen now, by `requires_grad`.
-
-        Args:
-            model: The classifier, with or without adapters.
-            batchnorm: `eval` or `train`, for released BatchNorm layers.
-        """
+        """Note what is frozen now, by `requires_grad`; `batchnorm` is `eval` or `train`, for released layers."""
         self._model = model
         self._held = held_modules(model, batchnorm)
         self._before = hash_tensors(self._frozen_tensors())
@@ -97,10 +88,7 @@ class Freeze:
             module.training = False
 
     def prove(self, model: nn.Module | None = None) -> "Proof":
-        """Compare every frozen tensor with its bytes at the start.
-
-        Args:
-            model: Whose tensors to compare, by name; the one that was frozen when None.
+        """Compare every frozen tensor, by name, with its bytes at the start: of this network, or of a copy.
 
         Raises:
             TrainingError: If one changed; names it.
@@ -125,13 +113,7 @@ class Freeze:
 
 @dataclass(frozen=True)
 class Proof:
-    """What was compared byte for byte: frozen parameters, and buffers of modules in evaluation mode.
-
-    Attributes:
-        tensors: How many.
-        bytes: Their size.
-        changed: 0, as there is no proof otherwise: `Freeze.prove` raises.
-    """
+    """How many frozen tensors were compared, and their bytes; there is no proof where one changed."""
 
     tensors: int
     bytes: int
@@ -142,11 +124,8 @@ def unused_parameters(model: nn.Module, pixels: torch.Tensor) -> set[str]:
     """Names of the trainable parameters that the logits don't depend on, such as DINOv2's mask token.
 
     They never get a gradient, and DistributedDataParallel waits for one unless they are frozen. Found by one forward
-    and backward pass in evaluation mode; gradients, modes, buffers and the random state are left as they were.
-
-    Args:
-        model: The classifier as it is, with or without adapters.
-        pixels: Images as the network takes them, (B, C, H, W), where the model is; their content doesn't matter.
+    and backward pass in evaluation mode, of any pixels (B, C, H, W) where the model is; gradients, modes, buffers and
+    the random state are left as they were.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trainable:
@@ -186,10 +165,12 @@ def frozen_parts(model: nn.Module, anatomy: Anatomy) -> set[str]:
 
 def _last(model: nn.Module, anatomy: Anatomy, word: str, amount: int) -> set[str]:
     norm = set(anatomy.part("norm").tensors)
-    if word == "layers":
-        layers = _layers(model, anatomy)
+    if word == "layers":  # in front of the head
+        parameters = dict(model.named_parameters())
+        names = [name for part in anatomy.parts[:-1] for name in part.tensors if name in parameters]
+        layers = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
         _check_amount(word, amount, len(layers))
-        return {name for layer in layers[-amount:] for name in layer}
+        return {name for name in names if name.rpartition(".")[0] in layers[-amount:]}
     if word == "blocks":
         _check_amount(word, amount, len(anatomy.blocks))
         return norm.union(*(block.tensors for block in anatomy.blocks[-amount:]))
@@ -200,26 +181,9 @@ def _last(model: nn.Module, anatomy: Anatomy, word: str, amount: int) -> set[str
     return norm.union(*(block.tensors for block in anatomy.blocks if block.stage in stages[-amount:]))
 
 
-def _first_blocks(anatomy: Anatomy, amount: int) -> set[str]:
-    _check_amount("blocks", amount, len(anatomy.blocks), end="first")
-    return {name for block in anatomy.blocks[:amount] for name in block.tensors}
-
-
 def _check_amount(word: str, amount: int, there: int, *, end: str = "last") -> None:
     if amount > there:
         raise ModelError(f"unfreeze: asked for the {end} {amount} {word}, but the network has {there}")
-
-
-def _layers(model: nn.Module, anatomy: Anatomy) -> list[list[str]]:
-    """Parameter names of each layer in front of the head, in forward order."""
-    parameters = dict(model.named_parameters())
-    layers: dict[str, list[str]] = {}
-    for part in anatomy.parts:
-        if part.name != "head":
-            for name in part.tensors:
-                if name in parameters:
-                    layers.setdefault(name.rpartition(".")[0], []).append(name)
-    return list(layers.values())
 
 
 def _named_parts(anatomy: Anatomy, name: str) -> Iterable[str]:
@@ -233,13 +197,10 @@ def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers(remove_duplicate=False))}
 
 
-def _owner(model: nn.Module, name: str) -> nn.Module:
-    return model.get_submodule(name.rpartition(".")[0])
-
-
-def _is_norm(name: str) -> bool:
+def _is_norm(model: nn.Module, name: str) -> bool:
     """Norm layers of a class of their own (ConvNeXt's, timm's) are known by the name of the module."""
-    return bool(re.search(r"(norm|bn)\w*\.(weight|bias)$", name))
+    owner = model.get_submodule(name.rpartition(".")[0])
+    return isinstance(owner, _NORMS) or bool(re.search(r"(norm|bn)\w*\.(weight|bias)$", name))
 
 
 def _frozen_modules(model: nn.Module) -> list[nn.Module]:

@@ -14,9 +14,11 @@ from transformers import AutoModelForImageClassification, PreTrainedModel
 
 from hfft.errors import ModelError, first_line
 from hfft.model.anatomy import dissect, head_modules
-from hfft.model.checkpoint import labels_of, plain_outputs, quiet
+from hfft.model.checkpoint_files import check_weights
+from hfft.model.config import labels_of, load_config, plain_outputs, quiet, set_labels
 from hfft.model.fingerprint import hash_weights
 from hfft.model.restoring import left_as_it_was
+from hfft.recipe.spec import ModelSpec
 from hfft.system.text import listed
 
 _PLACEHOLDER = re.compile(r"(LABEL_)?\d+")  # names of classes that nobody gave one
@@ -30,10 +32,7 @@ _LOG = get_logger(__name__)
 
 
 def take_model(model: Any) -> dict[str, str]:
-    """Check what kind of object it is, and give it float32 weights, in which hfft trains whatever the precision.
-
-    Args:
-        model: What the caller brought; is changed in place.
+    """Check the object, and give it float32 weights, in which hfft trains whatever the precision.
 
     Returns:
         From `fingerprints`.
@@ -51,40 +50,19 @@ def take_model(model: Any) -> dict[str, str]:
         model.float()
     model.config.dtype = torch.float32
     plain_outputs(model.config)
-    check_finite(model, "model")
+    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+    if broken:
+        raise ModelError(
+            f"model: {len(broken)} weights hold NaN or infinity: {listed(broken)}; take an undamaged copy"
+        )
     return fingerprints(model)
 
 
 def fingerprints(model: Any) -> dict[str, str]:
-    """Hashes that tell a model from another one.
-
-    Args:
-        model: A transformers model.
-
-    Returns:
-        `weights`, of all weights and buffers that are saved, and `config`, of what that says of the network.
-    """
+    """Hashes of a transformers model: `weights`, of what is saved, and `config`, of what that says of the network."""
     config = {key: value for key, value in model.config.to_diff_dict().items() if key not in _NOT_COMPUTED}
     of_config = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=16)
     return {"weights": hash_weights(model.state_dict()), "config": of_config.hexdigest()}
-
-
-def check_finite(model: nn.Module, where: str) -> None:
-    """Check that every weight is a number.
-
-    Args:
-        model: The network.
-        where: What the message begins with.
-
-    Raises:
-        ModelError: If one isn't; names the tensors.
-    """
-    broken = [name for name, value in model.named_parameters() if not value.isfinite().all()]
-    if broken:
-        raise ModelError(
-            f"{where}: {len(broken)} weights hold values that are no finite numbers (NaN or infinity): "
-            f"{listed(broken)}; take an undamaged copy"
-        )
 
 
 def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) -> None:
@@ -98,12 +76,12 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
         trust_remote_code: Whether the result may bring code of its own.
 
     Raises:
-        ModelError: If another network would be opened; says in what it differs.
+        ModelError: If another network would be opened.
     """
     if type(model).__module__.startswith("transformers_modules") and not trust_remote_code:
         raise ModelError(
-            f"model: {type(model).__name__} is Python code of its checkpoint, without which it can't be opened again; "
-            "if you trust that code, set model.trust_remote_code: true"
+            f"model: {type(model).__name__} is Python code of its checkpoint and can't be opened without it; if you "
+            "trust that code, set model.trust_remote_code: true"
         )
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
@@ -119,30 +97,42 @@ def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) 
     if odd:
         raise ModelError(
             f"model: opened again from its config, it would be a {type(twin).__name__} with other tensors "
-            f"({listed(odd)}), so that what was trained would be lost; give a classifier of transformers as its "
-            "config describes it, with one linear layer as head"
+            f"({listed(odd)}); give a classifier as its config describes it, with one linear layer as head"
         )
     twin.load_state_dict(model.state_dict())
     expected, found = _logits(model, pixels), _logits(twin.to(model.device), pixels)
-    if expected.shape != (1, len(labels_of(model.config))):
+    classes = len(labels_of(model.config))
+    if expected.shape != (1, classes):
         raise ModelError(
-            f"model: answers one image with {tuple(expected.shape)} numbers; its config names "
-            f"{len(labels_of(model.config))} classes"
+            f"model: answers one image with {tuple(expected.shape)} numbers; its config names {classes} classes"
         )
     difference = float((expected - found).abs().max())
     if not difference <= _TOLERANCE * max(1.0, float(expected.abs().max())):
         raise ModelError(
-            f"model: opened again from its config and weights, its logits differ by {difference:.2g}: something in "
-            "the object (a hook, a replaced layer, a changed forward) isn't in its config; give it without that"
+            f"model: opened again from its config and weights, its logits differ by {difference:.2g}; give it "
+            "without what its config doesn't say: a hook, a replaced layer, a changed forward"
         )
 
 
-def align_labels(model: Any, labels: Sequence[str]) -> None:
-    """Put the outputs of the head into the order of the images' classes.
+def open_config(spec: ModelSpec, labels: Sequence[str], *, is_multi_label: bool, model: Any = None) -> Any:
+    """The config of a checkpoint, or of a model from `take_model`, with the labels of the images.
 
-    Args:
-        model: From `take_model`. Names that are mere numbers say nothing of the order, and stay where they are.
-        labels: Class names of the images.
+    The checkpoint's weights are looked at; a model's head is put into the order of the labels.
+
+    Raises:
+        ModelError: As `load_config` and `align_labels`, or if weights are damaged.
+    """
+    if model is None:
+        config = load_config(spec, labels, is_multi_label=is_multi_label)
+        check_weights(spec.checkpoint)
+        return config
+    align_labels(model, labels)
+    set_labels(model.config, labels, is_multi_label=is_multi_label)
+    return model.config
+
+
+def align_labels(model: Any, labels: Sequence[str]) -> None:
+    """Put the outputs of the head into the order of the images' classes, unless their names are mere numbers.
 
     Raises:
         ModelError: If there are other outputs than classes, only some of the names are those of the images, or the
@@ -174,7 +164,7 @@ def align_labels(model: Any, labels: Sequence[str]) -> None:
 
 
 def _kind_problem(model: Any) -> str | None:
-    """Why an object can't be taken, if it can't: what was found, and what to give instead."""
+    """What was found, and what to give instead; None where the object can be taken."""
     kind = f"{type(model).__module__.partition('.')[0]}'s {type(model).__name__}"
     wanted = "give a transformers model for image classification (PreTrainedModel)"
     if not isinstance(model, nn.Module):
@@ -184,10 +174,7 @@ def _kind_problem(model: Any) -> str | None:
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
         return f"found {type(model).__name__}; give what it wraps (model.module): hfft spreads it itself"
     if getattr(model, "peft_config", None):
-        return (
-            "found one with PEFT adapters; merge them first (model.merge_and_unload()), or give the plain model and "
-            "let a phase attach an adapter"
-        )
+        return "found one with PEFT adapters; merge them (model.merge_and_unload()), or let a phase attach an adapter"
     if not isinstance(model, PreTrainedModel):
         timm = "; a timm model is opened by model.checkpoint: timm/NAME" if kind.startswith("timm") else ""
         return f"found {kind}; {wanted}{timm}"
@@ -215,10 +202,7 @@ def _order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
             f"model: of its classes ({listed(own)}) only {len(shared)} are among those of the images "
             f"({listed(labels)}); {_NAMES_ADVICE}"
         )
-    _LOG.warning(
-        f"model: its classes ({listed(own)}) have other names than those of the images; its outputs are taken for "
-        f"{listed(labels)}, in this order"
-    )
+    _LOG.warning(f"model: its outputs ({listed(own)}) are taken for the images' classes in order: {listed(labels)}")
     return None
 
 
@@ -234,7 +218,7 @@ def _tensors(model: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def _logits(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """(1, K) in evaluation mode; the model's own modes are left as they were."""
+    """(1, K) in evaluation mode."""
     try:
         with left_as_it_was(model), torch.no_grad():
             return model.eval()(pixel_values=pixels.to(model.device)).logits.float()

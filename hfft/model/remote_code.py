@@ -8,18 +8,11 @@ from hfft.errors import ModelError
 from hfft.recipe.spec import ModelSpec
 from hfft.system.files import read_json
 
-_MODEL = "AutoModelForImageClassification"
-_PROCESSOR = "AutoImageProcessor"
-
 
 def check_code(folder: Path, *, trust_remote_code: bool) -> None:
-    """Refuse a model whose own Python code isn't trusted.
+    """Refuse a model whose own Python code isn't trusted, whatever a recipe in the same folder says.
 
     transformers 5.24 then takes its own class wherever it knows the `model_type`, which answers something else.
-
-    Args:
-        folder: Of the model, whatever a recipe in the same folder says.
-        trust_remote_code: What the caller says.
 
     Raises:
         ModelError: If the model brings code, and it isn't trusted.
@@ -47,33 +40,30 @@ def own_code(config: Mapping[str, Any]) -> str | None:
     A reference to another repository (`owner/name--module.Class`) doesn't count where the config says that the model
     is of another class: one that was trained as transformers' own class may have kept it from its checkpoint.
     """
-    module, _, name = (config.get("auto_map") or {}).get(_MODEL, "").rpartition(".")
+    reference = (config.get("auto_map") or {}).get("AutoModelForImageClassification", "")
+    module, _, name = reference.rpartition(".")
     classes = config.get("architectures") or (name,)
     return None if not module or ("--" in module and name not in classes) else module.rpartition("--")[2]
 
 
 def processor_code(config: Mapping[str, Any]) -> str | None:
     """The module that defines an image processor, if the config doesn't say that it is of a class of transformers."""
-    reference = (config.get("auto_map") or {}).get(_PROCESSOR)
-    if isinstance(reference, dict):
-        reference = list(reference.values())  # one for each backend
-    references = reference if isinstance(reference, list) else [reference]
+    found = (config.get("auto_map") or {}).get("AutoImageProcessor")
+    if isinstance(found, dict):
+        found = list(found.values())  # one for each backend
     kind = str(config.get("image_processor_type") or "").removesuffix("Fast")
-    for module, _, name in (str(one or "").rpartition(".") for one in references):
+    for reference in found if isinstance(found, list) else [found]:
+        module, _, name = str(reference or "").rpartition(".")
         if module and kind in ("", name.removesuffix("Fast")):
             return module.rpartition("--")[2]
     return None
 
 
 def refuse_untrusted(spec: ModelSpec, code: str | None) -> None:
-    """Refuse to train a checkpoint as something else than it is.
-
-    Args:
-        spec: The recipe's model section.
-        code: From `own_code` or `processor_code`.
+    """Refuse a checkpoint with code, of `own_code` or `processor_code`, that the recipe's model section doesn't trust.
 
     Raises:
-        ModelError: If it brings code, and it isn't trusted.
+        ModelError: If so: trained as transformers' class, it would be something else than it is.
     """
     if code is not None and not spec.trust_remote_code:
         raise ModelError(
@@ -84,11 +74,6 @@ def refuse_untrusted(spec: ModelSpec, code: str | None) -> None:
 
 
 def name_own_class(config: Any, kind: type) -> None:
-    """Take the reference to other code out of a config, where a class of transformers was loaded and will be saved.
-
-    Args:
-        config: Of a network, or an image processor.
-        kind: The class that was loaded.
-    """
+    """Take the reference to other code out of a config, where a class of transformers was loaded and will be saved."""
     if kind.__module__.startswith("transformers."):
         vars(config).pop("auto_map", None)

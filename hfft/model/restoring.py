@@ -1,14 +1,18 @@
-"""What a trial of a network changes, in it or in torch's random state, and puts back."""
+"""What a trial or a phase changes for a while, in a network or in torch's random state, and puts back."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from hfft.errors import ModelError, RecipeError
 from hfft.model.trace import Shape
 
+_PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _WITHOUT_STATE = ("cpu", "meta")  # the CPU's own state is always looked at
 
 
@@ -64,7 +68,7 @@ def hidden(tensors: Sequence[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def without_zeros(parameters: Sequence[nn.Parameter], device: torch.device) -> Iterator[None]:
-    """Give parameters that start at zero (a new head, an adapter) values for a while: they would hide all before."""
+    """Give parameters that start at zero (a new head, an adapter) values: they would hide all before."""
     zeros = [parameter for parameter in parameters if not parameter.any()]
     with random_state_kept(device), torch.no_grad():
         seed_random(device, 0)
@@ -90,3 +94,47 @@ def left_as_it_was(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for buffer, value in buffers:
             buffer.copy_(value)
+
+
+@contextmanager
+def synchronised(model: nn.Module, title: str) -> Iterator[None]:
+    """Let the BatchNorm layers take their statistics over the batches of all processes, for the phase of this title.
+
+    Raises:
+        RecipeError: On several processes without a GPU each.
+        ModelError: If a layer does more than BatchNorm, which would be lost.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        yield
+        return
+    if str(state.device) == "cpu":
+        raise RecipeError(f"{title}: batchnorm: sync needs a GPU for each process, as torch has it for GPUs only")
+    layers = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, _BatchNorm)]
+    try:
+        for path, layer in layers:
+            _put(model, path, _synchronised(layer, f"{title}: batchnorm: sync: {path}"))
+        yield
+    finally:
+        for path, layer in layers:
+            now = model.get_submodule(path)
+            layer._parameters, layer._buffers, layer.training = now._parameters, now._buffers, now.training
+            _put(model, path, layer)
+
+
+def _synchronised(layer: _BatchNorm, where: str) -> nn.Module:
+    if type(layer) in _PLAIN:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+    if type(layer).__module__.startswith("timm."):  # torch's conversion loses the activation that timm's layer has
+        from timm.layers import BatchNormAct2d, convert_sync_batchnorm  # pyright: ignore[reportPrivateImportUsage]
+
+        if type(layer) is BatchNormAct2d:
+            return convert_sync_batchnorm(layer)
+    raise ModelError(
+        f"{where} is a {type(layer).__name__}, which torch can't synchronise; set batchnorm: eval or train"
+    )
+
+
+def _put(model: Any, path: str, layer: nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, layer)

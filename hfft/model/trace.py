@@ -1,7 +1,8 @@
 """A forward pass, watched: which modules run, in which order, and the shapes they return for any number of images."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,12 +32,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Call:
-    """When a module ran in a forward pass, in a count of all entries and exits, and what it returned.
+    """When a module was first entered and last left, in a count of all entries and exits; how often it was called.
 
     Attributes:
-        entered: Of the first call.
-        left: Of the last call.
-        times: Number of calls.
         output: Of the last call; a structure with each tensor replaced by its Shape.
     """
 
@@ -49,10 +47,8 @@ class Call:
 def trace(model: nn.Module, pixels: torch.Tensor) -> dict[str, Call]:
     """Every module that runs in a forward pass over two images, (2, C, H, W), by path, in the order of entry."""
     two, three = _record(model, pixels), _record(model, torch.cat([pixels, pixels[:1]]))
-    return {
-        path: Call(call.entered, call.left, call.times, _merge(call.output, three[path].output))
-        for path, call in two.items()
-    }
+    merge = partial(pytree.tree_map, shape_of)
+    return {path: replace(call, output=merge(call.output, three[path].output)) for path, call in two.items()}
 
 
 def _record(model: nn.Module, pixels: torch.Tensor) -> dict[str, Call]:
@@ -75,12 +71,6 @@ def _record(model: nn.Module, pixels: torch.Tensor) -> dict[str, Call]:
             undo.callback(exit_.remove)
         model(pixel_values=pixels)
     return calls
-
-
-def _merge(two: Any, three: Any) -> Any:
-    leaves, structure = pytree.tree_flatten(two)
-    merged = [shape_of(*pair) for pair in zip(leaves, pytree.tree_leaves(three), strict=True)]
-    return pytree.tree_unflatten(merged, structure)
 
 
 def shape_of(two: Any, three: Any) -> Any:

@@ -12,6 +12,7 @@ PLATEAU = ("reduce_lr_on_plateau", "greedy")
 """Schedules that follow a validation metric; they have no warm-up."""
 _GREEDY_FLOOR = 1e-3  # GreedyLR's own min_lr, read in transformers 5.24
 _DEFAULT_RATE = 5e-5
+_POLICIES = ("randaugment", "trivialaugment", "augmix")  # each chooses operations for an image
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 
 
@@ -21,8 +22,11 @@ def contradictions(recipe: Recipe) -> list[str]:
     twice = dict.fromkeys(name for name in names if names.count(name) > 1)
     splits = recipe.data.splits
     fractions = [value for value in (splits.validation, splits.test) if isinstance(value, float)]
+    policies = [name for name in _POLICIES if getattr(recipe.data.augment, name) not in (None, False)]
+    several = f"data.augment: found {' and '.join(policies)}; allowed: one of {', '.join(_POLICIES)}"
     problems = _present(
         {
+            several: len(policies) > 1,
             **{f"phases: two phases are called {name!r}; each needs a name of its own": True for name in twice},
             f"data.splits: the fractions {fractions} leave nothing to train on": sum(fractions) >= 1,
             "data.splits.test: folds are the test images; leave it out, or folds": recipe.folds is not None
@@ -71,7 +75,7 @@ def solving_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
         f"takes no steps, which {', '.join(taken)} are about; leave them out, or set solver: steps": bool(taken),
         "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
         "needs a convex loss, and the focal one is none": recipe.loss.name == "focal",
-        "needs data.augment.mixup 0": data.augment.mixup > 0,
+        f"needs data.augment.{' and '.join(data.augment.mixing)} 0": bool(data.augment.mixing),
         "needs data.splits.validation, as folds would divide the groups of data.group_column": data.group_column
         is not None
         and data.splits.validation is None,

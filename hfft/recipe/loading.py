@@ -14,7 +14,7 @@ from ruamel.yaml.error import YAMLError
 from hfft.errors import RecipeError, first_line, nearest
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
 from hfft.recipe.contradictions import contradictions
-from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe
+from hfft.recipe.spec import AugmentSpec, HubSpec, PhaseSpec, Recipe
 from hfft.system.files import expanded
 from hfft.system.text import printable
 
@@ -23,6 +23,7 @@ RECIPE = "recipe.yaml"
 # What pydantic calls things, in the words of a YAML file.
 _WORDS = {"an object": "keys with values", "a valid dictionary": "keys with values", "a valid array": "a list"}
 _MOST_VALUES, _MOST_LETTERS, _DEEPEST = 100_000, 10_000_000, 50  # of a recipe
+_OF_IMAGES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet", ".tar")  # endings of tables and shards
 _SECRETS = ("token", "hf_token", "hub_token", "access_token", "use_auth_token", "api_key", "password", "secret")
 _BEHIND = {"arguments", "inherited"}  # fields of PhaseSpec that stand for keys of other names
 _FIELDS = "the fields of transformers.TrainingArguments"
@@ -60,14 +61,50 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
     return _build(_plain(content, where), where)
 
 
-def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML that `load_recipe` reads back to an equal Recipe."""
+def dump_recipe(recipe: Recipe, comments: Mapping[str, str] | None = None) -> str:
+    """The recipe as YAML that `load_recipe` reads back to an equal Recipe.
+
+    Comments stand beside the values of their keys, such as `phases.head.learning_rate`; that of "" is the first line.
+    """
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # pyright: ignore[reportAttributeAccessIssue]
     yaml.dump(json.loads(json.dumps(_content(recipe))), stream)
+    return _commented(stream.getvalue(), comments) if comments else stream.getvalue()
+
+
+def _commented(text: str, comments: Mapping[str, str]) -> str:
+    yaml = YAML()
+    yaml.width = _MOST_LETTERS  # a line for each value
+    content = yaml.load(text)
+    content.yaml_set_start_comment(comments.get("", ""))
+    for path, reason in comments.items():
+        *above, key = path.split(".")
+        node: Any = content
+        for name in above:
+            named = {entry["name"]: entry for entry in node} if isinstance(node, list) else node
+            node = named.get(name, {}) if isinstance(named, dict) else {}
+        if key in node:
+            node.yaml_add_eol_comment(reason, key=key)
+    stream = io.StringIO()
+    yaml.dump(content, stream)
     return stream.getvalue()
+
+
+def is_recipe(source: str) -> bool:
+    """Whether what is to be trained is named as a recipe, or as the run that has one, and not as images."""
+    path = Path(expanded(source))
+    return (
+        path.suffix.lower() in (".yaml", ".yml")
+        or (path / RECIPE).is_file()
+        or (path.is_file() and path.suffix.lower() not in _OF_IMAGES)
+    )
+
+
+def holds_recipe(path: Path, recipe: Recipe) -> bool:
+    """Whether a file holds just this recipe, with comments or without."""
+    return path.is_file() and _read_yaml(path) == _parse_yaml(dump_recipe(recipe), str(path))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -213,6 +250,8 @@ def _apply_override(content: dict[str, Any], override: str) -> None:
             node = node[names.index(key)]
         elif isinstance(node, dict):
             node[key] = {} if node.get(key) is None else node[key]
+            if key == "augment" and isinstance(node[key], str):
+                node[key] = {"preset": node[key]}
             node = node[key]
         else:
             raise RecipeError(f"override {override!r}: there is nothing to set below {key!r}")
@@ -303,7 +342,8 @@ def _describe(problem: Any, keys: list[str]) -> str:
         section: Any = Recipe
         for key in (key for place, key in enumerate(keys[:-1]) if not (keys[0] == "phases" and place == 1)):
             section = _section_in(section.__pydantic_fields__[key].annotation)
-        return _unknown_key(path, keys[-1], _keys_of(section), ", ".join(_keys_of(section)))
+        known = _keys_of(section) + (["preset"] if section is AugmentSpec else [])
+        return _unknown_key(path, keys[-1], known, ", ".join(known))
     if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
         return f"{path}: this key is required"
     if path == "phases":

@@ -16,27 +16,16 @@ from hfft.errors import TrainingError
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
 from hfft.replay.dataset import ActivationDataset
 from hfft.replay.engine import EAGER, Run
-from hfft.replay.extraction import FrozenPass, record_activations
+from hfft.replay.extraction import FrozenPass, Tensors, record_activations
 from hfft.replay.split_point import SplitPoint
-from hfft.replay.store import Leaf, Recording, RecordingFiles, find_recording, locked, make_room
+from hfft.replay.store import Leaf, Recording, find_recording, locked, make_room, plan_recordings
 from hfft.system.distributed import meet, on_main
 from hfft.system.machine import describe_arithmetic
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a config says that changes nothing in front of the head; transformers sets the last two when it saves a model.
-_UNRELATED = (
-    "id2label",
-    "label2id",
-    "label_names",
-    "num_labels",
-    "num_classes",
-    "problem_type",
-    "architectures",
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "use_cache",
-)
+# What a config says that changes nothing in front of the head.
+_LABELS = ("id2label", "label2id", "label_names", "num_labels", "num_classes", "problem_type")
+_SAVED = ("architectures", "_name_or_path", "transformers_version", "dtype", "use_cache")
 
 
 @dataclass(frozen=True)
@@ -49,14 +38,7 @@ class View:
 
 @dataclass(frozen=True)
 class Origin:
-    """What activations are made from, besides the network.
-
-    Attributes:
-        fingerprints: Split name to a hash of its images.
-        processor: The image processor, in words.
-        augment: Of training images, seeded with `seed`.
-        versions: Of the packages that compute them.
-    """
+    """What activations are made from, besides the network: images by split, processor, augmentation and packages."""
 
     fingerprints: Mapping[str, str]
     processor: str
@@ -80,13 +62,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Program:
-    """What computes the activations at some split points, for a batch of images at once.
-
-    Attributes:
-        leaves: How the tensors that enter each split point are kept, in forward order.
-        run: Pixels, or the tensors of an earlier split point -> what enters the split points, one after the other.
-        engine: Name of what runs.
-    """
+    """What computes the activations at some split points, in forward order, for a batch of images at once."""
 
     leaves: Mapping[SplitPoint, Sequence[Leaf]]
     run: Run
@@ -95,38 +71,41 @@ class Program:
 
 
 class ActivationCache:
-    """A folder of recordings, as one run uses it; all its methods are called in every process."""
+    """A folder of recordings, as one run uses it for its images; all its methods are called in every process."""
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin) -> None:
-        """Use a folder for images of some origin."""
+        """Use a folder, which need not be there yet."""
         self.folder = folder
-        self._spec = spec
-        self._origin = origin
+        self.spec = spec
+        self.origin = origin
 
     @property
     def is_exact(self) -> bool:
         """Whether rows must be those of the plain run to the last bit."""
-        return self._spec.engine == EAGER
+        return self.spec.engine == EAGER
 
     def leaf(self, tensor: torch.Tensor) -> Leaf:
         """How a tensor that enters a split point, (B, ...), is kept."""
-        return Leaf(_DTYPES.get(self._spec.dtype, tensor.dtype), tuple(tensor.shape[1:]))
+        return Leaf(_DTYPES.get(self.spec.dtype, tensor.dtype), tuple(tensor.shape[1:]))
 
     def find(
-        self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engine: str
-    ) -> dict[View, Recording] | None:
-        """The recordings of these images at a split point, if all are there and whole."""
+        self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engines: Sequence[str]
+    ) -> tuple[dict[View, Recording], str] | None:
+        """All these views at a split point, and the first of some engines that recorded them; None if a view lacks."""
 
-        def search() -> dict[View, Recording] | None:
-            found: dict[View, Recording] = {}
-            for view in views:
-                key = self.key(frozen, split_point, view, engine)
-                with locked(self.folder, key):
-                    recording = find_recording(self.folder, key, len(frozen.splits[view.split]))
-                if recording is None:
-                    return None
-                found[view] = recording
-            return found
+        def search() -> tuple[dict[View, Recording], str] | None:
+            for engine in engines:
+                found: dict[View, Recording] = {}
+                for view in views:
+                    key = self.key(frozen, split_point, view, engine)
+                    with locked(self.folder, key):
+                        recording = find_recording(self.folder, key, len(frozen.splits[view.split]))
+                    if recording is None:
+                        break
+                    found[view] = recording
+                else:
+                    return found, engine
+            return None
 
         return on_main(search)
 
@@ -140,7 +119,7 @@ class ActivationCache:
     ) -> bool:
         """Whether so many bytes fit into the budget and on the disk, once older recordings than these have gone."""
         kept = list(product(split_points, views, engines))
-        budget = self._spec.budget_bytes
+        budget = self.spec.budget_bytes
         return on_main(lambda: make_room(self.folder, needed, budget, keep=[self.key(frozen, *one) for one in kept]))
 
     def fill(
@@ -161,40 +140,33 @@ class ActivationCache:
             source: What enters an earlier split point, where the program begins there and not at the pixels.
 
         Returns:
-            Images that were computed for it; 0 where all had been recorded before.
-
-        Raises:
-            OSError: In every process, if one of them couldn't write.
+            Images that were computed; OSError in every process, if one of them couldn't write.
         """
         examples = frozen.splits[view.split]
         examples.set_epoch(view.number)
         keys = on_main(lambda: [self.key(frozen, point, view, program.engine) for point in wanted])
         with self._alone(keys):
-            there = on_main(lambda: [find_recording(self.folder, key, len(examples)) is not None for key in keys])
-            missing = {
-                point: RecordingFiles.plan(
-                    self.folder, key, rows=len(examples), leaves=program.leaves[point], batch=program.batch
-                )
-                for point, key, is_there in zip(wanted, keys, there, strict=True)
-                if not is_there
-            }
+            found = on_main(lambda: [find_recording(self.folder, key, len(examples)) is not None for key in keys])
+            missing = [point for point, is_there in zip(wanted, found, strict=True) if not is_there]
             if not missing:
                 return 0
+            leaves = {key: program.leaves[point] for point, key in zip(wanted, keys, strict=True) if point in missing}
+            recordings = plan_recordings(self.folder, leaves, rows=len(examples), batch=program.batch)
 
-            def compute(inputs: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
+            def compute(inputs: Tensors) -> list[list[torch.Tensor]]:
                 outputs = iter(program.run(*(inputs if source is not None else [frozen.floats(inputs[0])])))
                 rows = {point: [(next(outputs), leaf) for leaf in leaves] for point, leaves in program.leaves.items()}
                 return [[_kept(*pair) for pair in rows[point]] for point in missing]
 
             computed = record_activations(
-                list(missing.values()),
+                recordings,
                 compute,
                 examples if source is None else ActivationDataset([source], range(len(source))),
                 batch=program.batch,
                 workers=frozen.workers if source is None else 0,
                 title=f"{frozen.title}: recording {view.split} images",
             )
-            on_main(lambda: [files.finish() for files in missing.values()])
+            on_main(lambda: [files.finish() for files in recordings])
             return computed
 
     @contextmanager
@@ -212,15 +184,15 @@ class ActivationCache:
         config = frozen.network.config
         content = {
             "network": split_point.fingerprint,
-            "config": {name: value for name, value in config.to_dict().items() if name not in _UNRELATED},
+            "config": {name: value for name, value in config.to_dict().items() if name not in (*_LABELS, *_SAVED)},
             "attention": getattr(config, "_attn_implementation", None),
             "entering": split_point.path,
-            "pixels": self._origin.pixels(view),
+            "pixels": self.origin.pixels(view),
             "precision": str(frozen.autocast),
             "arithmetic": describe_arithmetic(frozen.device, to_the_bit=self.is_exact),
             "batch": frozen.batch_size if self.is_exact else None,  # bits depend on it, too
             "engine": engine,
-            "dtype": self._spec.dtype,
+            "dtype": self.spec.dtype,
         }
         return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 

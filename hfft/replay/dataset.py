@@ -45,10 +45,7 @@ class ReplayedData:
     validation: ActivationDataset | None
 
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """Stack examples: `activations`, tensors (B, ...); `labels` (B,) or (B, K); and no pixels, (B, 0).
-
-        Fillers are left out, but for one where there is nothing else.
-        """
+        """Stack examples without fillers: `activations`, tensors (B, ...); `labels` (B,) or (B, K); no pixels."""
         examples = without_fillers(examples)
         leaves = zip(*(example["activations"] for example in examples), strict=True)
         return {
@@ -59,6 +56,5 @@ class ReplayedData:
 
     def feed(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Hand a batch's activations to the split point; returns what the network is called with."""
-        activations = inputs["activations"]
         others = {name: value for name, value in inputs.items() if name != "activations"}
-        return {**others, "pixel_values": self.split_point.feed(activations)}
+        return {**others, "pixel_values": self.split_point.feed(inputs["activations"])}

@@ -1,8 +1,7 @@
 """What runs the frozen part of a network over all images once: eager torch, or onnxruntime on the CPU.
 
 onnxruntime is verified against torch on real images each time. Which of them is faster on this machine is measured
-once and remembered: convolutions with BatchNorm behind them, above all, run several times faster once the statistics
-are folded into the weights.
+once and remembered.
 """
 
 import importlib
@@ -22,14 +21,14 @@ import torch
 from accelerate.logging import get_logger
 from torch import Tensor, nn
 
-from hfft.errors import ModelError
+from hfft.errors import ModelError, first_line
+from hfft.model.fingerprint import is_channels_last
 from hfft.system.files import recall, remember
 from hfft.system.machine import hardware
 
 Run = Callable[..., tuple[Tensor, ...]]
 
 EAGER, ONNXRUNTIME = "torch", "onnxruntime"
-"""Names of the engines."""
 _CHUNK = 4  # images at once on one core: what EfficientNet's layers make of them still fits into its cache
 _ROUNDS = 3  # timed batches of each engine; the fastest counts, as other work on the machine only slows down
 _SAMPLE = 4  # images that show about how long the pass will take
@@ -47,14 +46,7 @@ class _Refused(Exception):
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run the frozen part.
-
-    Attributes:
-        name: EAGER or ONNXRUNTIME.
-        run: Pixels (B, C, H, W) float32 -> the network's outputs, without gradient. B, C, H and W are those that the
-            engine was chosen with.
-        images_per_second: As measured; None where nothing was measured.
-    """
+    """A way to run the frozen part on pixels of the shape that it was chosen with; its speed if that was measured."""
 
     name: str
     run: Run
@@ -93,9 +85,9 @@ def choose_engine(
         pixels: Real images (B, C, H, W) float32, a full batch, on the network's device.
         asked: EAGER, the only one whose float32 outputs are bit-equal to those of training; ONNXRUNTIME; or "auto".
         autocast: The type that torch computes in; None is float32. In float16 it is always torch.
-        images: How many the pass will run over. Where eager torch needs some seconds only, nothing is measured.
-        memory: JSON file of earlier measurements.
-        key: What the network is, for `memory`.
+        images: How many the pass will run over; for few, nothing is measured.
+        memory: JSON file of earlier measurements, in which `key` says what the network is.
+        key: See `memory`.
 
     Raises:
         ModelError: If onnxruntime was asked for and is missing, can't run this network, or computes something else.
@@ -116,7 +108,9 @@ def choose_engine(
             begun = time.perf_counter()
             run = _verified_onnxruntime(network, pixels, autocast)
             speed = speed or _measure(plain.run, run, pixels, time.perf_counter() - begun)
-            _remember(memory, circumstances, speed)
+            if memory is not None:
+                with suppress(OSError):  # the next run measures again
+                    remember(memory, circumstances, vars(speed))
         if speed.favours_onnxruntime(images):
             return Engine(ONNXRUNTIME, run, speed.onnxruntime)
         return Engine(EAGER, plain.run, speed.torch)
@@ -166,14 +160,14 @@ def _check_available(device: torch.device) -> None:
     if device.type != "cpu":
         raise _Refused(f"it runs on the CPU and the model is on {device.type}")
     try:
-        importlib.import_module("onnxruntime")
-        importlib.import_module("onnx")  # the exporter needs it, and names no package when it is missing
+        for name in ("onnxruntime", "onnx"):  # the exporter needs onnx, and names no package when it is missing
+            importlib.import_module(name)
     except ImportError:
         raise _Refused('it is not installed: pip install "hfft[fast]"') from None
 
 
 def _verified_onnxruntime(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> Run:
-    """The network in onnxruntime, with the types of eager torch's outputs; _Refused if it computes something else."""
+    """With the types of eager torch's outputs; _Refused if it computes something else."""
     expected = eager(network, autocast)(pixels)
     exact = eager(network, None)(pixels) if autocast is not None else expected
     try:
@@ -184,8 +178,7 @@ def _verified_onnxruntime(network: nn.Module, pixels: Tensor, autocast: torch.dt
 
         outputs = run(pixels)
     except Exception as error:  # exporters raise whatever they stumble over
-        first = (str(error).strip().splitlines() or ["no reason given"])[0]
-        raise _Refused(f"{type(error).__name__}: {first}") from error
+        raise _Refused(f"{type(error).__name__}: {first_line(error)}") from error
     for number, (output, plain, true) in enumerate(zip(outputs, expected, exact, strict=True)):
         if output.shape != plain.shape:
             raise _Refused(f"output {number} is {tuple(output.shape)}, in torch {tuple(plain.shape)}")
@@ -197,9 +190,8 @@ def _verified_onnxruntime(network: nn.Module, pixels: Tensor, autocast: torch.dt
 
 
 def _onnxruntime(network: nn.Module, pixels: Tensor) -> Run:
-    """Float32 on the CPU with as many threads as torch has, each with a few images of its own.
+    """Float32 on the CPU; each of torch's threads has a few images of its own, and waits for no other in each layer.
 
-    They needn't wait for each other after every layer, nor for one whose core a data loader worker has taken.
     The exporter is the one on top of torch.jit.trace: the one on top of torch.export needs 3 to 5 times as long, and
     trips over a forward pass that ends in an exception (torch 2.14). It sees gray images: what it wrongly takes from
     them for a constant then shows in the check on real ones.
@@ -228,17 +220,13 @@ def _onnxruntime(network: nn.Module, pixels: Tensor) -> Run:
 
 @contextmanager
 def _silent_export() -> Iterator[None]:
-    """Hide known warnings of the exporter, and all of stderr: a failing export prints the whole network (torch 2.14).
-
-    The warnings: TorchScript is deprecated, and a trace keeps the batch's shape as a constant.
-    """
+    """Hide known warnings of the exporter, and all of stderr: a failing export prints the network (torch 2.14)."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is (deprecated|not supported)", FutureWarning)
         warnings.filterwarnings("ignore", "You are using the legacy TorchScript-based ONNX", DeprecationWarning)
         warnings.filterwarnings("ignore", "The feature will be removed", DeprecationWarning, r"torch\.onnx")
         warnings.filterwarnings("ignore", category=UserWarning, module=r"torch\.onnx")
-        # The trace reads every attribute of a model, deprecated ones too.
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)  # read, too
         warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)  # pyright: ignore[reportPrivateImportUsage]
         torch._C._jit_set_onnx_log_output_stream("stderr")  # which no buffer delays until after this
         sys.stderr.flush()
@@ -253,7 +241,6 @@ def _silent_export() -> Iterator[None]:
 
 
 def _distance(left: Tensor, right: Tensor) -> float:
-    """The largest absolute difference of two tensors."""
     return float((left.float() - right.float()).abs().max())
 
 
@@ -285,33 +272,16 @@ def _seconds(run: Run, pixels: Tensor) -> float:
 
 
 def _recall(memory: Path | None, circumstances: str) -> _Speed | None:
-    try:
+    with suppress(KeyError, TypeError):  # nothing that this version has written
         return _Speed(**recall(memory)[circumstances])
-    except (KeyError, TypeError):  # nothing that this version has written
-        return None
-
-
-def _remember(memory: Path | None, circumstances: str, speed: _Speed) -> None:
-    if memory is not None:
-        with suppress(OSError):  # the next run measures again
-            remember(memory, circumstances, vars(speed))
 
 
 def _circumstances(network: nn.Module, pixels: Tensor, autocast: torch.dtype | None) -> str:
-    """All that a measurement depends on, but for what the network is."""
-    parts = [
-        f"batch {'x'.join(map(str, pixels.shape))}",
-        str(autocast or torch.float32).removeprefix("torch."),
-        str(_memory_format(network)).removeprefix("torch."),
-        hardware(pixels.device),
-        f"{torch.get_num_threads()} threads",
-        *(f"{name} {importlib.import_module(name).__version__}" for name in ("torch", "onnxruntime", "onnx")),
-    ]
-    return ", ".join(parts)
+    dtype, layout = (str(one).removeprefix("torch.") for one in (autocast or torch.float32, _memory_format(network)))
+    packages = (f"{name} {importlib.import_module(name).__version__}" for name in ("torch", "onnxruntime", "onnx"))
+    batch, threads = f"batch {'x'.join(map(str, pixels.shape))}", f"{torch.get_num_threads()} threads"
+    return ", ".join([batch, dtype, layout, hardware(pixels.device), threads, *packages])
 
 
 def _memory_format(network: nn.Module) -> torch.memory_format:
-    """Channels last where the convolutions' weights are; a 1x1 convolution fits both."""
-    weights = [weight for weight in network.parameters() if weight.dim() == 4]
-    last = any(w.is_contiguous(memory_format=torch.channels_last) and not w.is_contiguous() for w in weights)
-    return torch.channels_last if last else torch.contiguous_format
+    return torch.channels_last if any(map(is_channels_last, network.parameters())) else torch.contiguous_format

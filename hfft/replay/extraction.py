@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,22 +22,20 @@ from hfft.system.progress import bar
 
 _CORES, _MOST_THREADS = 4, 4  # one thread writes per so many cores; each holds a file in memory
 
-Compute = Callable[[Sequence[torch.Tensor]], Sequence[Sequence[torch.Tensor]]]
+Tensors = Sequence[torch.Tensor]
+Compute = Callable[[Tensors], Sequence[Tensors]]
 """Pixels or activations of B examples -> for each recording the tensors of B rows; B never changes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPass:
-    """What a phase computes activations with, and of which images.
+    """What a phase computes activations with, and of which images: `train`, and `validation` if there is any.
 
     Attributes:
         network: As the phase trains it, on the device.
-        splits: `train`, and `validation` if there is any.
         floats: Pixels of a batch to what the network takes.
         autocast: The type that the phase computes in; None is float32.
         batch_size: Images per forward pass of training.
-        workers: Processes that read images.
-        title: Of the phase.
     """
 
     network: Any
@@ -66,100 +64,71 @@ def record_activations(
     workers: int,
     title: str,
 ) -> int:
-    """Write what is missing of some recordings of the same images; to finish them is left to the caller.
+    """Write what is missing of recordings that were planned together; to finish them is left to the caller.
 
-    Args:
-        recordings: Planned with this batch size.
-        compute: The frozen part.
-        examples: The images, or what enters an earlier split point, in the order of the rows.
-        batch: Images per forward pass; the last batch is filled up with copies of its last image.
-        workers: Processes that read images.
-        title: Of the progress bar.
+    The examples are the images, or what enters an earlier split point; the last batch is filled up with copies.
 
     Returns:
-        Images that were computed, by all processes together.
-
-    Raises:
-        OSError: In every process, if one of them couldn't write.
+        Images that all processes together computed; OSError in every process, if one of them couldn't write.
     """
     state = PartialState()
     first, stop = (len(examples) * (state.process_index + end) // state.num_processes for end in (0, 1))
-    writers = [
-        _Writer(files, files.missing([span for span in files.spans if first <= span.start < stop]))
-        for files in recordings
-    ]
-    begins = sorted({begin for writer in writers for span in writer.spans for begin in span[::batch]})
+    own = [span for span in recordings[0].spans if first <= span.start < stop]
+    missing = {files: files.missing(own) for files in recordings}
+    spans = [span for span in own if any(span in those for those in missing.values())]
+    batches = [range(begin, min(begin + batch, span.stop)) for span in spans for begin in span[::batch]]
     problem: str | None = None
-    computed = 0
     threads = min(max(cpus_per_process() // _CORES, 1), _MOST_THREADS)
     pending: deque[Future[None]] = deque()
     try:
-        with dead_workers_named(), ThreadPoolExecutor(threads, "hfft-recording") as pool:
-            for rows, outputs in _pass(begins, compute, examples, batch=batch, workers=workers, title=title):
-                complete = (writer.add(rows, tensors) for writer, tensors in zip(writers, outputs, strict=True))
-                pending.extend(pool.submit(write) for write in complete if write is not None)
-                computed += len(rows)
+        with (
+            dead_workers_named(),
+            ThreadPoolExecutor(threads, "hfft-recording") as pool,
+            bar(title, sum(map(len, batches))) as shown,
+        ):
+            outputs = _outputs(batches, compute, examples, batch=batch, workers=workers)
+            for span in spans:
+                blocks = [files.blocks(span) for files in recordings]
+                for begin in range(0, len(span), batch):
+                    for block, tensor in zip(chain(*blocks), chain(*next(outputs)), strict=True):
+                        block[begin : begin + batch] = tensor[: len(span) - begin]
+                    shown.update(min(batch, len(span) - begin))
+                complete = [pair for pair in zip(recordings, blocks, strict=True) if span in missing[pair[0]]]
+                pending.extend(pool.submit(files.write, span, tensors) for files, tensors in complete)
                 while len(pending) > threads:  # no more files are held in memory
                     pending.popleft().result()
-            while pending:
-                pending.popleft().result()
+            for write in pending:
+                write.result()
     except OSError as error:
         problem = str(error)
     meet()  # one of them may have a file more to write
-    gathered = gather_object([(problem, computed)])
+    gathered = gather_object([(problem, sum(map(len, batches)))])
     problems = [found for found, _ in gathered if found is not None]
     if problems:
         raise OSError(problems[0])
     return sum(count for _, count in gathered)
 
 
-class _Writer:
-    """Gathers the rows of a file."""
-
-    def __init__(self, files: RecordingFiles, spans: Sequence[range]) -> None:
-        self.spans = spans
-        self._files = files
-        self._blocks: list[torch.Tensor] = []
-
-    def add(self, rows: range, tensors: Sequence[torch.Tensor]) -> Callable[[], None] | None:
-        """Copy a batch into memory; returns what writes the file, once its rows are complete."""
-        span = next((span for span in self.spans if rows.start in span), None)
-        if span is None:
-            return None
-        if rows.start == span.start:
-            self._blocks = [torch.empty(block.shape, dtype=block.dtype) for block in self._files.blocks(span)]
-        for block, tensor in zip(self._blocks, tensors, strict=True):
-            block[rows.start - span.start : rows.stop - span.start] = tensor[: len(rows)]
-        return partial(self._files.write, span, self._blocks) if rows.stop == span.stop else None
-
-
-def _pass(
-    begins: Sequence[int],
-    compute: Compute,
-    examples: Examples | ActivationDataset,
-    *,
-    batch: int,
-    workers: int,
-    title: str,
-) -> Iterator[tuple[range, Sequence[Sequence[torch.Tensor]]]]:
-    """The rows of each batch, and what is computed from them; one batch is computed while the last one is written."""
-    spans = [range(begin, min(begin + batch, len(examples))) for begin in begins]
-    batches = [list(span) for span in spans]
+def _outputs(
+    batches: Sequence[range], compute: Compute, examples: Examples | ActivationDataset, *, batch: int, workers: int
+) -> Iterator[Sequence[Tensors]]:
+    """What is computed from each batch; one batch is computed while the last one is written."""
     device = torch.device(str(PartialState().device))
     pins = device.type == "cuda"
-    loader = DataLoader(examples, batch_sampler=batches, collate_fn=_inputs, num_workers=workers, pin_memory=pins)
+    sampler = [list(rows) for rows in batches]
+    loader = DataLoader(examples, batch_sampler=sampler, collate_fn=_inputs, num_workers=workers, pin_memory=pins)
 
-    def computed(inputs: Sequence[torch.Tensor]) -> Sequence[Sequence[torch.Tensor]]:
+    def computed(inputs: Tensors) -> Sequence[Tensors]:
         return compute([_filled(tensor.to(device, non_blocking=pins), batch) for tensor in inputs])
 
-    with bar(title, sum(map(len, spans))) as shown, ThreadPoolExecutor(1) as ahead:
-        waiting: deque[tuple[range, Future[Any]]] = deque()
-        for span, inputs in zip(spans, loader, strict=True):
-            waiting.append((span, ahead.submit(computed, inputs)))
-            while len(waiting) > (span is not spans[-1]):
-                done, outputs = waiting.popleft()
-                yield done, outputs.result()
-                shown.update(len(done))
+    with ThreadPoolExecutor(1) as ahead:
+        waiting: deque[Future[Sequence[Tensors]]] = deque()
+        for inputs in loader:
+            waiting.append(ahead.submit(computed, inputs))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        for last in waiting:
+            yield last.result()
 
 
 def _inputs(examples: Sequence[dict[str, Any]]) -> list[torch.Tensor]:

@@ -55,12 +55,7 @@ def image_origin(recipe: Recipe, processor: Any, fingerprints: Mapping[str, str]
 
 @dataclass(frozen=True)
 class TrainingActivations:
-    """What enters a split point, of each training image once.
-
-    Attributes:
-        rows: One per image.
-        is_augmented: Whether the images were changed at random.
-    """
+    """What enters a split point, one row for each training image, which may have been augmented at random."""
 
     split_point: SplitPoint
     rows: Recording
@@ -73,18 +68,22 @@ class RunPhases:
 
     Attributes:
         specs: In order.
-        prepare: A network, a phase and an image -> the network as the phase trains it.
-        duration: A phase, a number of training images and one of processes -> optimizer steps and epochs.
+        prepare: Network, phase and image -> the network as the phase trains it.
+        duration: Phase, number of training images and of processes -> optimizer steps and epochs.
     """
 
     specs: Sequence[PhaseSpec]
     prepare: Callable[[Any, PhaseSpec, torch.Tensor], Any]
     duration: Callable[[PhaseSpec, int, int], tuple[int, float]]
 
-    def split_later(self, frozen: FrozenPass, number: int, own: SplitPoint) -> dict[int, SplitPoint]:
-        """Where later phases are split, by number, as far as that is in front of all that phases before them train."""
+    def split_points(self, frozen: FrozenPass, number: int, own: SplitPoint) -> dict[SplitPoint, int]:
+        """A phase's split point and those of later phases, as far as nothing in front of them is trained until then.
+
+        Returns:
+            Split point to number of the phase.
+        """
         network, pixels, deepest = frozen.network, frozen.pixels(1), own.depth
-        found: dict[int, SplitPoint] = {}
+        found = {own: number}
         if hasattr(network, "peft_config"):
             return found
         for later in range(number + 1, len(self.specs)):
@@ -94,31 +93,28 @@ class RunPhases:
             if split_point is None:
                 break
             split_point = split_point_at(network, split_point.path, pixels)
-            if split_point.depth <= deepest and split_point.path not in [one.path for one in (own, *found.values())]:
-                found[later] = split_point
+            if split_point.depth <= deepest and split_point.path not in [one.path for one in found]:
+                found[split_point] = later
             deepest = min(deepest, split_point.depth)
         return found
 
 
-@dataclass(frozen=True)
-class _Found:
-    """Recordings of a phase, and the engine that made them."""
-
-    recordings: Mapping[View, Recording]
-    engine: str
-
-    def as_data(self, frozen: FrozenPass, split_point: SplitPoint) -> ReplayedData:
-        train = [recording for view, recording in self.recordings.items() if view.split == "train"]
-        validation = self.recordings.get(View("validation"))
-        return ReplayedData(
-            split_point,
-            ActivationDataset(train, frozen.splits["train"].labels),
-            None if validation is None else ActivationDataset([validation], frozen.splits["validation"].labels),
-        )
-
-
 class _Declined(Exception):
     """Why a phase isn't replayed."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Some views of a phase's images at its split point, recorded by the first of some engines that can."""
+
+    frozen: FrozenPass
+    split_point: SplitPoint
+    views: Sequence[View]
+    engines: Sequence[str]
+
+
+_Found = tuple[Mapping[View, Recording], str]
+"""The recordings, and the engine that made them."""
 
 
 class Replay:
@@ -126,22 +122,14 @@ class Replay:
 
     def __init__(self, spec: ReplaySpec, folder: Path, origin: Origin, phases: RunPhases) -> None:
         """Set up for a run that keeps its recordings in a folder."""
-        self._spec = spec
         self._cache = ActivationCache(spec, folder, origin)
-        self._origin = origin
         self._phases = phases
         self._paths: list[str] = []  # of split points whose recordings are there
-        self._engines = (ONNXRUNTIME, EAGER) if spec.engine == "auto" else (spec.engine,)
 
     def open(self, frozen: FrozenPass, number: int, folder: Path) -> ReplayedData | None:
         """The data of a phase as activations, computed now where they aren't recorded.
 
         The engine that was chosen is noted in the phase's folder: a phase that is continued goes on in the same way.
-
-        Args:
-            frozen: The phase's network and images.
-            number: Of the phase, from 0.
-            folder: The phase's.
 
         Returns:
             None where every step computes the whole network; the log says why.
@@ -153,7 +141,7 @@ class Replay:
         replayed, engine = None, None
         whole = f"{frozen.title}: every step computes the whole network"
         try:
-            replayed, engine = self._open(frozen, number, noted if noted in (ONNXRUNTIME, EAGER) else None)
+            replayed, engine = self._open(frozen, number, noted)
         except _Declined as reason:
             _LOG.info(f"{whole}: {reason}")
         except OSError as error:
@@ -167,139 +155,128 @@ class Replay:
     def recorded(self, frozen: FrozenPass, split_point: SplitPoint, folder: Path) -> TrainingActivations | None:
         """What a phase has recorded of its first view of the training images, if anything; nothing is computed.
 
-        Args:
-            frozen: The network with the weights that the phase began with, and the images.
-            split_point: Of that network, in front of what the phase trains.
-            folder: The phase's.
+        The network has the weights that the phase began with, and the split point in front of what the phase trains.
         """
         engine, view = PhaseRecord(folder).engine(), View("train")
         if engine is None:
             return None
         try:
-            found = self._cache.find(frozen, split_point, [view], engine)
+            found = self._cache.find(frozen, split_point, [view], [engine])
         except OSError as error:
             _LOG.info(f"{frozen.title}: recordings can't be read: {error}")
             return None
-        return None if found is None else TrainingActivations(split_point, found[view], self._origin.is_random)
+        is_augmented = self._cache.origin.is_random
+        return None if found is None else TrainingActivations(split_point, found[0][view], is_augmented)
 
-    def _open(self, frozen: FrozenPass, number: int, noted: str | None) -> tuple[ReplayedData, str]:
-        phase = self._phases.specs[number]
-        if self._origin.augment.mixup > 0:
-            raise _Declined("mixup mixes the pixels of several images")
+    def _open(self, frozen: FrozenPass, number: int, noted: str) -> tuple[ReplayedData, str]:
+        phase, asked = self._phases.specs[number], self._cache.spec.engine
+        if mixing := self._cache.origin.augment.mixing:
+            raise _Declined(f"{' and '.join(mixing)} mixes the pixels of several images")
         if phase.arguments.get("debug"):
             raise _Declined("debug looks at what every module computes, the frozen ones too")
         split_point = find_split_point(frozen.network, frozen.pixels(1), phase.batchnorm)
         if split_point is None:
             raise _Declined("nothing that is frozen comes before all that trains")
-        engines = self._engines if noted is None else [noted]
+        engines = (ONNXRUNTIME, EAGER) if asked == "auto" else (asked,)
         views = [View("train", view) for view in range(self._views(number, frozen))]
         views += [View("validation")] if "validation" in frozen.splits else []
-        found = self._find(frozen, split_point, views, engines)
+        request = _Request(frozen, split_point, views, (noted,) if noted in (ONNXRUNTIME, EAGER) else engines)
+        found = self._cache.find(frozen, split_point, views, request.engines)
         if found is not None:
             _LOG.info(f"{frozen.title}: replays what enters {split_point.path}, recorded before")
         else:
-            found = self._continue(frozen, split_point, views, engines)
+            found = _continue(self._cache, request, self._paths)
         if found is None:
-            found = self._record(frozen, number, split_point, views, engines)
+            needs = self._phases.split_points(frozen, number, split_point)
+            found = _record(self._cache, request, {point: self._views(one, frozen) for point, one in needs.items()})
         self._paths.append(split_point.path)
-        return found.as_data(frozen, split_point), found.engine
-
-    def _find(
-        self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engines: Sequence[str]
-    ) -> _Found | None:
-        for engine in engines:
-            recordings = self._cache.find(frozen, split_point, views, engine)
-            if recordings is not None:
-                return _Found(recordings, engine)
-        return None
-
-    def _continue(
-        self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engines: Sequence[str]
-    ) -> _Found | None:
-        """Compute what a phase needs from the nearest earlier split point that this run has recorded, if any."""
-        network = frozen.network
-        if hasattr(network, "peft_config"):
-            return None
-        pixels = frozen.pixels(1)
-        earlier = [split_point_at(network, path, pixels) for path in self._paths]
-        for start in sorted(earlier, key=lambda point: -point.depth):
-            known = self._find(frozen, start, views, engines) if start.depth < split_point.depth else None
-            if known is None:
-                continue
-            sources, engine = known.recordings, known.engine
-            run = eager(Prefix(network, [split_point], start).eval(), frozen.autocast)
-            rows = next(iter(sources.values())).rows([0] * frozen.batch_size)
-            leaves = [self._cache.leaf(tensor) for tensor in run(*(row.to(frozen.device) for row in rows))]
-            needed = sum(map(len, sources.values())) * sum(leaf.bytes for leaf in leaves)
-            if not self._cache.has_room(needed, frozen, [start], views, [engine]):
-                raise _Declined(f"{_bytes(needed)} of activations don't fit next to those that they are computed from")
-            _LOG.info(
-                f"{frozen.title}: replays what enters {split_point.path}, computed from what enters {start.path}"
-            )
-            program = Program({split_point: leaves}, run, engine, frozen.batch_size)
-            for view, source in sources.items():
-                self._cache.fill(frozen, view, program, [split_point], source)
-            return self._read_back(frozen, split_point, views, engine)
-        return None
-
-    def _record(
-        self, frozen: FrozenPass, number: int, own: SplitPoint, views: Sequence[View], engines: Sequence[str]
-    ) -> _Found:
-        """Record what a phase needs, and what later phases need of the same images."""
-        sample = frozen.pixels(frozen.batch_size if self._cache.is_exact else max(frozen.batch_size, _BATCH))
-        needs = {own: self._views(number, frozen)}
-        for later, split_point in self._phases.split_later(frozen, number, own).items():
-            needs[split_point] = self._views(later, frozen)
-        shares, entering = _measure(frozen, sorted(needs, key=lambda point: point.depth), sample[:1])
-        leaves = {point: [self._cache.leaf(tensor) for tensor in tensors] for point, tensors in entering.items()}
-        if self._spec.mode == "auto":
-            if shares[own] < _WORTH:
-                raise _Declined(f"what is frozen takes {shares[own]:.0%} of a step")
-            leaves = {point: kept for point, kept in leaves.items() if shares[point] >= _WORTH}
-
-        def wanted(view: View) -> list[SplitPoint]:
-            return [point for point in leaves if view.split != "train" or view.number < needs[point]]
-
-        sizes = dict.fromkeys(leaves, 0)
-        for view in views:
-            for point in wanted(view):
-                sizes[point] += len(frozen.splits[view.split]) * sum(leaf.bytes for leaf in leaves[point])
-        if not self._cache.has_room(sum(sizes.values()), frozen, list(leaves), views, engines):
-            leaves, sizes = {own: leaves[own]}, {own: sizes[own]}
-            if not self._cache.has_room(sizes[own], frozen, [own], views, engines):
-                budget = f"replay.budget {self._spec.budget}"
-                raise _Declined(f"{_bytes(sizes[own])} of activations don't fit into {budget} or on the disk")
-        images = sum(len(frozen.splits[view.split]) for view in views)
-        engine = _choose_engine(
-            frozen, list(leaves), sample, engines=engines, images=images, memory=self._cache.folder / _ENGINES
+        recordings, engine = found
+        train = [recording for view, recording in recordings.items() if view.split == "train"]
+        validation = recordings.get(View("validation"))
+        replayed = ReplayedData(
+            split_point,
+            ActivationDataset(train, frozen.splits["train"].labels),
+            None if validation is None else ActivationDataset([validation], frozen.splits["validation"].labels),
         )
-        speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
-        _LOG.info(
-            f"{frozen.title}: replays what enters {own.path}, as what is frozen takes {shares[own]:.0%} of a step; "
-            f"up to {_bytes(sum(sizes.values()))}{speed} with {engine.name}"
-        )
-        program = Program(leaves, engine.run, engine.name, len(sample))
-        begun = time.monotonic()
-        computed = sum(self._cache.fill(frozen, view, program, wanted(view)) for view in views)
-        seconds = time.monotonic() - begun
-        _LOG.info(
-            f"{frozen.title}: {computed:,} images recorded in {seconds:.1f} s, {computed / seconds:.0f} images/s"
-        )
-        return self._read_back(frozen, own, views, engine.name)
-
-    def _read_back(self, frozen: FrozenPass, split_point: SplitPoint, views: Sequence[View], engine: str) -> _Found:
-        found = self._find(frozen, split_point, views, [engine])
-        if found is None:
-            raise OSError("what was recorded can't be read back")
-        return found
+        return replayed, engine
 
     def _views(self, number: int, frozen: FrozenPass) -> int:
         """Views of a phase: as many as were asked for, but no more than it has epochs."""
-        if not self._origin.is_random:
+        if not self._cache.origin.is_random:
             return 1
         images, processes = len(frozen.splits["train"]), PartialState().num_processes
         _, epochs = self._phases.duration(self._phases.specs[number], images, processes)
-        return min(math.ceil(epochs), MOST_VIEWS if self._spec.views == "auto" else self._spec.views)
+        asked = self._cache.spec.views
+        return min(math.ceil(epochs), MOST_VIEWS if asked == "auto" else asked)
+
+
+def _continue(cache: ActivationCache, request: _Request, paths: Sequence[str]) -> _Found | None:
+    """Compute what a phase needs from the nearest earlier split point that this run has recorded, if any."""
+    frozen, split_point, views = request.frozen, request.split_point, request.views
+    network = frozen.network
+    if hasattr(network, "peft_config"):
+        return None
+    pixels = frozen.pixels(1)
+    earlier = [split_point_at(network, path, pixels) for path in paths]
+    for start in sorted(earlier, key=lambda point: -point.depth):
+        known = cache.find(frozen, start, views, request.engines) if start.depth < split_point.depth else None
+        if known is None:
+            continue
+        sources, engine = known
+        run = eager(Prefix(network, [split_point], start).eval(), frozen.autocast)
+        rows = next(iter(sources.values())).rows([0] * frozen.batch_size)
+        leaves = [cache.leaf(tensor) for tensor in run(*(row.to(frozen.device) for row in rows))]
+        needed = sum(map(len, sources.values())) * sum(leaf.bytes for leaf in leaves)
+        if not cache.has_room(needed, frozen, [start], views, [engine]):
+            raise _Declined(f"{_bytes(needed)} of activations don't fit next to those that they are computed from")
+        _LOG.info(f"{frozen.title}: replays what enters {split_point.path}, computed from what enters {start.path}")
+        program = Program({split_point: leaves}, run, engine, frozen.batch_size)
+        for view, source in sources.items():
+            cache.fill(frozen, view, program, [split_point], source)
+        return _read_back(cache, request, engine)
+    return None
+
+
+def _record(cache: ActivationCache, request: _Request, needs: Mapping[SplitPoint, int]) -> _Found:
+    """Record what a phase needs, and what later phases need of the same images: so many views at each split point."""
+    frozen, own, views = request.frozen, request.split_point, request.views
+    sample = frozen.pixels(frozen.batch_size if cache.is_exact else max(frozen.batch_size, _BATCH))
+    shares, entering = _measure(frozen, sorted(needs, key=lambda point: point.depth), sample[:1])
+    leaves = {point: [cache.leaf(tensor) for tensor in tensors] for point, tensors in entering.items()}
+    if cache.spec.mode == "auto":
+        if shares[own] < _WORTH:
+            raise _Declined(f"what is frozen takes {shares[own]:.0%} of a step")
+        leaves = {point: kept for point, kept in leaves.items() if shares[point] >= _WORTH}
+    for points in (list(leaves), [own]):  # with what later phases need, or without
+        wanted = {view: [one for one in points if view.split != "train" or view.number < needs[one]] for view in views}
+        needed = 0
+        for view, some in wanted.items():
+            needed += len(frozen.splits[view.split]) * sum(leaf.bytes for point in some for leaf in leaves[point])
+        if cache.has_room(needed, frozen, points, views, request.engines):
+            break
+    else:
+        budget = f"replay.budget {cache.spec.budget}"
+        raise _Declined(f"{_bytes(needed)} of activations don't fit into {budget} or on the disk")
+    images = sum(len(frozen.splits[view.split]) for view in views)
+    engine = _choose_engine(request, points, sample, images=images, memory=cache.folder / _ENGINES)
+    speed = "" if engine.images_per_second is None else f", about {images / engine.images_per_second:.0f} s"
+    _LOG.info(
+        f"{frozen.title}: replays what enters {own.path}, as what is frozen takes {shares[own]:.0%} of a step; "
+        f"up to {_bytes(needed)}{speed} with {engine.name}"
+    )
+    program = Program({point: leaves[point] for point in points}, engine.run, engine.name, len(sample))
+    begun = time.monotonic()
+    computed = sum(cache.fill(frozen, view, program, some) for view, some in wanted.items())
+    seconds = time.monotonic() - begun
+    _LOG.info(f"{frozen.title}: {computed:,} images recorded in {seconds:.1f} s, {computed / seconds:.0f} images/s")
+    return _read_back(cache, request, engine.name)
+
+
+def _read_back(cache: ActivationCache, request: _Request, engine: str) -> _Found:
+    found = cache.find(request.frozen, request.split_point, request.views, [engine])
+    if found is None:
+        raise OSError("what was recorded can't be read back")
+    return found
 
 
 def _measure(
@@ -328,20 +305,15 @@ def _measure(
 
 
 def _choose_engine(
-    frozen: FrozenPass,
-    split_points: Sequence[SplitPoint],
-    sample: torch.Tensor,
-    *,
-    engines: Sequence[str],
-    images: int,
-    memory: Path,
+    request: _Request, split_points: Sequence[SplitPoint], sample: torch.Tensor, *, images: int, memory: Path
 ) -> Engine:
     """The engine of a pass to some split points, the same in every process."""
-    prefix, config = Prefix(frozen.network, split_points).eval(), frozen.network.config
-    key = f"{config.model_type} {config.name_or_path} ({split_points[-1].architecture}) to {split_points[-1].path}"
-    choose = partial(choose_engine, prefix, sample, autocast=frozen.autocast, images=images)
-    if len(engines) == 1:
-        return choose(asked=engines[0])
+    network, last = request.frozen.network, split_points[-1]
+    key = f"{network.config.model_type} {network.config.name_or_path} ({last.architecture}) to {last.path}"
+    prefix = Prefix(network, split_points).eval()
+    choose = partial(choose_engine, prefix, sample, autocast=request.frozen.autocast, images=images)
+    if len(request.engines) == 1:
+        return choose(asked=request.engines[0])
     engine = choose(asked="auto", memory=memory, key=key) if PartialState().is_main_process else None
     name = on_main(lambda: "" if engine is None else engine.name)
     return engine or choose(asked=name)

@@ -46,27 +46,25 @@ class _Input(NamedTuple):
 
 
 class SplitPoint:
-    """The entry of one module through which all that the head learns of an image goes.
+    """The entry of one module, at `path`, through which all that the head learns of an image goes.
 
     Attributes:
-        path: Name of the module.
         depth: Modules that run before it: the order of the split points of a network.
         behind: Parameters and buffers of modules that are entered behind it, and of none in front.
-        image_shape: Of the images, (C, H, W).
     """
 
     def __init__(self, model: nn.Module, path: str, calls: Mapping[str, Call], pixels: torch.Tensor) -> None:
         """Look at what enters the module, with images (2, C, H, W) and a model in evaluation mode.
 
         Raises:
-            ValueError: If that isn't made of tensors with one row per image, and of what all images share; or if a
-                row depends on other images, as behind a BatchNorm without running statistics.
+            ValueError: If that isn't made of tensors with one row per image, which depends on no other image as behind
+                a BatchNorm without running statistics, and of what all images share.
         """
         entered = calls[path].entered
         self.path = path.removeprefix(PEFT_PREFIX)
         self.depth = sum(call.entered < entered for call in calls.values())
         self._front, self.behind = _front_and_behind(model, calls, entered)
-        self.image_shape = tuple(pixels.shape[1:])
+        self._image_shape = tuple(pixels.shape[1:])
         self._model = model
         self._module = model.get_submodule(path)
         self._answers = {name: calls[name].output for name in _skippable(calls, entered)}
@@ -108,24 +106,17 @@ class SplitPoint:
     def reached(self, receive: Callable[[tuple[torch.Tensor, ...]], None]) -> Iterator[None]:
         """Receive what enters the module in forward passes, tensors with one row per image, (B, ...)."""
 
-        def hook(_: nn.Module, args: Any, kwargs: Any) -> None:
-            leaves = pytree.tree_leaves((args, kwargs))
+        def pick(arguments: Any) -> None:
+            leaves = pytree.tree_leaves(arguments)
             receive(tuple(leaves[each.number] for each in self._inputs))
 
-        handle = self._module.register_forward_pre_hook(hook, with_kwargs=True)
-        try:
+        with _entered(self._module, pick):
             yield
-        finally:
-            handle.remove()
 
     def feed(self, activations: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Choose what enters the module in the next forward pass: tensors with one row per image, (B, ...).
-
-        Returns:
-            What to call the network with, (B, C, H, W) without memory: of these pixels only the number counts.
-        """
+        """Choose what enters the module in the next forward pass, (B, ...); returns pixels to call it with."""
         self._fed = tuple(activations)
-        shape = (len(self._fed[0]), *self.image_shape)
+        shape = (len(self._fed[0]), *self._image_shape)
         return torch.zeros((), device=self._fed[0].device).expand(shape)
 
     @contextmanager
@@ -133,44 +124,35 @@ class SplitPoint:
         """Let forward passes start at the split point, from what was fed; of the pixels only the number counts."""
         with ExitStack() as undo:
             for name in self._answers:
-                undo.enter_context(other_forward(self._model.get_submodule(name), self._answering(name)))
-            undo.enter_context(other_forward(self._module, self._entering_with(self._module.forward)))
+                undo.enter_context(other_forward(self._model.get_submodule(name), partial(self._answer, name)))
+            undo.enter_context(other_forward(self._module, partial(self._enter, self._module.forward)))
             yield
         self._fed = ()
 
     def _entering(self, pixels: torch.Tensor) -> Any:
         found: list[Any] = []
 
-        def note(_: nn.Module, args: Any, kwargs: Any) -> None:
-            found.append((args, kwargs))
+        def note(arguments: Any) -> None:
+            found.append(arguments)
             raise _Reached
 
-        handle = self._module.register_forward_pre_hook(note, with_kwargs=True)
-        try:
-            with torch.no_grad():
-                self._model(pixel_values=pixels)
-        except _Reached:
-            return found[0]
-        finally:
-            handle.remove()
-        raise ValueError(f"{self.path}: not reached")
+        with _entered(self._module, note), torch.no_grad(), suppress(_Reached):
+            self._model(pixel_values=pixels)
+        return found[0]
 
-    def _entering_with(self, forward: Any) -> Any:
-        def enter(*_: Any, **__: Any) -> Any:
-            leaves, casts = list(self._shared), torch.is_autocast_enabled(self._fed[0].device.type)
-            for each, tensor in zip(self._inputs, self._fed, strict=True):
-                dtype = tensor.dtype if casts else each.dtype  # which differ where replay.dtype keeps fewer bits
-                leaves[each.number] = tensor.to(dtype).contiguous(memory_format=each.memory_format)
-            args, kwargs = pytree.tree_unflatten(leaves, self._structure)
-            return forward(*args, **kwargs)
+    def _enter(self, forward: Any, *_: Any, **__: Any) -> Any:
+        leaves, casts = list(self._shared), torch.is_autocast_enabled(self._fed[0].device.type)
+        for each, tensor in zip(self._inputs, self._fed, strict=True):
+            dtype = tensor.dtype if casts else each.dtype  # which differ where replay.dtype keeps fewer bits
+            leaves[each.number] = tensor.to(dtype).contiguous(memory_format=each.memory_format)
+        args, kwargs = pytree.tree_unflatten(leaves, self._structure)
+        return forward(*args, **kwargs)
 
-        return enter
-
-    def _answering(self, name: str) -> Any:
+    def _answer(self, name: str, *_: Any, **__: Any) -> Any:
         def placeholder(leaf: Any) -> Any:
             return leaf.placeholder(len(self._fed[0]), self._fed[0].device) if isinstance(leaf, Shape) else leaf
 
-        return lambda *_, **__: pytree.tree_map(placeholder, self._answers[name])
+        return pytree.tree_map(placeholder, self._answers[name])
 
 
 class Prefix(nn.Module):
@@ -233,6 +215,16 @@ def split_point_at(model: nn.Module, path: str, pixels: torch.Tensor) -> SplitPo
     pixels = _noise(pixels)
     with left_as_it_was(model):
         return SplitPoint(model, path, trace(model.eval(), pixels), pixels)
+
+
+@contextmanager
+def _entered(module: nn.Module, receive: Callable[[Any], None]) -> Iterator[None]:
+    """Receive the arguments of a module, (args, kwargs), in forward passes."""
+    handle = module.register_forward_pre_hook(lambda _, *arguments: receive(arguments), with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _noise(pixels: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,6 @@
-"""Recordings on disk: rows of tensors in safetensors files, with locks and a budget.
+"""Recordings on disk: a folder `<key>.recording` of safetensors files, and a manifest that is written last.
 
-A cache folder holds one folder per recording, `<key>.recording`: files of some hundred rows each, and a manifest that
-is written last. A file is whole or absent. The cache may be deleted at any time: a recording that fails a check is
-removed as a whole and recorded anew.
+The cache may be deleted at any time: a recording that fails a check is removed and recorded anew.
 """
 
 import os
@@ -10,7 +8,7 @@ import re
 import shutil
 import time
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -55,14 +53,9 @@ class Leaf:
 
 @dataclass(frozen=True)
 class RecordingFiles:
-    """The files of a recording, finished or not.
+    """The files of a recording, finished or not; all have `file_rows` rows but the last.
 
     Several processes may fill one recording: each writes spans of its own, and one of them finishes.
-
-    Attributes:
-        path: The recording's folder.
-        file_rows: Rows of every file but the last.
-        leaves: The tensors of a row.
     """
 
     path: Path
@@ -70,28 +63,20 @@ class RecordingFiles:
     file_rows: int
     leaves: tuple[Leaf, ...]
 
-    @classmethod
-    def plan(cls, folder: Path, key: str, *, rows: int, leaves: Sequence[Leaf], batch: int) -> "RecordingFiles":
-        """Files of about 64 MiB, and 1,024 rows at most, that hold whole batches."""
-        row_bytes = max(sum(leaf.bytes for leaf in leaves), 1)
-        file_rows = max(min(_FILE_ROWS, _FILE_BYTES // row_bytes) // batch, 1) * batch
-        return cls(_path(folder, key), rows, file_rows, tuple(leaves))
-
     @property
     def spans(self) -> list[range]:
         """The rows of each file."""
         return [range(start, min(start + self.file_rows, self.rows)) for start in range(0, self.rows, self.file_rows)]
 
-    def blocks(self, span: range) -> list[Leaf]:
-        """Dtype and shape, (R, ...), of the tensors in a file."""
-        return [Leaf(leaf.dtype, (len(span), *leaf.shape)) for leaf in self.leaves]
+    def blocks(self, span: range) -> list[Tensor]:
+        """Memory for the tensors of a file, (R, ...)."""
+        return [torch.empty((len(span), *leaf.shape), dtype=leaf.dtype) for leaf in self.leaves]
 
     def open(self, span: range, *, verify: bool = False) -> tuple[Tensor, ...]:
         """Map a file, one (R, ...) tensor per leaf; it is read only to verify its content.
 
         Raises:
-            OSError: If it isn't there.
-            ValueError: If its size, its header, or the content to verify isn't as it should be.
+            OSError: If it isn't there; ValueError if its size, its header, or the content to verify is wrong.
         """
         path = self._file(span)
         try:
@@ -100,9 +85,10 @@ class RecordingFiles:
                 tensors = tuple(file.get_tensor(str(number)) for number in range(len(file.keys())))
         except SafetensorError as error:
             raise ValueError(f"{path.name}: {error}") from error
-        if {name: metadata.get(name) for name in ("format", "key", "rows")} != self._identity(span):
+        if {**metadata, **self._identity(span)} != metadata:
             raise ValueError(f"{path.name}: it belongs to another recording")
-        if [Leaf(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] != self.blocks(span):
+        expected = [Leaf(leaf.dtype, (len(span), *leaf.shape)) for leaf in self.leaves]
+        if [Leaf(tensor.dtype, tuple(tensor.shape)) for tensor in tensors] != expected:
             raise ValueError(f"{path.name}: its tensors have other shapes or dtypes")
         if verify and _checksum(tensors) != metadata.get("crc32"):
             raise ValueError(f"{path.name}: wrong checksum")
@@ -119,15 +105,7 @@ class RecordingFiles:
         return missing
 
     def write(self, span: range, tensors: Sequence[Tensor]) -> None:
-        """Write a file, whole or not at all; other threads run meanwhile.
-
-        Args:
-            span: One of `spans`.
-            tensors: As `blocks` says, contiguous and in memory.
-
-        Raises:
-            OSError: If the disk is full or fails.
-        """
+        """Write the file of a span, whole or not at all: tensors such as `blocks`; OSError if it fails."""
         self.path.mkdir(parents=True, exist_ok=True)
         named = {str(number): tensor for number, tensor in enumerate(tensors)}
         metadata = {**self._identity(span), "crc32": _checksum(tensors)}
@@ -176,19 +154,13 @@ class Recording:
         return self._files.rows
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        """One row, without a copy.
-
-        What is written into these tensors changes the row for this process and stays in memory: clone them first.
-        Sent to another process such a tensor takes its whole file along: send the copies that `rows` makes.
-        """
+        """One row, without a copy: sent to another process it takes its whole file along, unlike those of `rows`."""
         number, row = self._locate(index)
         return tuple(tensor[row] for tensor in self._tensors[number])
 
     def rows(self, indices: Iterable[int]) -> tuple[Tensor, ...]:
         """Copy some rows, in the order given, into one (B, ...) tensor per leaf."""
-        located = [self._locate(index) for index in indices]
-        leaves = range(len(self._files.leaves))
-        return tuple(torch.stack([self._tensors[number][leaf][row] for number, row in located]) for leaf in leaves)
+        return tuple(torch.stack(leaf) for leaf in zip(*map(self.__getitem__, indices), strict=True))
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Send the path, not the rows."""
@@ -198,16 +170,19 @@ class Recording:
         return divmod(range(len(self))[index], self._files.file_rows)
 
 
+def plan_recordings(
+    folder: Path, leaves: Mapping[str, Sequence[Leaf]], *, rows: int, batch: int
+) -> list[RecordingFiles]:
+    """Recordings by key, which have their rows in the same files: of 64 MiB and 1,024 rows at most, whole batches."""
+    row_bytes = max(1, *(sum(leaf.bytes for leaf in one) for one in leaves.values()))
+    file_rows = max(min(_FILE_ROWS, _FILE_BYTES // row_bytes) // batch, 1) * batch
+    return [RecordingFiles(_path(folder, key), rows, file_rows, tuple(one)) for key, one in leaves.items()]
+
+
 def find_recording(folder: Path, key: str, rows: int) -> Recording | None:
-    """Open a finished recording, and note that it was used; its content is checked once per process.
+    """Open a finished recording if there is one, and note that it was used; its content is checked once per process.
 
-    Call it inside `locked`. A damaged recording is named in the log and removed.
-
-    Returns:
-        The recording, or None if there is none.
-
-    Raises:
-        OSError: If the folder can't be written to.
+    Call it inside `locked`. A damaged recording is named in the log and removed; OSError if it can't be.
     """
     path = _path(folder, key)
     if not (path / _MANIFEST).is_file():
@@ -224,16 +199,13 @@ def find_recording(folder: Path, key: str, rows: int) -> Recording | None:
         _LOG.warning(f"{path}: damaged ({error}); it is recorded anew")
         shutil.rmtree(path)
         return None
-    os.utime(path / _MANIFEST)
+    os.utime(path)
     return recording
 
 
 @contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Be the only one who finds or fills a recording; a second run waits here, and says so once.
-
-    The lock is the operating system's: it ends with the process, however that ends.
-    """
+    """Be the only one who finds or fills a recording; a second run waits here, at most until this process ends."""
     path = _path(folder, key)
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
@@ -244,7 +216,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 
 def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] = ()) -> bool:
-    """Remove the recordings that weren't used for longest until there is room for another.
+    """Remove the recordings that weren't used for longest until there is room for another, on the disk too.
 
     Unfinished ones count too, from their last written file on. A recording that another run is filling stays; one
     that another run has opened may go: that run keeps its rows, and the disk gets the space when it ends.
@@ -256,7 +228,7 @@ def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] =
         keep: Keys of recordings that must stay.
 
     Returns:
-        Whether there is room, on the disk too. If there can't be, nothing is removed.
+        Whether there is room. If there can't be, nothing is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {_path(folder, key) for key in keep}
@@ -272,7 +244,11 @@ def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] =
             return False
         for path in removable:
             if excess > 0:
-                _remove(path, sizes[path])
+                used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_use(path)))
+                (path / _MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an unfinished recording
+                with suppress(FileNotFoundError):  # another run was faster
+                    shutil.rmtree(path)
+                _LOG.info(f"{path}: removed to make room ({sizes[path] / 1e9:.2f} GB, last used {used})")
                 excess -= sizes[path]
     return True
 
@@ -295,10 +271,8 @@ def _hold(held: ExitStack, path: Path) -> bool:
 
 
 def _last_use(path: Path) -> float:
-    """Seconds since the epoch; of an unfinished recording, when its last file was written."""
-    for used in (path / _MANIFEST, path):
-        with suppress(FileNotFoundError):
-            return used.stat().st_mtime
+    with suppress(FileNotFoundError):  # another run removes
+        return path.stat().st_mtime
     return 0.0
 
 
@@ -310,20 +284,11 @@ def _folder_bytes(path: Path) -> int:
     return total
 
 
-def _remove(path: Path, size: int) -> None:
-    used = time.strftime("%Y-%m-%d %H:%M", time.localtime(_last_use(path)))
-    (path / _MANIFEST).unlink(missing_ok=True)  # first, so that a kill leaves an unfinished recording
-    with suppress(FileNotFoundError):  # another run was faster
-        shutil.rmtree(path)
-    _LOG.info(f"{path}: removed to make room ({size / 1e9:.2f} GB, last used {used})")
-
-
 def _read_manifest(path: Path, rows: int) -> RecordingFiles:
     content = read_json(path / _MANIFEST)
     expected = {"format": _FORMAT, "key": path.stem, "rows": rows}
-    found = {name: content[name] for name in expected}
-    if found != expected:
-        raise ValueError(f"{_MANIFEST}: found {found}, expected {expected}")
+    if {**content, **expected} != content:
+        raise ValueError(f"{_MANIFEST}: of another recording; expected {expected}")
     leaves = tuple(Leaf(getattr(torch, leaf["dtype"]), tuple(leaf["shape"])) for leaf in content["leaves"])
     return RecordingFiles(path, rows, content["file_rows"], leaves)
 

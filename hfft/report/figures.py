@@ -5,8 +5,9 @@ Files have Okabe and Ito's colours on white, which colour-blind people can tell 
 """
 
 import io
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from hfft.report.confusion import draw_confusion, letter
 from hfft.report.words import spoken
 from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
-from hfft.runs.record import FIGURES
+from hfft.runs.record import FIGURES, FIRST_BATCH
 from hfft.system.files import write_folder
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
@@ -85,6 +86,8 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
             for name, figure in figures.items():
                 figure.savefig(aside / f"{name}.png", metadata={"Software": None})
                 figure.savefig(aside / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        with suppress(FileNotFoundError):
+            shutil.copyfile(facts.folder / FIGURES / FIRST_BATCH, aside / FIRST_BATCH)
 
     write_folder(facts.folder / FIGURES, write)
     return tuple(sorted((facts.folder / FIGURES).iterdir()))

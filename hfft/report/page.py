@@ -32,7 +32,7 @@ from hfft.report.words import (
     training_in_words,
 )
 from hfft.runs.facts import HELD_OUT, ClassScores, Measured, RunFacts, SplitFacts, most_confused, read_facts
-from hfft.runs.record import LABEL_PICTURES, MISTAKES, PAGE
+from hfft.runs.record import FIGURES, FIRST_BATCH, LABEL_PICTURES, MISTAKES, PAGE
 from hfft.system.files import write_text
 from hfft.system.text import printable
 
@@ -179,13 +179,19 @@ def _trust(facts: RunFacts, split: SplitFacts | None) -> dict[str, Any]:
     return {"trust": charts, "confidence": found, "thresholds": thresholds}
 
 
+def _embedded(picture: Path) -> str | None:
+    """A JPEG or PNG as an address that holds it; None where there is no such file."""
+    if not picture.is_file():
+        return None
+    kind = "png" if picture.suffix == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture.read_bytes()).decode()}"
+
+
 def _picture(facts: RunFacts, folder: str, one: Shown) -> dict[str, Any]:
-    """An image in a gallery, JPEG files as addresses that hold them; a picture that was removed since is missing."""
+    """An image in a gallery; a picture that was removed since is missing."""
     found: dict[str, str | None] = {}
     for kind, name in {"picture": one.picture, "overlay": one.overlay}.items():
-        file = facts.folder / folder / (name or "")
-        content = base64.b64encode(file.read_bytes()).decode() if name and file.is_file() else None
-        found[kind] = None if content is None else f"data:image/jpeg;base64,{content}"
+        found[kind] = _embedded(facts.folder / folder / name) if name else None
     return {**vars(one), **found, "missing": one.missing or ("" if found["picture"] else "its file is gone")}
 
 
@@ -206,6 +212,7 @@ def _training(facts: RunFacts) -> dict[str, Any]:
     steps = {names.get(name, name): seconds for name, seconds in facts.seconds.items() if name != "total"}
     return {
         "phase_words": [how_trained(phase) for phase in facts.phases],
+        "first_batch": _embedded(facts.folder / FIGURES / FIRST_BATCH),
         "steps": steps,
         "longest": max([*steps.values(), 0.001]),
         "command": shared_command(facts.environment),

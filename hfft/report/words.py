@@ -81,8 +81,14 @@ def for_all_phases(recipe: Recipe) -> str:
         if augment.crop
         else "": augment.crop,
         f"{'horizontal and vertical' if flip == 'both' else flip} flips": augment.flip,
+        "turns by multiples of 90 degrees": augment.rotate90,
         f"RandAugment of magnitude {augment.randaugment}": augment.randaugment is not None,
+        "TrivialAugment Wide": augment.trivialaugment,
+        f"AugMix of severity {augment.augmix}": augment.augmix is not None,
+        f"brightness, contrast and saturation changed by up to {augment.color:.0%}": augment.color,
+        f"rectangles erased in {augment.erasing:.0%} of the images": augment.erasing,
         f"mixup with alpha {augment.mixup:g}": augment.mixup,
+        f"CutMix with alpha {augment.cutmix:g}": augment.cutmix,
     }
     weights = "balanced" if recipe.class_weights == "balanced" else "given by class"
     others = {

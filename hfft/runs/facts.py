@@ -46,25 +46,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class ClassScores:
-    """How one class is recognised; see metrics/per_class.py.
+    """How one class is recognised; see metrics/per_class.py."""
 
-    Attributes:
-        precision: Without meaning where no image was taken for the class.
-        recall: Without meaning where the class has no images.
-        f1: The harmonic mean of both.
-        images: Images of the class.
-        predicted: Images taken for it.
-        average_precision: Multi-label only; None where no image has the label.
-        threshold: Multi-label only: the probability from which an image is given the label.
-    """
-
-    precision: Measured
-    recall: Measured
-    f1: Measured
+    precision: Measured  # without meaning where no image was taken for the class
+    recall: Measured  # without meaning where the class has no images
+    f1: Measured  # the harmonic mean of both
     images: int
-    predicted: int
-    average_precision: float | None = None
-    threshold: float | None = None
+    predicted: int  # images taken for it
+    average_precision: float | None = None  # multi-label only; None where no image has the label
+    threshold: float | None = None  # multi-label only: the probability from which an image is given the label
 
 
 @dataclass(frozen=True)
@@ -80,29 +70,17 @@ class Bin:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split, and how the result does on it; nothing is measured on the training images.
+    """A split, and how the result does on it; nothing is measured on the training images."""
 
-    Attributes:
-        name: `train`, `validation` or `test`.
-        images: Their number.
-        counts: Images by class.
-        is_carved: Whether it was taken out of the training images at random.
-        metrics: By name.
-        by_class: By class.
-        confusion: Class to predicted class to images; zeros are left out.
-        calibration_error: Expected calibration error.
-        bins: What the calibration error is computed from.
-    """
-
-    name: str
+    name: str  # `train`, `validation` or `test`
     images: int
-    counts: Mapping[str, int]
-    is_carved: bool
+    counts: Mapping[str, int]  # images by class
+    is_carved: bool  # whether it was taken out of the training images at random
     metrics: Mapping[str, Measured]
     by_class: Mapping[str, ClassScores]
-    confusion: Mapping[str, Mapping[str, int]]
-    calibration_error: float | None
-    bins: tuple[Bin, ...]
+    confusion: Mapping[str, Mapping[str, int]]  # class to predicted class to images; zeros are left out
+    calibration_error: float | None  # expected
+    bins: tuple[Bin, ...]  # what the calibration error is computed from
 
 
 @dataclass(frozen=True)
@@ -118,17 +96,11 @@ class PhaseFacts:
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """Where the checkpoint or the images come from.
+    """Where the checkpoint or the images come from."""
 
-    Attributes:
-        kind: `hub`, `local` or `memory`.
-        name: Hub id; of what is on somebody's disk, the last name of its path.
-        revision: Of a Hub id, where the recipe names one.
-    """
-
-    kind: str
-    name: str
-    revision: str | None
+    kind: str  # `hub`, `local` or `memory`
+    name: str  # Hub id; of what is on somebody's disk, the last name of its path
+    revision: str | None  # of a Hub id, where the recipe names one
 
     @property
     def hub_id(self) -> str | None:
@@ -146,50 +118,32 @@ class Example:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A finished run.
-
-    Attributes:
-        result: Folder of the model or the adapter.
-        labels: Class names, in the order of the model's outputs.
-        is_multi_label: Whether an image has any number of them.
-        splits: By name: train, then what else there is.
-        checkpoint: What it was fine-tuned from.
-        data: What it was fine-tuned on.
-        environment: Content of environment.json.
-        seconds: By part of the run, in the process that finished it.
-        config: Content of the result's config.json.
-        adapter_base: Checkpoint or folder that an adapter is added to; None for a plain model.
-        examples: Images for the widget.
-        kept: Why the result is the model of `kept_phase`, in a sentence; empty in runs of early versions.
-        kept_phase: Name of the phase whose model the run ended with.
-        baselines: Name to `about`, a sentence, and metrics by split.
-        retention: As in metrics.json, like `interpolation` and `confidence`; empty where nothing was measured.
-        findings: Of the audit, as in data.json, like `skipped`.
-        blocks: Phase that changed the encoder to block to `cka` and `cosine_drift`.
-    """
+    """A finished run."""
 
     folder: Path
-    result: Path
+    result: Path  # folder of the model or the adapter
     recipe: Recipe
-    labels: tuple[str, ...]
-    is_multi_label: bool
-    splits: Mapping[str, SplitFacts]
+    labels: tuple[str, ...]  # class names, in the order of the model's outputs
+    is_multi_label: bool  # whether an image has any number of them
+    splits: Mapping[str, SplitFacts]  # by name: train, then what else there is
     phases: tuple[PhaseFacts, ...]
-    checkpoint: SourceFacts
-    data: SourceFacts
-    environment: Mapping[str, Any]
-    seconds: Mapping[str, float]
-    config: Mapping[str, Any]
-    adapter_base: str | None
-    examples: tuple[Example, ...]
-    kept: str
-    kept_phase: str
-    baselines: Mapping[str, Mapping[str, Any]]
+    checkpoint: SourceFacts  # what it was fine-tuned from
+    data: SourceFacts  # what it was fine-tuned on
+    environment: Mapping[str, Any]  # content of environment.json
+    seconds: Mapping[str, float]  # by part of the run, in the process that finished it
+    config: Mapping[str, Any]  # content of the result's config.json
+    adapter_base: str | None  # checkpoint or folder that an adapter is added to; None for a plain model
+    examples: tuple[Example, ...]  # images for the widget
+    kept: str  # why the result is the model of `kept_phase`, in a sentence; empty in runs of early versions
+    kept_phase: str  # name of the phase whose model the run ended with
+    baselines: Mapping[str, Mapping[str, Any]]  # name to `about`, a sentence, and metrics by split
+    # As in metrics.json, like `interpolation` and `confidence`; empty where nothing was measured.
     retention: Mapping[str, Any]
     interpolation: Mapping[str, Any]
     confidence: Mapping[str, Any]
-    findings: tuple[Mapping[str, Any], ...] = ()
+    findings: tuple[Mapping[str, Any], ...] = ()  # of the audit, as in data.json, like `skipped`
     skipped: tuple[Mapping[str, str], ...] = ()
+    # Phase that changed the encoder to block to `cka` and `cosine_drift`.
     blocks: Mapping[str, Mapping[str, Mapping[str, float | None]]] = field(default_factory=dict)
 
     @property
@@ -239,6 +193,8 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
         data, environment = run.data, read_json(run.folder / ENVIRONMENT)
         result = run.model_dir
         kept = measured.get("kept", {})
+        config = read_json(result / "config.json")
+        config["model_type"]  # which every model has
         return RunFacts(
             folder=run.folder,
             result=result,
@@ -251,7 +207,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
             data=SourceFacts(**environment["origin"]["data"]),
             environment=environment,
             seconds=measured["seconds"],
-            config=_config(result),
+            config=config,
             adapter_base=adapter_base(result)[0] if result.name == ADAPTER else None,
             examples=tuple(Example(**example) for example in measured["examples"]),
             kept=kept.get("reason", ""),
@@ -267,12 +223,7 @@ def read_facts(folder: str | Path, *, metrics: Mapping[str, Any] | None = None) 
 
 
 def most_confused(split: SplitFacts, limit: int) -> list[tuple[str, str, int]]:
-    """The pairs of class and other predicted class with the most images, and how many.
-
-    Args:
-        split: A measured split.
-        limit: Pairs at most.
-    """
+    """The pairs of class and other predicted class with the most images, and how many: at most so many pairs."""
     pairs = [
         (label, given, count)
         for label, row in split.confusion.items()
@@ -321,12 +272,6 @@ def _class(row: Mapping[str, Any]) -> ClassScores:
         average_precision=row.get("average_precision"),
         threshold=row.get("threshold"),
     )
-
-
-def _config(result: Path) -> dict[str, Any]:
-    config = read_json(result / "config.json")
-    config["model_type"]  # which every model has
-    return config
 
 
 def _blocks(run: RunRecord) -> dict[str, Any]:

@@ -14,11 +14,7 @@ _PIECE = 2**24  # bytes
 
 
 def files_fingerprint(checkpoint: str) -> str | None:
-    """Hash over the files of a checkpoint's folder that a model is made from; None for one of the Hub.
-
-    Args:
-        checkpoint: Folder or Hub id.
-    """
+    """Hash over the files of a checkpoint's folder that a model is made from; None for one of the Hub."""
     folder = folder_at(checkpoint)
     if folder is None:
         return None
@@ -34,24 +30,21 @@ def files_fingerprint(checkpoint: str) -> str | None:
 def weights_place(checkpoint: str) -> str:
     """The folder with the weights that a checkpoint stands for: a run's result, a phase's best weights, else itself.
 
-    Args:
-        checkpoint: As in a recipe: also a run folder, or a phase's.
-
     Raises:
         ModelError: If the run or the phase isn't finished, or the folder holds the adapter of a phase alone.
     """
     folder = folder_at(checkpoint)
     if folder is None or (folder / "config.json").is_file():
         return checkpoint
-    if RunRecord(folder).is_run:
-        if not RunRecord(folder).is_finished:
-            raise _unfinished(folder, "this run")
-        return str(RunRecord(folder).model_dir)
-    phase = PhaseRecord(folder)
-    if phase.has_begun:
-        if phase.weights is None:
-            raise _unfinished(folder, "this phase")
-        folder = phase.weights
+    run, phase = RunRecord(folder), PhaseRecord(folder)
+    if run.is_run and run.is_finished:
+        return str(run.model_dir)
+    if run.is_run or (phase.has_begun and phase.weights is None):
+        raise ModelError(
+            f"model.checkpoint: {folder}: this {'run' if run.is_run else 'phase'} is not finished; run its `hfft "
+            "train` command again, or name the folder of a phase that is"
+        )
+    folder = phase.weights or folder
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         raise ModelError(
             f"model.checkpoint: {folder} holds the adapter of a phase, without the weights that it sits on; name the "
@@ -73,8 +66,7 @@ def processor_place(checkpoint: str) -> str:
 def adapter_base(adapter: Path) -> tuple[str, str | None]:
     """What an adapter folder sits on, and its revision: a checkpoint, or weights of the run that it lies in.
 
-    Those are named relative to the adapter, so that a run can be moved; earlier versions of hfft wrote
-    absolute paths.
+    Those are named relative to the adapter, so that a run can be moved; earlier versions wrote absolute paths.
     """
     content = read_json(adapter / ADAPTER_CONFIG)
     name = str(content["base_model_name_or_path"])
@@ -102,10 +94,3 @@ def _own_weights(adapter: Path, base: Path) -> Path | None:
         if sits_on_it and base.parent.name == own.parent.name and own.is_dir():
             return own
     return None
-
-
-def _unfinished(folder: Path, what: str) -> ModelError:
-    return ModelError(
-        f"model.checkpoint: {folder}: {what} is not finished; run its `hfft train` command again, or name the folder "
-        "of a phase that is"
-    )

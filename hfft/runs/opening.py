@@ -30,14 +30,14 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
     """Whether this very recipe has been run, and is not to be run again.
 
     Raises:
-        RunError: If the folder can't be made, is no run folder, or holds a run of another recipe that is not to be
-            overwritten.
+        RunError: If the folder can't be made, is no run folder, or holds a run of another recipe.
     """
     parent = next(path for path in folder.absolute().parents if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RunError(f"output_dir: no folder can be made in {parent}")
     record = RunRecord(folder)
-    if not folder.exists() or _is_empty(folder):
+    # A run that was killed while it wrote its first file leaves that alone.
+    if not folder.exists() or (folder.is_dir() and {path.name for path in folder.iterdir()} <= {f".{RECIPE}.partial"}):
         return False
     if not record.is_run:
         raise RunError(f"{folder} exists and is no run folder; choose another name or output_dir, or remove it")
@@ -53,11 +53,6 @@ def is_done(folder: Path, recipe: Recipe, *, overwrite: bool = False) -> bool:
     return record.is_finished
 
 
-def _is_empty(folder: Path) -> bool:
-    """Whether nothing is there, but for what a run leaves that was killed while it wrote its first file."""
-    return folder.is_dir() and {path.name for path in folder.iterdir()} <= {f".{RECIPE}.partial"}
-
-
 def _trained_before(record: RunRecord, now: Recipe) -> str:
     """The recipe of a run, with the new name of a checkpoint or data that is the same or is compared later."""
     try:
@@ -65,18 +60,15 @@ def _trained_before(record: RunRecord, now: Recipe) -> str:
     except RecipeError:  # of another version of hfft
         return (record.folder / RECIPE).read_text(encoding="utf-8")
     model, data, environment = before.model, before.data, record.environment
-    if _is_same_checkpoint(model.checkpoint, now.model.checkpoint, environment.get("checkpoint_files")):
+    files = environment.get("checkpoint_files")
+    same_files = files is not None and files == files_fingerprint(now.model.checkpoint)
+    if same_files or is_same_place(model.checkpoint, now.model.checkpoint):
         model = dataclasses.replace(model, checkpoint=now.model.checkpoint)
     is_local = _origin(now.data.source, None, given=False)["kind"] == "local"
     was_local = environment.get("origin", {}).get("data", {}).get("kind") == "local"
     if is_same_place(data.source, now.data.source) or (is_local and was_local):  # images are compared by content
         data = dataclasses.replace(data, source=now.data.source, image_folder=now.data.image_folder)
     return dump_recipe(without_neutral_keys(dataclasses.replace(before, model=model, data=data)))
-
-
-def _is_same_checkpoint(before: str, now: str, files_before: str | None) -> bool:
-    """Whether two names are one place, or the second one's files are those that a run began with."""
-    return is_same_place(before, now) or (files_before is not None and files_before == files_fingerprint(now))
 
 
 def _recipe_before(record: RunRecord) -> Recipe:
@@ -101,15 +93,7 @@ def card_changes(record: RunRecord, recipe: Recipe) -> list[str]:
 
 
 def check_same_images(record: RunRecord, fingerprints: Mapping[str, str]) -> None:
-    """Refuse other images than a finished run's.
-
-    Args:
-        record: The run.
-        fingerprints: Split name to a hash of its images.
-
-    Raises:
-        RunError: If there is a difference.
-    """
+    """Refuse other images than a finished run's, by the hashes of their splits."""
     if {name: split["fingerprint"] for name, split in record.data["splits"].items()} != dict(fingerprints):
         raise RunError(
             f"{record.folder}: the images aren't those of this run; --overwrite runs it on them, name=... anew"
@@ -117,25 +101,17 @@ def check_same_images(record: RunRecord, fingerprints: Mapping[str, str]) -> Non
 
 
 def describe_start(
-    recipe: Recipe, *, precision: str, model_given: Mapping[str, str] | None = None, data_given: bool = False
+    recipe: Recipe, *, precision: str, model_given: dict[str, str] | None = None, data_given: bool = False
 ) -> dict[str, Any]:
     """Content of environment.json.
 
-    Args:
-        recipe: Resolved.
-        precision: What the phases train in.
-        model_given: Fingerprints of a model object that the run begins with, if any.
-        data_given: Whether data in memory replaces the source.
-
-    Returns:
-        With `origin`, for `checkpoint` and `data`: `kind`, one of `hub`, `local` and `memory`; `name`, of what is on
-        this disk the last part of its path; `revision` of a Hub id. Later, and on other machines, nobody can tell a
-        Hub id from a relative path.
+    `origin` of checkpoint and data: `kind`, one of `hub`, `local` and `memory`; `name`, of what is on this disk the
+    last part of its path; `revision` of a Hub id. On other machines, nobody can tell a Hub id from a relative path.
     """
     return {
         **describe_environment(),
         "precision": precision,
-        "model_given": None if model_given is None else dict(model_given),
+        "model_given": model_given,
         "spread_by": spread_by(),
         "origin": {
             "checkpoint": _origin(recipe.model.checkpoint, recipe.model.revision, given=model_given is not None),
@@ -148,18 +124,14 @@ def describe_start(
 
 def _origin(name: str, revision: str | None, *, given: bool) -> dict[str, str | None]:
     path = Path(expanded(name))
-    is_path = path.exists() or not _may_be_hub_id(name)
-    kind = "memory" if given else "local" if is_path else "hub"
-    shown = path.resolve().name if is_path else name
-    return {"kind": kind, "name": shown, "revision": revision if kind == "hub" else None}
-
-
-def _may_be_hub_id(name: str) -> bool:
+    is_path = path.exists()
     try:
         validate_repo_id(name)
     except HFValidationError:
-        return False
-    return True
+        is_path = True
+    kind = "memory" if given else "local" if is_path else "hub"
+    shown = path.resolve().name if is_path else name
+    return {"kind": kind, "name": shown, "revision": revision if kind == "hub" else None}
 
 
 def _may_differ(recipe: Recipe, device: str) -> list[str]:
@@ -182,16 +154,17 @@ def _may_differ(recipe: Recipe, device: str) -> list[str]:
 
 
 def open_folder(
-    folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any], *, overwrite: bool
+    folder: Path,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    *,
+    overwrite: bool,
+    comments: Mapping[str, str] | None = None,
 ) -> None:
     """Make the run folder, or check that the run there began with the same images and model on as many processes.
 
-    Args:
-        folder: The run folder.
-        recipe: Resolved.
-        environment: From `describe_start`.
-        data: Content of data.json: `labels`, and `splits` with a fingerprint of each.
-        overwrite: Whether the run that is there goes.
+    `environment` is from `describe_start`, `data` the content of data.json, `comments` are those of recipe.yaml.
 
     Raises:
         RunError: If the run that is there is of other images, another model, precision or number of processes.
@@ -204,7 +177,7 @@ def open_folder(
     if problem is not None:
         raise RunError(f"{folder}: {problem}; --overwrite starts the run anew")
     meet()  # all have looked
-    on_main(lambda: write_start(folder, recipe, environment, data))
+    on_main(lambda: write_start(folder, recipe, environment, data, comments))
 
 
 def _remove(folder: Path) -> None:
@@ -237,19 +210,15 @@ def _other_start(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | Non
     if before["processes"] != now["processes"]:
         return f"this run began on {before['processes']} processes and can't go on with {now['processes']}"
     problem = other_model(before.get("model_given"), now["model_given"])
-    if problem is not None:
-        return problem
-    if before["precision"] != now["precision"]:
+    if problem is None and before["precision"] != now["precision"]:
         return f"this run began in {before['precision']} and can't go on in {now['precision']}"
-    return None
+    return problem
 
 
 def other_model(before: Mapping[str, str] | None, now: Mapping[str, str] | None) -> str | None:
-    """Why a run that began with one model can't go on with another; None where it is the same one.
+    """Why a run that began with one model object can't go on with another, by their fingerprints, if so.
 
-    Args:
-        before: Fingerprints of the model object that it began with; None where that was the recipe's checkpoint.
-        now: The same of what it shall go on with.
+    None as an argument stands for the recipe's checkpoint.
     """
     if before is None or now is None:
         kinds = ["the checkpoint of its recipe" if one is None else "a model object" for one in (before, now)]

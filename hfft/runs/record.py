@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hfft.errors import RunError
-from hfft.recipe.loading import RECIPE, dump_recipe, read_recipe
+from hfft.recipe.loading import RECIPE, dump_recipe, holds_recipe, read_recipe
 from hfft.recipe.spec import Recipe
 from hfft.system.files import expanded, read_json, write_file, write_json, write_text
 
@@ -21,6 +21,7 @@ METRICS, PREDICTIONS = "metrics.json", "predictions.parquet"
 MODEL, ADAPTER = "model", "adapter"  # folders of the result
 GIVEN = "given"  # folder of a model object that the run began with, where an adapter sits on it
 PAGE, FIGURES = "report.html", "figures"
+FIRST_BATCH = "first_batch.png"  # in the figures, as it was when training began
 LABEL_ISSUES, LABEL_HINTS = "label_issues.json", "label_hints.json"  # the second of earlier versions
 LABEL_PICTURES, MISTAKES = "label_issues", "mistakes"  # folders of pictures for the page
 PUSHES = "hub.json"  # what was pushed where
@@ -36,57 +37,35 @@ _PLAN, _HISTORY, _ENGINE = "plan.json", "history.jsonl", "replay.json"
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters of one part that share a learning rate and a weight decay.
-
-    Attributes:
-        learning_rate: Highest rate of the schedule; None in older runs, while it was still to be found.
-    """
+    """Parameters of one part that share a learning rate and a weight decay."""
 
     part: str
     names: tuple[str, ...]
-    learning_rate: float | None
+    learning_rate: float | None  # highest rate of the schedule; None while it is still to be found
     weight_decay: float
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a phase will do.
-
-    Attributes:
-        phase: Its name.
-        trains: The trainable parts in words.
-        trainable: Parameters that train.
-        total: Parameters of the network, adapter included.
-        groups: Parameter groups of the optimizer.
-        images: Training images per epoch.
-        batch: Images per optimizer step at most, over all processes.
-        device_batch: Images per forward pass of one process.
-        steps: Optimizer steps.
-        epochs: Passes over the training images.
-        state_bytes: Weights, gradients and AdamW's two moments in float32, without activations.
-        activation_bytes: Kept by one step for its backward pass in float32; None where it was not estimated.
-        processes: That share the images.
-        shares: Images per epoch of the process that sees fewest and of the one that sees most.
-        frozen_share: Of the network, counted in blocks, that is in front of all that trains.
-        solver: `steps` of an optimizer, or `lbfgs`, whose steps are weight decays.
-    """
+    """What a phase will do."""
 
     phase: str
-    trains: str
-    trainable: int
-    total: int
-    groups: tuple[Group, ...]
-    images: int
-    batch: int
-    device_batch: int
+    trains: str  # the trainable parts in words
+    trainable: int  # parameters
+    total: int  # parameters, those of an adapter included
+    groups: tuple[Group, ...]  # of the optimizer
+    images: int  # training images per epoch
+    batch: int  # images per optimizer step at most, over all processes
+    device_batch: int  # images per forward pass of one process
     steps: int
-    epochs: float
-    state_bytes: int
+    epochs: float  # passes over the training images
+    state_bytes: int  # weights, gradients and AdamW's two moments in float32, without activations
+    # Kept by one step for its backward pass in float32; None where it was not estimated.
     activation_bytes: int | None = None
-    processes: int = 1
-    shares: Sequence[int] = ()
-    frozen_share: float = 0.0
-    solver: str = "steps"
+    processes: int = 1  # that share the images
+    shares: Sequence[int] = ()  # images per epoch of the process that sees fewest and of the one that sees most
+    frozen_share: float = 0.0  # of the network, counted in blocks, that is in front of all that trains
+    solver: str = "steps"  # or `lbfgs`, whose steps are weight decays
 
     @property
     def batch_in_words(self) -> str:
@@ -102,7 +81,7 @@ class Plan:
 
     @property
     def steps_in_words(self) -> str:
-        """For example `1,000 steps of 8 images`; `solved by L-BFGS for 11 weight decays`."""
+        """For example `1,000 steps of 8 images`."""
         if self.solver == "lbfgs":
             return f"solved by L-BFGS for {self.steps} weight decays"
         return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
@@ -110,25 +89,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class PhaseResult:
-    """How a phase ended; result.json.
+    """How a phase ended; result.json."""
 
-    Attributes:
-        checkpoint: Folder of its best weights, below the phase's folder.
-        best_step: Optimizer step of those weights.
-        steps: Steps taken.
-        metrics: Validation metrics of the best weights; empty without validation images.
-        seconds: Time of training and evaluation in the process that finished the phase.
-        images_per_second: Training images in that time.
-        frozen: Tensors and bytes compared before and after, and how many changed.
-    """
-
-    checkpoint: str
-    best_step: int
+    checkpoint: str  # folder of its best weights, below the phase's folder
+    best_step: int  # optimizer step of those weights
     steps: int
-    metrics: dict[str, float]
-    seconds: float
-    images_per_second: float
-    frozen: dict[str, int]
+    metrics: dict[str, float]  # validation metrics of the best weights; empty without validation images
+    seconds: float  # time of training and evaluation in the process that finished the phase
+    images_per_second: float  # training images in that time
+    frozen: dict[str, int]  # tensors and bytes compared before and after, and how many changed
 
 
 @dataclass(frozen=True)
@@ -151,8 +120,8 @@ class PhaseRecord:
     @property
     def result(self) -> PhaseResult | None:
         """How the phase ended; None before that."""
-        path = self.folder / RESULT
-        return PhaseResult(**read_json(path)) if path.is_file() else None
+        found = _read(self.folder / RESULT)
+        return None if found is None else PhaseResult(**found)
 
     @property
     def history(self) -> tuple[Mapping[str, float], ...]:
@@ -167,10 +136,10 @@ class PhaseRecord:
         Of a phase with an adapter: the network with the adapter merged, where another phase follows, else the
         adapter alone.
         """
-        path = self.folder / RESULT
-        if not path.is_file():
+        result = _read(self.folder / RESULT)
+        if result is None:
             return None
-        return self.merged if self.merged.is_dir() else self.folder / read_json(path)["checkpoint"]
+        return self.merged if self.merged.is_dir() else self.folder / result["checkpoint"]
 
     @property
     def merged(self) -> Path:
@@ -184,8 +153,7 @@ class PhaseRecord:
 
     def engine(self, default: str | None = None) -> str | None:
         """What computes the frozen part once, for replay; None where every step does. `default` if undecided."""
-        path = self.folder / _ENGINE
-        return read_json(path)["engine"] if path.is_file() else default
+        return _read(self.folder / _ENGINE, {"engine": default})["engine"]
 
     def write_plan(self, plan: Plan) -> None:
         """Keep what the phase is to do."""
@@ -202,6 +170,10 @@ class PhaseRecord:
     def write_engine(self, engine: str | None) -> None:
         """Keep how the phase is replayed, so that it goes on in the same way."""
         write_json(self.folder / _ENGINE, {"engine": engine})
+
+
+def _read(path: Path, default: Any = None) -> Any:
+    return read_json(path) if path.is_file() else default
 
 
 class RunRecord:
@@ -226,20 +198,12 @@ class RunRecord:
         return (self.folder / METRICS).is_file()
 
     def check_run(self) -> None:
-        """Refuse a folder that holds no run.
-
-        Raises:
-            RunError: If it doesn't.
-        """
+        """Refuse a folder that holds no run, with a RunError."""
         if not self.is_run:
             raise RunError(f"{self.folder} is no run folder: it has no {RECIPE}")
 
     def check_finished(self) -> None:
-        """Refuse a folder that holds no finished run.
-
-        Raises:
-            RunError: If it doesn't.
-        """
+        """Refuse a folder that holds no finished run, with a RunError."""
         self.check_run()
         if not self.is_finished:
             raise RunError(
@@ -254,7 +218,7 @@ class RunRecord:
     @property
     def model_dir(self) -> Path:
         """The result: a plain transformers model folder, or an adapter folder where nothing was merged."""
-        there = [name for name in (MODEL, ADAPTER) if (self.folder / name).is_dir()] if self.is_finished else []
+        there = [name for name in (MODEL, ADAPTER) if self.is_finished and (self.folder / name).is_dir()]
         return self.folder / (there[0] if there else result_name(self.recipe))
 
     @property
@@ -275,13 +239,12 @@ class RunRecord:
     @property
     def skipped(self) -> list[dict[str, str]]:
         """Images that were left out as they can't be read: file, label and reason."""
-        return self.data.get("skipped", []) if (self.folder / DATA).is_file() else []
+        return _read(self.folder / DATA, {}).get("skipped", [])
 
     @property
     def environment(self) -> dict[str, Any]:
         """Content of environment.json; empty where the run was killed before, or only its result is here."""
-        path = self.folder / ENVIRONMENT
-        return read_json(path) if path.is_file() else {}
+        return _read(self.folder / ENVIRONMENT, {})
 
     @property
     def predictions(self) -> "pd.DataFrame":
@@ -297,8 +260,7 @@ class RunRecord:
     @property
     def pushes(self) -> list[dict[str, Any]]:
         """What was pushed where, in order."""
-        path = self.folder / PUSHES
-        return read_json(path) if path.is_file() else []
+        return _read(self.folder / PUSHES, [])
 
     def phase(self, number: int, name: str) -> PhaseRecord:
         """The record of a phase, counted from 0."""
@@ -314,17 +276,24 @@ class RunRecord:
         return self.phases[number].folder
 
 
-def write_start(folder: Path, recipe: Recipe, environment: Mapping[str, Any], data: Mapping[str, Any]) -> None:
+def write_start(
+    folder: Path,
+    recipe: Recipe,
+    environment: Mapping[str, Any],
+    data: Mapping[str, Any],
+    comments: Mapping[str, str] | None = None,
+) -> None:
     """Write what is known before the first phase."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_recipe(folder, recipe)
+    write_recipe(folder, recipe, comments)
     write_json(folder / ENVIRONMENT, environment)
     write_json(folder / DATA, data)
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """Write the resolved recipe."""
-    write_text(folder / RECIPE, dump_recipe(recipe))
+def write_recipe(folder: Path, recipe: Recipe, comments: Mapping[str, str] | None = None) -> None:
+    """Write the resolved recipe; one that is there already keeps its comments."""
+    if comments or not holds_recipe(folder / RECIPE, recipe):
+        write_text(folder / RECIPE, dump_recipe(recipe, comments))
 
 
 def write_predictions(folder: Path, table: "pd.DataFrame") -> None:

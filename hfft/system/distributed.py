@@ -21,8 +21,7 @@ from hfft.errors import HfftError, RunError
 
 _Value = TypeVar("_Value")
 
-LIMIT = 2 * 3600
-"""Seconds that a collective operation waits, where no recipe says so with `ddp_timeout`."""
+_LIMIT = 2 * 3600  # seconds that a collective operation waits, where no recipe says so with `ddp_timeout`
 _PATIENCE = timedelta(seconds=21)  # for an answer of the store itself
 _PAUSES = (0.001, 0.05)  # seconds between two looks at the store: at first, and at most
 
@@ -35,38 +34,33 @@ _LOG = get_logger(__name__)
 
 
 def join(limit: int | None = None) -> PartialState:
-    """Meet the other processes of the launch.
+    """Meet the other processes of the launch; a group that was made before, such as a launcher's, keeps its limit.
 
     Args:
-        limit: Seconds that a collective operation waits for a process; LIMIT when None. A group that was made before,
-            such as a launcher's, keeps its own.
-
-    Raises:
-        RunError: In a fork of a process that has used a GPU.
+        limit: Seconds that a collective operation waits for a process; 2 hours when None.
     """
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":  # accelerate would look for its package
+        raise RunError(
+            "DeepSpeed is not supported; FSDP 2 does what ZeRO does: launch with --config_file "
+            "recipes/accelerate/fsdp2.yaml. docs/scaling.md says how to launch"
+        )
     if torch.cuda.is_available() and torch.cuda._is_in_bad_fork():
         raise RunError(
             "this process was forked from one that has used a GPU, and can't use one: restart the notebook and call "
             "notebook_launcher before anything else, or run `accelerate launch --num_processes N -m hfft train RECIPE`"
         )
-    if os.getpid() != _imported_by and _launched() != PartialState().num_processes:
+    is_joined = torch.distributed.is_initialized()
+    launched = torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
+    if os.getpid() != _imported_by and launched != PartialState().num_processes:
         AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
     use_cpu = not torch.accelerator.is_available()
-    return PartialState(cpu=use_cpu, timeout=timedelta(seconds=LIMIT if limit is None else limit))
-
-
-def _launched() -> int:
-    """How many processes a launcher has started in the place of this one."""
-    is_joined = torch.distributed.is_initialized()
-    return torch.distributed.get_world_size() if is_joined else int(os.environ.get("WORLD_SIZE", "1"))
+    return PartialState(cpu=use_cpu, timeout=timedelta(seconds=_LIMIT if limit is None else limit))
 
 
 def on_main(compute: Callable[[], _Value]) -> _Value:
-    """What the main process computes, in every process; the others wait without the limit of collective operations.
+    """What the main process computes, or raises as HfftError or OSError, in every process.
 
-    Raises:
-        HfftError: In every process, if the main process raised one.
-        OSError: Likewise.
+    The others wait without the limit of collective operations.
     """
     answer: list[Any] = [None, None]
     if PartialState().is_main_process:
@@ -131,13 +125,13 @@ def leave() -> None:
 
 
 def inform(message: str) -> None:
-    """Log a line."""
+    """Log a line in the main process."""
     PartialState()  # the logger asks it which process this is
     _LOG.info(message)
 
 
 def warn(message: str) -> None:
-    """Log a warning."""
+    """Log a warning in the main process, and add it to `kept_warnings`."""
     PartialState()
     _LOG.warning(message)
     kept = _kept.get()

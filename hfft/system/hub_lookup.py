@@ -10,14 +10,9 @@ _TIMEOUT = 10.0  # seconds
 
 
 def hub_problem(repo_id: str, kind: str, revision: str | None) -> str | None:
-    """Why a repository can't be loaded, or None.
+    """Why a repository of a `model` or `dataset` can't be loaded, or None.
 
     Nothing is asked in offline mode (HF_HUB_OFFLINE=1), where the libraries answer from their cache at once.
-
-    Args:
-        repo_id: For example `google/vit-base-patch16-224-in21k`.
-        kind: `model` or `dataset`.
-        revision: Branch, tag or commit.
     """
     if constants.HF_HUB_OFFLINE:
         return None

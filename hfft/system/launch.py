@@ -1,7 +1,8 @@
-"""Whether the launch gave what it was asked for: as many processes, and nothing that hfft can't train under."""
+"""The processes of one launch at work: as many as were asked for, under nothing that hfft can't train under."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from accelerate import DistributedType, PartialState
 from accelerate.logging import get_logger
 
 from hfft.errors import RunError
+from hfft.system.distributed import join
+from hfft.system.liveness import watched
+from hfft.system.progress import bars
 
 _LOG = get_logger(__name__)
 
@@ -21,57 +25,49 @@ _COUNTS = {  # environment variable -> who sets it
     "PMI_SIZE": "mpirun",
 }
 _HOW = "docs/scaling.md says how to launch"
-_FSDP, _DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"  # set by `accelerate launch`
-_UNTRIED = "it was never tried"
 _MIXED_PRECISION = "ACCELERATE_MIXED_PRECISION"
 _PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# What `accelerate launch` may ask for by its variables, and hfft doesn't do: what is allowed, what counts where
-# nothing is said, the launcher's option, the reason.
-_Asked = dict[str, tuple[tuple[str, ...], str, str, str]]
+# What `accelerate launch` may ask for by its variables, and hfft doesn't do: what is allowed, and the reason. The
+# first value counts where a variable isn't set, but for FSDP_VERSION, which is 1 then.
+_UNTRIED = "it was never tried"
+_Asked = dict[str, tuple[tuple[str, ...], str]]
 _ALWAYS: _Asked = {
-    _MIXED_PRECISION: (tuple(_PRECISIONS), "no", "mixed_precision", "the recipe's precision counts"),
-    "ACCELERATE_DYNAMO_BACKEND": (("no",), "no", "dynamo_backend", "training.torch_compile compiles"),
-    "ACCELERATE_DYNAMO_MODE": (("default", "none"), "none", "dynamo_mode", "training.torch_compile_mode says so"),
-    "ACCELERATE_DYNAMO_USE_FULLGRAPH": (("false",), "false", "dynamo_use_fullgraph", _UNTRIED),
-    "ACCELERATE_DYNAMO_USE_DYNAMIC": (("false",), "false", "dynamo_use_dynamic", _UNTRIED),
-    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": (("false",), "false", "dynamo_use_regional_compilation", _UNTRIED),
-    "ACCELERATE_USE_MEGATRON_LM": (("false",), "false", "use_megatron_lm", "it is for language models"),
-    "ACCELERATE_USE_PARALLELISM_CONFIG": (
-        ("false",),
-        "false",
-        "use_parallelism_config",
-        "only images are divided",
-    ),
+    _MIXED_PRECISION: (tuple(_PRECISIONS), "the recipe's precision counts"),
+    "ACCELERATE_DYNAMO_BACKEND": (("no",), "training.torch_compile compiles"),
+    "ACCELERATE_DYNAMO_MODE": (("default", "none"), "training.torch_compile_mode says so"),
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH": (("false",), _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_DYNAMIC": (("false",), _UNTRIED),
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": (("false",), _UNTRIED),
+    "ACCELERATE_USE_MEGATRON_LM": (("false",), "it is for language models"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": (("false",), "only images are divided"),
 }
 _FSDP_ASKED: _Asked = {
-    "FSDP_VERSION": (("2",), "1", "fsdp_version", "version 1 keeps no names of weights that hfft could save by"),
-    "FSDP_STATE_DICT_TYPE": (
-        ("FULL_STATE_DICT",),
-        "FULL_STATE_DICT",
-        "fsdp_state_dict_type",
-        "checkpoints are whole files, which one process opens too",
-    ),
-    "FSDP_OFFLOAD_PARAMS": (("false",), "false", "fsdp_offload_params", "weights on the CPU were never tried"),
+    "FSDP_VERSION": (("2",), "version 1 keeps no names of weights that hfft could save by"),
+    "FSDP_STATE_DICT_TYPE": (("FULL_STATE_DICT",), "checkpoints are whole files, which one process opens too"),
+    "FSDP_OFFLOAD_PARAMS": (("false",), "weights on the CPU were never tried"),
     "FSDP_ACTIVATION_CHECKPOINTING": (
         ("false",),
-        "false",
-        "fsdp_activation_checkpointing",
         "it renames the network's modules; activation_checkpointing in the recipe does the same without",
     ),
 }
 
 
-def refuse_deepspeed() -> None:
-    """Refuse a launch under DeepSpeed, before accelerate looks for its package.
+@contextmanager
+def launched(*, timeout: int | None = None, shows_bars: bool = True) -> Iterator[None]:
+    """Work together with the other processes of the launch, which watch each other meanwhile.
+
+    Args:
+        timeout: Seconds that a collective operation waits for a process; 2 hours when None.
+        shows_bars: Whether progress bars are shown.
 
     Raises:
-        RunError: With what to use instead.
+        RunError: If the launch isn't what was asked for, or asks for what hfft doesn't do.
+        TrainingError: If another process ended or stopped.
     """
-    if _is_switched_on(_DEEPSPEED):
-        raise RunError(
-            "DeepSpeed is not supported; FSDP 2 does what ZeRO does: launch with --config_file "
-            f"recipes/accelerate/fsdp2.yaml. {_HOW}"
-        )
+    state = join(timeout)
+    check_launch(state)
+    with watched(state), bars(shown=shows_bars):
+        yield
 
 
 def check_launch(state: PartialState) -> None:
@@ -92,8 +88,13 @@ def check_launch(state: PartialState) -> None:
         )
     if is_fsdp_asked():
         _check_asked(_FSDP_ASKED, "use recipes/accelerate/fsdp2.yaml")
-        if state.distributed_type in (DistributedType.NO, DistributedType.MULTI_CPU):
-            _refuse_copies(state)
+        is_alone = state.num_processes == 1 or state.distributed_type == DistributedType.NO
+        if is_alone or state.distributed_type == DistributedType.MULTI_CPU:
+            raise RunError(
+                f"FSDP was asked for, and is not active: {'in one process' if is_alone else 'on CPUs'} accelerate "
+                "trains whole copies of the network and doesn't say so; use several GPUs, or "
+                f"recipes/accelerate/cpu2.yaml. {_HOW}"
+            )
         os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"  # each process keeps a whole copy on the CPU
     visible = torch.cuda.device_count()
     if state.num_processes == 1 and visible > 1:
@@ -110,9 +111,6 @@ def check_launch_options(precisions: Mapping[str, str]) -> None:
 
     Args:
         precisions: Phase to `float32`, `bfloat16` or `float16`, in which it trains.
-
-    Raises:
-        RunError: With the launcher's option, what is allowed and what to do instead.
     """
     _check_asked(_ALWAYS, "leave it out of the launch, or of accelerate's config file")
     asks_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on")
@@ -137,29 +135,17 @@ def spread_by() -> str | None:
 
 def is_fsdp_asked() -> bool:
     """Whether `accelerate launch` was told to shard."""
-    return _is_switched_on(_FSDP)
-
-
-def _is_switched_on(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() == "true"
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
 def _check_asked(table: _Asked, advice: str) -> None:
-    for variable, (allowed, default, option, reason) in table.items():
-        found = os.environ.get(variable) or default
+    for variable, (allowed, reason) in table.items():
+        found = os.environ.get(variable) or ("1" if variable == "FSDP_VERSION" else allowed[0])
         if found.upper() not in map(str.upper, allowed):
+            option = variable.removeprefix("ACCELERATE_").lower()
             raise RunError(
                 f"{option}: found {found}; allowed: {', '.join(allowed)}, as {reason}: {advice} ({variable}). {_HOW}"
             )
-
-
-def _refuse_copies(state: PartialState) -> None:
-    alone = state.num_processes == 1 or state.distributed_type == DistributedType.NO
-    where = "in one process" if alone else "on CPUs"
-    raise RunError(
-        f"FSDP was asked for, and is not active: {where} accelerate trains whole copies of the network and "
-        f"doesn't say so; use several GPUs, or recipes/accelerate/cpu2.yaml. {_HOW}"
-    )
 
 
 def _count(text: str | None) -> int:

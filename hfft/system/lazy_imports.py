@@ -13,8 +13,8 @@ from hfft.errors import MissingPackageError
 def quick_imports() -> Iterator[None]:
     """Keep the garbage collector away from imports, which make a million objects and hardly any garbage.
 
-    It would walk over them again and again, for a quarter of the time that they take. What was imported is never
-    looked at again (`gc.freeze`), except where torch was there before: such a process has garbage of its own.
+    It would walk over them for a quarter of the time that they take. They are never looked at again (`gc.freeze`),
+    except where torch was there before: such a process has garbage of its own.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -28,23 +28,13 @@ def quick_imports() -> Iterator[None]:
 
 
 def require(extra: str, *packages: str) -> None:
-    """Check that the packages of one of hfft's extras are installed; imports none of them.
-
-    Args:
-        extra: Name of the extra, as pip takes it.
-        packages: Top-level modules.
-
-    Raises:
-        MissingPackageError: If one is missing; says how to install it.
-    """
-    missing = [name for name in packages if not _is_installed(name)]
+    """Check that the packages of one of hfft's extras are installed; imports none of them."""
+    missing = []
+    for name in packages:
+        try:
+            is_there = find_spec(name) is not None
+        except ValueError:  # a module that was blocked in sys.modules
+            is_there = False
+        missing += [] if is_there else [name]
     if missing:
-        are = "is" if len(missing) == 1 else "are"
-        raise MissingPackageError(f'{", ".join(missing)} {are} not installed: pip install "hfft[{extra}]"')
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except ValueError:  # a module that was blocked in sys.modules
-        return False
+        raise MissingPackageError(f'not installed: {", ".join(missing)}; pip install "hfft[{extra}]"')

@@ -1,10 +1,9 @@
 """Processes of one launch that watch each other: none waits long for one that stopped, and one of them speaks.
 
 Collective operations wait for hours for a process that has stopped, and a shorter limit would end right waits too. So
-each process says every few seconds, from a thread of its own, that it is alive. That thread stands still while other
-code holds Python's lock, such as a long export: so a process whose signs are missing counts as alive while another one
-on its machine sees that it exists and isn't stopped. A main thread that alone is stuck, such as in a file system that
-hangs, is not noticed.
+a thread of each process says every few seconds that it is alive. The thread stands still while other code holds
+Python's lock: so a process that is silent counts as alive while another one on its machine sees that it exists and
+isn't stopped. A main thread that alone is stuck is not noticed.
 """
 
 import json
@@ -52,8 +51,7 @@ def may_speak() -> bool:
 def watched(state: PartialState) -> Iterator[None]:
     """End this process soon after another process of the launch died or stopped to answer.
 
-    Raises:
-        TrainingError: If a collective operation failed because another process is gone, or gave up waiting for it.
+    A collective operation that fails because another process is gone, or gives up waiting for it, is a TrainingError.
     """
     if state.num_processes == 1:
         yield
@@ -79,8 +77,6 @@ def watched(state: PartialState) -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Says that this process is alive, and looks for signs of the others."""
-
     def __init__(self, store: Store, state: PartialState) -> None:
         super().__init__(daemon=True, name="hfft liveness")
         self._store: Any = store  # torch's stubs leave `has_extended_api` out
@@ -114,8 +110,7 @@ class _Watch(threading.Thread):
                 continue
             failures = 0
 
-    def _say(self, rank: int, process: "_Process") -> None:
-        """Leave a sign that a process is alive, which differs from all signs before it."""
+    def _say(self, rank: int, process: "_Process") -> None:  # signs differ from all signs before them
         self._store.set(_key(rank), json.dumps([[self._rank, self._beats], *process]))
 
     def _listen(self) -> None:
@@ -131,8 +126,7 @@ class _Watch(threading.Thread):
             elif silence >= (_SILENCE if process.machine == self._self.machine else _LOST):
                 self._end(f"process {rank} ({process.host} pid {process.pid})", silence)
 
-    def _end(self, who: str, beats: int) -> None:
-        """End this process from its thread: the main one waits in a collective operation."""
+    def _end(self, who: str, beats: int) -> None:  # from this thread: the main one waits in a collective operation
         if not self._stopped.is_set():
             if may_speak():
                 sys.stderr.write(f"error: {who} has not answered for {beats * _BEAT:.0f} s; {_CONTINUES}\n")
@@ -156,7 +150,6 @@ def _machine() -> str:
 
 
 def _works(pid: int) -> bool:
-    """Whether a process of this machine exists, and isn't stopped."""
     try:
         return psutil.Process(pid).status() not in _DEAD
     except psutil.NoSuchProcess:

@@ -25,11 +25,7 @@ class RunLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Choose the folder, which need not be there.
-
-        Args:
-            folder: Of a run, or of several.
-        """
+        """Choose the folder, which need not be there."""
         self._folder = folder
         place = Path(os.path.realpath(folder))
         self._path = place.with_name(f".{place.name}.lock")
@@ -51,11 +47,7 @@ class RunLock:
         on_main(lambda: self._take() if self._folder.exists() else None)
 
     def take(self) -> None:
-        """Take it for all processes of this launch, unless it has it.
-
-        Raises:
-            RunError: In all of them, if another launch has it.
-        """
+        """Take it for all processes of this launch, unless it has it; RunError if another launch has it."""
         on_main(self._take)
 
     def _take(self) -> None:
@@ -65,9 +57,12 @@ class RunLock:
         try:
             self._lock.acquire()
         except Timeout:
+            holder = ""
+            with suppress(OSError):
+                holder = self._path.read_text(encoding="utf-8")
             raise RunError(
-                f"{self._folder}: another process is at work there{self._holder()}; wait for its end, stop it, or "
-                "give this run a name of its own (name=...)"
+                f"{self._folder}: another process is at work there{holder}; wait for its end, stop it, or give this "
+                "run a name of its own (name=...)"
             ) from None
         except (OSError, NotImplementedError) as error:
             if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS):
@@ -76,9 +71,3 @@ class RunLock:
             return
         with suppress(OSError):  # of a system that keeps others, and us, from a locked file
             self._path.write_text(f" (process {os.getpid()} on {socket.gethostname()})", encoding="utf-8")
-
-    def _holder(self) -> str:
-        try:
-            return self._path.read_text(encoding="utf-8")
-        except OSError:
-            return ""

@@ -47,9 +47,7 @@ def package_versions() -> dict[str, str]:
 def describe_arithmetic(device: torch.device, *, to_the_bit: bool) -> dict[str, Any]:
     """What a float32 computation depends on, apart from versions and batch size.
 
-    Args:
-        device: That computes.
-        to_the_bit: Names what changes the last bits too: instructions and threads of a CPU, the accelerator's name.
+    `to_the_bit` names what changes the last bits too: instructions and threads of a CPU, the accelerator's name.
     """
     is_cpu = device.type == "cpu"
     places = ("mkldnn.matmul", "mkldnn.conv") if is_cpu else ("cuda.matmul", "cudnn.conv")  # TensorFloat-32, bfloat16
@@ -63,6 +61,10 @@ def describe_arithmetic(device: torch.device, *, to_the_bit: bool) -> dict[str, 
 def describe_environment() -> dict[str, Any]:
     """Content of environment.json: versions, hardware, processes, command, and the current folder's git commit."""
     state = PartialState()
+    commit = ""
+    with suppress(OSError):  # no git here
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        commit = found.stdout.strip()
     return {
         "hfft": version("hfft"),
         "python": platform.python_version(),
@@ -74,7 +76,7 @@ def describe_environment() -> dict[str, Any]:
         "hardware": hardware(torch.device(str(state.device))),
         "processes": state.num_processes,
         "command": sys.argv,
-        "git_commit": _git_commit(),
+        "git_commit": commit or None,
     }
 
 
@@ -89,11 +91,3 @@ def hardware(device: torch.device) -> str:
         lines = []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _git_commit() -> str | None:
-    try:
-        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    except OSError:  # no git here
-        return None
-    return found.stdout.strip() or None

@@ -1,4 +1,4 @@
-"""Progress bars: tqdm's own, on a terminal that somebody watches, in the main process."""
+"""Progress bars: tqdm's own, on a terminal that somebody watches, in the main process; and what steps took."""
 
 import os
 import sys
@@ -30,16 +30,7 @@ def bar(
     delay: float = 0.0,
     shown: bool | None = None,
 ) -> tqdm:
-    """A bar over items, or one that is moved by `update`; hidden where the standard error output is no terminal.
-
-    Args:
-        title: What is done.
-        total: Number of units; None where it isn't known.
-        items: One unit each.
-        unit: In the plural.
-        delay: Seconds before it appears.
-        shown: Whether to show it, in the main process; None is on a terminal.
-    """
+    """A bar over items, or one that is moved by `update`, in the main process; `shown` when None on a terminal."""
     hidden = None if shown is None else not shown
     if _are_off or os.environ.get("RANK", "0") != "0":
         hidden = True
@@ -55,6 +46,14 @@ def bars(*, shown: bool) -> Iterator[None]:
         yield
     finally:
         _are_off = before
+
+
+@contextmanager
+def timed(seconds: dict[str, float], step: str) -> Iterator[None]:
+    """Add the seconds that something takes to those of its step."""
+    begun = time.monotonic()
+    yield
+    seconds[step] = seconds.get(step, 0.0) + time.monotonic() - begun
 
 
 @contextmanager

@@ -24,9 +24,7 @@ _ASKING = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class _Request:
-    """The signal that asked this process to stop, when, and whether that may wait."""
-
-    signal: int | None = None
+    signal: int | None = None  # that asked this process to stop
     since: float = 0.0
     may_wait: bool = False
 
@@ -120,9 +118,6 @@ def apart(do: Callable[[], _Result]) -> _Result:
     """Do what waits for threads of its own, in one more thread: an interruption ends the wait for it at once.
 
     It is left behind then, and goes on until the process ends; so it must change nothing that counts.
-
-    Args:
-        do: Its result is returned, and its exception raised, here.
     """
     future: Future[_Result] = Future()
 
@@ -137,13 +132,10 @@ def apart(do: Callable[[], _Result]) -> _Result:
 
 
 def end_process(code: int) -> None:
-    """End this process without waiting for its other threads, Python's and others.
+    """End this process without waiting for its other threads.
 
     The interpreter's own end waits for each thread of a pool, such as an upload that waits to be tried again, and
     threads of gloo were seen to abort it.
-
-    Args:
-        code: Exit status.
     """
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -153,7 +145,7 @@ def end_process(code: int) -> None:
 
 
 def _tell_unless_of_worker(asked: int, tell: Callable[..., Any], kind: type[BaseException], *error: Any) -> None:
-    """A hook for exceptions: processes that read images don't complain of a connection that broke at the run's end."""
+    # Processes that read images don't complain of a connection that broke at the run's end.
     if os.getpid() == asked or not issubclass(kind, ConnectionError | EOFError):
         tell(kind, *error)
 

@@ -1,11 +1,17 @@
 """The training loss, normalised by images: one big batch, accumulated ones and many processes give one gradient."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch.nn import functional
+
+from hfft.data.sources.reading import ImageData
+from hfft.errors import RecipeError
+from hfft.recipe.contradictions import multi_label_problems
+from hfft.recipe.spec import Recipe
 
 
 class ImageLoss:
@@ -121,3 +127,51 @@ def prior_shifts(counts: Sequence[int], tau: float) -> tuple[float, ...]:
     Without it at prediction, rare classes are as likely as frequent ones. Source: https://hf.co/papers/2007.07314.
     """
     return tuple(tau * math.log(count / sum(counts)) for count in counts)
+
+
+def loss_for(recipe: Recipe, images: ImageData) -> Callable[[float], ImageLoss]:
+    """Label smoothing to the loss that the recipe asks for.
+
+    Raises:
+        RecipeError: If the recipe is none for images with any number of labels, and as `class_weights`.
+    """
+    spec = recipe.loss
+    if images.is_multi_label and (problems := multi_label_problems(recipe)):
+        raise RecipeError("\n".join(["the images have any number of labels (data.task):", *problems]))
+    gamma = (spec.gamma or 2.0) if spec.name == "focal" else 0.0
+    weights = class_weights(recipe, images)
+    if images.is_multi_label:
+        return partial(LabelSetLoss, class_weights=weights, gamma=gamma)
+    shifts = None
+    if spec.name == "logit_adjusted":
+        shifts = prior_shifts(list(images.counts("train").values()), spec.tau or 1.0)
+    return partial(ImageLoss, class_weights=weights, gamma=gamma, shifts=shifts)
+
+
+def class_weights(recipe: Recipe, images: ImageData) -> tuple[float, ...] | None:
+    """Factors of the classes in the loss, (K,); balanced ones have a mean of 1 over the training images.
+
+    Multi-label, they multiply the terms of images that have a label; balanced ones are how many images lack it for
+    each that has it.
+
+    Raises:
+        RecipeError: If the recipe names other classes than the images have, or all images have a label that is to be
+            balanced.
+    """
+    weights = recipe.class_weights
+    if weights is None:
+        return None
+    if weights == "balanced":
+        counts, total = images.counts("train"), len(images.splits["train"])
+        if not images.is_multi_label:
+            return tuple(total / (len(counts) * count) for count in counts.values())
+        everywhere = [label for label, count in counts.items() if count == total]
+        if everywhere:
+            raise RecipeError(
+                f"class_weights: balanced: all training images have the label {', '.join(everywhere)}; give numbers "
+                "by class, or leave it out"
+            )
+        return tuple((total - count) / count for count in counts.values())
+    if set(weights) != set(images.labels):
+        raise RecipeError(f"class_weights: found {', '.join(weights)}; the classes are {', '.join(images.labels)}")
+    return tuple(weights[label] for label in images.labels)

@@ -9,10 +9,15 @@ import numpy as np
 import torch
 from transformers import TrainingArguments
 
-from hfft.data.images.batches import Collator, Examples
-from hfft.recipe.spec import PhaseSpec
+from hfft.data.images.batches import Collator, Examples, chances_of
+from hfft.data.images.transforms import evaluation_transform, training_transform
+from hfft.data.sources.labels import targets_of
+from hfft.data.sources.reading import ImageData
+from hfft.metrics.evaluate_modules import validating
+from hfft.metrics.multilabel import metrics_of
+from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.extraction import FrozenPass
-from hfft.training.losses import ImageLoss
+from hfft.training.losses import ImageLoss, loss_for
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,26 @@ class PhaseData:
     def headline(self) -> str:
         """Name of the metric that a phase is judged by, unless it says otherwise."""
         return next(iter(self.metrics))
+
+
+def make_phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseData:
+    """What the phases of a recipe train and evaluate on."""
+    augment = recipe.data.augment
+    train_with, evaluate_with = training_transform(processor, augment), evaluation_transform(processor)
+    train, validation = images.splits["train"], images.splits.get("validation")
+    reduce, measure = validating(len(images.labels), is_multi_label=images.is_multi_label)
+    return PhaseData(
+        train=Examples(train, train_with.pixels, seed=recipe.seed, targets=targets_of(train, len(images.labels))),
+        validation=None if validation is None else Examples(validation, evaluate_with.pixels),
+        floats=train_with.floats,
+        collate=Collator(augment.mixup, len(images.labels), train_with.floats, cutmix=augment.cutmix),
+        reduce=reduce,
+        measure=measure,
+        metrics=metrics_of(is_multi_label=images.is_multi_label),
+        loss=loss_for(recipe, images),
+        chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
+        is_multi_label=images.is_multi_label,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from transformers import TrainerCallback, set_seed
 from transformers.debug_utils import DebugUnderflowOverflow
 
 from hfft.errors import TrainingError
-from hfft.model.batchnorm import synchronised
 from hfft.model.freezing import Freeze
+from hfft.model.restoring import synchronised
 from hfft.recipe.spec import PhaseSpec
 from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay

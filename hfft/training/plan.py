@@ -16,6 +16,7 @@ from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
 from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_modes, set_trainable, trainable_names, unused_parameters
 from hfft.model.restoring import left_as_it_was
+from hfft.recipe.contradictions import warms_up
 from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group, Plan
 from hfft.training.failures import ONE_VALUE
@@ -27,10 +28,11 @@ _SEVERAL_KERNELS = (nn.MultiheadAttention, nn.RNNBase)  # such as in_proj_weight
 
 
 def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, ...]:
-    """The phases with each gradual one replaced by those that it stands for in a network of so many blocks.
+    """The phases with each gradual one replaced by those that it stands for, for a network of so many blocks.
 
     Raises:
         ModelError: If a gradual phase asks for more blocks than there are.
+        RecipeError: If two phases would have one name.
     """
     expanded: list[PhaseSpec] = []
     for phase in phases:
@@ -45,6 +47,9 @@ def expand_phases(phases: Sequence[PhaseSpec], blocks: int) -> tuple[PhaseSpec, 
         for number, released in enumerate([*range(step, last, step), last], start=1):
             name = f"{phase.name}-{number}"
             expanded.append(dataclasses.replace(phase, name=name, gradual=None, unfreeze={"blocks": released}))
+    names = [phase.name for phase in expanded]
+    if len(set(names)) < len(names):
+        raise RecipeError(f"phases: a gradual phase stands for phases of the same name as others: {', '.join(names)}")
     return tuple(expanded)
 
 
@@ -227,7 +232,56 @@ def activation_bytes(model: nn.Module, shape: tuple[int, ...], batchnorm: str = 
     return None if outputs is None else sum(kept.values())
 
 
-def refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> bool:
+def check_phase(spec: PhaseSpec, plan: Plan, model: nn.Module, shape: tuple[int, ...], *, validates: bool) -> None:
+    """Refuse a phase that would fail in its course: see the functions below.
+
+    Args:
+        spec: The phase.
+        plan: Of the phase.
+        model: As `prepare_phase` left it; may be on the meta device.
+        shape: The pixels', (1, C, H, W).
+        validates: Whether there are validation images.
+    """
+    _check_course(spec, plan, validates=validates)
+    _check_batchnorm(spec, plan, model, shape)
+
+
+def _check_course(spec: PhaseSpec, plan: Plan, *, validates: bool) -> None:
+    """Refuse a warm-up that leaves no step at the learning rate, and evaluations that would begin after the end."""
+    where, asked = f"phases.{spec.name}", float(spec.arguments.get("warmup_steps") or 0)
+    warmup = int(asked) if asked >= 1 else math.ceil(plan.steps * asked)  # as transformers 5.24 has it
+    steps = f"{plan.steps:,} {'step' if plan.steps == 1 else 'steps'}"
+    if warmup >= plan.steps and warms_up(spec.arguments):
+        raise RecipeError(
+            f"{where}.warmup_steps: found {asked:g}, and the phase has {steps}: none would have its learning rate; "
+            "set fewer, a share of the steps such as 0.1, or 0"
+        )
+    delay, strategy = spec.arguments.get("eval_delay") or 0, spec.arguments.get("eval_strategy", "epoch")
+    end, unit = (plan.epochs, "epochs") if strategy == "epoch" else (plan.steps, "steps")
+    if validates and strategy != "no" and delay > end:
+        raise RecipeError(
+            f"{where}.eval_delay: found {delay:g}, and the phase ends after {end:g} {unit}, without an evaluation; "
+            "set less, or eval_strategy: no"
+        )
+
+
+def _check_batchnorm(spec: PhaseSpec, plan: Plan, model: nn.Module, shape: tuple[int, ...]) -> None:
+    """Refuse batches of one image where a BatchNorm trains that needs several."""
+    shares = spec.batchnorm == "sync" and plan.processes > 1
+    if spec.batchnorm == "eval" or shares:
+        return
+    last = plan.images % plan.device_batch
+    has_last = plan.processes == 1 and last == 1 and not spec.arguments.get("dataloader_drop_last")
+    if (plan.device_batch == 1 or has_last) and _refuses_one_image(model, shape, spec.batchnorm):
+        which = "each batch has" if plan.device_batch == 1 else f"the last batch of {plan.images:,} images has"
+        advice = "" if plan.device_batch == 1 else "dataloader_drop_last: true, or "
+        raise RecipeError(
+            f"phases.{spec.name}.batchnorm: {spec.batchnorm!r} takes statistics of each batch, and {which} one "
+            f"image, which is too few for this network; set {advice}another per_device_train_batch_size"
+        )
+
+
+def _refuses_one_image(model: nn.Module, shape: tuple[int, ...], batchnorm: str) -> bool:
     """Whether a BatchNorm that is trained has a single value per channel where a batch has one image."""
     try:
         with torch.no_grad():

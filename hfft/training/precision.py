@@ -1,8 +1,10 @@
 """`precision: auto`: whether a phase trains faster in bfloat16 on this machine."""
 
 import copy
+import dataclasses
 import math
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from accelerate.logging import get_logger
 from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
-from hfft.recipe.spec import PhaseSpec
+from hfft.recipe.contradictions import solving_problems
+from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.system.files import recall, remember
+from hfft.system.launch import spread_by
 from hfft.system.machine import hardware, has_native_bfloat16
 from hfft.training.plan import prepare_phase
 
@@ -63,6 +67,23 @@ def fastest_precision(
     return best
 
 
+def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
+    """The phases as they run in a precision; one that sets bf16 or fp16 itself is left alone.
+
+    `auto` is taken for `bfloat16` where the device has that. A head that the recipe or the launch keeps from being
+    solved takes steps.
+    """
+    is_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16())
+    phases = []
+    for phase in recipe.phases:
+        if phase.solver == "auto" and phase.is_solved and (spread_by() or solving_problems(phase, recipe)):
+            phase = dataclasses.replace(phase, solver="steps")
+        if is_bfloat16 and not {"bf16", "fp16"} & set(phase.arguments):
+            phase = dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
+        phases.append(phase)
+    return tuple(phases)
+
+
 def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:
     """All that the answer depends on."""
     architecture = hash_architecture(dict(model.named_modules()))
@@ -75,21 +96,36 @@ def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays
     return ", ".join(parts)
 
 
-def _seconds(network: Any, split_point: SplitPoint | None, pixels: torch.Tensor, batchnorm: str) -> dict[str, float]:
+def step_seconds(model: Any, spec: PhaseSpec, pixels: torch.Tensor) -> float:
+    """Seconds per image of a training step in float32, behind what replay computes once; the model isn't changed."""
+    network = prepare_phase(copy.deepcopy(model), spec, pixels[:1])
+    split_point = find_split_point(network, pixels[:1], spec.batchnorm)
+    return _seconds(network, split_point, pixels, spec.batchnorm, _PRECISIONS[:1])["float32"] / len(pixels)
+
+
+def _seconds(
+    network: Any,
+    split_point: SplitPoint | None,
+    pixels: torch.Tensor,
+    batchnorm: str,
+    precisions: Sequence[str] = _PRECISIONS,
+) -> dict[str, float]:
     """Of the fastest step in each precision, in turn, so that a busy moment of the machine hits both."""
     entering = {}
     if split_point is not None:
-        for name in _PRECISIONS:
+        for name in precisions:
             with torch.no_grad(), _autocast(name):
                 entering[name] = Prefix(network.eval(), [split_point]).eval()(pixels)
     set_modes(network, batchnorm)
-    seconds = dict.fromkeys(_PRECISIONS, math.inf)
+    seconds = dict.fromkeys(precisions, math.inf)
     with random_state_kept(pixels.device), nullcontext() if split_point is None else split_point.bypassed():
-        for name in _PRECISIONS * _STEPS:
+        for name in (*precisions,) * _STEPS:
             inputs = pixels if split_point is None else split_point.feed(entering[name])
             begun = time.perf_counter()
             with _autocast(name):
                 _step(network, inputs)
+            if pixels.device.type != "cpu":
+                torch.accelerator.synchronize()
             seconds[name] = min(seconds[name], time.perf_counter() - begun)
     return seconds
 

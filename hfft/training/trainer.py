@@ -17,7 +17,8 @@ from transformers.trainer_utils import rotate_checkpoints
 from hfft.data.images.batches import EpochOrder
 from hfft.errors import TrainingError, first_line
 from hfft.model.adapters import restore_adapter
-from hfft.model.checkpoint import quiet, restore_weights
+from hfft.model.checkpoint import restore_weights
+from hfft.model.config import quiet
 from hfft.model.freezing import Freeze
 from hfft.replay.dataset import ReplayedData
 from hfft.runs.record import Group

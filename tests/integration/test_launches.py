@@ -19,7 +19,7 @@ phases:
 # The audit, a lock that another run holds, label issues, results: each of them longer than `ddp_timeout`.
 SLOW = """
 import sys, time
-import hfft.data.audit.filtering, hfft.evaluators.label_issues, hfft.commands.finetune, hfft.replay.cache
+import hfft.data.audit.filtering, hfft.evaluators.label_issues, hfft.commands.results, hfft.replay.cache
 from hfft.cli import main
 
 def slow(module, name):
@@ -34,7 +34,7 @@ slowed = []
 slow(hfft.data.audit.filtering, "audit")
 slow(hfft.replay.cache, "find_recording")
 slow(hfft.evaluators.label_issues, "out_of_fold")
-slow(hfft.commands.finetune, "write_results")
+slow(hfft.commands.results, "write_results")
 code = main(["train", "r.yaml"])
 print("slowed", *sorted(set(slowed)), flush=True)
 sys.exit(code)

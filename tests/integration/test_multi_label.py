@@ -46,7 +46,7 @@ import json, sys
 import hfft
 print(json.dumps([answer.labels for answer in hfft.Classifier.from_pretrained(sys.argv[1])(sys.argv[2:])]))
 """
-SHORT = ["novelty=false", "retain.measure=false", "training.num_train_epochs=2"]
+SHORT = ["report=false", "label_hints=false", "novelty=false", "retain.measure=false", "training.num_train_epochs=2"]
 PIPELINE = """
 import json, sys
 from transformers import pipeline
@@ -172,7 +172,7 @@ def test_card_and_figures(workplace):
     for words in ("confusion", "Accuracy on", "one of its classes", "taken for"):
         assert words not in card
     figures = {path.name for path in (workplace / "runs/colors/figures").glob("*.png")}
-    assert figures == {"learning_curves.png", "reliability_test.png"}
+    assert figures == {"first_batch.png", "learning_curves.png", "reliability_test.png"}
     assert main(["report", "runs/colors"]) == 0
     page = (workplace / "runs/colors/report.html").read_text()
     for words in ("Mean average precision", "whose probability reaches their threshold", "probability of the label"):

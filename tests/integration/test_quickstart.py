@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
@@ -89,31 +90,39 @@ def test_a_second_preparation_changes_nothing(prepared):
 
 @pytest.mark.slow
 def test_the_weights_are_in_the_right_places(prepared, images):
-    """A linear probe on the features of a quarter of the cells tells them apart; on random weights it does not."""
+    """A linear probe on the features of small cells tells them apart; on random weights it does so less.
 
+    With two layers of one shape exchanged, the area under the curve was seen to fall from 0.88 to 0.79.
+    """
+    transform = evaluation_transform(AutoImageProcessor.from_pretrained(prepared / "checkpoint"))
+    splits = {}
+    for split, step in (("train", 4), ("test", 2)):
+        rows = images.splits[split].select(range(0, len(images.splits[split]), step))
+        pixels = torch.stack([transform(decode_row(row)) for row in rows])
+        small = torch.nn.functional.interpolate(pixels, size=(96, 96), mode="bilinear", antialias=True)
+        splits[split] = small, np.asarray(rows["label"])
+
+    @torch.inference_mode()
     def probe(model):
-        transform = evaluation_transform(AutoImageProcessor.from_pretrained(prepared / "checkpoint"))
         model = model.eval().to(memory_format=torch.channels_last)
-        found = []
-        for split, step in (("train", 4), ("test", 2)):
-            rows = images.splits[split].select(range(0, len(images.splits[split]), step))
-            with torch.inference_mode():
-                pixels = [transform(decode_row(row)) for row in rows]
-                features = [
+        features = {
+            split: torch.cat(
+                [
                     model.timm_model.forward_head(model.timm_model.forward_features(batch), pre_logits=True)
-                    for batch in torch.stack(pixels).split(16)
+                    for batch in pixels.split(16)
                 ]
-            found += [torch.cat(features).numpy(), np.asarray(rows["label"])]
-        train_x, train_y, test_x, test_y = found
+            ).numpy()
+            for split, (pixels, _) in splits.items()
+        }
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.001, max_iter=2000))
-        return classifier.fit(train_x, train_y).score(test_x, test_y)
+        classifier.fit(features["train"], splits["train"][1])
+        return roc_auc_score(splits["test"][1], classifier.decision_function(features["test"]))
 
     pretrained = AutoModelForImageClassification.from_pretrained(prepared / "checkpoint")
     torch.manual_seed(0)
     untrained = AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(prepared / "checkpoint"))
-    score, chance = probe(pretrained), probe(untrained)
-    assert score > 0.78
-    assert chance < score - 0.05
+    assert probe(pretrained) > 0.85
+    assert probe(untrained) < 0.80
 
 
 @pytest.mark.slow
@@ -123,7 +132,7 @@ def test_the_recipe_runs_on_the_real_network(prepared, tmp_path):
     for split in ("train", "validation", "test"):
         for label in ("functional", "defective"):
             (few / split / label).mkdir(parents=True)
-            for path in sorted((prepared / "data" / split / label).iterdir())[:16]:
+            for path in sorted((prepared / "data" / split / label).iterdir())[:8]:
                 (few / split / label / path.name).symlink_to(path)
     overrides = [f"model.checkpoint={prepared / 'checkpoint'}", f"data.source={few}", f"output_dir={tmp_path}"]
     run = hfft.finetune(hfft.load_recipe(ROOT / "recipes/quickstart.yaml", overrides))
@@ -133,4 +142,4 @@ def test_the_recipe_runs_on_the_real_network(prepared, tmp_path):
     assert 147 < results[1]["frozen"]["tensors"] < 294
     assert [result["frozen"]["changed"] for result in results] == [0, 0]
     assert hfft.Classifier.from_pretrained(run.model_dir).classes == ("defective", "functional")
-    assert run.predictions["split"].value_counts().to_dict() == {"validation": 32, "test": 32}
+    assert run.predictions["split"].value_counts().to_dict() == {"validation": 16, "test": 16}

@@ -41,7 +41,7 @@ def workplace(tmp_path, photos, monkeypatch):
 
 def test_every_command_line_of_hfft_runs(workplace, capsys):
     lines = [shlex.split(line)[1:] for line in commands() if line.startswith("hfft ")]
-    assert len(lines) == 10
+    assert len(lines) == 11
     for line in lines:
         few = ["training.per_device_train_batch_size=1"] if "--processes" in line else []  # images stand in for more
         assert main([*line, *few]) == 0, (line, capsys.readouterr().err)

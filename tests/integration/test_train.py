@@ -27,6 +27,7 @@ model: {checkpoint: vit}
 data: {source: photos, augment: {crop: [0.6, 1.0], flip: true}}
 training: {per_device_train_batch_size: 8, dataloader_num_workers: 0, num_train_epochs: 2, disable_tqdm: true}
 precision: float32
+report: false
 keep: last
 phases:
   - {name: head, unfreeze: head, learning_rate: 1.0e-2}
@@ -56,6 +57,7 @@ def weights(folder):
 
 
 def test_a_run_from_start_to_use(workplace, capsys):
+    Path("recipe.yaml").write_text(RECIPE.replace("report: false", "report: true"))
     assert main(["plan", "recipe.yaml"]) == 0
     planned = capsys.readouterr().out
     assert "30 train, 9 validation, 12 test images, 3 classes: ant, bee, cat" in planned
@@ -81,6 +83,8 @@ def test_a_run_from_start_to_use(workplace, capsys):
         ),
         *("mistakes", "predictions.parquet", "recipe.yaml", "report.html"),
     }
+    assert (run.folder / "figures/first_batch.png").read_bytes().startswith(b"\x89PNG")
+    assert "The first training images" in (run.folder / "report.html").read_text()
     assert shown.err.count("report: runs/bugs/report.html\n") == 1
     assert run.recipe == hfft.load_recipe("recipe.yaml")
     for number, (name, changed) in enumerate((("head", 0), ("last", 0), ("lora", 0))):

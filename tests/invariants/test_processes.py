@@ -24,6 +24,7 @@ FAMILIES = {  # replay, images at once, accumulated
     "convnext": ("auto", 1, 2),
     "vit": ("off", 1, 2),
 }
+UNMEASURED = ["label_hints=false", "retain.measure=false"]
 MULTI_LABEL = ["data.source=labelled/labels.csv", "data.label_column=[odd, ant]"]
 MEASURED = ["retain.interpolate=auto", "novelty=true"]
 
@@ -36,17 +37,17 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
     write_labels(shutil.copytree(workplace / "photos", workplace / "labelled"))
     make_damaged(workplace)
     alone = {
-        **{family: train(family, "one", replay, 4) for family, (replay, _, _) in FAMILIES.items()},
+        **{family: [*train(family, "one", replay, 4), *less(family)] for family, (replay, _, _) in FAMILIES.items()},
         "multi_label": [*train("dinov2", "one_multi", "auto", 4), *MULTI_LABEL],
         "measured": [*train("resnet", "one_measured", "off", 4), *MEASURED],
-        "damaged": [*train("vit", "one_damaged", "auto", 4), "data.source=damaged"],
+        "damaged": [*train("vit", "one_damaged", "auto", 4), "data.source=damaged", *UNMEASURED],
     }
     jobs = {
-        **{family: train(family, "two", *options) for family, options in FAMILIES.items()},
-        "tracked": [*train("vit", "two_tracked", "auto", 2), "training.report_to=tensorboard"],
+        **{family: [*train(family, "two", *options), *less(family)] for family, options in FAMILIES.items()},
+        "tracked": [*train("vit", "two_tracked", "auto", 2), "training.report_to=tensorboard", *UNMEASURED],
         "multi_label": [*train("dinov2", "two_multi", "auto", 2), *MULTI_LABEL],
         "measured": [*train("resnet", "two_measured", "off", 2), *MEASURED],
-        "damaged": [*train("vit", "two_damaged", "auto", 2), "data.source=damaged"],
+        "damaged": [*train("vit", "two_damaged", "auto", 2), "data.source=damaged", *UNMEASURED],
     }
     done = run_jobs({name: words[2:] for name, words in jobs.items()}, workplace)
     for words in alone.values():
@@ -68,6 +69,11 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
         check_damaged(workplace, done["damaged"])
 
 
+def less(family):
+    """Overrides for a run; label issues and retention are looked at in two families."""
+    return [] if family in ("dinov2", "resnet") else UNMEASURED
+
+
 def check_family(workplace, done, family, replay, batch, accumulated):
     """DINOv2 has a mask token that no image reaches, and ResNet a loss that ignores how many images there are."""
     phases = assert_same_result(workplace, family, "one", "two")
@@ -76,7 +82,7 @@ def check_family(workplace, done, family, replay, batch, accumulated):
     assert done.stderr.count(f"report: two/of_{family}/report.html") == 1
     each = f"of 4 images ({batch} at once on each of 2 processes{', 2 accumulated' if accumulated > 1 else ''})"
     assert done.stderr.count(each) == len(phases)
-    assert done.stderr.count("label issues: ") == 1
+    assert done.stderr.count("label issues: ") == (not less(family))
     assert done.stderr.count("head: replays what enters") == (replay == "auto")  # each process computed a part
 
 

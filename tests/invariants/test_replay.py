@@ -13,7 +13,7 @@ import toy
 from transformers import TrainerCallback, TrainingArguments
 
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
-from hfft.replay import extraction
+from hfft.replay import cache
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseRun
 from hfft.training.phases import run_phase
@@ -101,14 +101,13 @@ def test_with_weighted_shares_and_a_sampler(tmp_path):
 def counted(monkeypatch):
     """Images that are computed for recordings from now on."""
     computed = []
-    inner = extraction._pass
+    record = cache.record_activations
 
-    def count(begins, compute, examples, **options):
-        for rows, outputs in inner(begins, compute, examples, **options):
-            computed.append(len(rows))
-            yield rows, outputs
+    def count(*arguments, **options):
+        computed.append(record(*arguments, **options))
+        return computed[-1]
 
-    monkeypatch.setattr(extraction, "_pass", count)
+    monkeypatch.setattr(cache, "record_activations", count)
     return computed
 
 
@@ -208,10 +207,13 @@ def test_activations_that_are_kept_in_half_train_in_float32(tmp_path, dtype):
     assert not torch.equal(replayed["classifier.weight"], plain["classifier.weight"])
 
 
-def test_mixup_is_not_replayed(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("mixing", "words"), [({"mixup": 0.4}, "mixup"), ({"mixup": 0.4, "cutmix": 1.0}, "mixup and cutmix")]
+)
+def test_mixed_images_are_not_replayed(mixing, words, tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    train("vit", tmp_path, replay=EXACT, phases=TWO[:1], augment=AugmentSpec(mixup=0.4))
-    assert "mixup mixes the pixels of several images" in caplog.text
+    train("vit", tmp_path, replay=EXACT, phases=TWO[:1], augment=AugmentSpec(**mixing))
+    assert f"every step computes the whole network: {words} mixes the pixels of several images" in caplog.text
 
 
 def test_looking_for_overflow_sees_the_whole_network_and_stops_with_the_phase(tmp_path, caplog):

@@ -9,10 +9,10 @@ import toy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.errors import TrainingError
-from hfft.recipe.spec import AdapterSpec, AugmentSpec
+from hfft.recipe.spec import PRESETS, AdapterSpec, AugmentSpec
 from hfft.training.trainer import newest_checkpoint
 
-AUGMENT = AugmentSpec(crop=(0.5, 1.0), flip=True, mixup=0.2)
+AUGMENT = AugmentSpec(**PRESETS["strong"])
 STEPS = {"num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 2}
 
 

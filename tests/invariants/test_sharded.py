@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 import warm
+from families import KINDS
 from launches import (
     ACCELERATE,
     ALONE,
@@ -204,12 +205,8 @@ def test_a_frozen_number_that_changed_in_a_shard_of_one_process_is_found(workpla
     assert done.stdout.count(expected) == 2
 
 
-# Plain blocks, stages, windows, BatchNorm, two towers, two heads, latents, timm
-FAMILIES = ("vit", "convnext", "swin", "resnet", "mobilenet_v2", "siglip", "deit+teacher", "perceiver", "timm_wrapper")
-
-
 @pytest.mark.parametrize(
-    "families", [FAMILIES, pytest.param(tuple(tiny.CONFIGS), marks=pytest.mark.nightly)], ids=["kinds", "all"]
+    "families", [KINDS, pytest.param(tuple(tiny.CONFIGS), marks=pytest.mark.nightly)], ids=["kinds", "all"]
 )
 def test_families_can_be_sharded(families, workplace):
     """One step of each, everything unfrozen and with LoRA."""

@@ -8,19 +8,19 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
-from hfft.data.images.decoding import RULE, Decoded, decode_small, open_image, read_content
+from hfft.data.images.augmentation import as_image
+from hfft.data.images.decoding import RULE, decode_small, open_image, read_content
 from hfft.data.images.modes import from_black, has_profile, is_deep, on_background
 from hfft.data.sources.labels import label_keys
 from hfft.errors import DataError
@@ -50,19 +50,12 @@ _ONE_LARGE = threading.Lock()
 
 @dataclass(frozen=True)
 class Examined:
-    """The result for one image.
-
-    Attributes:
-        record: Values of `RECORD`.
-        problem: Why it can't be decoded, or None.
-        remark: What its decoder remarked, or None.
-        thumbnail: (32, 32) uint8, gray; None where nothing was decoded.
-    """
+    """The result for one image: values of `RECORD`, why it can't be decoded, and what its decoder remarked."""
 
     record: tuple[Any, ...]
     problem: str | None = None
     remark: str | None = None
-    thumbnail: np.ndarray | None = None
+    thumbnail: np.ndarray | None = None  # (32, 32) uint8, gray; None where nothing was decoded
 
 
 @dataclass(frozen=True)
@@ -82,8 +75,8 @@ class Audit:
     labels: np.ndarray
     records: np.ndarray
     thumbnails: np.ndarray
-    problems: Mapping[int, str] = field(default_factory=dict)
-    remarks: Mapping[int, str] = field(default_factory=dict)
+    problems: Mapping[int, str]
+    remarks: Mapping[int, str]
 
     def fingerprint(self, rows: Sequence[int] | np.ndarray | None = None) -> str:
         """Hash over the name, label and content of some rows; of all when None."""
@@ -111,14 +104,16 @@ def audit(
         cached_for: Source of the images. Content of this source that an earlier audit decoded, by the same rule and
             the same decoders, is read and not decoded; None caches nothing.
     """
-    cache = _Cache(None if cached_for is None else _cache_folder(cached_for, level, background))
+    cache = _Cache(None)
+    if cached_for is not None and level != "off":
+        cache = _Cache(_cache_folder(cached_for, level, background))
 
     def examine(image: dict[str, Any] | None) -> Examined:
         try:
             content = read_content(image)
         except DataError as error:
-            return Examined((b"", b"", 0, 0, 0, 0.0, 1), str(error))
-        return cache.find(digest_of(content)) or examine_content(content, level, background)
+            return _broken(b"", error)
+        return cache.find(_digest(content)) or examine_content(content, level, background)
 
     records = np.zeros(len(rows), dtype=RECORD)
     thumbnails = _thumbnails_on_disk(len(rows))
@@ -133,31 +128,32 @@ def audit(
         if found.remark is not None:
             remarks[row] = found.remark
     done = Audit(tuple(rows["file"][:]), label_keys(rows), records, thumbnails, problems, remarks)
-    if level != "off":
-        cache.extend(done)
+    cache.extend(done)
     return done
 
 
-def digest_of(content: bytes) -> bytes:
-    """Hash of a file's content, 32 hexadecimal digits."""
+def _broken(digest: bytes, error: DataError) -> Examined:
+    return Examined((digest, b"", 0, 0, 0, 0.0, 1), str(error))
+
+
+def _digest(content: bytes) -> bytes:
+    """32 hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest().encode()
 
 
 def examine_content(content: bytes, level: str, background: Color | None = None) -> Examined:
     """Examine an encoded image at a level of `audit`; what can't be decoded is a problem and no exception."""
-    digest = digest_of(content)
+    digest = _digest(content)
     if level == "off":
         return Examined((digest, b"", 0, 0, 0, 0.0, 0))
     try:
         image = open_image(content)
         if level == "quick":
             return Examined((digest, *_header(image), 0.0, 0))
-        if image.width * image.height > _LARGE:
-            with _ONE_LARGE:
-                return _decoded(content, digest, background)
-        return _decoded(content, digest, background)
+        with _ONE_LARGE if image.width * image.height > _LARGE else nullcontext():
+            return _decoded(content, digest, background)
     except DataError as error:
-        return Examined((digest, b"", 0, 0, 0, 0.0, 1), str(error))
+        return _broken(digest, error)
 
 
 def _header(image: Image.Image) -> tuple[bytes, int, int, int]:
@@ -179,19 +175,12 @@ def _decoded(content: bytes, digest: bytes, background: Color | None) -> Examine
         traits |= DEEP | (FLOATS if image.mode == "F" else 0)
     if isinstance(picture, Image.Image) and picture.mode == "RGBA":
         traits |= TRANSPARENT
-    gray = _gray(on_background(picture, background))
+    gray = as_image(on_background(picture, background)).convert("L")
     low, high = gray.getextrema()
     if high - low <= 2:  # pyright: ignore[reportOperatorIssue]
         traits |= BLANK
     thumbnail = np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))
     return Examined((digest, kind, width, height, traits, peak, 0), None, remark, thumbnail)
-
-
-def _gray(picture: Decoded) -> Image.Image:
-    if isinstance(picture, torch.Tensor):  # (1 or 3, H, W)
-        pixels = picture[0] if picture.shape[0] == 1 else picture.permute(1, 2, 0)
-        picture = Image.fromarray(pixels.numpy())
-    return picture.convert("L")
 
 
 def _in_threads(rows: Dataset, examine: Callable[[dict[str, Any] | None], Examined]) -> Iterator[Examined]:

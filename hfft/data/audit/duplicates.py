@@ -1,6 +1,7 @@
 """Near duplicates: pairs of similar thumbnails, found in far less than quadratic time, then compared closely."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,8 @@ DIFFERENCE = 16.0
 _PLAIN = 3.0  # standard deviation in gray levels, below which a thumbnail says too little
 _DIRECTIONS = 12  # that thumbnails are projected on; the first _GRID of them make the grid
 _GRID = 4
+_HALF = 64  # cells on each side of 0
+_STRIDES = (2 * _HALF) ** np.arange(_GRID, dtype=np.int64)
 _CHUNK = 4096  # thumbnails
 _PAIRS = 1 << 20  # that are compared at once
 _CROWD = 64  # thumbnails in a cell, from which on those alike are found through one of them
@@ -31,14 +34,13 @@ def similar_pairs(thumbnails: np.ndarray, rows: np.ndarray) -> np.ndarray:
     and so do their projections on any direction. So it is enough to compare those in neighboring cells of a grid of
     that width, which leaves out no pair; directions of low spatial frequency spread pictures most. In a crowded cell,
     such as the frames of a fixed camera fill, pictures that are like one of them are paired with that one alone.
-
-    Args:
-        thumbnails: (N, S, S) uint8, in memory or mapped; plain ones have no pairs.
-        rows: Numbers of those that are compared, (R,); the pairs are of places in it.
+    Plain thumbnails, of (N, S, S) uint8, have no pairs. The pairs are of places in `rows`, the numbers of those
+    compared, (R,).
     """
     projected, usable = _project(thumbnails, rows)
     radius = float(np.sqrt(2 - 2 * CORRELATION)) * 1.001
-    keys = _cells(projected, radius)
+    # Number of each one's cell; projections are within -1 and 1.
+    keys = (np.floor(projected[:, :_GRID] / radius).astype(np.int64) + _HALF) @ _STRIDES
     absorbed, found = _crowds(thumbnails, rows[usable], keys)
     found = [usable[pairs] for pairs in found]
     left = np.flatnonzero(~absorbed)
@@ -89,33 +91,28 @@ def group(pairs: Sequence[tuple[int, int]]) -> list[list[int]]:
 def same_pictures(
     thumbnails: np.ndarray, rows: np.ndarray, gray: Callable[[int], Image.Image]
 ) -> list[tuple[int, int]]:
-    """Pairs of images that show the same picture, as places in `rows`.
+    """Pairs of images that show the same picture, as places in `rows`, the numbers of those compared, (R,).
 
-    Args:
-        thumbnails: (N, S, S) uint8.
-        rows: Numbers of those that are compared, (R,).
-        gray: Number to the image in mode L; asked for those whose thumbnails are alike.
+    `thumbnails` are (N, S, S) uint8; `gray` gives the image of a number in mode L, for those that are alike.
     """
     found: list[tuple[int, int]] = []
     known: dict[int, int] = {}  # index -> a picture that it is the same as
-    last: tuple[int, Image.Image] | None = None  # the first image of the last pair
     opened = 0
-    first: int
-    second: int
-    for first, second in similar_pairs(thumbnails, rows).tolist():
-        if opened == _MOST_OPENED:
-            many = f"more than {_MOST_OPENED} pairs of images are nearly alike"
-            warn(f"near duplicates: {many}; the others are not compared")
-            break
-        same = known.get(first, first)
-        if same == known.get(second, second):
-            continue
-        if last is None or last[0] != first:
-            last = (first, gray(int(rows[first])))
-        opened += 1
-        if is_same_picture(last[1], gray(int(rows[second]))):
-            found.append((first, second))
-            known[second] = same
+    alike: list[list[int]] = similar_pairs(thumbnails, rows).tolist()
+    for first, pairs in groupby(alike, key=lambda pair: pair[0]):
+        image: Image.Image | None = None
+        for _, second in pairs:
+            same = known.get(first, first)
+            if same == known.get(second, second):
+                continue
+            if opened == _MOST_OPENED:
+                warn(f"near duplicates: only {opened} pairs of images that are nearly alike were compared")
+                return found
+            opened += 1
+            image = gray(int(rows[first])) if image is None else image
+            if is_same_picture(image, gray(int(rows[second]))):
+                found.append((first, second))
+                known[second] = same
     return found
 
 
@@ -129,14 +126,12 @@ def _unit(thumbnails: np.ndarray) -> np.ndarray:
 def _project(thumbnails: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Projections of the rows that aren't plain, (M, D) float32, and their indices, (M,)."""
     basis = _low_frequencies(thumbnails.shape[1])
-    parts, indices = [], []
+    parts, indices = [np.zeros((0, _DIRECTIONS), np.float32)], [np.zeros(0, np.int64)]
     for start in range(0, len(rows), _CHUNK):
         chunk = thumbnails[rows[start : start + _CHUNK]]
         usable = np.flatnonzero(chunk.std(axis=(1, 2)) >= _PLAIN)
         parts.append(_unit(chunk[usable]) @ basis)
         indices.append(usable + start)
-    if not parts:
-        return np.zeros((0, _DIRECTIONS), np.float32), np.zeros(0, np.int64)
     return np.concatenate(parts), np.concatenate(indices)
 
 
@@ -147,16 +142,6 @@ def _low_frequencies(side: int) -> np.ndarray:
     order = sorted(((a, b) for a in range(5) for b in range(5) if a + b > 0), key=lambda ab: (ab[0] + ab[1], ab))
     columns = [np.outer(waves[a], waves[b]).ravel() for a, b in order[:_DIRECTIONS]]
     return np.stack([column / np.linalg.norm(column) for column in columns], axis=1).astype(np.float32)
-
-
-def _cells(points: np.ndarray, width: float) -> np.ndarray:
-    """Number of each point's cell in a grid, (M,)."""
-    cells = np.floor(points[:, :_GRID] / width).astype(np.int64) + _HALF  # projections are within -1 and 1
-    return cells @ _STRIDES
-
-
-_HALF = 64  # cells on each side of 0
-_STRIDES = (2 * _HALF) ** np.arange(_GRID, dtype=np.int64)
 
 
 def _crowds(thumbnails: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -171,12 +156,8 @@ def _crowds(thumbnails: np.ndarray, rows: np.ndarray, keys: np.ndarray) -> tuple
                 break
             leader, members = members[0], members[1:]
             unit = _unit(thumbnails[rows[leader : leader + 1]])[0]
-            alike = np.concatenate(
-                [
-                    _unit(thumbnails[rows[members[start : start + _CHUNK]]]) @ unit > CORRELATION
-                    for start in range(0, len(members), _CHUNK)
-                ]
-            )
+            parts = np.split(members, range(_CHUNK, len(members), _CHUNK))
+            alike = np.concatenate([_unit(thumbnails[rows[part]]) @ unit > CORRELATION for part in parts])
             absorbed[members[alike]] = True
             pairs.append(np.stack([np.full(alike.sum(), leader), members[alike]], axis=1))
             members = members[~alike]
@@ -205,10 +186,9 @@ def _neighbors(keys: np.ndarray) -> Iterator[np.ndarray]:
 
 def _batches(sizes: np.ndarray) -> Iterator[np.ndarray]:
     """Indices in runs whose sizes add up to `_PAIRS` or little more."""
-    if len(sizes) == 0:
-        return
-    bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // _PAIRS)) + 1
-    yield from np.split(np.arange(len(sizes)), bounds)
+    if len(sizes):
+        bounds = np.flatnonzero(np.diff(np.cumsum(sizes) // _PAIRS)) + 1
+        yield from np.split(np.arange(len(sizes)), bounds)
 
 
 def _products(

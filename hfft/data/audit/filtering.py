@@ -25,13 +25,7 @@ _SHOWN = 10  # files or findings that a message names
 
 @dataclass(frozen=True)
 class Skip:
-    """An image that was left out.
-
-    Attributes:
-        file: Its name.
-        label: Its class; of several, all of them, with `+` between.
-        reason: Why it can't be read.
-    """
+    """An image that was left out: its name, its classes with `+` between, and why it can't be read."""
 
     file: str
     label: str
@@ -40,14 +34,7 @@ class Skip:
 
 @dataclass(frozen=True)
 class Checked:
-    """Images that can be read, and what was found among all of them.
-
-    Attributes:
-        images: Without those that were left out.
-        fingerprints: By split.
-        skipped: What was left out.
-        findings: What else the audit found.
-    """
+    """Images that can be read, their fingerprints by split, what was left out, and what else was found."""
 
     images: ImageData
     fingerprints: Mapping[str, str]
@@ -84,12 +71,6 @@ def check_images(source: Source, images: ImageData, spec: DataSpec, seed: int) -
 
     Everything is as if these images had not been there. Images of the splits alone are opened: `data.max_per_class`
     may leave most of a source aside, and where it does, others take the place of those left out.
-
-    Args:
-        source: All rows.
-        images: The splits of all rows, as `choose_splits` makes them.
-        spec: Says how closely to look, and what to do.
-        seed: As for `choose_splits`.
 
     Raises:
         DataError: If images can't be read and the recipe says stop, or hardly any are left of a class, or images of
@@ -130,11 +111,7 @@ def check_images(source: Source, images: ImageData, spec: DataSpec, seed: int) -
 
 
 def readable_rows(rows: Dataset, labels: Sequence[str], spec: DataSpec) -> Dataset:
-    """The rows that can be read, in every process.
-
-    Raises:
-        DataError: As for `check_images`, but for leaks.
-    """
+    """The rows that can be read, in every process; a DataError as of `check_images`, but for leaks."""
     check_found(rows, spec.source)
 
     def find_unreadable() -> tuple[Skip, ...]:

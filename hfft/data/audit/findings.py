@@ -54,19 +54,12 @@ _LISTED = 20  # files that a finding on many images names
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know of the data.
+    """Something to know of the data."""
 
-    Attributes:
-        kind: A key of `KINDS`.
-        detail: What exactly, in words.
-        files: Names of the images: all of a group of duplicates, else 20 at most.
-        count: How many images it is about; 0 for a class.
-    """
-
-    kind: str
+    kind: str  # a key of `KINDS`
     detail: str
-    files: tuple[str, ...] = ()
-    count: int = 0
+    files: tuple[str, ...] = ()  # names of the images: all of a group of duplicates, else 20 at most
+    count: int = 0  # how many images it is about; 0 for a class
 
     @property
     def severity(self) -> Severity:
@@ -80,21 +73,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Rows:
-    """All rows of all splits, one after the other.
+    """All rows of all splits, one after the other."""
 
-    Attributes:
-        audit: Of these rows, and maybe of others.
-        labels: Class names.
-        splits: Split names.
-        numbers: Of each row in the audit, (N,).
-        parts: Index of each row's split, (N,).
-    """
-
-    audit: Audit
-    labels: Sequence[str]
+    audit: Audit  # of these rows, and maybe of others
+    labels: Sequence[str]  # class names
     splits: Sequence[str]
-    numbers: np.ndarray
-    parts: np.ndarray
+    numbers: np.ndarray  # of each row in the audit, (N,)
+    parts: np.ndarray  # index of each row's split, (N,)
 
     @cached_property
     def files(self) -> list[str]:
@@ -130,8 +115,7 @@ def list_findings(
         splits: Name of each split to the numbers of its rows in the audit.
         labels: Class names.
         train: The split that classes are judged by.
-        gray: Number of a row in the audit to its image in mode L, to compare those whose thumbnails are alike; None
-            compares none.
+        gray: Number of a row to its image in mode L, to compare those whose thumbnails are alike; None compares none.
     """
     numbers = np.concatenate([np.zeros(0, np.int64), *splits.values()])
     parts = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits.values()])
@@ -170,35 +154,28 @@ def _classes(rows: _Rows, train: str) -> Iterator[Finding]:
 
 
 def _equal_images(rows: _Rows, gray: Callable[[int], Image.Image] | None) -> Iterator[Finding]:
-    digests = rows.records["digest"]
-    _, firsts, which, counts = np.unique(digests, return_index=True, return_inverse=True, return_counts=True)
-    usable = (digests != b"") & (rows.records["broken"] == 0)
-    copies: dict[int, list[int]] = {}  # the first row with a content to all of them
-    for row in np.flatnonzero((counts[which] > 1) & usable).tolist():
-        copies.setdefault(int(firsts[which[row]]), []).append(row)
-    for equal in copies.values():
-        yield from _judge(rows, equal)
+    copies: dict[bytes, list[int]] = {}  # rows by content
+    for row, (digest, broken) in enumerate(rows.records[["digest", "broken"]].tolist()):
+        if digest and not broken:
+            copies.setdefault(digest, []).append(row)
+    once = list(copies.values())
+    for equal in once:
+        if len(equal) > 1:
+            yield from _judge(rows, equal)
     if gray is None:
         return
-    once = np.sort(firsts[usable[firsts]])  # one of each content
-    pairs = same_pictures(rows.audit.thumbnails, rows.numbers[once], gray)
-    for places in group(pairs):
-        equal = sorted(row for place in places for row in copies.get(int(once[place]), [int(once[place])]))
-        yield from _judge(rows, equal, near="near ")
+    firsts = np.array([equal[0] for equal in once], dtype=np.int64)
+    for places in group(same_pictures(rows.audit.thumbnails, rows.numbers[firsts], gray)):
+        yield from _judge(rows, sorted(row for place in places for row in once[place]), near="near ")
 
 
 def _judge(rows: _Rows, equal: list[int], near: str = "") -> Iterator[Finding]:
     """One finding for each way in which a group of equal images is wrong."""
-    parts: list[int] = sorted(set(rows.parts[equal].tolist()))
-    classes = sorted(set(rows.classes[equal].tolist()))
-    found = []
-    if len(parts) > 1:
-        found.append(("leak", " and ".join(rows.splits[part] for part in parts)))
-    if len(classes) > 1:
-        found.append(("two labels", " and ".join(spoken_label(key, rows.labels) for key in classes)))
-    if not found:
-        found.append(("duplicate", f"{len(equal)} times in {rows.splits[parts[0]]}"))
-    for kind, detail in found:
+    splits = [rows.splits[part] for part in sorted(set(rows.parts[equal].tolist()))]
+    classes = [spoken_label(key, rows.labels) for key in sorted(set(rows.classes[equal].tolist()))]
+    found = {"leak": splits, "two labels": classes}
+    details = {kind: " and ".join(names) for kind, names in found.items() if len(names) > 1}
+    for kind, detail in (details or {"duplicate": f"{len(equal)} times in {splits[0]}"}).items():
         yield Finding(near + kind, detail, tuple(rows.files[row] for row in equal), len(equal))
 
 

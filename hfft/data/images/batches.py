@@ -15,10 +15,9 @@ IGNORED = -100  # label of an example that counts for nothing; torch's cross ent
 
 
 class Examples(torch.utils.data.Dataset[dict[str, Any]]):
-    """Decoded and transformed images of a split.
+    """Decoded and transformed images of a split: an item depends on seed, epoch and index alone.
 
-    An item depends on (seed, epoch, index) alone and not on the process, the worker or what was read before, so that
-    a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
+    So a run that was interrupted in the middle of an epoch goes on with the images it would have seen.
     """
 
     def __init__(
@@ -36,8 +35,7 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
             transform: Decoded image -> (C, H, W) tensor: a `Transform`, or its `pixels` alone, which are four times
                 smaller on their way from a worker; whoever takes the batch calls `floats`.
             seed: Seeds the transform; None for a transform without random decisions.
-            targets: Shares of the classes in the place of the labels, (N, K) float32; multi-label rows have 0 and 1
-                in any case.
+            targets: Shares of the classes in the place of the labels, (N, K) float32.
         """
         self.labels: Any = targets
         if targets is None:
@@ -81,27 +79,22 @@ class Examples(torch.utils.data.Dataset[dict[str, Any]]):
 class EpochOrder(torch.utils.data.Sampler[int]):
     """Every image of an epoch once, shuffled as Accelerate's SeedableRandomSampler does, then fillers.
 
-    Accelerate fills the last batch of several processes with images from the epoch's start, which then count twice.
-    Here it is filled with fillers, which `Collator` and the loss leave out.
+    `Collator` and the loss leave fillers out; Accelerate would take images twice to fill the last batches.
     """
 
     def __init__(self, examples: Examples, *, seed: int, multiple: int, chances: torch.Tensor | None = None) -> None:
-        """Order the examples' epoch by seed and epoch, with fillers up to a multiple of a number.
-
-        With `chances`, the relative frequency of each image, (N,), as many as there are images are drawn, some several
-        times; each once when None.
-        """
-        self._chances, self._examples, self._seed = chances, examples, seed
+        """Fill up to a multiple of a number; with `chances`, (N,), N images are drawn with these frequencies."""
+        self.examples, self._chances, self._seed = examples, chances, seed
         self._fillers = -len(examples) % multiple
 
     def __len__(self) -> int:
         """Images and fillers."""
-        return len(self._examples) + self._fillers
+        return len(self.examples) + self._fillers
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the examples' epoch."""
-        generator = torch.Generator().manual_seed(self._seed + self._examples.epoch)
-        count = len(self._examples)
+        generator = torch.Generator().manual_seed(self._seed + self.examples.epoch)
+        count = len(self.examples)
         if self._chances is None:
             yield from torch.randperm(count, generator=generator).tolist()
         else:
@@ -110,42 +103,62 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 
 class Collator:
-    """Examples -> a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) integers, or (B, K) shares after mixup.
+    """Examples -> a batch of `pixel_values` (B, C, H, W) and `labels`: (B,) integers, or (B, K) shares where it mixes.
 
-    Pixels stay 8-bit if they were, but for those that are mixed.
+    Pixels stay 8-bit if they were, but for those of mixup.
     """
 
     def __init__(
-        self, mixup: float = 0.0, classes: int = 0, floats: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        mixup: float = 0.0,
+        classes: int = 0,
+        floats: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        *,
+        cutmix: float = 0.0,
     ) -> None:
-        """Mix pairs of images, if at all, with a share of the Beta distribution of this alpha; 0 is off.
+        """Mix pairs of training images by a share of the Beta distribution of these alphas; 0 is off.
 
-        Mixup needs the number of classes K, and for 8-bit pixels the examples' `Transform.floats`.
+        Mixing needs the number of classes K, and mixup of 8-bit pixels the examples' `Transform.floats`.
         """
-        self.mixup, self.classes, self.floats = mixup, classes, floats
+        self.mixup, self.cutmix, self.classes, self.floats = mixup, cutmix, classes, floats
 
     def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Stack the examples; with mixup on, mix training examples each with its mirror in the batch.
-
-        Fillers are left out, but for one where there is nothing else.
-        """
+        """Stack the examples that count, and mix training examples each with its mirror in the batch."""
         examples = without_fillers(examples)
         pixels = torch.stack([example["pixel_values"] for example in examples])  # (B, C, H, W)
         labels = stack_labels(examples)  # (B,) or (B, K)
         keys = tuple(number for example in examples for number in example["key"] or ())
-        if self.mixup == 0 or not keys:
+        if not (self.mixup or self.cutmix) or not keys:
             return {"pixel_values": pixels, "labels": labels}
-        if self.floats is not None:
+        rng = np.random.default_rng(_mix(keys))
+        cuts = self.cutmix > 0 and (self.mixup == 0 or bool(rng.random() < 0.5))
+        if not cuts and self.floats is not None:
             pixels = self.floats(pixels)
         if labels.flatten()[0] == IGNORED:
-            return {"pixel_values": pixels, "labels": torch.full((1, self.classes), IGNORED, dtype=pixels.dtype)}
-        share = float(np.random.default_rng(_mix(keys)).beta(self.mixup, self.mixup))
+            return {"pixel_values": pixels, "labels": torch.full((1, self.classes), float(IGNORED))}
         targets = labels if labels.ndim == 2 else torch.nn.functional.one_hot(labels, self.classes)
-        targets = targets.to(pixels.dtype)  # (B, K)
-        return {
-            "pixel_values": share * pixels + (1 - share) * pixels.flip(0),
-            "labels": share * targets + (1 - share) * targets.flip(0),
-        }
+        targets = targets.float()  # (B, K)
+        if cuts:
+            pixels, share = _cut_mix(pixels, float(rng.beta(self.cutmix, self.cutmix)), rng)
+        else:
+            share = float(rng.beta(self.mixup, self.mixup))
+            pixels = share * pixels + (1 - share) * pixels.flip(0)
+        return {"pixel_values": pixels, "labels": share * targets + (1 - share) * targets.flip(0)}
+
+
+def _cut_mix(pixels: torch.Tensor, share: float, rng: np.random.Generator) -> tuple[torch.Tensor, float]:
+    """Images (B, C, H, W), each with a rectangle of its mirror in the batch, and the share of the area that is left.
+
+    The rectangle has the shape of the image and any place; what is outside of the image is cut off.
+    """
+    half, bounds = 0.5 * (1 - share) ** 0.5, []
+    for side in pixels.shape[-2:]:
+        center = int(rng.integers(side))
+        bounds.append((max(center - int(half * side), 0), min(center + int(half * side), side)))
+    (top, bottom), (left, right) = bounds
+    mixed = pixels.clone()
+    mixed[..., top:bottom, left:right] = pixels.flip(0)[..., top:bottom, left:right]
+    return mixed, 1 - (bottom - top) * (right - left) / (pixels.shape[-2] * pixels.shape[-1])
 
 
 def ignored_like(label: Any) -> Any:

@@ -54,7 +54,7 @@ def part_of(file: str | os.PathLike[str], offset: int, size: int) -> str:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """What `formats`, `modes` and the decoders raise, as a DataError of one line."""
+    """What `formats`, `modes` and the decoders raise, as a DataError of one line; the caller knows the file."""
     try:
         with pillow_errors():
             yield
@@ -74,11 +74,7 @@ def _file_errors() -> Iterator[None]:
 
 @_file_errors()
 def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
-    """The content of a regular file; one of another kind, such as a named pipe, could keep its reader waiting.
-
-    Raises:
-        DataError: If it can't be read.
-    """
+    """The content of a regular file; one of another kind, such as a named pipe, could keep its reader waiting."""
     if not S_ISREG(os.stat(path).st_mode):
         raise OSError("is no regular file")
     with open(path, "rb") as stream:
@@ -87,10 +83,7 @@ def read_file(path: str | bytes | os.PathLike[str]) -> bytes:
 
 @_file_errors()
 def read_content(image: dict[str, Any] | None) -> bytes:
-    """Encoded bytes of a row's image.
-
-    Args:
-        image: `bytes`, or where they are None, the `path` of a file or, from `part_of`, of a part of one.
+    """Encoded bytes of a row's image: its `bytes`, or the file, or part of one (`part_of`), at its `path`.
 
     Raises:
         DataError: If there is none, or its file can't be read.
@@ -116,9 +109,7 @@ def decode(
 ) -> Image.Image:
     """An upright 8-bit RGB image from a file's content, a path or an open image; docs/data.md states the rule.
 
-    Args:
-        source: Encoded bytes, a path, or an image.
-        background: Color that shows through transparent pixels; what the file holds below them when None.
+    `background` is the color that shows through transparent pixels; what the file holds below them when None.
 
     Raises:
         DataError: If it can't be decoded; the message holds the reason, the caller knows the name.
@@ -135,20 +126,12 @@ def decode(
 
 @data_errors()
 def decode_open(image: Image.Image) -> Image.Image:
-    """The same for an image that is open already: mode L, RGB, or RGBA where a pixel is transparent.
-
-    Raises:
-        DataError: If it can't be decoded.
-    """
+    """The same for an image that is open already: mode L, RGB, or RGBA where a pixel is transparent."""
     return read_picture(image)
 
 
 def decode_row(row: dict[str, Any]) -> Decoded:
-    """The image of a data set's row; gray ones in one channel. An error names the file.
-
-    Raises:
-        DataError: If it can't be decoded.
-    """
+    """The image of a data set's row; gray ones in one channel. A DataError names the file."""
     try:
         return decode_bytes(read_content(row["image"]))
     except DataError as error:
@@ -157,21 +140,13 @@ def decode_row(row: dict[str, Any]) -> Decoded:
 
 @data_errors()
 def open_image(encoded: bytes) -> Image.Image:
-    """An image whose header is read and whose pixels are not.
-
-    Raises:
-        DataError: If it is none, or too large; the message holds the reason, the caller knows the name.
-    """
+    """An image whose header is read and whose pixels are not."""
     return open_header(encoded)
 
 
 @data_errors()
 def decode_bytes(encoded: bytes) -> Decoded:
-    """Decode with simplejpeg, nearly twice as fast, what it decodes as Pillow does; all else with Pillow.
-
-    Raises:
-        DataError: If it can't be decoded; the message holds the reason, the caller knows the name.
-    """
+    """Decode with simplejpeg, nearly twice as fast, what it decodes as Pillow does; all else with Pillow."""
     image = open_header(encoded)
     colors = {"L": "GRAY", "RGB": "RGB"}.get(image.mode)
     if image.format in ("JPEG", "MPO") and colors is not None and _simplejpeg_equals_pillow():
@@ -184,15 +159,9 @@ def decode_bytes(encoded: bytes) -> Decoded:
 
 @data_errors()
 def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
-    """What the audit needs of an image: its header, its picture (a JPEG's at reduced size), and a remark.
+    """The header, the picture (a JPEG's at reduced size), and what its decoder remarked that may cost no pixel.
 
     It raises exactly where `decode_bytes` does.
-
-    Returns:
-        The image with its header, the decoded picture, and what a JPEG decoder remarked that may cost no pixel.
-
-    Raises:
-        DataError: If it can't be decoded.
     """
     image, remark = open_header(encoded), None
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _simplejpeg_equals_pillow():

@@ -75,11 +75,7 @@ def pillow_errors() -> Iterator[None]:
 
 
 def open_header(encoded: bytes) -> Image.Image:
-    """An image whose header is read and whose pixels are not.
-
-    Raises:
-        ValueError: If it is none, or too large, or of a kind that would come out wrong.
-    """
+    """An image whose header is read and whose pixels are not; a ValueError if it is none, or can't come out right."""
     if not encoded:
         raise ValueError("the file is empty")
     with pillow_errors():
@@ -92,21 +88,14 @@ def open_header(encoded: bytes) -> Image.Image:
 
 
 def check_image(image: Image.Image) -> None:
-    """Refuse an open image that is too large, or a TIFF that would come out wrong.
-
-    Raises:
-        ValueError: With the reason.
-    """
+    """Refuse an open image that is too large, or a TIFF that would come out wrong, with a ValueError."""
     check_size(*image.size)
-    _check_tiff(image)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff(image)
 
 
 def check_size(width: int, height: int) -> None:
-    """Refuse images that would fill the memory.
-
-    Raises:
-        ValueError: If there are too many pixels, or one side is too much longer than the other.
-    """
+    """Refuse images that would fill the memory, with a ValueError."""
     if width * height > MAX_PIXELS:
         raise ValueError(f"has {width} x {height} pixels; allowed: {MAX_PIXELS:,} (a decompression bomb?)")
     if max(width, height) > MAX_ASPECT * min(width, height):
@@ -129,28 +118,18 @@ def _why_unidentified(encoded: bytes) -> str:
 
 
 def check_content(image: Image.Image, encoded: bytes) -> None:
-    """Refuse a JPEG or PNG with damage that Pillow hides.
-
-    Raises:
-        ValueError: With the reason.
-    """
+    """Refuse, with a ValueError, damage that Pillow hides: missing pixels of a JPEG, and wrong checksums of a PNG."""
     if image.format in ("JPEG", "MPO"):
-        _check_jpeg(encoded, image.mode)
+        with suppress(ImportError):  # without simplejpeg, Pillow fills missing pixels with gray
+            import simplejpeg
+
+            try:
+                colors = {"L": "GRAY", "RGB": "RGB"}.get(image.mode, "CMYK")
+                simplejpeg.decode_jpeg(encoded, colors, min_height=SMALL, min_width=SMALL)
+            except ValueError as error:
+                refuse_lost(error)
     elif image.format == "PNG":
         _check_png(encoded)
-
-
-def _check_jpeg(encoded: bytes, mode: str) -> None:
-    """Raise where pixels are missing, which Pillow fills with gray; checked if simplejpeg is installed."""
-    try:
-        import simplejpeg
-    except ImportError:
-        return
-    try:
-        colors = {"L": "GRAY", "RGB": "RGB"}.get(mode, "CMYK")
-        simplejpeg.decode_jpeg(encoded, colors, min_height=SMALL, min_width=SMALL)
-    except ValueError as error:
-        refuse_lost(error)
 
 
 def refuse_lost(error: ValueError) -> None:
@@ -185,10 +164,8 @@ _COLORS = {0: "white is zero", 3: "a palette", 5: "inks", 6: "YCbCr", 8: "CIELAB
 _PACKED = {34712: "JPEG 2000", 33003: "JPEG 2000", 33005: "JPEG 2000", 50001: "WebP", 50002: "JPEG XL", 34887: "LERC"}
 
 
-def _check_tiff(image: Image.Image) -> None:
+def _check_tiff(image: TiffImagePlugin.TiffImageFile) -> None:
     """Refuse a TIFF that Pillow 12.3 opens and decodes to other pixels."""
-    if not isinstance(image, TiffImagePlugin.TiffImageFile):
-        return
     tags = image.tag_v2
     is_packed = tags.get(_COMPRESSION, 1) != 1
     is_planar = tags.get(_PLANAR) == 2 and tags.get(_BANDS, 1) > 1

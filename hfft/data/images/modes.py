@@ -18,7 +18,7 @@ _AnyImage = TypeVar("_AnyImage")
 
 
 def open_picture(file: str | os.PathLike[str], background: Sequence[int] | None = None) -> Image.Image:
-    """An upright 8-bit RGB image; transparent pixels are laid over a background, if there is one.
+    """An upright 8-bit RGB image, transparent pixels over a background, if there is one.
 
     Raises:
         ValueError: If it can't be read; the message holds the reason, the caller knows the name.
@@ -32,14 +32,9 @@ def open_picture(file: str | os.PathLike[str], background: Sequence[int] | None 
 
 
 def read_picture(image: Image.Image, encoded: bytes | None = None) -> Image.Image:
-    """An image that is open, upright: mode L, RGB, or RGBA where a pixel is transparent.
+    """An open image, upright: mode L, RGB, or RGBA where a pixel is transparent; a ValueError if it can't be decoded.
 
-    Args:
-        image: With or without its pixels.
-        encoded: Its content, if it is at hand; damage that Pillow hides is found there.
-
-    Raises:
-        ValueError: If it can't be decoded, or not to the pixels that it shows.
+    `encoded` is its content, if it is at hand: damage that Pillow hides is found there.
     """
     with pillow_errors():
         check_image(image)
@@ -74,10 +69,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def on_background(image: _AnyImage, background: Sequence[int] | None) -> _AnyImage | Image.Image:
-    """An image in mode RGBA over a color, or, when None, with the colors below its transparent pixels; others as is.
-
-    The latter is what transformers' pipelines do.
-    """
+    """An image in mode RGBA over a color, or, as in transformers' pipelines, with its colors below transparency."""
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         return image
     if background is None:
@@ -86,11 +78,7 @@ def on_background(image: _AnyImage, background: Sequence[int] | None) -> _AnyIma
 
 
 def from_black(image: Image.Image) -> Image.Image:
-    """A loaded image whose levels count from black; as it is where they do already.
-
-    Raises:
-        ValueError: If it holds negative bytes, or floats that are in no known range.
-    """
+    """A loaded image whose levels count from black; as it is where they do already."""
     is_signed = image.mode == "L" and _tiff_tag(image, ExifTag.SampleFormat) == (2,)  # Pillow reads -1 as 255
     if is_signed and cast("tuple[int, int]", image.getextrema())[1] > 127:
         raise ValueError("holds negative values; allowed: 0 to 127 in a TIFF of 8-bit integers with a sign")
@@ -98,8 +86,7 @@ def from_black(image: Image.Image) -> Image.Image:
     if not is_white_zero or not is_deep(image):  # Pillow inverts images of 8 bits alone
         return image
     values = np.asarray(image)
-    top = _top(image, values)
-    return Image.fromarray((top - values).astype(np.float32 if image.mode == "F" else np.int32))
+    return Image.fromarray((_top(image, values) - values).astype(np.float32 if image.mode == "F" else np.int32))
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
@@ -153,10 +140,7 @@ def _in_mode(image: Image.Image, mode: str) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """Mode L from more bits: 16-bit integers divided by 257, floats from the smallest of the ranges that holds them.
-
-    A value in none of them is an error, so that nothing is clipped.
-    """
+    """Mode L from more bits: 16-bit integers divided by 257, floats from the smallest range that holds them."""
     values = np.asarray(image)  # (H, W) of uint16, int32 or float32
     top = _top(image, values)
     levels = np.empty(values.shape, np.uint8)
@@ -167,7 +151,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _top(image: Image.Image, values: np.ndarray) -> int:
-    """The upper end of the range that deep values are in."""
+    """The upper end of the range that deep values are in; a value in none is an error, so that nothing is clipped."""
     if not np.isfinite([values.min(), values.max()]).all():  # NaN where any value is
         raise ValueError("holds values that are not finite numbers")
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)

@@ -2,22 +2,24 @@
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 from transformers import ViTImageProcessor
 from transformers.image_utils import SizeDict, pil_torch_interpolation_mapping
 
-from hfft.data.images.transforms import PixelScale, pixel_scale, processed
+from hfft.data.images.augmentation import as_rgb_tensor
+from hfft.data.images.decoding import Decoded
+from hfft.data.images.transforms import PixelScale, makes_same, noise, pixel_scale, processed
 from hfft.errors import ModelError
 from hfft.recipe.spec import DataSpec
 
 _TIMM_MODES = {"squash": "squash", "letterbox": "border"}
 _TRIED = ((64, 80), (90, 40))  # height and width of the images that any processor is tried on
-_SHAPES = ((90, 40), (40, 90), (64, 64), (20, 31))  # height and width of the images that a fit is tried on
+_SHAPES = ((90, 40, 3), (40, 90, 3), (64, 64, 3), (20, 31, 3))  # of the images that a fit is tried on
 
 
 def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
@@ -31,43 +33,35 @@ def fit_processor(processor: Any, config: Any, spec: DataSpec) -> Any:
         ModelError: If the processor can't do it, or does something else instead; if it can't take images of any shape,
             or makes tensors of different shapes of them, which are no batch.
     """
-    fitted = _fitted(processor, config, spec)
-    check_processor(fitted)
-    return fitted
-
-
-def _fitted(processor: Any, config: Any, spec: DataSpec) -> Any:
     fit = None if spec.fit == "checkpoint" else spec.fit
-    if fit is None and spec.background is None:
-        return processor
-    if config.model_type == "timm_wrapper":
-        return _fit_timm(processor, config, fit, spec.background)
-    if fit is not None:
-        scale = pixel_scale(processor)
-        if processed(processor, _noise(300, 300)).shape[1:] != (scale.height, scale.width):
-            raise ModelError(
-                f"data.fit: {type(processor).__name__} leaves images as large as they are; set in the checkpoint's "
-                "preprocessor_config.json do_resize: true and a size of height and width"
-            )
-        fitting = (one for one in _candidates(processor, fit, scale) if _does(one, fit, scale))
-        found = next(fitting, None)
-        if found is None:
-            raise ModelError(f"data.fit: {type(processor).__name__} can't {fit} images; leave data.fit out")
-        processor = found
-        processor.fit = fit
-    else:
-        processor = copy.deepcopy(processor)
-    if spec.background is not None:
-        processor.background = list(spec.background)
+    if fit is not None or spec.background is not None:
+        if config.model_type == "timm_wrapper":
+            processor = _fit_timm(processor, config, fit, spec.background)
+        else:
+            processor = copy.deepcopy(processor) if fit is None else _fitted(processor, fit)
+            if spec.background is not None:
+                processor.background = list(spec.background)
+    check_processor(processor)
     return processor
 
 
-def check_processor(processor: Any) -> None:
-    """Refuse a processor that makes of images what is no batch.
+def _fitted(processor: Any, fit: str) -> Any:
+    name, scale = type(processor).__name__, pixel_scale(processor)
+    if processed(processor, noise((300, 300, 3))).shape[1:] != (scale.height, scale.width):
+        raise ModelError(
+            f"data.fit: {name} leaves images as large as they are; set in the checkpoint's preprocessor_config.json "
+            "do_resize: true and a size of height and width"
+        )
+    for found in _candidates(processor, fit, scale):
+        shown = partial(_shown, fit=fit, scale=scale, interpolation=_interpolation(found))
+        if makes_same(found, shown, scale, _SHAPES, tolerance=1e-2):
+            found.fit = fit
+            return found
+    raise ModelError(f"data.fit: {name} can't {fit} images; leave data.fit out")
 
-    Raises:
-        ModelError: As `try_processor`, or if it makes tensors of different shapes.
-    """
+
+def check_processor(processor: Any) -> None:
+    """Refuse a processor that makes of images what is no batch; a ModelError as of `try_processor`, too."""
     made = try_processor(processor)
     if len(set(made)) > 1:
         pairs = zip(made, _TRIED, strict=True)
@@ -85,25 +79,21 @@ def try_processor(processor: Any) -> list[tuple[int, ...]]:
     Raises:
         ModelError: If it can't take them, or makes no images of finite numbers.
     """
-    name, made = type(processor).__name__, []
-    for height, width in _TRIED:
-        pixels = processed(processor, _noise(height, width))
+    what, made = f"model.checkpoint: its image processor, {type(processor).__name__}, makes", []
+    for shape in _TRIED:
+        pixels = processed(processor, noise((*shape, 3)))
         if pixels.ndim != 3:
             raise ModelError(
-                f"model.checkpoint: its image processor, {name}, makes {tuple(pixels.shape)} of an image, not "
-                "channels, height and width; take a checkpoint of an image classifier"
+                f"{what} {tuple(pixels.shape)} of an image, not channels, height and width; take a checkpoint of an "
+                "image classifier"
             )
         if not pixels.isfinite().all():
             raise ModelError(
-                f"model.checkpoint: its image processor, {name}, makes values that are not finite numbers; mend "
-                "image_std and rescale_factor in its preprocessor_config.json"
+                f"{what} values that are not finite numbers; mend image_std and rescale_factor in its "
+                "preprocessor_config.json"
             )
         made.append(tuple(pixels.shape))
     return made
-
-
-def _noise(height: int, width: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
 def copy_fit(config: Any, other: Any) -> None:
@@ -145,26 +135,19 @@ def _candidates(processor: Any, fit: str, scale: PixelScale) -> Iterator[Any]:
         )
 
 
-def _does(processor: Any, fit: str, scale: PixelScale) -> bool:
-    """Whether images of noise come out as they should."""
-    rng = np.random.default_rng(0)
-    level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
+def _interpolation(processor: Any) -> Any:
     name = processor.resample
     resample = Image.Resampling[name.upper()] if isinstance(name, str) else Image.Resampling(name)
-    interpolation = pil_torch_interpolation_mapping[resample]
-    for shape in _SHAPES:
-        image = torch.from_numpy(rng.integers(0, 256, (3, *shape), dtype=np.uint8))
-        size = [scale.height, scale.width]
-        if fit == "letterbox":
-            share = min(scale.height / shape[0], scale.width / shape[1])
-            size = [int(shape[0] * share), int(shape[1] * share)]
-        resized = functional.resize(image, size, interpolation=interpolation, antialias=True)
-        expected = scale(functional.center_crop(resized, [scale.height, scale.width]))
-        try:
-            shown = Image.fromarray(image.permute(1, 2, 0).numpy())
-            found = processor(images=shown, return_tensors="pt")["pixel_values"][0]
-        except (TypeError, ValueError, AttributeError, RuntimeError):  # a size that this processor doesn't know
-            return False
-        if found.shape != expected.shape or (found - expected).abs().max() > level / 100:
-            return False
-    return True
+    return pil_torch_interpolation_mapping[resample]
+
+
+def _shown(image: Decoded, fit: str, scale: PixelScale, interpolation: Any) -> torch.Tensor:
+    """An image as it should come out, (3, H, W) uint8."""
+    pixels, size = as_rgb_tensor(image).contiguous(), [scale.height, scale.width]
+    height, width = pixels.shape[-2:]
+    inner = size
+    if fit == "letterbox":
+        share = min(scale.height / height, scale.width / width)
+        inner = [int(height * share), int(width * share)]
+    resized = functional.resize(pixels, inner, interpolation=interpolation, antialias=True)
+    return functional.center_crop(resized, size)

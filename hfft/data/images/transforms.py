@@ -1,6 +1,6 @@
 """One image -> the tensor that a model takes: the checkpoint's own processor, and augmentation for training."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -9,19 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.transforms import InterpolationMode
 from torchvision.transforms import v2 as transforms
-from torchvision.transforms.v2 import functional
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import get_image_size_for_max_height_width
 
+from hfft.data.images.augmentation import as_image, as_rgb_tensor, as_tensor, augmentation_steps, random_crop
 from hfft.data.images.decoding import Decoded
 from hfft.data.images.modes import on_background
 from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
 
-_SHOWN = 160  # characters of somebody else's reason
-_BICUBIC, _BILINEAR = InterpolationMode.BICUBIC, InterpolationMode.BILINEAR
+_REASON = 160  # characters of somebody else's error
+_NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (300, 301))  # gray and in color, large and small
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,30 @@ def evaluation_transform(processor: Any) -> Transform:
 
 
 def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
-    """Crop at random, or resize as in evaluation; then flips and RandAugment, at the size that the model takes.
+    """Crop at random, or resize as in evaluation; then what `augmentation_steps` says, at the size of the model.
 
     Random decisions come from torch's global generator; `Examples` seeds it for each image.
 
     Raises:
-        ModelError: If a crop was asked for and the processor does not make images of one size.
+        ModelError: If the processor does not make images of one size, for a crop, or square ones, for 90-degree turns.
     """
-    evaluate = _evaluation(processor)
-    steps = _augmentation(augment)
-    if augment.crop is not None:
+    if augment.crop is None:
+        transform = _evaluation(processor)
+    else:
         scale = pixel_scale(processor)
-        crop = _random_crop(processor, scale, augment.crop)
-        as_input = _as_tensor if isinstance(processor, TorchvisionBackend) else _as_image
-        return _opaque(Transform(transforms.Compose([as_input, crop, _as_rgb_tensor, *steps]), scale), processor)
-    if not steps:
-        return _opaque(evaluate, processor)
-    if evaluate.scale is None:  # what the processor makes may be no image any more
-        return _opaque(Transform(transforms.Compose([_as_rgb_tensor, *steps, evaluate]), None), processor)
-    return _opaque(Transform(transforms.Compose([evaluate.pixels, *steps]), evaluate.scale), processor)
+        crop = random_crop(processor, (scale.height, scale.width), augment.crop)
+        as_input = as_tensor if isinstance(processor, TorchvisionBackend) else as_image
+        transform = Transform(transforms.Compose([as_input, crop, as_rgb_tensor]), scale)
+    scale = transform.scale
+    if augment.rotate90 and scale is not None and scale.height != scale.width:
+        made = f"{scale.height} x {scale.width}"
+        raise ModelError(f"data.augment.rotate90: needs square images; {type(processor).__name__} makes {made}")
+    steps = augmentation_steps(augment, [128.0] * 3 if scale is None else scale.mean_color)
+    if steps and scale is None:  # what the processor makes may be no image any more
+        transform = Transform(transforms.Compose([as_rgb_tensor, *steps, transform.pixels]), None)
+    elif steps:
+        transform = Transform(transforms.Compose([transform.pixels, *steps]), scale)
+    return _opaque(transform, processor)
 
 
 def _evaluation(processor: Any) -> Transform:
@@ -82,7 +86,7 @@ def _evaluation(processor: Any) -> Transform:
     if fit is not None:
         with suppress(ModelError):  # it makes no images
             scale = pixel_scale(processor)
-            if _is_faithful(fit, scale, processor):
+            if makes_same(processor, fit, scale, _NOISE, tolerance=1e-3):
                 return Transform(fit, scale)
     return Transform(partial(_process, processor), None)
 
@@ -97,46 +101,6 @@ def background_of(processor: Any) -> tuple[int, int, int] | None:
     """The color that a processor's settings put behind transparent pixels (`resize_mode`)."""
     color = getattr(processor, "background", None)
     return None if color is None else (int(color[0]), int(color[1]), int(color[2]))
-
-
-def _random_crop(processor: Any, scale: "PixelScale", share: tuple[float, float]) -> Callable[[Any], Any]:
-    """Crops as the evaluation shows images: letterboxed ones with their bars, squashed ones squashed."""
-    size, how = (scale.height, scale.width), _interpolation(processor)
-    fit = getattr(processor, "fit", None)
-    if fit is None:
-        return transforms.RandomResizedCrop(size, scale=share, interpolation=how)
-    return _FittedCrop(size, share, how, fit, tuple(letterbox_color(processor)))
-
-
-def letterbox_color(processor: Any) -> list[int]:
-    """The color of the bars: timm's are as the mean of its images, others black."""
-    mean = getattr(processor, "data_config", {}).get("mean", (0, 0, 0))
-    return [round(255 * value) for value in mean]
-
-
-@dataclass(frozen=True)
-class _FittedCrop:
-    """A random crop of the image as `data.fit` shows it, taken from its own pixels."""
-
-    size: tuple[int, int]
-    share: tuple[float, float]
-    interpolation: InterpolationMode
-    fit: str
-    fill: tuple[int, ...]
-
-    def __call__(self, image: Any) -> Any:
-        """A Pillow image or a tensor (C, H, W) to the same kind, at `size`."""
-        height, width = functional.get_size(image)
-        if self.fit == "letterbox":
-            image = image.convert("RGB") if isinstance(image, Image.Image) else image.expand(3, -1, -1)
-            high = max(round(width * self.size[0] / self.size[1]), height)
-            wide = max(round(height * self.size[1] / self.size[0]), width)
-            left, top = (wide - width) // 2, (high - height) // 2
-            image = functional.pad(image, [left, top, wide - width - left, high - height - top], fill=list(self.fill))
-            height, width = high, wide
-        ratio = (3 / 4 * width / height, 4 / 3 * width / height)
-        crop = transforms.RandomResizedCrop(self.size, self.share, ratio, self.interpolation)
-        return crop(image)
 
 
 @dataclass(frozen=True)
@@ -157,6 +121,12 @@ class PixelScale:
     white: torch.Tensor
     channels: tuple[int, ...]
 
+    @property
+    def mean_color(self) -> list[float]:
+        """The red, green and blue that become 0, from 0 to 255."""
+        zero = (-255 * self.black / (self.white - self.black)).flatten().clamp(0, 255).tolist()
+        return [zero[self.channels.index(color)] for color in range(3)]
+
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """8-bit pixels (..., C, H, W) -> float32 as the processor would scale them; floats are left alone."""
         if pixels.is_floating_point():
@@ -165,6 +135,11 @@ class PixelScale:
             pixels = pixels[..., self.channels, :, :]
         factor, offset = _scale_on(pixels.device, *(tuple(one.flatten().tolist()) for one in (self.black, self.white)))
         return pixels.to(torch.float32).mul_(factor).add_(offset)
+
+    def bytes(self, floats: torch.Tensor) -> torch.Tensor:
+        """The way back: (..., C, H, W) float32 on the CPU -> 8-bit red, green and blue."""
+        levels = ((floats - self.black) / (self.white - self.black) * 255).round().clamp(0, 255).to(torch.uint8)
+        return levels[..., [self.channels.index(color) for color in range(3)], :, :]
 
 
 @lru_cache(maxsize=8)
@@ -193,44 +168,57 @@ def pixel_scale(processor: Any) -> PixelScale:
     seen = ((colored - black) / (white - black) * 255).round().tolist()
     if not set(seen) <= set(levels):
         raise ModelError(f"{type(processor).__name__} mixes colors: leave data.augment.crop out")
-    return PixelScale(
-        height=shape[1],
-        width=shape[2],
-        black=black[:, None, None],  # (C, 1, 1)
-        white=white[:, None, None],
-        channels=tuple(levels.index(level) for level in seen),
-    )
-
-
-def _interpolation(processor: Any) -> InterpolationMode:
-    asked = getattr(processor, "resample", None)
-    if asked is None:
-        asked = getattr(processor, "data_config", {}).get("interpolation", "bicubic")
-    if isinstance(asked, str):
-        return InterpolationMode(asked) if asked in {mode.value for mode in InterpolationMode} else _BICUBIC
-    by_pillow = {Image.Resampling.NEAREST: InterpolationMode.NEAREST, Image.Resampling.BILINEAR: _BILINEAR}
-    return by_pillow.get(Image.Resampling(asked), _BICUBIC)
+    channels = tuple(levels.index(level) for level in seen)
+    return PixelScale(shape[1], shape[2], black[:, None, None], white[:, None, None], channels)
 
 
 def _process(processor: Any, image: Decoded) -> torch.Tensor:
     """One image through the processor itself, (C, H, W)."""
-    return processor(images=_as_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    return processor(images=as_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
-def processed(processor: Any, image: Image.Image) -> torch.Tensor:
-    """The same for a processor that nobody has tried yet.
-
-    Raises:
-        ModelError: If it can't take the image, or makes no pixels of it.
-    """
+def processed(processor: Any, image: Decoded) -> torch.Tensor:
+    """The same for a processor that nobody has tried yet: a ModelError if it can't, or makes no pixels."""
     try:
         return _process(processor, image)
     except Exception as error:  # processors are anybody's code, and check little
+        shown = as_image(image)
         raise ModelError(
-            f"model.checkpoint: its image processor, {type(processor).__name__}, can't take an image of {image.width} "
-            f"x {image.height} pixels: {first_line(error)[:_SHOWN]}; mend its preprocessor_config.json: a size of "
+            f"model.checkpoint: its image processor, {type(processor).__name__}, can't take an image of {shown.width} "
+            f"x {shown.height} pixels: {first_line(error)[:_REASON]}; mend its preprocessor_config.json: a size of "
             "height and width, resample from 0 to 3, a mean and a std of three numbers"
         ) from error
+
+
+def noise(shape: Sequence[int], seed: int = 0) -> Image.Image:
+    """An image of noise: (H, W), or (H, W, 3)."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def makes_same(
+    processor: Any,
+    fit: Callable[[Decoded], torch.Tensor],
+    scale: PixelScale,
+    shapes: Sequence[Sequence[int]],
+    *,
+    tolerance: float,
+) -> bool:
+    """Whether a processor makes of noise what a resize and crop to uint8, and a scale, do.
+
+    The tolerance is a share of the distance between neighboring pixel values.
+    """
+    level = (scale.white - scale.black).abs().min() / 255
+    for shape in shapes:
+        image = noise(shape)
+        try:
+            expected, pixels = processed(processor, image), fit(image)  # (C, H, W) each
+        except (ModelError, TypeError, ValueError, AttributeError):  # a size, or other arguments, that it doesn't know
+            return False
+        if pixels.dtype != torch.uint8 or pixels.shape != expected.shape:
+            return False
+        if (scale(pixels) - expected).abs().max() > level * tolerance:
+            return False
+    return True
 
 
 def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
@@ -240,20 +228,20 @@ def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
     steps = getattr(getattr(processor, "val_transforms", None), "transforms", ())  # timm's
     names = [type(step).__name__ for step in steps]
     if names[-2:] == ["MaybeToTensor", "Normalize"]:
-        return transforms.Compose([_as_image, *steps[:-2], _as_rgb_tensor])
+        return transforms.Compose([as_image, *steps[:-2], as_rgb_tensor])
     return None
 
 
 def _fit_by_torchvision(processor: Any, image: Decoded) -> torch.Tensor:
     """Resize and crop with the processor's own methods, without its checks and its copy in another layout."""
-    pixels = _as_tensor(image).unsqueeze(0)  # (1, C, H, W)
+    pixels = as_tensor(image).unsqueeze(0)  # (1, C, H, W)
     if processor.do_resize:
         extra = {"crop_pct": processor.crop_pct} if hasattr(processor, "crop_pct") else {}
         size = _letterboxed(processor.size, *pixels.shape[-2:])
         pixels = processor.resize(pixels, size, resample=processor.resample, **extra)
     if processor.do_center_crop:
         pixels = processor.center_crop(pixels, processor.crop_size)
-    return _as_rgb_tensor(pixels[0])
+    return as_rgb_tensor(pixels[0])
 
 
 def _letterboxed(size: Any, height: int, width: int) -> Any:
@@ -262,51 +250,3 @@ def _letterboxed(size: Any, height: int, width: int) -> Any:
         return size
     high, wide = get_image_size_for_max_height_width((height, width), size.max_height, size.max_width)
     return type(size)(height=max(high, 1), width=max(wide, 1))
-
-
-def _is_faithful(fit: Callable[[Decoded], torch.Tensor], scale: PixelScale, processor: Any) -> bool:
-    """Whether both steps together make the same of noise, gray and in color, large and small, as the processor."""
-    rng = np.random.default_rng(0)
-    level = (scale.white - scale.black).abs().min() / 255  # between neighboring pixel values
-    for shape in ((375, 500, 3), (601, 333, 3), (30, 41, 3), (300, 301)):
-        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-        expected = processed(processor, image)  # (C, H, W)
-        try:
-            pixels = fit(image)
-        except (TypeError, ValueError, AttributeError):  # a method that takes other arguments
-            return False
-        if pixels.dtype != torch.uint8 or pixels.shape != expected.shape:
-            return False
-        if (scale(pixels) - expected).abs().max() > level / 1000:
-            return False
-    return True
-
-
-def _augmentation(augment: AugmentSpec) -> list[Any]:
-    """Steps from (3, H, W) uint8 to the same."""
-    steps: list[Any] = []
-    if augment.flip in (True, "horizontal", "both"):
-        steps.append(transforms.RandomHorizontalFlip())
-    if augment.flip in ("vertical", "both"):
-        steps.append(transforms.RandomVerticalFlip())
-    if augment.randaugment is not None:  # faster in Pillow
-        steps += [_as_image, transforms.RandAugment(magnitude=augment.randaugment), _as_rgb_tensor]
-    return steps
-
-
-def _as_image(image: Decoded) -> Image.Image:
-    if isinstance(image, Image.Image):
-        return image
-    return Image.fromarray((image[0] if image.shape[0] == 1 else image.permute(1, 2, 0)).numpy())
-
-
-def _as_tensor(image: Decoded) -> torch.Tensor:
-    """(1 or 3, H, W) uint8; a view on (H, W, 3) for a Pillow image, which torchvision resizes without a copy."""
-    if isinstance(image, torch.Tensor):
-        return image
-    pixels = torch.from_numpy(np.array(image))
-    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels.permute(2, 0, 1)
-
-
-def _as_rgb_tensor(image: Decoded) -> torch.Tensor:
-    return _as_tensor(image).expand(3, -1, -1)

@@ -26,6 +26,7 @@ from hfft.recipe.spec import DataSpec
 
 PARENT_FOLDER = "parent_folder"  # stands for the folder of paths, as a group_column
 _SAMPLE = 200  # values of a column that are read to see what it holds
+_CONTENT = (Value("binary"), Value("large_binary"), Value("binary_view"), {"bytes", "path"})
 _FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 _IMAGE_NAMES = ("file_name", "filename", "file", "path", "file_path", "filepath", "image", "image_path", "img")
 _LABEL_NAMES = ("label", "labels", "class", "target", "category", "cls")
@@ -61,25 +62,15 @@ class SplitColumnError(DataError):
 
 @dataclass(frozen=True)
 class TableColumns:
-    """The columns that a table of images is used by.
+    """The columns that a table of images is used by."""
 
-    Attributes:
-        image: Images, their bytes, or their paths.
-        label: Classes; or one column for each class.
-        weight: Weight of each image.
-        group: What is never divided between splits.
-        split: Name of each row's split; None where a table is one split.
-        has_paths: Whether `image` holds paths as text.
-        unused: For each column that may hold splits and is not used, the reason.
-    """
-
-    image: str
+    image: str  # images, their bytes, or their paths
     label: Label
     weight: str | None = None
-    group: str | None = None
-    split: str | None = None
-    has_paths: bool = False
-    unused: tuple[str, ...] = ()
+    group: str | None = None  # what is never divided between splits
+    split: str | None = None  # name of each row's split; None where a table is one split
+    has_paths: bool = False  # as text in `image`
+    unused: tuple[str, ...] = ()  # the reason, for each column that may hold splits and is not used
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -100,13 +91,7 @@ class TableColumns:
 
 
 def choose_columns(rows: Dataset, spec: DataSpec, where: str, *, of_files: bool) -> TableColumns:
-    """Which columns hold images, labels, weights, groups and splits.
-
-    Raises:
-        NoColumnError: If no column fits.
-        SplitColumnError: If the column of splits can't be decided.
-        DataError: If a column isn't there, or several fit.
-    """
+    """Which columns hold images, labels, weights, groups and splits; a DataError where that can't be decided."""
     if of_files:
         check_header_row(rows.column_names, where)
     names = rows.column_names
@@ -170,15 +155,10 @@ def first_paths(rows: Dataset, spec: DataSpec) -> list[str] | None:
 
 
 def _image_columns(rows: Dataset) -> list[str]:
-    images = [name for name, kind in rows.features.items() if isinstance(kind, Image)]
-    return images or [name for name, kind in rows.features.items() if _is_content(kind)]
-
-
-def _is_content(kind: Any) -> bool:
-    """Whether a column holds the bytes of images, as Parquet files without datasets' own notes have them."""
-    return kind in (Value("binary"), Value("large_binary"), Value("binary_view")) or (
-        isinstance(kind, dict) and set(kind) == {"bytes", "path"}
-    )
+    """Columns of images, else those of their bytes, as Parquet files without datasets' own notes have them."""
+    kinds = {name: set(kind) if isinstance(kind, dict) else kind for name, kind in rows.features.items()}
+    images = [name for name, kind in kinds.items() if isinstance(kind, Image)]
+    return images or [name for name, kind in kinds.items() if kind in _CONTENT]
 
 
 def _path_columns(rows: Dataset) -> list[str]:
@@ -186,11 +166,13 @@ def _path_columns(rows: Dataset) -> list[str]:
     texts = [name for name, kind in rows.features.items() if is_text(kind)]
     named = [name for name in _IMAGE_NAMES if name in texts]
     named = named or [name for known in _IMAGE_NAMES for name in texts if normalized_name(name) == known]
-    return named[:1] or [name for name in texts if _are_paths([value for value in rows[name][:_SAMPLE] if value])]
-
-
-def _are_paths(values: Sequence[str]) -> bool:
-    return bool(values) and sum(Path(value).suffix.lower() in endings() for value in values) * 2 > len(values)
+    samples = {name: [value for value in rows[name][:_SAMPLE] if value] for name in ([] if named else texts)}
+    read = endings()
+    return named[:1] or [
+        name
+        for name, values in samples.items()
+        if sum(Path(value).suffix.lower() in read for value in values) * 2 > len(values)
+    ]
 
 
 # Labels

@@ -97,18 +97,14 @@ def files_in(folder: Path) -> list[Path]:
 
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder; hidden ones, those that begin with two underscores and those of runs are left out."""
-    return [path for path in _children(folder) if not _holds_output(path)]
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith((".", "__")) and _is_folder(entry)]
+    return [path for path in (Path(folder, name) for name in sorted(names)) if not _holds_output(path)]
 
 
 def filled_subfolders(folder: Path) -> list[Path]:
     """Those of `subfolders` that hold images."""
-    return [path for path in _children(folder) if holds_images(path) and not is_output(path)]
-
-
-def _children(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:
-        found = [entry.name for entry in entries if not entry.name.startswith((".", "__")) and _is_folder(entry)]
-    return [Path(folder, name) for name in sorted(found)]
+    return list(filter(holds_images, subfolders(folder)))
 
 
 def visible_files(folder: Path, above: Sequence[Path] = ()) -> Iterator[Path]:
@@ -151,9 +147,8 @@ def is_output(folder: Path) -> bool:
 
 def _holds_output(folder: Path) -> bool:
     """Whether a folder is a run's, or holds runs and no images: hfft's output, never a class."""
-    if is_output(folder):
-        return True
-    return not holds_images(folder) and any(is_output(Path(parent)) for parent, _, _ in os.walk(folder))
+    below = [folder] if holds_images(folder) else (Path(parent) for parent, _, _ in os.walk(folder))
+    return any(map(is_output, below))
 
 
 # Splits, by name
@@ -253,17 +248,11 @@ def _rest(name: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class FolderLayout:
-    """What the folders below a folder of images are.
+    """What the folders below a folder of images are."""
 
-    Attributes:
-        splits: Name of each split to the folders that hold its class folders.
-        left_out: Folders whose images have no label, and split folders without images.
-        problem: Why the folders' names can't be labels, or None.
-    """
-
-    splits: Mapping[str, Sequence[Path]]
-    left_out: Sequence[Path] = ()
-    problem: str | None = None
+    splits: Mapping[str, Sequence[Path]]  # the folders that hold class folders
+    left_out: Sequence[Path] = ()  # folders whose images have no label, and split folders without images
+    problem: str | None = None  # why the folders' names can't be labels
 
     @property
     def roots(self) -> list[Path]:

@@ -42,33 +42,20 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class RowLabels:
-    """What the rows of each split have.
+    """What the rows of each split have."""
 
-    Attributes:
-        feature: Type of `labels`.
-        labels: The class of each row, -1 for none; multi-label, a list or None.
-        soft: Probability of each class, (N, K) float32; None where there are no soft labels.
-    """
-
-    feature: ClassLabel | List
-    labels: Mapping[str, list[Any]]
-    soft: Mapping[str, np.ndarray] | None = None
+    feature: ClassLabel | List  # type of the labels
+    labels: Mapping[str, list[Any]]  # class of each row, -1 for none; multi-label, a list or None
+    soft: Mapping[str, np.ndarray] | None = None  # probability of each class, (N, K) float32
 
 
 @dataclass(frozen=True)
 class _Values:
-    """The values of a column, or lists of those of several, in the rows of all splits, one split after the other.
+    """The values of a column, or lists of those of several, in the rows of all splits, one split after the other."""
 
-    Attributes:
-        values: None for nothing.
-        rows: Number within its split, and name, of each row.
-        where: Names the source in messages.
-        key: Of the data section.
-    """
-
-    values: list[Any]
-    rows: Sequence[tuple[int, str]]
-    where: str
+    values: list[Any]  # None for nothing
+    rows: Sequence[tuple[int, str]]  # number within its split, and name, of each row
+    where: str  # names the source in messages
     key: str = "label_column"
 
     def read(self, read: Callable[[Any], _T]) -> list[_T]:
@@ -202,7 +189,6 @@ def _plain_values(raw: RawRows, label: str, files: Sequence[str], where: str) ->
 
 
 def _check_classes(met: set[str], rows: int, *, label: str, is_declared: bool, where: str) -> None:
-    """Refuse measures, which are no classes."""
     are_numbers = not is_declared and len(met) > max(10, rows / 2) and all(map(is_number, met))
     if are_numbers and any(float(text) % 1 for text in met):
         raise DataError(

@@ -95,24 +95,14 @@ class ImageData:
 
 
 def load_data(spec: DataSpec, seed: int, data: DatasetDict | None = None) -> ImageData:
-    """Find the images of a recipe and split them: `read_source` and `choose_splits` at once.
-
-    Args:
-        spec: The recipe's data section.
-        seed: Decides which images a carved split takes.
-        data: Data already in memory; replaces `spec.source`. Its format or transform is not applied.
-
-    Raises:
-        DataError: If the source can't be found, or has no images, labels or splits as asked.
-    """
+    """Find the images of a recipe, or data in memory, and split them: `read_source` and `choose_splits` at once."""
     return choose_splits(read_source(spec, data), spec, seed)
 
 
 def read_source(spec: DataSpec, data: DatasetDict | None = None) -> Source:
     """What the source itself, or data in memory, holds: rows without a label have -1, classes may have no row.
 
-    Raises:
-        DataError: If the source can't be read.
+    The format or transform of data in memory is not applied. What is wrong with a source is a DataError.
     """
     return make_rows(read_memory(data, spec) if data is not None else _read_table(spec), spec.task)
 
@@ -161,8 +151,7 @@ def _read_folder(folder: Path, spec: DataSpec) -> Table:
 def choose_splits(source: Source, spec: DataSpec, seed: int) -> ImageData:
     """Split what a source holds, leave out classes that no image has then, and check that there is enough to train on.
 
-    Raises:
-        DataError: If there are no splits as asked, or too few classes, or one without training images.
+    `seed` decides which images a carved split takes.
     """
     where = source.name
     plan = plan_splits(source.splits, spec.splits, where)
@@ -254,13 +243,7 @@ def _warn_of_names(labels: Collection[str], where: str) -> None:
 
 
 def load_rows(spec: DataSpec, labels: tuple[str, ...], split: str | None = None) -> Dataset:
-    """Rows of a labelled source for an existing model, with label indices in the order of the model's class names.
-
-    All splits of the source together, or one.
-
-    Raises:
-        DataError: If these rows have classes that the model does not know.
-    """
+    """Rows of all splits of a source, or one, for a model, with label indices in the order of its class names."""
     source = read_source(spec)
     found = source.splits
     if split is not None:

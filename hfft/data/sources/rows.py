@@ -23,13 +23,8 @@ from hfft.system.text import path_text
 class Source:
     """What a source holds; a filter of rows stands between this and the splits of a run.
 
-    Attributes:
-        name: In messages.
-        splits: Rows by the source's own split names, with `image` (`bytes` and `path`), `label` (-1 for none;
-            multi-label, a list, or None for none), `file` and, where groups were asked for, `group`.
-        columns: Which columns of a table are used for what, in words; empty for class folders.
-        empty: By split, class folders without an image.
-        shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
+    Rows have `image` (`bytes` and `path`), `label` (-1 for none; multi-label, a list, or None for none), `file` and,
+    where groups were asked for, `group`. Other fields are as those of `Table`.
     """
 
     name: str

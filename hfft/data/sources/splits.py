@@ -46,17 +46,10 @@ def plan_splits(found: Collection[str], spec: SplitSpec, where: str) -> SplitPla
 def split_rows(
     found: Mapping[str, Dataset], plan: SplitPlan, *, seed: int, where: str, max_per_class: int | None = None
 ) -> dict[str, Dataset]:
-    """The splits of a run.
+    """The splits of a run, of rows by the source's own split names.
 
     What is carved from train is a function of its rows and the seed: fewer training images per class, or another
-    test split, leave validation as it is.
-
-    Args:
-        found: Rows by the source's own split names; those with a column `group` are never divided within a group.
-        plan: Where each split comes from.
-        seed: Decides which images a carved split takes.
-        where: Names the source in errors.
-        max_per_class: Most training images of a class, chosen at random.
+    test split, leave validation as it is. Rows with a column `group` are never divided within a group.
     """
     own = plan.named["train"]
     _check_labelled(found[own], own, where)
@@ -240,11 +233,10 @@ def _at_most(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
 
 
 def _carve_multi_label(labels: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
-    """Places of the rows that each split takes; what is left is `train`.
+    """As `_carve_rows`, of labels (N, K) of 0 and 1; one split after the other, so that the first ignores the second.
 
-    One split is carved after the other, so that the first doesn't depend on the size of the second. Each takes at
-    least one image of a label that can spare it, and train is left with one, as far as the other labels of the images
-    allow it. `labels` is (N, K) of 0 and 1.
+    Each takes at least one image of a label that can spare it, and train is left with one, as far as the other labels
+    of the images allow it.
     """
     rest = np.arange(len(labels))
     taken: dict[str, np.ndarray] = {}

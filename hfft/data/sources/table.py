@@ -16,42 +16,25 @@ from hfft.system.text import printable
 
 @dataclass(frozen=True)
 class RawRows:
-    """Rows with any columns.
-
-    Attributes:
-        rows: The table.
-        base: Folder that paths in it begin at; None where images are in the table itself.
-        depth: Folders that the names of all its images begin with and that tell no class: that of the split.
-        names: Column with the names of images; its paths are then absolute, or parts of tar files.
-    """
+    """Rows with any columns."""
 
     rows: Dataset
-    base: Path | None = None
-    depth: int = 0
-    names: str | None = None
+    base: Path | None = None  # that paths begin at; None where images are in the table itself
+    depth: int = 0  # folders that the names of all images begin with and that tell no class: that of the split
+    names: str | None = None  # column with the names of images; paths are then absolute, or parts of tar files
 
 
 @dataclass(frozen=True)
 class Table:
-    """What a reader found in a source.
+    """What a reader found in a source."""
 
-    Attributes:
-        name: Of the source, in messages.
-        splits: By the source's own split names.
-        columns: Which of them are used for what.
-        root: Folder that files are named below; None where images are in the table.
-        description: The columns in words; empty for class folders.
-        empty: By split, class folders without an image.
-        shards: Tar files, or Parquet files of a folder, that hold the images; 0 for other sources.
-    """
-
-    name: str
-    splits: dict[str, RawRows]
+    name: str  # in messages
+    splits: dict[str, RawRows]  # by the source's own names
     columns: TableColumns
-    root: Path | None = None
-    description: str = ""
-    empty: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    shards: int = 0
+    root: Path | None = None  # that files are named below; None where images are in the table
+    description: str = ""  # the columns in words; empty for class folders
+    empty: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # by split, class folders without an image
+    shards: int = 0  # tar files, or Parquet files of a folder, that hold the images; 0 for other sources
 
 
 def make_table(

@@ -52,7 +52,7 @@ def test_words_stand_anywhere(verb, words, options, kept, parsed):
     [
         ("train r.yaml --overwite seed=1", "unknown option --overwite; did you mean --overwrite?"),
         ("plan r.yaml --procesess 12", "unknown option --procesess; did you mean --processes?"),
-        ("plan r.yaml seed=1 --zzz 3", "unknown option --zzz; allowed: --processes, --json"),
+        ("plan r.yaml seed=1 --zzz 3", "unknown option --zzz; allowed: --checkpoint, --minutes, --processes, --json"),
         ("train r.yaml --name=a", "unknown option --name; an override has no dashes: name=a"),
         ("train r.yaml --overwrite name", "found 'name'; allowed: key=value"),
         ("report run --html again", "unknown option --html; allowed: --trust-remote-code"),

@@ -21,6 +21,7 @@ def test_a_clean_folder_has_no_findings(tmp_path):
     assert (check.findings, check.exit_code) == ((), 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", hostile.ALL)
 def test_a_defect_alone(name, tmp_path):
     expected = hostile.make_hostile(tmp_path / "photos", {name: hostile.ALL[name]})

@@ -33,15 +33,11 @@ def examples():
     return Examples(toy.rows(COUNT), evaluation_transform(tiny.processor()))
 
 
-def pixels():
-    return torch.stack([examples()[k]["pixel_values"] for k in range(COUNT)])
-
-
 def entering_classifier(model, module):
     found = []
     handle = module.register_forward_pre_hook(lambda _, args: found.append(args[0]))
     with torch.no_grad():
-        logits = model(pixel_values=pixels()).logits
+        logits = model(pixel_values=toy.pixels(COUNT)).logits
     handle.remove()
     return logits, found[0]
 
@@ -51,13 +47,15 @@ def entering_classifier(model, module):
 def test_a_shared_pass_computes_what_each_network_does_alone(family, unfreeze):
     pretrained = tiny.build(family)
     result = changed(pretrained, unfreeze)
-    reference = Reference(pretrained, pixels()[:1])
+    reference = Reference(pretrained, toy.pixels(COUNT)[:1])
     network, then = reference.joint(result)
     logits, other, features = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
     head = pretrained.classifier[1] if family == "resnet" else pretrained.classifier
     expected, entering = entering_classifier(pretrained, head)
     with torch.no_grad():
-        torch.testing.assert_close(torch.tensor(logits), result(pixel_values=pixels()).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            torch.tensor(logits), result(pixel_values=toy.pixels(COUNT)).logits, atol=1e-5, rtol=1e-5
+        )
     torch.testing.assert_close(torch.tensor(other), expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(torch.tensor(features), entering.flatten(1), atol=1e-5, rtol=1e-5)
     assert abs(logits - other).max() > 1e-3
@@ -65,14 +63,14 @@ def test_a_shared_pass_computes_what_each_network_does_alone(family, unfreeze):
 
 def test_a_result_may_be_the_reference_itself():
     model = tiny.build("vit")
-    network, then = Reference(model, pixels()[:1]).joint(model)
+    network, then = Reference(model, toy.pixels(COUNT)[:1]).joint(model)
     logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
     torch.testing.assert_close(torch.tensor(logits), torch.tensor(other), atol=1e-6, rtol=1e-6)
 
 
 def test_nothing_in_common_is_said():
     pretrained = tiny.build("vit")
-    assert Reference(pretrained, pixels()[:1]).joint(changed(pretrained, "all")) is None
+    assert Reference(pretrained, toy.pixels(COUNT)[:1]).joint(changed(pretrained, "all")) is None
 
 
 def test_a_running_mean_that_moved_is_a_difference():
@@ -80,16 +78,12 @@ def test_a_running_mean_that_moved_is_a_difference():
     result = changed(pretrained, "head")
     stem = next(module for module in result.modules() if isinstance(module, torch.nn.BatchNorm2d))
     stem.running_mean.add_(0.5)
-    found = Reference(pretrained, pixels()[:1]).joint(result)
-    if found is not None:
-        network, then = found
-        logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
-        with torch.no_grad():
-            torch.testing.assert_close(
-                torch.tensor(logits), result(pixel_values=pixels()).logits, atol=1e-5, rtol=1e-5
-            )
-            expected = pretrained(pixel_values=pixels()).logits
-            torch.testing.assert_close(torch.tensor(other), expected, atol=1e-5, rtol=1e-5)
+    network, then = Reference(pretrained, toy.pixels(COUNT)[:1]).joint(result)
+    logits, other, _ = compute(network, examples(), torch.Tensor.float, batch_size=4, then=then)
+    with torch.no_grad():
+        expected = [model(pixel_values=toy.pixels(COUNT)).logits for model in (result, pretrained)]
+    torch.testing.assert_close(torch.tensor(logits), expected[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(other), expected[1], atol=1e-5, rtol=1e-5)
 
 
 def test_one_vector_per_image():

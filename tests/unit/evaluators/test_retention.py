@@ -8,6 +8,7 @@ import tiny
 import torch
 import toy
 from accelerate import PartialState
+from families import ALL_AT_NIGHT
 from sklearn.neighbors import KNeighborsClassifier
 from transformers import AutoModelForImageClassification
 
@@ -59,14 +60,14 @@ def measured(retention, network, folder):
 
 
 def move(network, part, amount=0.5):
-    generator = torch.Generator().manual_seed(3)
+    generator, tensors = torch.Generator().manual_seed(3), dissect(network).part(part).tensors
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name in dissect(network).part(part).tensors:
+            if name in tensors:
                 parameter += amount * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 def test_the_old_head_answers_as_the_checkpoint_did_and_as_it_would_now(family, tmp_path):
     """Compared with the checkpoint's own classifier, before and after one block of its encoder was moved."""
     spec, network, processor = checkpoint(tmp_path / family, family)
@@ -88,6 +89,7 @@ def test_the_old_head_answers_as_the_checkpoint_did_and_as_it_would_now(family, 
     assert found["old_task"]["agreement"] == np.mean(answers[0].argmax(1) == answers[1].argmax(1))
     assert found["old_task"]["kl_divergence"] == pytest.approx(kl_divergence(*answers), rel=1e-2, abs=1e-6)
     assert found["changed"] == ["block 0"]
+    assert list(found["blocks"]) == [*(block.name for block in tiny.anatomy(family).blocks), HEAD_INPUT]
 
 
 def test_a_phase_of_the_head_alone_changes_nothing(tmp_path):

@@ -53,11 +53,9 @@ def trial(metric="log_loss", images=20, **changes):
 def plain(network, alpha, start, images=20):
     """Probabilities of the interpolated network, one plain pass."""
     end = {name: value.clone() for name, value in network.state_dict().items()}
-    transform = evaluation_transform(tiny.processor())
-    pixels = torch.stack([Examples(toy.rows(images), transform)[k]["pixel_values"] for k in range(images)])
     interpolate(network, start, alpha)
     with torch.no_grad():
-        logits = network.eval()(pixels).logits.numpy()
+        logits = network.eval()(toy.pixels(images)).logits.numpy()
     network.load_state_dict(end)
     return softmax(logits), np.arange(images) % 2
 

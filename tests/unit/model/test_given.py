@@ -8,11 +8,12 @@ import tiny
 import torch
 import torchvision
 from accelerate import PartialState
+from families import ALL_AT_NIGHT
 from torch import nn
 from transformers import ViTModel
 
 from hfft.errors import ModelError
-from hfft.model.checkpoint import labels_of, set_labels
+from hfft.model.config import labels_of, set_labels
 from hfft.model.given import align_labels, check_reopens, fingerprints, take_model
 
 PartialState()  # which loggers ask
@@ -71,7 +72,7 @@ def test_a_model_answers_with_logits_alone():
     assert set(model(pixel_values=PIXELS)) == {"logits"}
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 def test_a_model_of_each_family_can_be_opened_again(family):
     model = tiny.build(family, 3)
     take_model(model)

@@ -155,7 +155,9 @@ FULL = Recipe(
         group_column="g",
         max_per_class=5,
         splits=SplitSpec(train="t", validation=0.25, test=Fold(fold=1, of=4)),
-        augment=AugmentSpec(crop=(0.5, 0.75), flip="both", randaugment=9, mixup=0.5),
+        augment=AugmentSpec(
+            crop=(0.5, 0.75), flip="both", rotate90=True, randaugment=9, color=0.5, erasing=0.5, mixup=0.5, cutmix=0.5
+        ),
         fit="letterbox",
         background="gray",
         bad_images="stop",
@@ -196,6 +198,8 @@ OTHERS = {
     "create_pr": replace(FULL, hub=replace(FULL.hub, create_pr=True)),
     "hub_strategy": replace(FULL, hub=HubSpec(repo_id="a/b", hub_strategy="every_save"), phases=FULL.phases[:3]),
     "tau": replace(FULL, loss=LossSpec(name="logit_adjusted", tau=2.0)),
+    "trivialaugment": replace(FULL, data=replace(FULL.data, augment=AugmentSpec(trivialaugment=True))),
+    "augmix": replace(FULL, data=replace(FULL.data, augment=AugmentSpec(augmix=2))),
     "interpolate": replace(FULL, retain=RetainSpec(interpolate=0.0), phases=FULL.phases[:3], hub=HubSpec()),
 }
 

@@ -2,9 +2,9 @@
 
 import pytest
 
-from hfft.commands.plan import phases_in
 from hfft.errors import RecipeError
 from hfft.recipe.loading import load_recipe
+from hfft.training.precision import phases_in
 
 PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau"}
 GREEDY = {"lr_scheduler_type": "greedy", "learning_rate": 1e-2}

@@ -10,7 +10,7 @@ import pytest
 
 from hfft.errors import RecipeError
 from hfft.recipe.loading import dump_recipe, load_recipe
-from hfft.recipe.spec import AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.spec import PRESETS, AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
 
 REPOSITORY = Path(__file__).parents[3]
 SMALL = {
@@ -113,7 +113,19 @@ INVALID = [
     ({"phases.0.learning_rate": "auto"}, "phases.head.learning_rate: found 'auto'; allowed: a number above 0; a head"),
     ({"phases.0.solver": "sgd"}, "phases.head.solver: found 'sgd'; allowed: 'auto', 'lbfgs' or 'steps'"),
     ({"data.splits.valid": 0.1}, "data.splits.valid: unknown key; did you mean 'validation'?"),
-    ({"data.augment.cutmix": 1.0}, "data.augment.cutmix: unknown key; allowed: crop, flip, mixup, randaugment"),
+    ({"data.augment.blur": 1.0}, "data.augment.blur: unknown key; allowed: augmix, color, crop, cutmix, erasing"),
+    ({"data.augment.presets": "light"}, "data.augment.presets: unknown key; did you mean 'preset'?"),
+    ({"data.augment": "heavy"}, "data.augment: found 'heavy'; allowed: keys with values, or a preset: none, light"),
+    ({"data.augment.preset": 2}, "data.augment: found {'preset': 2}; allowed: keys with values, or a preset: none"),
+    ({"data.augment.augmix": 11}, "data.augment.augmix: found 11; allowed: less than or equal to 10"),
+    ({"data.augment.color": 1.5}, "data.augment.color: found 1.5; allowed: less than or equal to 1"),
+    ({"data.augment.erasing": -0.1}, "data.augment.erasing: found -0.1; allowed: greater than or equal to 0"),
+    ({"data.augment.cutmix": "on"}, "data.augment.cutmix: found 'on'; allowed: a valid number"),
+    ({"data.augment.rotate90": 90}, "data.augment.rotate90: found 90; allowed: a valid boolean"),
+    (
+        {"data.augment": {"preset": "strong", "randaugment": 9}},
+        "data.augment: found randaugment and trivialaugment; allowed: one of randaugment, trivialaugment, augmix",
+    ),
     ({"phases.0.name": ABSENT}, "phases.0.name: this key is required"),
     ({"phases.0.unfreez": "all"}, "phases.head.unfreez: unknown key; did you mean 'unfreeze'?"),
     ({"phases.0.learningrate": 1.0}, "phases.head.learningrate: unknown key; did you mean 'learning_rate'?"),
@@ -549,3 +561,24 @@ def test_the_command_line_starts_without_torch(arguments, tmp_path):
     )
     assert done.returncode == 0
     assert done.stdout + done.stderr
+
+
+def augmented(augment, *overrides):
+    content = {"name": "r", "model": {"checkpoint": "c"}, "phases": [{"name": "head"}]}
+    return load_recipe({**content, "data": {"source": "d", "augment": augment}}, overrides)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_stands_for_its_keys(name, tmp_path):
+    named = augmented(name)
+    assert named == augmented({"preset": name}) == augmented(PRESETS[name])
+    assert named.data.augment == AugmentSpec(**PRESETS[name])
+    (tmp_path / "r.yaml").write_text(dump_recipe(named))
+    assert load_recipe(tmp_path / "r.yaml") == named
+
+
+def test_keys_of_ones_own_change_a_preset():
+    changed = augmented({"preset": "standard", "trivialaugment": False, "augmix": 3, "crop": [0.5, 1.0]}).data.augment
+    assert changed == AugmentSpec(crop=(0.5, 1.0), flip=True, augmix=3)
+    assert augmented("light", "data.augment.flip=both").data.augment == AugmentSpec(crop=(0.64, 1.0), flip="both")
+    assert augmented({"flip": True}, "data.augment=none").data.augment == AugmentSpec()

@@ -3,9 +3,9 @@ from types import SimpleNamespace
 import pytest
 import tiny
 import torch
+from families import ALL_AT_NIGHT
 from torch import nn
 
-from hfft.model.anatomy import dissect
 from hfft.model.freezing import held_modules, set_trainable, trainable_names
 from hfft.model.restoring import random_states
 from hfft.model.trace import trace
@@ -18,7 +18,7 @@ ONE = torch.zeros(1, 3, tiny.SIDE, tiny.SIDE)
 
 def prepared(family, unfreeze, **changes):
     model = tiny.build(family, **changes)
-    set_trainable(model, trainable_names(model, dissect(model), unfreeze))
+    set_trainable(model, trainable_names(model, tiny.anatomy(family, **changes), unfreeze))
     return prepare_phase(model, PhaseSpec(name="p", unfreeze=unfreeze), ONE)
 
 
@@ -39,7 +39,7 @@ def step(model, pixels):
     )
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 @pytest.mark.parametrize("unfreeze", ["head", {"blocks": 1}], ids=str)
 def test_a_step_from_the_cut_is_the_step_from_the_pixels(family, unfreeze):
     model = prepared(family, unfreeze)

@@ -12,12 +12,13 @@ from collections import namedtuple
 
 import pytest
 import torch
+import warm
 from accelerate import PartialState
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hfft.replay import store
-from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked, make_room
+from hfft.replay.store import Leaf, find_recording, locked, make_room, plan_recordings
 from hfft.system.files import read_json, write_json
 
 LEAVES = (Leaf(torch.float32, (2, 3)), Leaf(torch.bfloat16, (5,)))
@@ -29,13 +30,13 @@ import sys
 from pathlib import Path
 import torch
 from accelerate import PartialState
-from hfft.replay.store import Leaf, RecordingFiles, find_recording, locked
+from hfft.replay.store import Leaf, find_recording, locked, plan_recordings
 folder, written = Path(sys.argv[1]), 0
 PartialState()
 with locked(folder, "k"):
     recording = find_recording(folder, "k", 2500)
     if recording is None:
-        files = RecordingFiles.plan(folder, "k", rows=2500, leaves=[Leaf(torch.int64, ())], batch=4)
+        (files,) = plan_recordings(folder, {"k": [Leaf(torch.int64, ())]}, rows=2500, batch=4)
         for span in files.missing(files.spans):
             files.write(span, [torch.tensor(span)])
             written += 1
@@ -65,7 +66,7 @@ def content(rows=ROWS):
 
 
 def plan(folder, key="k", rows=ROWS, leaves=LEAVES, batch=4):
-    return RecordingFiles.plan(folder, key, rows=rows, leaves=leaves, batch=batch)
+    return plan_recordings(folder, {key: leaves}, rows=rows, batch=batch)[0]
 
 
 def fill(files, spans=None, tensors=None):
@@ -113,7 +114,7 @@ def flip(path, position, mask=1):
 
 def start(code, *arguments):
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return warm.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def line(child):
@@ -122,11 +123,6 @@ def line(child):
 
 
 # Rows
-
-
-def test_a_leaf_knows_its_bytes():
-    assert [leaf.bytes for leaf in LEAVES] == [24, 10]
-    assert Leaf(torch.int64, ()).bytes == 8
 
 
 def test_rows_come_back_bit_equal(tmp_path):
@@ -173,8 +169,8 @@ def test_rows_are_mapped_and_not_read(tmp_path):
 import sys
 from pathlib import Path
 import torch
-from hfft.replay.store import Leaf, RecordingFiles
-files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=1024, leaves=[Leaf(torch.float32, (2**15,))], batch=1)
+from hfft.replay.store import Leaf, plan_recordings
+(files,) = plan_recordings(Path(sys.argv[1]), {"k": [Leaf(torch.float32, (2**15,))]}, rows=1024, batch=1)
 for span in files.spans:
     files.write(span, [torch.ones(len(span), 2**15)])
 def resident():
@@ -326,7 +322,7 @@ def text(path):
     path.write_text("not a file of tensors")
 
 
-DAMAGE = [
+DAMAGE = (
     cut,
     empty,
     longer,
@@ -338,7 +334,7 @@ DAMAGE = [
     other_shape,
     stranger,
     text,
-]
+)
 
 
 @pytest.mark.parametrize("harm", DAMAGE)
@@ -362,13 +358,6 @@ def test_whoever_goes_on_does_not_trust_what_is_there(tmp_path, harm):
     assert files.missing(files.spans) == [range(1024, 2048), range(2048, 2500)]
 
 
-def test_a_recording_without_one_of_its_files_is_removed(tmp_path, log):
-    record(tmp_path)
-    shards(tmp_path)[0].unlink()
-    assert is_gone(tmp_path)
-    assert len(log()) == 1
-
-
 def test_the_content_is_read_once_per_process(tmp_path, monkeypatch):
     record(tmp_path)
     checked = []
@@ -381,24 +370,22 @@ def test_the_content_is_read_once_per_process(tmp_path, monkeypatch):
     assert len(checked) == 3
 
 
-@pytest.mark.parametrize("mask", [1, 4, 128])
-def test_no_flipped_bit_of_a_header_goes_unnoticed(tmp_path, mask):
+def test_no_flipped_bit_of_a_header_goes_unnoticed(tmp_path):
     record(tmp_path / "good", rows=4)
     size = shards(tmp_path / "good")[0].stat().st_size - 4 * 34
     assert size > 100
     for position in range(size):
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
-        flip(shards(tmp_path / "bad")[0], position, mask)
+        flip(shards(tmp_path / "bad")[0], position, 1 << position % 8)
         assert is_gone(tmp_path / "bad", rows=4), position
         shutil.rmtree(tmp_path / "bad")
 
 
-@pytest.mark.parametrize("mask", [1, 4, 128])
-def test_a_flipped_bit_of_a_manifest_costs_the_recording_at_most(tmp_path, mask):
+def test_a_flipped_bit_of_a_manifest_costs_the_recording_at_most(tmp_path):
     record(tmp_path / "good", rows=4)
     for position in range((tmp_path / "good/k.recording/manifest.json").stat().st_size):
         shutil.copytree(tmp_path / "good", tmp_path / "bad")
-        flip(tmp_path / "bad/k.recording/manifest.json", position, mask)
+        flip(tmp_path / "bad/k.recording/manifest.json", position, 1 << position % 8)
         store._verified.clear()
         recording = find_recording(tmp_path / "bad", "k", 4)
         assert recording is None or is_exact(recording, 4), position
@@ -425,23 +412,12 @@ def test_a_recording_with_a_wrong_manifest_is_removed(tmp_path, log, change):
     assert log()[0].startswith(f"{manifest.parent}: damaged (")
 
 
-def test_a_recording_of_other_images_is_not_taken(tmp_path):
-    record(tmp_path)
-    assert find_recording(tmp_path, "k", ROWS - 1) is None
-
-
 @pytest.mark.parametrize("written", ["", "[]", "{}", '{"format": 1}', "null", "{"])
 def test_a_manifest_that_is_none(tmp_path, log, written):
     record(tmp_path)
     (tmp_path / "k.recording" / "manifest.json").write_text(written)
     assert is_gone(tmp_path)
     assert len(log()) == 1
-
-
-def test_the_folder_of_another_key_is_not_this_one(tmp_path):
-    record(tmp_path, "a")
-    os.replace(tmp_path / "a.recording", tmp_path / "b.recording")
-    assert is_gone(tmp_path, "b")
 
 
 # Failures
@@ -484,8 +460,8 @@ def test_a_file_that_outgrows_the_disk_leaves_nothing(tmp_path):
 import resource, sys
 from pathlib import Path
 import torch
-from hfft.replay.store import Leaf, RecordingFiles
-files = RecordingFiles.plan(Path(sys.argv[1]), "k", rows=2, leaves=[Leaf(torch.float32, (2**20,))], batch=1)
+from hfft.replay.store import Leaf, plan_recordings
+(files,) = plan_recordings(Path(sys.argv[1]), {"k": [Leaf(torch.float32, (2**20,))]}, rows=2, batch=1)
 (span,) = files.spans
 resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
 try:
@@ -545,13 +521,6 @@ with locked(Path(sys.argv[1]), "k"):
     child.communicate()
 
 
-def test_a_lock_ends_with_an_error(tmp_path, log):
-    with pytest.raises(OSError, match="full"), locked(tmp_path / "new", "k"):
-        raise OSError(errno.ENOSPC, "full")
-    with locked(tmp_path / "new", "k"):
-        assert log() == []
-
-
 # Room
 
 
@@ -562,8 +531,7 @@ def cache(tmp_path):
         record(tmp_path, key, rows=600)
     fill(plan(tmp_path, "d", rows=600))
     for age, key in enumerate("cadb"):
-        path = tmp_path / f"{key}.recording"
-        os.utime(path if key == "d" else path / "manifest.json", (1e9 - age, 1e9 - age))
+        os.utime(tmp_path / f"{key}.recording", (1e9 - age, 1e9 - age))
     return tmp_path
 
 
@@ -665,8 +633,3 @@ def test_other_folders_are_left_alone(cache):
     assert make_room(cache, 0, 0)
     assert (other / "manifest.json").exists()
     assert (cache / "x.txt").exists()
-
-
-def test_a_new_cache_has_room(tmp_path):
-    assert make_room(tmp_path / "new", 10, 10)
-    assert not make_room(tmp_path / "new", 11, 10)

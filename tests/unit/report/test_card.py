@@ -166,7 +166,7 @@ def test_timm_models_need_timm(tmp_path, facts):
 
 
 def test_a_report_lies_in_the_run_and_beside_the_model(tmp_path):
-    run = finished.make_run(tmp_path / "run")
+    run = finished.make_run(tmp_path / "run", report=True)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     written = write_report(run)
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
@@ -196,7 +196,7 @@ def test_a_report_that_cannot_be_written_is_an_error(tmp_path):
     (run / "model/README.md").unlink()
     (run / "model/README.md").mkdir()  # as nothing can be renamed over
     with pytest.raises(TrainingError, match="card and figures can't be written"):
-        write_report(run)
+        write_report(run, draws=False)
 
 
 def test_only_a_finished_run_has_a_report(tmp_path):

@@ -44,6 +44,12 @@ def facts(finished_run):
     return read_facts(finished_run)
 
 
+@pytest.fixture(scope="module")
+def page(facts):
+    """The page of the whole run, which most tests read."""
+    return shown(facts, choose_mistakes(facts))
+
+
 @pytest.fixture
 def run(finished_run, tmp_path):
     """A copy, to be changed."""
@@ -69,8 +75,8 @@ def change(path, edit):
     path.write_text(json.dumps(content))
 
 
-def test_the_answer_comes_first(facts):
-    words = shown(facts).words
+def test_the_answer_comes_first(facts, page):
+    words = page.words
     accuracy = facts.splits["test"].metrics["accuracy"]
     assert "Accuracy on 8 test images 75.0 %" in words
     assert f"95 % interval: {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %" in words
@@ -80,9 +86,7 @@ def test_the_answer_comes_first(facts):
     assert "1,234 of 56,789 parameters" in words
 
 
-def test_every_section_can_be_reached_and_has_a_title(facts):
-    mistakes = choose_mistakes(facts)
-    page = shown(facts, mistakes)
+def test_every_section_can_be_reached_and_has_a_title(page):
     links = [link["href"] for link in page.all("a")]
     ids = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     assert links
@@ -94,8 +98,8 @@ def test_every_section_can_be_reached_and_has_a_title(facts):
     assert not re.search(r"\bNone\b|\bnan\b|Undefined", page.words)
 
 
-def test_the_numbers_are_those_of_the_run(facts):
-    words, test = shown(facts).words, facts.splits["test"]
+def test_the_numbers_are_those_of_the_run(facts, page):
+    words, test = page.words, facts.splits["test"]
     recall = test.by_class["bee"].recall
     assert f"0.750 {recall.low:.3f} to {recall.high:.3f}" in words
     assert "1 of 4 images of ant were taken for bee" in words
@@ -144,8 +148,7 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
     assert "49" not in re.findall(r"\b49\b", page.words)
 
 
-def test_the_page_may_load_nothing_and_run_its_own_script_alone(facts):
-    page = shown(facts, choose_mistakes(facts))
+def test_the_page_may_load_nothing_and_run_its_own_script_alone(page):
     (policy,) = [m["content"] for m in page.all("meta") if m.get("http-equiv") == "Content-Security-Policy"]
     ((_, script),) = [one for one in page.scripts if one[0] == ""]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -158,13 +161,6 @@ def test_the_page_may_load_nothing_and_run_its_own_script_alone(facts):
         if name in ("src", "href", "action", "srcset", "data", "poster")
     ]
     assert all(value.startswith(("#", "data:")) for value in loaded)
-    assert "@import" not in render_page(facts, None)
-
-
-def test_no_name_of_an_element_is_there_twice(facts):
-    facts = replace(facts, confidence=confidence())
-    names = [attributes["id"] for _, attributes in shown(facts).elements if "id" in attributes]
-    assert len(names) == len(set(names))
 
 
 def confidence():
@@ -189,6 +185,8 @@ def confidence():
 
 def test_what_confidence_is_worth(facts):
     page = shown(replace(facts, confidence=confidence()))
+    names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(names) == len(set(names))
     assert "temperature of 1.250, fitted on 8 validation images" in page.words
     assert "90 % 0.625 0.0 % - 95 % not reached" in page.words
     assert [one["aria-label"] for one in page.all("figure") if "Risk" in one.get("aria-label", "")] == [
@@ -196,7 +194,7 @@ def test_what_confidence_is_worth(facts):
     ]
 
 
-def test_what_is_left_of_the_pretrained_network(facts):
+def test_what_is_left_of_the_pretrained_network(facts, page):
     left = {
         "changed": ["block 2", "block 3"],
         "old_task": {"classes": 5, "agreement": 0.875, "kl_divergence": 0.5},
@@ -210,11 +208,11 @@ def test_what_is_left_of_the_pretrained_network(facts):
     blocks = {
         "last": {"block 0": {"cka": 1.0, "cosine_drift": 0.0}, "head input": {"cka": 0.9375, "cosine_drift": 0.0625}}
     }
-    page = shown(replace(facts, retention=retention, blocks=blocks))
-    assert "last 2 parts 0.875 0.500 0.062 0.938 0.750" in page.words
-    tips = [attributes["data-tip"] for _, attributes in page.elements if "data-tip" in attributes]
+    measured = shown(replace(facts, retention=retention, blocks=blocks))
+    assert "last 2 parts 0.875 0.500 0.062 0.938 0.750" in measured.words
+    tips = [attributes["data-tip"] for _, attributes in measured.elements if "data-tip" in attributes]
     assert "head input after last: 0.062" in tips
-    assert "What is left" not in shown(facts).words
+    assert "What is left" not in page.words
 
 
 def test_a_run_without_test_images_is_judged_by_validation(tmp_path):
@@ -325,8 +323,8 @@ def test_a_picture_that_was_removed_is_said_to_be_missing(run):
     assert len(page.all("img")) == 1
 
 
-def test_findings_of_the_audit_are_listed_by_kind(run):
-    assert "The audit found nothing" in shown(read_facts(run)).words
+def test_findings_of_the_audit_are_listed_by_kind(run, page):
+    assert "The audit found nothing" in page.words
     found = [
         {"severity": "note", "kind": "duplicate", "detail": "twice", "files": ["a/1.png", "a/2.png"], "count": 2},
         {"severity": "harm", "kind": "leak", "detail": "in train and test", "files": ["b/1.png"], "count": 2},

@@ -98,6 +98,12 @@ def test_augmentation_and_balance_are_told(facts):
         "Training images were augmented: random crops of 0.6 to 1 of the area, horizontal and vertical flips, "
         "RandAugment of magnitude 5, mixup with alpha 0.2. In all phases: class weights balanced, focal loss."
     )
+    others = {"trivialaugment": True, "rotate90": True, "color": 0.4, "erasing": 0.25, "cutmix": 1.0}
+    loaded = load_recipe({**content, "data": {"source": "d", "augment": others}, "class_weights": None})
+    assert for_all_phases(loaded) == (
+        "Training images were augmented: turns by multiples of 90 degrees, TrivialAugment Wide, brightness, contrast "
+        "and saturation changed by up to 40%, rectangles erased in 25% of the images, CutMix with alpha 1."
+    )
     flipped = load_recipe({**content, "data": {"source": "d", "augment": {"flip": True}}, "class_weights": None})
     assert for_all_phases(flipped) == "Training images were augmented: horizontal flips."
     sampled = load_recipe({**content, "data": {"source": "d"}, "class_weights": {"a": 2.0}, "sampler": "sqrt"})

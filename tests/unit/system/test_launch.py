@@ -8,7 +8,7 @@ from accelerate import DistributedType
 
 from hfft.errors import RunError
 from hfft.system import launch
-from hfft.system.launch import check_launch, check_launch_options, refuse_deepspeed
+from hfft.system.launch import check_launch, check_launch_options
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,7 @@ def test_nothing_was_asked_for():
 )
 def test_processes_that_would_each_train_alone(monkeypatch, variable, who):
     monkeypatch.setenv(variable, "4")
-    with pytest.raises(RunError, match=f"{who} was asked for 4 processes and 1 of them would train alone"):
+    with pytest.raises(RunError, match="4 processes and 1"):
         check_launch(state())
     check_launch(state(4))
 
@@ -79,10 +79,9 @@ def test_launches_of_one_process(monkeypatch, command):
 
 
 def test_deepspeed_is_refused(monkeypatch):
-    refuse_deepspeed()
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    with pytest.raises(RunError, match=r"FSDP 2 .*recipes/accelerate/fsdp2\.yaml"):
-        refuse_deepspeed()
+    with pytest.raises(RunError, match=r"FSDP 2 .*recipes/accelerate/fsdp2\.yaml"), launch.launched():
+        pass
 
 
 def test_fsdp_2_on_gpus(monkeypatch):
@@ -101,9 +100,7 @@ def test_fsdp_2_on_gpus(monkeypatch):
 def test_fsdp_that_would_quietly_be_something_else(monkeypatch, kind, where):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
-    with pytest.raises(
-        RunError, match=f"FSDP was asked for, and is not active: {where} accelerate trains whole copies"
-    ):
+    with pytest.raises(RunError, match=f"not active: {where}"):
         check_launch(state(2, kind))
 
 

@@ -63,7 +63,7 @@ def test_every_path_of_a_recipe_may_begin_with_it(key):
 
 def test_a_user_that_is_not_there_is_refused_and_a_folder_of_that_name_is_not(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(RecipeError, match=r"output_dir: found '~nobodyhere/runs'; allowed: .* no user"):
+    with pytest.raises(RecipeError, match="output_dir: found '~nobodyhere/runs'"):
         recipe("output_dir=~nobodyhere/runs")
     (tmp_path / "~nobodyhere").mkdir()
     assert recipe("output_dir=~nobodyhere/runs").output_dir == "~nobodyhere/runs"

@@ -82,7 +82,7 @@ def test_a_loss_that_is_no_number_ends_the_phase_and_keeps_the_checkpoint_before
 
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     data = toy.phase_data(validation=0)
-    with pytest.raises(TrainingError, match="weights are no numbers any more after step 6"):
+    with pytest.raises(TrainingError, match="after step 6"):
         toy.run(tiny.build("vit"), tmp_path, data=data, unfreeze="all", callbacks=[Spoil(6)])
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-3"]
 
@@ -129,5 +129,5 @@ class LacksMemoryToEvaluate(TrainerCallback):
 
 def test_memory_that_an_evaluation_lacks_is_not_the_training_batchs(tmp_path):
     arguments = {"auto_find_batch_size": True, "per_device_eval_batch_size": 12}
-    with pytest.raises(TrainingError, match=r"in an evaluation with per_device_eval_batch_size=12; .*=6 needs less"):
+    with pytest.raises(TrainingError, match=r"per_device_eval_batch_size=12; .*=6"):
         toy.run(tiny.build("vit"), tmp_path / "0", callbacks=[LacksMemoryToEvaluate()], arguments=arguments)

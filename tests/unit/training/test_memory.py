@@ -1,6 +1,7 @@
 import pytest
 import tiny
 import torch
+from families import ALL_AT_NIGHT
 from torch import nn
 
 from hfft.recipe.spec import AdapterSpec, PhaseSpec
@@ -37,7 +38,7 @@ def test_it_counts_what_autograd_keeps(frozen, numbers):
     assert activation_bytes(model, (8, 10)) == 4 * numbers
 
 
-@pytest.mark.parametrize("family", tiny.CONFIGS)
+@pytest.mark.parametrize("family", ALL_AT_NIGHT)
 def test_the_meta_device_tells_what_the_real_one_keeps(family):
     spec = PhaseSpec(name="p", unfreeze="all")
     real = prepare_phase(tiny.build(family), spec)

@@ -60,9 +60,17 @@ def plain_trainer(model, folder, data, **arguments):
     )
 
 
-@pytest.mark.parametrize("family", ["vit", "convnext", "swin", "resnet"])
 @pytest.mark.parametrize(
-    "phase", [{"unfreeze": {"blocks": 2}}, {"unfreeze": "all"}, {"adapter": AdapterSpec(on="mlp")}]
+    ("family", "phase"),
+    [
+        ("vit", {"unfreeze": {"blocks": 2}}),
+        ("vit", {"adapter": AdapterSpec(on="mlp")}),
+        ("swin", {"unfreeze": "all"}),
+        ("convnext", {"unfreeze": {"blocks": 2}}),
+        ("resnet", {"unfreeze": "all"}),
+        ("resnet", {"adapter": AdapterSpec(on="mlp")}),
+    ],
+    ids=str,
 )
 def test_the_phase_ends_with_its_best_weights_tensor_by_tensor(family, phase, tmp_path):
     """Trap A, for load_best_model_at_end; the metric is the worst epoch's, so that best is not last."""

@@ -15,6 +15,8 @@ from hfft.errors import DataError
 from hfft.recipe.spec import AugmentSpec, DataSpec, SplitSpec
 
 AUGMENT = AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9)
+OTHERS = AugmentSpec(rotate90=True, trivialaugment=True, color=0.4, erasing=0.5)
+MIXED = AugmentSpec(augmix=3)
 
 
 @pytest.fixture
@@ -23,12 +25,12 @@ def rows(photos):
     return load_data(DataSpec(source=str(folder), splits=SplitSpec(validation=None, test=None)), 0).splits["train"]
 
 
-@pytest.fixture
-def make(rows):
+@pytest.fixture(params=[AUGMENT, OTHERS, MIXED], ids=["crop, flip, RandAugment", "others", "AugMix"])
+def make(rows, request):
     """Augmented examples of the eight photos at an epoch."""
 
     def examples(seed=5, epoch=0):
-        made = Examples(rows, training_transform(tiny.processor(), AUGMENT), seed=seed)
+        made = Examples(rows, training_transform(tiny.processor(), request.param), seed=seed)
         made.set_epoch(epoch)
         return made
 
@@ -87,7 +89,7 @@ def test_living_workers_see_the_next_epoch(make):
 def test_items_differ_between_epochs_seeds_and_images(make):
     first = stacked(make())
     for other in (stacked(make(epoch=1)), stacked(make(seed=6))):
-        assert all(not torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        assert sum(not torch.equal(a, b) for a, b in zip(first, other, strict=True)) >= 7  # few decisions may be alike
 
 
 def test_one_image_twice_takes_different_decisions(rows):
@@ -197,9 +199,48 @@ def test_shares_follow_the_beta_distribution():
     assert np.var(shares) == pytest.approx(0.05, abs=0.005)
 
 
-def test_validation_images_are_never_mixed():
+def images_of(count, epoch=0, side=10):
+    """Images of one level each, their number, of as many classes."""
+    pixels = [torch.full((3, side, side + 4), index, dtype=torch.uint8) for index in range(count)]
+    return [{"pixel_values": one, "label": index, "key": (5, epoch, index)} for index, one in enumerate(pixels)]
+
+
+def test_cutmix_gives_each_image_a_rectangle_of_its_mirror_and_the_share_of_its_label():
+    shares = set()
+    for epoch in range(40):
+        batch = Collator(classes=5, cutmix=1.0)(images_of(5, epoch))
+        pixels, labels = batch["pixel_values"], batch["labels"]
+        assert (pixels.dtype, labels.dtype) == (torch.uint8, torch.float32)
+        assert torch.allclose(labels.sum(dim=1), torch.ones(5))
+        for index in range(5):
+            own = (pixels[index] == index).float().mean()
+            assert own + (pixels[index] == 4 - index).float().mean() * (index != 2) == pytest.approx(1)
+            assert labels[index, index].item() == pytest.approx(own.item(), abs=1e-6)
+        rows, columns = torch.nonzero(pixels[0, 0] == 4, as_tuple=True)
+        if len(rows):
+            assert len(rows) == (rows.max() - rows.min() + 1) * (columns.max() - columns.min() + 1)
+        shares.add(round(labels[0, 0].item(), 3))
+    assert len(shares) > 15
+
+
+def test_with_both_each_batch_takes_one():
+    collate = Collator(0.4, 4, torch.Tensor.float, cutmix=1.0)
+    kinds = [collate(images_of(4, epoch))["pixel_values"].dtype for epoch in range(60)]
+    assert 15 < kinds.count(torch.uint8) < 45
+    assert kinds == [collate(images_of(4, epoch))["pixel_values"].dtype for epoch in range(60)]
+
+
+def test_labels_that_are_shares_are_mixed_too():
+    examples = [{**one, "label": np.float32([one["label"] == 0, 1, 0])} for one in images_of(2)]
+    labels = Collator(classes=3, cutmix=1.0)(examples)["labels"]
+    assert labels[:, 1].tolist() == [1, 1]
+    assert labels[0, 0] + labels[1, 0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("mixing", [{"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_validation_images_are_never_mixed(mixing):
     plain = [example(index, index, seed=None) for index in range(3)]
-    batch = Collator(mixup=0.4, classes=3)(plain)
+    batch = Collator(**mixing, classes=3)(plain)
     assert batch["labels"].tolist() == [0, 1, 2]
     assert batch["pixel_values"][:, 0, 0, 0].tolist() == [0.0, 1.0, 2.0]
 

@@ -76,9 +76,11 @@ def test_processors_are_taken_apart(name):
     assert torch.equal(transform.scale(pixels), transform(photo()))
 
 
-@pytest.mark.parametrize("size", [(80, 100), (333, 211), (20, 31), (32, 32)], ids=str)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize(
+    ("size", "kind", "mode"),
+    [((80, 100), "JPEG", "RGB"), ((333, 211), "PNG", "L"), ((20, 31), "JPEG", "L"), ((32, 32), "PNG", "RGB")],
+    ids=str,
+)
 def test_a_row_evaluates_to_what_the_processor_makes_of_it(processor, mode, kind, size):
     content = encoded(photo(300).resize(size).convert(mode), kind)
     image = decode_row({"image": {"bytes": content, "path": None}, "label": 0, "file": "x"})
@@ -114,7 +116,10 @@ def test_a_processor_with_ways_of_its_own_is_used_as_it_is(kind):
     assert torch.equal(transform(photo()), processor(photo(), return_tensors="pt")["pixel_values"][0])
 
 
-@pytest.mark.parametrize("augment", [None, AugmentSpec(crop=(0.5, 1.0), flip=True, randaugment=9)])
+@pytest.mark.parametrize(
+    "augment",
+    [None, AugmentSpec(crop=(0.5, 1.0), flip=True, randaugment=9), AugmentSpec(trivialaugment=True, augmix=2)],
+)
 def test_a_transform_can_be_sent_to_workers_that_are_started_anew(processor, augment):
     transform = evaluation_transform(processor) if augment is None else training_transform(processor, augment)
     assert torch.equal(seeded(pickle.loads(pickle.dumps(transform)), photo(), 1), seeded(transform, photo(), 1))
@@ -219,8 +224,63 @@ def test_randaugment_changes_the_image_and_keeps_its_size(name):
     assert torch.equal(seeded(transform, photo(), 3), results[3])
 
 
+EVERYTHING = {"rotate90": True, "trivialaugment": True, "augmix": 3, "color": 0.4, "erasing": 0.5}
+
+
+@pytest.mark.parametrize("key", EVERYTHING)
+@pytest.mark.parametrize("name", ["vit", "timm", "blue first"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_each_change_keeps_size_and_type_and_is_no_change_at_times(name, key, mode):
+    image = photo().convert(mode)
+    transform = training_transform(PROCESSORS[name], AugmentSpec(**{key: EVERYTHING[key]}))
+    plain = evaluation_transform(PROCESSORS[name]).pixels(image)
+    results = [seeded(transform.pixels, image, seed) for seed in range(12)]
+    assert all((one.shape, one.dtype) == (plain.shape, torch.uint8) for one in results)
+    assert sum(not torch.equal(one, plain) for one in results) >= 4
+    assert torch.equal(seeded(transform.pixels, image, 3), results[3])
+
+
+def test_quarter_turns_are_of_all_four_kinds():
+    transform = training_transform(PROCESSORS["vit"], AugmentSpec(rotate90=True))
+    plain = evaluation_transform(PROCESSORS["vit"]).pixels(photo())
+    turns = [torch.rot90(plain, turn, (1, 2)) for turn in range(4)]
+    seen = [seeded(transform.pixels, photo(), seed) for seed in range(40)]
+    assert {turn for turn, one in enumerate(turns) for other in seen if torch.equal(one, other)} == {0, 1, 2, 3}
+    assert all(any(torch.equal(one, other) for one in turns) for other in seen)
+
+
+def test_quarter_turns_need_square_images():
+    with pytest.raises(ModelError, match=r"rotate90.* 16 x 48"):
+        training_transform(PROCESSORS["wide"], AugmentSpec(rotate90=True))
+
+
+@pytest.mark.parametrize("name", ["center crop", "timm", "blue first"])
+def test_what_is_erased_becomes_0(name):
+    white = Image.new("RGB", (80, 80), "white")
+    transform = training_transform(PROCESSORS[name], AugmentSpec(erasing=1.0))
+    pixels, plain = seeded(transform, white, 1), evaluation_transform(PROCESSORS[name])(white)
+    erased = (pixels != plain).all(dim=0)
+    assert 0.01 < erased.float().mean() < 0.4
+    assert pixels[:, erased].abs().max() < 0.02  # the mean colour, to half a level
+
+
+@pytest.mark.parametrize("kind", [Marked, Demanding])
+def test_a_processor_that_is_not_taken_apart_gets_changed_images(kind):
+    augment = AugmentSpec(flip=True, rotate90=True, trivialaugment=True, color=0.4, erasing=0.5)
+    transform = training_transform(kind(size={"height": 16, "width": 16}), augment)
+    assert transform.scale is None
+    assert seeded(transform, photo(), 1).shape == (3, 16, 16)
+
+
+def test_bytes_are_the_way_back():
+    for name, processor in PROCESSORS.items():
+        transform = evaluation_transform(processor)
+        assert torch.equal(transform.scale.bytes(transform(photo())), transform.pixels(photo())), name
+
+
 def test_random_decisions_come_from_torch_alone():
-    transform = training_transform(PROCESSORS["vit"], AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9))
+    every = AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9, **EVERYTHING)
+    transform = training_transform(PROCESSORS["vit"], every)
     first = seeded(transform, photo(), 1)
     np.random.default_rng().random(10)
     assert torch.equal(seeded(transform, photo(), 1), first)
@@ -252,9 +312,7 @@ def test_a_crop_for_a_processor_that_makes_no_images():
         def __call__(self, images, return_tensors):
             return {"pixel_values": torch.zeros(1, 10, 768)}
 
-    with pytest.raises(
-        ModelError, match=r"^Patches makes inputs of shape \(10, 768\), not images: leave data.augment.crop"
-    ):
+    with pytest.raises(ModelError, match=r"shape \(10, 768\)"):
         training_transform(Patches(), AugmentSpec(crop=(0.5, 1.0)))
 
 

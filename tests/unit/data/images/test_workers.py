@@ -1,11 +1,11 @@
 """A worker of a DataLoader that was killed is named, whatever its end broke first; what it raised stays what it is."""
 
 import multiprocessing
-import subprocess
 import sys
 import time
 
 import pytest
+import warm
 
 from hfft.data.images.workers import dead_workers_named
 from hfft.errors import TrainingError
@@ -35,7 +35,7 @@ except TrainingError as error:
 
 def test_a_killed_worker_is_named_with_its_advice():
     """In a process of its own: torch raises at any place there, as soon as a worker dies."""
-    done = subprocess.run([sys.executable, "-c", DIES], capture_output=True, text=True, check=False)
+    done = warm.run([sys.executable, "-c", DIES])
     assert done.returncode == 3, done.stderr
     assert done.stdout.startswith("phase 1/2 head: DataLoader worker (pid")
     assert "fewer dataloader_num_workers need less, and the same command continues" in done.stdout

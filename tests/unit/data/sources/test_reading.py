@@ -136,13 +136,13 @@ def test_split_folders_beside_a_folder_that_is_none(touch):
 
 def test_split_folders_without_train(touch):
     folder = touch("val/ant/1.png", "val/bee/1.png", "test/ant/1.png")
-    with pytest.raises(DataError, match="there is no split 'train'; found: test, val"):
+    with pytest.raises(DataError, match="found: test, val"):
         load(folder)
 
 
 def test_two_folders_for_one_split(touch):
     folder = touch(*[f"{split}/{label}/1.png" for split in ("train", "val", "dev") for label in ("ant", "bee")])
-    with pytest.raises(DataError, match="several splits could be 'validation': dev, val; name the one you mean"):
+    with pytest.raises(DataError, match="'validation': dev, val"):
         load(folder, SplitSpec(test=None))
     data = load(folder, SplitSpec(validation="val", test="dev"))
     assert set(found(data)["validation"]) == {"val/ant/1.png", "val/bee/1.png"}
@@ -279,7 +279,7 @@ def test_folders_that_hold_one_folder(touch):
 
 def test_a_folder_that_is_called_almost_so(touch, monkeypatch):
     monkeypatch.chdir(touch("photos/ant/1.png", "t.csv"))
-    with pytest.raises(DataError, match=r"holds no 'phots'; did you mean 'photos'\?"):
+    with pytest.raises(DataError, match=r"'phots'; did you mean 'photos'\?"):
         load("phots")
     with pytest.raises(DataError, match=r"data.image_folder: .*t.csv is no folder"):
         load("t.csv", image_folder="t.csv")
@@ -310,7 +310,7 @@ def test_a_missing_folder(source, tmp_path, monkeypatch):
 
 def test_a_missing_folder_that_is_called_almost_so(touch):
     folder = touch("photos/ant/1.png")
-    with pytest.raises(DataError, match=f"{folder} holds no 'photo'; did you mean 'photos'"):
+    with pytest.raises(DataError, match=f"{folder} holds no 'photo'"):
         load(folder / "photo" / "ant")
 
 
@@ -344,12 +344,12 @@ def test_a_file_is_no_source(touch):
 
 
 def test_a_hub_name_without_network():
-    with pytest.raises(DataError, match=r"^data.source: nobody/no-such-images can't be loaded as a data set: .+"):
+    with pytest.raises(DataError, match=r"data.source: nobody/no-such-images can't"):
         load("nobody/no-such-images")
 
 
 def test_a_single_class(touch):
-    with pytest.raises(DataError, match="found the class ant only; a classifier needs at least two"):
+    with pytest.raises(DataError, match="the class ant"):
         load(touch("ant/1.png", "ant/2.png"))
 
 
@@ -361,13 +361,13 @@ def test_a_single_folder_of_class_folders(touch):
 
 def test_a_class_without_training_images(touch):
     folder = touch("train/ant/1.png", "train/bee/1.png", "test/cat/1.png")
-    with pytest.raises(DataError, match="no training images of the class cat"):
+    with pytest.raises(DataError, match="the class cat"):
         load(folder, SplitSpec(validation=None))
 
 
 def test_a_split_that_is_not_there(touch):
     folder = touch("train/ant/1.png", "train/bee/1.png")
-    with pytest.raises(DataError, match="there is no split 'holdout'; found: train"):
+    with pytest.raises(DataError, match="no split 'holdout'"):
         load(folder, SplitSpec(validation=None, test="holdout"))
 
 
@@ -635,7 +635,7 @@ def test_splits_that_number_their_classes_differently():
 
 def test_columns_that_are_named():
     rows = table([0, 1, 2], ANIMALS).add_column("size", [1, 0, 1], feature=ClassLabel(names=["small", "large"]))
-    with pytest.raises(DataError, match=r"^data: label_column: several fit \(label, size\); name one of image, label"):
+    with pytest.raises(DataError, match=r"label_column: several fit \(label, size\)"):
         in_memory(DatasetDict(train=rows))
     data = in_memory(DatasetDict(train=rows), label_column="size")
     assert (data.labels, data.splits["train"]["label"][:]) == (("small", "large"), [1, 0, 1])
@@ -657,9 +657,9 @@ def test_columns_that_do_not_fit(fields, message):
 
 
 def test_no_column_that_fits():
-    with pytest.raises(DataError, match="label_column: none fits; name one of image, size"):
+    with pytest.raises(DataError, match="label_column: none fits"):
         in_memory(DatasetDict(train=table(["s", "l"], Value("string"), label="size")))
-    with pytest.raises(DataError, match="image_column: none fits; name one of label"):
+    with pytest.raises(DataError, match="image_column: none fits"):
         in_memory(DatasetDict(train=Dataset.from_dict({"label": [0, 1]})))
 
 
@@ -693,7 +693,7 @@ def test_classes_that_no_image_of_the_splits_has_are_left_out(log):
 def test_a_class_of_another_split_alone_is_left_out_where_that_split_is_not_used(touch):
     folder = touch("train/ant/1.png", "train/bee/1.png", "test/images/1.png", "val/ant/1.png", "val/cat/1.png")
     assert load(folder).labels == ("ant", "bee")
-    with pytest.raises(DataError, match="no training images of the class cat"):
+    with pytest.raises(DataError, match="the class cat"):
         load(folder, SplitSpec(test=None))
 
 
@@ -705,7 +705,7 @@ def test_several_labels_where_one_is_asked_for():
 
 def test_splits_with_other_columns():
     source = DatasetDict(train=table([0, 1, 2], ANIMALS), test=table([0], ANIMALS, label="species"))
-    with pytest.raises(DataError, match="data: split 'test' has other columns: image, species"):
+    with pytest.raises(DataError, match="columns: image, species"):
         in_memory(source)
 
 
@@ -729,7 +729,7 @@ def test_load_rows_takes_all_splits_or_one(touch):
     spec = DataSpec(source=str(folder))
     assert len(load_rows(spec, ("ant", "bee"))) == 4
     assert load_rows(spec, ("ant", "bee"), "validation")["file"][:] == ["val/ant/2.png", "val/bee/2.png"]
-    with pytest.raises(DataError, match="there is no split 'test'; found: train, val"):
+    with pytest.raises(DataError, match="found: train, val"):
         load_rows(spec, ("ant", "bee"), "test")
 
 
@@ -746,7 +746,7 @@ def test_load_rows_asks_for_the_classes_of_the_split_alone(touch):
     folder = touch("train/ant/1.png", "train/yak/1.png", "test/ant/2.png", "test/bee/2.png")
     spec = DataSpec(source=str(folder))
     assert load_rows(spec, ("bee", "ant"), "test")["label"][:] == [1, 0]
-    with pytest.raises(DataError, match="the model does not know the classes yak; it knows bee, ant"):
+    with pytest.raises(DataError, match="yak; it knows bee, ant"):
         load_rows(spec, ("bee", "ant"))
 
 

@@ -63,7 +63,7 @@ def test_folds_hold_each_image_once(several):
 
 def test_a_class_of_one_image_has_no_folds(touch):
     folder = touch("ant/1.png", "ant/2.png", "bee/1.png", "cat/1.png")
-    with pytest.raises(DataError, match="no training images of the class bee"):
+    with pytest.raises(DataError, match="the class bee"):
         load(folder, SplitSpec(validation=None, test=Fold(fold=0, of=2)))
 
 
@@ -118,14 +118,14 @@ def test_folds_of_groups(patients):
 
 def test_too_few_groups(touch):
     folder = touch(*[f"{label}/p/{n}.png" for label in ("a", "b") for n in range(10)])
-    with pytest.raises(DataError, match=r"data.group_column: 1 groups are too few, or too uneven, for the splits"):
+    with pytest.raises(DataError, match=r"data.group_column: 1 groups"):
         load(folder, SplitSpec(validation=0.2, test=None), group_column="parent_folder")
 
 
 def test_groups_that_are_the_class_folders(uneven):
-    with pytest.raises(DataError, match="parent_folder needs folders within the class folders"):
+    with pytest.raises(DataError, match="parent_folder needs folders"):
         load(uneven, SplitSpec(), group_column="parent_folder")
-    with pytest.raises(DataError, match="found 'patient'; allowed for class folders: parent_folder"):
+    with pytest.raises(DataError, match="class folders: parent_folder"):
         load(uneven, SplitSpec(), group_column="patient")
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from hfft.errors import ModelError
-from hfft.model import batchnorm
-from hfft.model.batchnorm import synchronised
+from hfft.model import restoring
+from hfft.model.restoring import synchronised
 
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    monkeypatch.setattr(batchnorm, "PartialState", lambda: SimpleNamespace(num_processes=2, device="cuda:0"))
+    monkeypatch.setattr(restoring, "PartialState", lambda: SimpleNamespace(num_processes=2, device="cuda:0"))
 
 
 def kinds(model):

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import finished
 import pytest
 
-from hfft.commands.finishing import update_finished
+from hfft.commands.report import update_finished
 from hfft.commands.run import Run
 
 
@@ -9,5 +11,7 @@ from hfft.commands.run import Run
 def test_a_page_that_an_interruption_left_out_is_written_when_the_run_is_asked_for_again(asked, tmp_path):
     folder = finished.make_run(tmp_path / "run", counts={"train": 8}, report=asked)
     (folder / "report.html").unlink(missing_ok=True)
-    update_finished(folder, Run(folder).recipe, None)
+    assert update_finished(
+        replace(Run(folder).recipe, output_dir=str(tmp_path), name="run"), None, None, overwrite=False
+    )
     assert (folder / "report.html").is_file() == asked

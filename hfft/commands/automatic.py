@@ -1,0 +1,210 @@
+"""`hfft train PHOTOS`: facts on images, network and machine -> a recipe in which every value has its reason."""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.logging import get_logger
+from huggingface_hub import constants, try_to_load_from_cache
+from torch import nn
+
+from hfft.commands.plan import with_weights_found
+from hfft.data.images.decoding import decode_row
+from hfft.data.images.resize_mode import fit_processor
+from hfft.data.images.transforms import evaluation_transform
+from hfft.data.sources.advice import check_found
+from hfft.data.sources.reading import ImageData, load_data
+from hfft.errors import DataError, ModelError, RecipeError, RunError
+from hfft.model.anatomy import dissect
+from hfft.model.checkpoint import load_checkpoint
+from hfft.recipe.loading import RECIPE, dump_recipe, load_recipe
+from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.runs.record import RunRecord
+from hfft.system.distributed import join, on_main
+from hfft.system.files import expanded
+from hfft.system.hub_lookup import hub_problem
+from hfft.system.machine import cpus_per_process
+from hfft.training.automatic import Facts, Setting, choose_checkpoint, propose
+from hfft.training.precision import step_seconds
+
+_LOCAL = "checkpoints/efficientnet_lite0"  # of the quick start, where there is no network
+_TIMED = 8  # images
+
+_LOG = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """A recipe that was chosen, or that of the run that goes on."""
+
+    recipe: Recipe
+    comments: Mapping[str, str]  # key to the reason of its value; "" to what was asked for
+    seconds: Mapping[str, float]  # stage of the run to the seconds that it should take; empty for a run that goes on
+    text: str  # of the recipe's file, with the reasons beside the values
+
+    @property
+    def in_minutes(self) -> str:
+        """What the run should take, for a line."""
+        stages = ", ".join(f"{stage} {value / 60:.1f}" for stage, value in self.seconds.items())
+        return f"about {sum(self.seconds.values()) / 60:.1f} min ({stages})"
+
+
+def choose_recipe(
+    source: str,
+    *,
+    checkpoint: str | None = None,
+    minutes: float = 10.0,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> Automatic:
+    """Choose a recipe for images, in every process the same; or take that of the run that the same call began.
+
+    Args:
+        source: As `data.source` of a recipe.
+        checkpoint: As `model.checkpoint` of a recipe; one that suits device and budget when None.
+        minutes: That the whole run may take.
+        overrides: As for `load_recipe`; they win over what is chosen.
+        overwrite: Whether a run that is there doesn't count.
+
+    Raises:
+        HfftError: If images or checkpoint can't be used, or the budget is too small.
+    """
+    source = str(Path(source))  # without a `/` at its end
+    if not minutes > 0:
+        raise RecipeError(f"minutes: found {minutes:g}; allowed: a number above 0")
+    join()
+    return on_main(lambda: _choose(source, checkpoint, minutes, overrides, overwrite=overwrite))
+
+
+def _choose(
+    source: str, checkpoint: str | None, minutes: float, overrides: Sequence[str], *, overwrite: bool
+) -> Automatic:
+    begun = time.monotonic()
+    asked = {"checkpoint": checkpoint, "minutes": f"{minutes:g}"}
+    options = [f"--{name} {value}" for name, value in asked.items() if value is not None]
+    header = " ".join(["hfft train", source, *options, *overrides])
+    first = [Setting("name", _name_of(source), "of the images"), Setting("data.source", source, "asked for")]
+    early = [override for override in overrides if not override.startswith("phases.")]  # which are still to be chosen
+    stub = [*first, Setting("model.checkpoint", checkpoint or "none", ""), Setting("phases.head.unfreeze", "head", "")]
+    recipe = load_recipe(_content(stub), early)
+    record = RunRecord(Path(recipe.output_dir) / recipe.name)
+    if record.is_run and not overwrite:
+        return _going_on(record, header)
+    images = load_data(recipe.data, recipe.seed)
+    check_found(images.splits["train"], source)
+    if recipe.model.checkpoint == "none":
+        found = _find_checkpoint(60 * minutes / sum(map(len, images.splits.values())))
+    else:
+        found = Setting("model.checkpoint", recipe.model.checkpoint, "asked for")
+    recipe = load_recipe(_content([*first, found, *stub[-1:]]), early)
+    model = load_checkpoint(with_weights_found(recipe).model, images.labels, is_multi_label=images.is_multi_label)
+    facts = _measure(recipe, images, *model, begun=begun)
+    proposal = propose(facts, minutes)
+    choices = [*first, found, *proposal.choices]
+    recipe = load_recipe(_content(choices), overrides)
+    own = dict.fromkeys((override.partition("=")[0].strip() for override in overrides), "asked for")
+    comments = {"": header, **{choice.key: choice.reason for choice in choices}, **own}
+    chosen = Automatic(recipe, comments, proposal.seconds, dump_recipe(recipe, comments))
+    _LOG.info(
+        f"chosen: {recipe.model.checkpoint}, {', '.join(phase.name for phase in recipe.phases)}; {chosen.in_minutes}"
+    )
+    return chosen
+
+
+def _going_on(record: RunRecord, header: str) -> Automatic:
+    """The recipe of a run that the same words began; the measurements of today would give another one."""
+    path = record.folder / RECIPE
+    text = path.read_text(encoding="utf-8")
+    first = text.partition("\n")[0]
+    if first != f"# {header}":
+        found = f"`{first.removeprefix('# ')}`" if first.startswith("# hfft train ") else "another recipe"
+        raise RunError(
+            f"{record.folder} holds a run of {found}, and this is `{header}`; --overwrite replaces it, name=... makes "
+            "a new one"
+        )
+    return Automatic(load_recipe(path), {}, {}, text)
+
+
+def _name_of(source: str) -> str:
+    """A name for a run on a folder, a file or a Hub id."""
+    path = Path(expanded(source))
+    name = path.resolve().stem if path.exists() else path.name
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-_") or "photos"
+
+
+def _content(choices: Sequence[Setting]) -> dict[str, Any]:
+    """What a recipe's file holds."""
+    content: dict[str, Any] = {"phases": []}
+    for choice in choices:
+        *path, key = choice.key.split(".")
+        node = content
+        if path[:1] == ["phases"]:
+            if path[1] not in [phase["name"] for phase in content["phases"]]:
+                content["phases"].append({"name": path[1]})
+            node, path = content["phases"][-1], path[2:]
+        for part in path:
+            node = node.setdefault(part, {})
+        node[key] = choice.value
+    return content
+
+
+def _find_checkpoint(seconds_per_image: float) -> Setting:
+    """A checkpoint of the Hub, or where that can't be reached the quick start's."""
+    chosen = choose_checkpoint(has_accelerator=torch.accelerator.is_available(), seconds_per_image=seconds_per_image)
+    if isinstance(try_to_load_from_cache(chosen.value, "config.json"), str):
+        return chosen
+    problem = "HF_HUB_OFFLINE=1" if constants.HF_HUB_OFFLINE else hub_problem(chosen.value, "model", None)
+    if problem is None:
+        return chosen
+    if not (Path(_LOCAL) / "config.json").is_file():
+        raise ModelError(
+            f"model.checkpoint: {chosen.value} was chosen, and can't be loaded: {problem}; name a folder or a Hub id "
+            "that was downloaded before with --checkpoint"
+        )
+    return Setting(chosen.key, _LOCAL, f"the quick start's, as {chosen.value} can't be loaded: {problem}")
+
+
+def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, begun: float) -> Facts:
+    """Time some images on this machine."""
+    processor = fit_processor(processor, model.config, recipe.data)
+    transform, rows = evaluation_transform(processor), images.splits["train"]
+    device = PartialState().device
+    model = model.to(device).eval()
+    read, pixels = 0.0, []
+    for row in np.linspace(0, len(rows) - 1, min(_TIMED, len(rows))).astype(int).tolist():
+        started = time.perf_counter()
+        with suppress(DataError):  # which the run's own audit tells of
+            pixels.append(transform(decode_row(rows[row])))
+            read += time.perf_counter() - started
+    if not pixels:
+        raise DataError(f"{recipe.data.source}: none of the first images can be read; `hfft check-data` says why")
+    read /= len(pixels) * cpus_per_process()  # as many processes read
+    batch = torch.stack(pixels).to(device)  # (B, C, H, W)
+    forward = []
+    for _ in range(3):  # the first warms up
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model(pixel_values=batch).logits.cpu()  # waits for an accelerator
+        forward.append(time.perf_counter() - started)
+    is_convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+    side = batch.shape[-1]
+    # Convolutions take any size; a network with position embeddings is better left at its own.
+    smaller = [32 * round(share * side / 32) for share in (0.75, 0.5)] if is_convolutional and side >= 128 else []
+    return Facts(
+        images={split: len(part) for split, part in images.splits.items()},
+        labels=images.labels,
+        blocks=len(dissect(model).blocks),
+        is_convolutional=is_convolutional,
+        sides=(side, *smaller),
+        read=read,
+        encode=min(forward) / len(pixels) + read,
+        step=lambda blocks: step_seconds(model, PhaseSpec(name="last", unfreeze={"blocks": blocks}), batch),
+        started=time.monotonic() - begun,
+    )

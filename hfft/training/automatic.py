@@ -1,0 +1,194 @@
+"""Without a recipe: what to train, by rule, from facts on images, network and machine and a budget of time."""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hfft.errors import RecipeError
+
+_USED = 0.85  # share of the budget that is planned: predictions are no better
+_OVERHEAD = 15.0  # seconds of a run that depend on nothing: its start, card, figures and page
+_RETAINED = 3 * 128  # images that are encoded to measure what the network has kept, before and after two phases
+_VIEWS = 2  # recordings of each training image, as `replay.views: auto` has it
+_LEAST_EPOCHS, _MOST_EPOCHS = 3, 10  # of the phase that trains blocks
+_FEW = 1000  # training images, below which an epoch has so few steps that more of them are taken
+_FEW_HELD_OUT = 500  # validation images, below which accuracy is coarse
+_MIRRORED = re.compile(r"left|right|clockwise|port|starboard", re.IGNORECASE)
+
+# Free weights, from those that need most time: Hub id, seconds of budget per image that are worth it on a CPU, why.
+_CHECKPOINTS = (
+    (
+        "facebook/dinov2-small",
+        0.6,
+        "ViT-S/14, Apache-2.0: features made to be used as they are (hf.co/papers/2304.07193)",
+    ),
+    ("microsoft/resnet-18", 0.0, "ResNet-18, Apache-2.0: a CPU encodes some 30 images/s"),
+)
+_FOR_ACCELERATORS = (
+    "facebook/dinov2-base",
+    "ViT-B/14, Apache-2.0: features made to be used as they are (hf.co/papers/2304.07193)",
+)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A key of a recipe, its value, and why."""
+
+    key: str
+    value: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices depend on; seconds are per image, measured on this machine."""
+
+    images: Mapping[str, int]  # by split
+    labels: Sequence[str]
+    blocks: int  # of the network
+    is_convolutional: bool
+    sides: Sequence[int]  # of the images as the network takes them, and smaller ones that it would take
+    read: float  # to read an image and prepare it
+    encode: float  # the same, and to pass it through the whole network
+    step: Callable[[int], float]  # last blocks that train -> a training step behind the split point
+    started: float  # seconds from the start of this process until the run itself begins
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """What to train, and the seconds that each stage should take."""
+
+    choices: tuple[Setting, ...]
+    seconds: Mapping[str, float]
+
+    @property
+    def total(self) -> float:
+        """Seconds of the whole run."""
+        return sum(self.seconds.values())
+
+
+def choose_checkpoint(*, has_accelerator: bool, seconds_per_image: float) -> Setting:
+    """A checkpoint of the Hub for a device, and a budget shared among the images."""
+    if has_accelerator:
+        name, why = _FOR_ACCELERATORS
+        return Setting("model.checkpoint", name, why)
+    name, _, why = next(row for row in _CHECKPOINTS if seconds_per_image >= row[1])
+    return Setting("model.checkpoint", name, f"{why}; the budget is {seconds_per_image:.2g} s per image on a CPU")
+
+
+def propose(facts: Facts, minutes: float) -> Proposal:
+    """Choose all but the checkpoint.
+
+    As many blocks train as leave time for enough epochs: first half of them, then a quarter, then one; the head alone
+    where that is too slow, too. Images become smaller where not even the head can be trained at the checkpoint's size.
+
+    Raises:
+        RecipeError: If nothing can be trained in that time; says what would do.
+    """
+    budget, sized = _USED * 60 * minutes, [_at(facts, side) for side in facts.sides]
+    fitting = next((one for one in sized if sum(_seconds_of_head(one).values()) <= budget), None)
+    if fitting is None:
+        seconds = _seconds_of_head(sized[-1])
+        least = math.ceil(10 * sum(seconds.values()) / _USED / 60) / 10
+        stages = ", ".join(f"{stage} {value:.0f} s" for stage, value in seconds.items())
+        raise RecipeError(
+            f"minutes: found {minutes:g}, and the least for these {sum(facts.images.values()):,} images is {least:g}: "
+            f"{stages}; allow more, or choose a smaller checkpoint"
+        )
+    choices = [*_size(facts, fitting.sides[0]), *_shared(facts), *_head()]
+    seconds = _seconds_of_head(fitting)
+    left = budget - sum(seconds.values()) - seconds["record"]  # what enters the blocks is recorded, too
+    train, validation = facts.images["train"], facts.images.get("validation", 0)
+    most = _MOST_EPOCHS if train >= _FEW else 2 * _MOST_EPOCHS
+    for blocks in sorted({max(facts.blocks // part, 1) for part in (2, 4, facts.blocks)}, reverse=True):
+        per_epoch = fitting.step(blocks) * (train + validation / 3) if left > 0 else math.inf
+        epochs = min(int(left / per_epoch), most)
+        if epochs >= _LEAST_EPOCHS:
+            seconds |= {"record": 2 * seconds["record"], "blocks": epochs * per_epoch}
+            choices += _blocks(facts, blocks, epochs, per_epoch)
+            break
+    return Proposal(tuple(choices), seconds)
+
+
+def _at(facts: Facts, side: int) -> Facts:
+    """The facts with smaller images, whose time goes with their pixels."""
+    scale = (side / facts.sides[0]) ** 2
+    encode = facts.read + scale * (facts.encode - facts.read)
+    return replace(facts, encode=encode, step=lambda blocks: scale * facts.step(blocks), sides=(side,))
+
+
+def _size(facts: Facts, side: int) -> list[Setting]:
+    own = facts.sides[0]
+    slow = sum(_seconds_of_head(facts).values()) / 60
+    reason = f"at the checkpoint's {own} pixels the head alone would take {slow:.1f} min"
+    return [] if side == own else [Setting("model.image_size", side, reason)]
+
+
+def _seconds_of_head(facts: Facts) -> dict[str, float]:
+    """What a run takes that trains the head alone, by stage."""
+    train, validation = facts.images["train"], facts.images.get("validation", 0)
+    held_out = validation + facts.images.get("test", 0)
+    return {
+        "start": facts.started + _OVERHEAD + facts.read * (train + held_out),  # the audit reads all images
+        "record": facts.encode * (_VIEWS * train + validation),
+        "head": 0.002 * train,
+        "evaluate": facts.encode * (held_out + _RETAINED),
+    }
+
+
+def _shared(facts: Facts) -> list[Setting]:
+    train, validation = facts.images["train"], facts.images.get("validation", 0)
+    batch = 16 if train < 5000 else 32
+    choices = [
+        Setting(
+            "training.per_device_train_batch_size",
+            batch,
+            f"{train:,} training images: {train // batch} steps an epoch",
+        ),
+        Setting("training.weight_decay", 0.01, "of kernels alone; AdamW's usual one (hf.co/papers/1711.05101)"),
+    ]
+    if 0 < validation < _FEW_HELD_OUT:
+        reason = f"{validation} validation images: accuracy moves in steps of {100 / validation:.2g} %, this does not"
+        choices.append(Setting("training.metric_for_best_model", "log_loss", reason))
+    mirrored = [name for name in facts.labels if _MIRRORED.search(name)]
+    if mirrored:
+        choices.append(Setting("data.augment.flip", False, f"the class {mirrored[0]!r} may depend on the side"))
+    elif all(len(name) <= 1 for name in facts.labels):
+        choices.append(Setting("data.augment.flip", False, "the classes look like characters, which a mirror changes"))
+    else:
+        choices.append(
+            Setting("data.augment.flip", True, "no class is named by a side, so that mirrored images keep theirs")
+        )
+    return choices
+
+
+def _head() -> list[Setting]:
+    return [
+        Setting(
+            "phases.head.unfreeze",
+            "head",
+            "first the new head alone, on features as they were pretrained (hf.co/papers/2202.10054)",
+        ),
+        Setting("phases.head.learning_rate", 0.01, "for a linear layer alone, with AdamW: recipes/quickstart.yaml"),
+        Setting("phases.head.num_train_epochs", 10, "features are recorded once: an epoch takes a moment"),
+        Setting("phases.head.lr_scheduler_type", "cosine", "ends at a small rate"),
+    ]
+
+
+def _blocks(facts: Facts, blocks: int, epochs: int, per_epoch: float) -> list[Setting]:
+    rate, kind = (1e-4, "a convolutional network") if facts.is_convolutional else (5e-5, "a transformer")
+    where = "phases.last-blocks"
+    return [
+        Setting(
+            f"{where}.unfreeze",
+            {"blocks": blocks},
+            f"of {facts.blocks}: the most that leave time for {_LEAST_EPOCHS} epochs, half at most",
+        ),
+        Setting(f"{where}.num_train_epochs", epochs, f"{per_epoch:.1f} s each, measured here"),
+        Setting(f"{where}.learning_rate", rate, f"for {kind} with AdamW"),
+        Setting(f"{where}.layer_decay", 0.8, "smaller for each block further down (hf.co/papers/2106.08254)"),
+        Setting(f"{where}.lr_scheduler_type", "cosine", "ends at a small rate"),
+        Setting(f"{where}.warmup_steps", 0.1, "a tenth of the steps, while AdamW learns its scales"),
+    ]

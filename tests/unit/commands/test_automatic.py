@@ -1,0 +1,88 @@
+"""A recipe that is chosen for images: each value has its reason, and the file repeats the run."""
+
+import pytest
+import tiny
+
+from hfft.cli import main
+from hfft.commands.automatic import choose_recipe
+from hfft.commands.finetune import finetune
+from hfft.errors import DataError, HfftError, ModelError, RecipeError, RunError
+from hfft.model.checkpoint import reopen
+from hfft.recipe.loading import load_recipe
+
+SPLITS = {"train/ant": 8, "train/bee": 8, "validation/ant": 2, "validation/bee": 2, "test/ant": 2, "test/bee": 2}
+FAST = ("report=false", "label_hints=false")
+
+
+@pytest.fixture
+def place(tmp_path, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "vit", "vit")
+    return photos(SPLITS)
+
+
+def choose(source, *overrides, minutes=5, checkpoint="vit", **more):
+    return choose_recipe(str(source), checkpoint=checkpoint, minutes=minutes, overrides=[*FAST, *overrides], **more)
+
+
+def test_every_value_that_is_chosen_has_its_reason_beside_it(place):
+    chosen = choose(place)
+    lines = chosen.text.splitlines()
+    assert lines[0].startswith(f"# hfft train {place} --checkpoint vit --minutes 5 report=false")
+    sections = ("model:", "data:", "augment:", "training:", "phases:", "- name: ", "blocks: ")
+    values = [line for line in lines[1:] if not line.strip().startswith(sections)]
+    assert [line for line in values if " # " not in line] == []
+    assert len(values) > 15
+    assert set(chosen.seconds) == {"start", "record", "head", "evaluate", "blocks"}
+
+
+def test_the_file_in_the_run_folder_repeats_the_run(place, tmp_path):
+    run = finetune(choose(place))
+    text = (run.folder / "recipe.yaml").read_text()
+    assert "# asked for" in text
+    again = finetune(load_recipe(run.folder / "recipe.yaml", ["name=again"]))
+    one, other = (reopen(one.model_dir)[0].state_dict() for one in (run, again))
+    assert all(one[name].equal(other[name]) for name in one)
+    assert run.metrics["test"] == again.metrics["test"]
+    finetune(choose(place))  # finished: nothing is chosen anew, and the comments stay
+    assert (run.folder / "recipe.yaml").read_text() == text
+    with pytest.raises(RunError, match="--overwrite"):
+        choose(place, minutes=6)
+    assert choose(place, minutes=6, overwrite=True).text != text
+
+
+def test_what_is_asked_for_wins(place):
+    chosen = choose(place, "phases.head.num_train_epochs=2", "data.augment.flip=both", "seed=3")
+    assert chosen.recipe.phases[0].arguments["num_train_epochs"] == 2
+    assert (chosen.recipe.data.augment.flip, chosen.recipe.seed) == ("both", 3)
+    assert "num_train_epochs: 2 # asked for" in chosen.text
+
+
+@pytest.mark.parametrize(
+    ("images", "asked", "error"),
+    [
+        ({}, {}, DataError),
+        ({"train/ant": 9}, {}, DataError),
+        ({"ant": 2, "bee": 1}, {}, DataError),
+        (SPLITS, {"minutes": 0.1}, RecipeError),
+        (SPLITS, {"minutes": 0}, RecipeError),
+        (SPLITS, {"checkpoint": None}, ModelError),
+        (SPLITS, {"checkpoint": "owner/nothing"}, ModelError),
+    ],
+    ids=str,
+)
+def test_bad_requests_are_one_error_and_leave_nothing(tmp_path, photos, monkeypatch, images, asked, error):
+    monkeypatch.chdir(tmp_path)
+    tiny.save(tmp_path / "vit", "vit")
+    source = photos(images)
+    source.mkdir(exist_ok=True)
+    with pytest.raises(error) as caught:
+        choose(source, **asked)
+    assert isinstance(caught.value, HfftError)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def test_options_for_images_do_not_go_with_a_recipe(tmp_path, capsys):
+    assert main(["train", str(tmp_path / "r.yaml"), "--minutes", "3"]) == 2
+    assert "--minutes" in capsys.readouterr().err
