@@ -91,6 +91,21 @@ def with_hfft(job: Job, phases: Sequence[Mapping[str, Any]]) -> Outcome:
     return _of_run(hfft.finetune(load_recipe(recipe_of(job, phases)), overwrite=True).folder)
 
 
+def auto(job: Job) -> Outcome:
+    """The recipe that hfft chooses for the images and a time budget."""
+    import hfft
+    from hfft.commands.automatic import choose_recipe
+
+    own = recipe_of(job, [])
+    data = [f"data.{key}={own['data'][key]}" for key in ("image_column", "label_column", "split_column")]
+    rest = [f"{key}={own[key]}" for key in ("name", "seed", "output_dir")]
+    overrides = [*data, *rest, "label_hints=false", "report=false"]
+    chosen = choose_recipe(
+        job.table, checkpoint=job.checkpoint, minutes=job.minutes, overrides=overrides, overwrite=True
+    )
+    return _of_run(hfft.finetune(chosen, overwrite=True).folder)
+
+
 def _of_run(folder: Path) -> Outcome:
     """What a run folder says of the test images."""
     import pandas as pd
@@ -180,6 +195,7 @@ METHODS: dict[str, Callable[[Job], Outcome]] = {
     "knn": knn,
     "probe": probe,
     **{name: partial(with_hfft, phases=phases) for name, phases in PHASES.items()},
+    "auto": auto,
     "plain": plain,
     "fastai": fastai,
 }

@@ -175,10 +175,12 @@ def _heading(results: Sequence[Result]) -> str:
 
 Written by `python scripts/benchmark_accuracy.py render` from {len(results)} runs; that script says how to repeat them
 and what the columns are, `scripts/accuracy_data.py` how the data is split, `scripts/accuracy_methods.py` what each
-method is. Test images decided nothing: rates and epochs of `blocks` and `plain` are the quick start's, chosen on the
-validation images of its own split; those of the other methods are common values that were not tuned here; what a
-method chooses itself (neighbours, weight decay, best epoch, phase) it chooses on the validation images, a share of
-{VALIDATION:g} of those that are not test. {seconds} Versions: {", ".join(packages)}."""
+method is. Nothing was chosen by a score on these test images: rates and epochs of `blocks` and `plain` are the quick
+start's, chosen on the validation images of its own split of the solar cells (some of them are test images here); those
+of the other methods are common values that were not tuned. What a method chooses itself (neighbours, weight decay,
+best epoch, phase), it chooses on the validation images, a share of {VALIDATION:g} of those that are not test.
+
+{seconds} Versions: {", ".join(packages)}."""
 
 
 def _table(results: Sequence[Result]) -> str:

@@ -11,7 +11,7 @@ from hfft.errors import RunError
 from hfft.metrics.intervals import Interval
 from hfft.metrics.multilabel import LabelOutcomes, label_differences
 from hfft.metrics.paired_tests import McNemar, differences, mcnemar
-from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
+from hfft.metrics.scores import indicators_of, is_multi_label_table, logits_of
 from hfft.runs.record import RunRecord
 from hfft.system.text import listed
 
@@ -189,10 +189,10 @@ def _paired(first: _Finished, second: _Finished, split: str) -> tuple[pd.DataFra
 def _pair(first: _Finished, second: _Finished, table: pd.DataFrame) -> Pair:
     names = first.labels
     if is_multi_label_table(table):
-        truth = flags_of(table["label"], names)
+        truth = indicators_of(table["label"], names)
         outcomes = [
             LabelOutcomes.of_logits(
-                logits_of(table, names, f" {which}"), truth, flags_of(table[f"prediction {which}"], names)
+                logits_of(table, names, f" {which}"), truth, indicators_of(table[f"prediction {which}"], names)
             )
             for which in ("first", "second")
         ]

@@ -17,7 +17,7 @@ from hfft.commands.run import Run
 from hfft.errors import RecipeError, RunError
 from hfft.metrics.intervals import Interval, with_intervals
 from hfft.metrics.multilabel import LabelOutcomes, label_intervals
-from hfft.metrics.scores import flags_of, is_multi_label_table, logits_of
+from hfft.metrics.scores import indicators_of, is_multi_label_table, logits_of
 from hfft.recipe.loading import check_recipe
 from hfft.recipe.spec import Recipe
 from hfft.recipe.values import Fold
@@ -110,7 +110,7 @@ def _summary(table: pd.DataFrame, runs: Sequence[Run]) -> dict[str, Any]:
     """Metrics of all predictions, with mean and deviation over the folds."""
     classes = [name.removeprefix(_COLUMN) for name in table.columns if name.startswith(_COLUMN)]
     if is_multi_label_table(table):  # each run has given labels by its own thresholds
-        flags = (flags_of(table[column], classes) for column in ("label", "prediction"))
+        flags = (indicators_of(table[column], classes) for column in ("label", "prediction"))
         together: dict[str, Any] = label_intervals(LabelOutcomes.of_logits(logits_of(table, classes), *flags))
     else:
         labels = pd.Categorical(table["label"], categories=classes).codes.astype(np.int64)

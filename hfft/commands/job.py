@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.plan import InMemory, check_callbacks, prepare
 from hfft.data.audit.filtering import Checked, check_images, describe_images
-from hfft.data.images.batches import EpochOrder
 from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
 from hfft.data.sources.reading import ImageData
@@ -76,9 +75,15 @@ def open_job(
         keep_given(given.model, found.processor, recipe, folder)
     job = make_job(recipe, found.processor, checked, precision, load=load if given.model is None else None)
     if recipe.report:
-        order = EpochOrder(job.data.train, seed=recipe.seed, multiple=1, chances=job.data.chances)
-        file = folder / FIGURES / FIRST_BATCH
-        try_first_batch(file, order, job.data.collate, processor=job.processor, classes=images.labels)
+        try_first_batch(
+            folder / FIGURES / FIRST_BATCH,
+            job.data.train,
+            job.data.collate,
+            processor=job.processor,
+            classes=images.labels,
+            seed=recipe.seed,
+            chances=job.data.chances,
+        )
     return job, network, seconds
 
 

@@ -64,11 +64,8 @@ def summed(parts: np.ndarray, images: float, *, most: float = 1.0) -> Interval:
     It is Tango's, with as many images as make the variance that of the sum. Where the images that differ could be
     split as unevenly by chance (by the exact test that is McNemar's where all count the same), it holds 0.
     Source: Tango, Statistics in Medicine 17 (1998), 891-908.
-
-    Args:
-        parts: Positive where the second model is better, 0 where both are alike, (N,).
-        images: As many images, all counting the same, would tell as much.
-        most: What the difference can't exceed.
+    `parts` (N,) are positive where the second model is better, 0 where both are alike. As many `images`, all counting
+    the same, would tell as much. The difference can't exceed `most`.
     """
     if most < 1:
         return {name: end if end is None else end * most for name, end in summed(parts / most, images).items()}

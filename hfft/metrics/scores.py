@@ -188,7 +188,7 @@ def is_multi_label_table(table: pd.DataFrame) -> bool:
     return len(table) > 0 and not isinstance(table["label"].iloc[0], str)
 
 
-def flags_of(column: pd.Series, classes: Sequence[str]) -> np.ndarray:
+def indicators_of(column: pd.Series, classes: Sequence[str]) -> np.ndarray:
     """Lists of class names, as a table of predictions has them, to (N, K) uint8 of 0 and 1."""
     numbers = {name: number for number, name in enumerate(classes)}
     found = np.zeros((len(column), len(classes)), dtype=np.uint8)

@@ -46,13 +46,7 @@ def score(
 ) -> dict[str, Scores]:
     """Predict every image once, whatever the number of processes, and measure each split; the same on every process.
 
-    Args:
-        model: A classifier; one for any number of labels may keep thresholds in its config.
-        splits: Rows by split name, with columns `image`, `label` and `file`.
-        transform: The evaluation transform.
-        classes: Class names.
-        batch_size: Images per forward pass and process.
-        workers: Processes that read images.
+    A model for any number of labels may keep thresholds in its config.
 
     Raises:
         DataError: If an image can't be decoded.
@@ -83,7 +77,7 @@ def compute(
     choose_run: Callable[[nn.Module, torch.Tensor], Run] | None = None,
     then: Callable[..., Sequence[torch.Tensor]] | None = None,
 ) -> list[np.ndarray]:
-    """What a network makes of all examples, in their order, gathered from all processes.
+    """What a network makes of all examples, in their order, gathered from all processes: arrays (N, ...) float32.
 
     Args:
         network: Pixels (B, C, H, W) -> a flat tuple of tensors (B, ...).
@@ -94,9 +88,6 @@ def compute(
         choose_run: The network and its first batch -> what computes the same, faster; not asked where there are too
             few images to repay its preparation.
         then: Makes the tensors that are returned from the network's, in eager torch.
-
-    Returns:
-        For each tensor an array, (N, ...) float32.
     """
     accelerator = Accelerator()
     loader = accelerator.prepare_data_loader(DataLoader(examples, batch_size, collate_fn=_batch, num_workers=workers))
@@ -176,12 +167,7 @@ def check_validation(
 ) -> None:
     """Compare a phase's own validation numbers with those of the folder that was written.
 
-    Args:
-        in_training: Metrics in the phase's result.json.
-        scores: Of the reopened folder on the validation images.
-        types: What the phase was computed in, and its activations were kept in; `auto` doesn't count.
-        phase: Its name, for the message.
-        where: The folder, for the message.
+    `types` are those that the phase was computed in, and its activations were kept in; `auto` doesn't count.
 
     Raises:
         TrainingError: If a number is further away than the tolerance; both numbers are in the message.

@@ -69,7 +69,7 @@ def solving_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
     """What keeps a phase's head from being solved."""
     data = recipe.data
     taken = sorted(STEPPING & phase.own_arguments.keys())
-    taken += [key for key in ("early_stopping", "head_learning_rate") if getattr(phase, key) is not None]
+    taken += [key for key in ("average", "early_stopping", "head_learning_rate") if getattr(phase, key) is not None]
     obstacles = {
         "is for a phase that trains the head alone": not phase.trains_head_alone,
         f"takes no steps, which {', '.join(taken)} are about; leave them out, or set solver: steps": bool(taken),
@@ -99,7 +99,9 @@ def _present(obstacles: Mapping[str, bool], where: str = "") -> list[str]:
 
 
 def _phase_obstacles(phase: PhaseSpec, splits: SplitSpec) -> dict[str, bool]:
-    adapts, unfreezes, stops = phase.adapter is not None, phase.unfreeze != "head", phase.early_stopping is not None
+    adapts, unfreezes = phase.adapter is not None, phase.unfreeze != "head"
+    validated = ["early_stopping"] if phase.early_stopping is not None else []
+    validated += [f"average.{kind}" for kind in phase.average or () if kind in ("best", "soup")]
     method = phase.adapter.method if phase.adapter is not None else ""
     unused = [key for key in _UNUSED.get(method, ()) if getattr(phase.adapter, key) is not None]
     moves, releases = phase.batchnorm != "eval", not (adapts or phase.trains_head_alone)
@@ -111,8 +113,8 @@ def _phase_obstacles(phase: PhaseSpec, splits: SplitSpec) -> dict[str, bool]:
         ": gradual says which blocks are released; leave unfreeze and adapter out": phase.gradual is not None
         and (adapts or unfreezes),
         f".batchnorm: {phase.batchnorm!r} is for released blocks; this phase has none": moves and not releases,
-        ".early_stopping: needs data.splits.validation": stops and splits.validation is None,
-        ".early_stopping: needs an eval_strategy other than 'no'": stops and never,
+        **{f".{key}: needs data.splits.validation": splits.validation is None for key in validated},
+        **{f".{key}: needs an eval_strategy other than 'no'": never for key in validated},
     }
 
 

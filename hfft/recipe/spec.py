@@ -7,7 +7,20 @@ from typing import Annotated, Any, Literal
 from pydantic import ByteSize, Field, TypeAdapter, model_validator
 from pydantic.dataclasses import dataclass
 
-from hfft.recipe.values import STRICT, Color, Crop, Fraction, License, Name, RepoId, Size, Split, Unfreeze, UserPath
+from hfft.recipe.values import (
+    STRICT,
+    Average,
+    Color,
+    Crop,
+    Fraction,
+    License,
+    Name,
+    RepoId,
+    Size,
+    Split,
+    Unfreeze,
+    UserPath,
+)
 
 STEPPING = {
     *("learning_rate", "num_train_epochs", "max_steps", "optim", "optim_args", "lr_scheduler_type"),
@@ -249,6 +262,10 @@ class PhaseSpec:
         batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts;
             `sync` does so over the batches of all processes (GPUs only).
         early_stopping: Evaluations without improvement after which the phase ends; null is never.
+        average: What the phase is measured by and ends with in the place of the weights that it trains: `{ema: D}`, a
+            moving average with decay D; the mean of the checkpoints of `{last: K}` or `{best: K}` evaluations; or
+            `{soup: K}`, those of the K best that don't make the mean worse (https://hf.co/papers/2203.05482). Of the
+            mean of the best and the best one alone, the better on the validation images is kept.
         arguments: Fields of transformers.TrainingArguments: the recipe's `training`, then the phase's own.
         inherited: Those of them that a Recipe has put there from its `training`; no key of a recipe.
     """
@@ -262,6 +279,7 @@ class PhaseSpec:
     solver: Literal["auto", "lbfgs", "steps"] = "auto"
     batchnorm: Literal["eval", "train", "sync"] = "eval"
     early_stopping: Annotated[int, Field(gt=0)] | None = None
+    average: Average | None = None
     arguments: dict[str, Any] = field(default_factory=dict)
     inherited: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -287,7 +305,9 @@ class PhaseSpec:
         """Whether its head is solved, as far as the phase itself tells."""
         if self.solver != "auto":
             return self.solver == "lbfgs"
-        takes_steps = STEPPING & self.arguments.keys() or self.early_stopping or self.head_learning_rate
+        takes_steps = (
+            STEPPING & self.arguments.keys() or self.early_stopping or self.head_learning_rate or self.average
+        )
         return self.trains_head_alone and not takes_steps
 
     @property

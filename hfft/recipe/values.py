@@ -71,6 +71,14 @@ def _unfreeze(value: Any) -> Any:
     return None
 
 
+def _average(value: Any) -> Any:
+    if not (isinstance(value, dict) and len(value) == 1):
+        return None
+    ((kind, amount),) = value.items()
+    is_mean = kind in ("last", "best", "soup") and type(amount) is int and amount > 1
+    return value if is_mean or (kind == "ema" and type(amount) is float and 0 < amount < 1) else None
+
+
 def _split(value: Any) -> Any:
     if isinstance(value, Fold) or (isinstance(value, str) and value) or (isinstance(value, float) and 0 < value < 1):
         return value
@@ -135,6 +143,7 @@ _UNFREEZES = (
     f"allowed: {', '.join(_UNFREEZE_WORDS)}, {', '.join(f'{{{word}: N}}' for word in _UNFREEZE_COUNTS)}, "
     "{blocks: first N} or {parts: [stem, block 0, norm, head, ...]}"
 )
+_AVERAGES = "allowed: {ema: D} with D between 0 and 1, or {last: K}, {best: K} or {soup: K} with K above 1"
 _SPLITS = (
     "allowed: the name of a split of the source, a fraction between 0 and 1 carved from train, or {fold: I, of: N} "
     "with I from 0 to N - 1"
@@ -147,6 +156,7 @@ License = Annotated[str, AfterValidator(_check_license)]
 RepoId = Annotated[str, AfterValidator(_checked(_repo_id, _REPO_IDS))]
 Size = Annotated[str, AfterValidator(_checked(_size, _SIZES))]
 Unfreeze = Annotated[str | dict[str, int | str | tuple[str, ...]], BeforeValidator(_checked(_unfreeze, _UNFREEZES))]
+Average = Annotated[dict[str, int | float], BeforeValidator(_checked(_average, _AVERAGES))]
 Split = Annotated[str | float | Fold, BeforeValidator(_checked(_split, _SPLITS))]
 Crop = Annotated[tuple[float, float], BeforeValidator(_checked(_crop, _CROPS))]
 Color = Annotated[tuple[int, int, int], BeforeValidator(_checked(_color, _COLOR_WORDS))]

@@ -19,10 +19,9 @@ from hfft._version import __version__
 from hfft.data.images.decoding import RULE
 from hfft.model.fingerprint import hash_code
 from hfft.recipe.spec import PhaseSpec, Recipe, ReplaySpec
-from hfft.replay.cache import ActivationCache, Origin, Program, View
+from hfft.replay.cache import ActivationCache, FrozenPass, Origin, Program, View
 from hfft.replay.dataset import ActivationDataset, ReplayedData
 from hfft.replay.engine import EAGER, ONNXRUNTIME, Engine, choose_engine, eager
-from hfft.replay.extraction import FrozenPass
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point, split_point_at
 from hfft.replay.store import Recording
 from hfft.runs.record import PhaseRecord
@@ -171,7 +170,7 @@ class Replay:
     def _open(self, frozen: FrozenPass, number: int, noted: str) -> tuple[ReplayedData, str]:
         phase, asked = self._phases.specs[number], self._cache.spec.engine
         if mixing := self._cache.origin.augment.mixing:
-            raise _Declined(f"{' and '.join(mixing)} mixes the pixels of several images")
+            raise _Declined(f"pixels of several images are mixed ({', '.join(mixing)})")
         if phase.arguments.get("debug"):
             raise _Declined("debug looks at what every module computes, the frozen ones too")
         split_point = find_split_point(frozen.network, frozen.pixels(1), phase.batchnorm)

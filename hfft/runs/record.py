@@ -98,6 +98,7 @@ class PhaseResult:
     seconds: float  # time of training and evaluation in the process that finished the phase
     images_per_second: float  # training images in that time
     frozen: dict[str, int]  # tensors and bytes compared before and after, and how many changed
+    mean: dict[str, Any] | None = None  # of a phase that averages checkpoints: which, is it kept, and its metrics
 
 
 @dataclass(frozen=True)

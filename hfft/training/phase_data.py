@@ -16,7 +16,7 @@ from hfft.data.sources.reading import ImageData
 from hfft.metrics.evaluate_modules import validating
 from hfft.metrics.multilabel import metrics_of
 from hfft.recipe.spec import PhaseSpec, Recipe
-from hfft.replay.extraction import FrozenPass
+from hfft.replay.cache import FrozenPass
 from hfft.training.losses import ImageLoss, loss_for
 
 

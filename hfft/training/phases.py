@@ -19,6 +19,7 @@ from hfft.replay.replay import Replay
 from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
 from hfft.system.launch import is_fsdp_asked
+from hfft.training.averaging import AVERAGE, average_checkpoints, begin_average
 from hfft.training.callbacks import (
     EpochSetter,
     FirstSteps,
@@ -71,7 +72,7 @@ def run_phase(
     if result is not None:
         _LOG.info(f"{phase.title}: was finished")
         checkpoint = phase.folder / result.checkpoint
-        problem = damage(checkpoint, has_ended=True)
+        problem = damage(checkpoint, weights_only=True)
         if problem is not None:
             raise TrainingError(
                 f"{checkpoint}: the weights of this finished phase can't be read ({problem}); remove {phase.folder} "
@@ -114,6 +115,7 @@ def _finish(
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     make_checkpointing_exact(arguments)
     trainer = make_trainer(model, data, replayed, arguments, groups=plan.groups, freeze=freeze, shards=shards)
+    begin_average(trainer, spec.average, freeze.names)
     progress = PhaseProgress(title, len(data.train))
     record = PhaseRecord(folder)
     own = [progress, FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
@@ -131,12 +133,13 @@ def _finish(
             nullcontext() if replayed is None else replayed.split_point.bypassed(),
         ):
             trainer.train_to_end(title)
+            mean = None if trainer.average is None else average_checkpoints(trainer, freeze.names, title)
     finally:
         progress.close()
         model = _released(trainer)
     if shards is not None:
         model = shards.gather(everything=True).to(arguments.device)
-    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)))
+    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)), mean)
     if trainer.is_world_process_zero():
         record.write_result(result)
     meet()
@@ -174,19 +177,22 @@ def _released(trainer: PhaseTrainer) -> Any:
     return model
 
 
-def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int]) -> PhaseResult:
+def _result(trainer: PhaseTrainer, seconds: float, frozen: dict[str, int], mean: dict[str, Any] | None) -> PhaseResult:
+    is_mean = mean is not None and mean["kept"]
     state = trainer.state
     best = state.best_global_step or state.global_step
     logged = [entry for entry in state.log_history if entry.get("step") == best and is_evaluation(entry)]
     left_out = ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_loss")
     evaluated = logged[-1] if logged else {}
+    metrics = {k[5:]: value for k, value in evaluated.items() if k.startswith("eval_") and k not in left_out}
     speed = next((e["train_samples_per_second"] for e in reversed(state.log_history) if "train_runtime" in e), 0.0)
     return PhaseResult(
-        checkpoint=f"checkpoint-{best}",
+        checkpoint=AVERAGE if is_mean else f"checkpoint-{best}",
         best_step=best,
         steps=state.global_step,
-        metrics={k[5:]: value for k, value in evaluated.items() if k.startswith("eval_") and k not in left_out},
+        metrics=mean["metrics"] if mean is not None and is_mean else metrics,
         seconds=round(seconds, 3),
         images_per_second=speed,
         frozen=frozen,
+        mean=mean,
     )

@@ -178,6 +178,8 @@ def _check_machine(spec: PhaseSpec, arguments: TrainingArguments, *, has_acceler
         return
     if spec.solver == "lbfgs":
         raise RecipeError(f"{where}.solver: lbfgs is not under {sharded}; set solver: steps")
+    if spec.average is not None:
+        raise RecipeError(f"{where}.average: not under {sharded}: no process holds all weights; leave it out")
     for name, reason in _NOT_SHARDED.items():
         if getattr(arguments, name):
             raise RecipeError(f"{where}.{name}: not under {sharded}: {reason}")

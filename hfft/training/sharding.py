@@ -163,8 +163,9 @@ class ShardedTrainer(PhaseTrainer):
         schedule = cast(Any, self.lr_scheduler)
         schedule.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore(self.shards.whole, resume_from_checkpoint)
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put a checkpoint's weights into the whole network, and from there into the shards."""
+        restore(self.shards.whole, checkpoint)
         self.shards.spread()
 
 

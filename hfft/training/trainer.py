@@ -2,7 +2,8 @@
 
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hfft.runs.record import Group
 from hfft.system.distributed import meet
 from hfft.system.files import publish_folder, read_json
 from hfft.system.signals import patient
+from hfft.training.averaging import UNAVERAGED, MovingAverage, remove_others
 from hfft.training.failures import Diverged, EvaluationOutOfMemory, is_out_of_memory
 from hfft.training.losses import ImageLoss
 
@@ -38,9 +40,13 @@ class PhaseTrainer(Trainer):
 
     Attributes:
         chances: How often each training image comes, (N,); each once per epoch when None.
+        average: The phase's mean of checkpoints, which stay on disk for it.
+        moving: The phase's moving average, a callback too.
     """
 
     chances: torch.Tensor | None = None
+    average: Mapping[str, float] | None = None
+    moving: MovingAverage | None = None
 
     def __init__(
         self,
@@ -71,7 +77,7 @@ class PhaseTrainer(Trainer):
         self._freeze = freeze
         self._replayed = replayed
         self._is_saving = False
-        self._folder = Path(args.output_dir or ".")
+        self.folder = Path(args.output_dir or ".")
         super().__init__(model=model, args=args, compute_loss_func=loss, **data)
         self.model_accepts_loss_kwargs = False  # the loss counts images itself; models must not scale it again
 
@@ -150,8 +156,23 @@ class PhaseTrainer(Trainer):
         finally:
             self.args.dataloader_drop_last = drops
 
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Let the moving average, if there is one, be what is evaluated and saved."""
+        is_asked = self.control.should_evaluate or self.control.should_save
+        with self._averaged() if is_asked else nullcontext():
+            super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.moving is None:
+            yield
+            return
+        self._align_buffers()  # those of the weights that train; an evaluation aligns those of the average
+        with self.moving.applied():
+            yield
+
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self._folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
+        return str(self.folder / _ASIDE) if self._is_saving else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Save aside, then rename: a checkpoint folder that exists is whole, and holds numbers."""
@@ -167,15 +188,20 @@ class PhaseTrainer(Trainer):
         name, best = f"checkpoint-{self.state.global_step}", str(self._best_checkpoint())
         self.state.best_model_checkpoint = best
         if self.args.should_save:
-            aside = self._folder / _ASIDE / name
+            aside = self.folder / _ASIDE / name
             self.state.save_to_json(str(aside / "trainer_state.json"))
-            publish_folder(aside, self._folder / name)
-            rotate_checkpoints(str(self._folder), self.args.save_total_limit, best)
+            if self.moving is not None:
+                self.moving.save(aside)
+            publish_folder(aside, self.folder / name)
+            if self.average is None:
+                rotate_checkpoints(str(self.folder), self.args.save_total_limit, best)
+            else:
+                remove_others(self.average, self.folder, self.state, self.args)
         meet()
 
     def _best_checkpoint(self) -> Path:
         """Found by its step, as the folder may have been moved; the last one before the first evaluation."""
-        return self._folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
+        return self.folder / f"checkpoint-{self.state.best_global_step or self.state.global_step}"
 
     def _callback_states(self) -> dict[str, Any]:
         """States of callbacks by class, in their order; Trainer appends to those of several of one class at each save.
@@ -192,13 +218,20 @@ class PhaseTrainer(Trainer):
         """What a checkpoint is written from; for all processes together."""
         return self.model
 
+    def load_weights(self, checkpoint: Path) -> None:
+        """Put the weights of one of the phase's checkpoints into the model."""
+        restore(self.model, checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore(self.model if model is None else model, resume_from_checkpoint)
+        """Continue from a checkpoint; beside a moving average with the weights as they trained."""
+        self.load_weights(Path(resume_from_checkpoint))
+        if self.moving is not None:
+            self.moving.resume(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         """Load the best weights of the phase, unless it ended before its first evaluation."""
         if self.state.best_global_step:
-            self._load_from_checkpoint(str(self._best_checkpoint()))
+            self.load_weights(self._best_checkpoint())
 
     def train_to_end(self, title: str) -> None:
         """Train, from the newest whole checkpoint if there is one; leaves the best weights in the model and on disk.
@@ -206,7 +239,8 @@ class PhaseTrainer(Trainer):
         The first Ctrl-C or SIGTERM waits until the step is saved.
         """
         with patient():
-            unfinished = newest_checkpoint(self._folder, is_scaled=bool(self.accelerator.scaler))
+            scaler, average = ["scaler.pt"] if self.accelerator.scaler else [], [UNAVERAGED] if self.moving else []
+            unfinished = newest_checkpoint(self.folder, also=(*scaler, *average))
             if unfinished is None:
                 self.train()
             else:
@@ -218,7 +252,10 @@ class PhaseTrainer(Trainer):
                 else:
                     self.train(resume_from_checkpoint=str(unfinished))
             if not self._best_checkpoint().is_dir():
-                self._save_checkpoint(self.model, trial=None)
+                with self._averaged():
+                    self._save_checkpoint(self.model, trial=None)
+            if self.moving is not None:
+                self.load_weights(self._best_checkpoint())
 
 
 def restore(model: Any, folder: str | Path) -> None:
@@ -238,41 +275,38 @@ def _was_stopped(state: TrainerState) -> bool:
     return bool(control.get("should_training_stop")) and state.global_step < state.max_steps
 
 
-def newest_checkpoint(folder: Path, *, is_scaled: bool = False) -> Path | None:
+def newest_checkpoint(folder: Path, *, also: Sequence[str] = ()) -> Path | None:
     """The checkpoint of a phase with the highest step whose files all open; damaged ones are skipped with a warning.
 
-    A phase that scales its loss (float16) needs the scaler's state, too.
+    Some phases need more files than others, such as float16's loss scale.
     """
     found = {int(path.name.split("-")[1]): path for path in folder.glob("checkpoint-*") if path.name[11:].isdigit()}
     for _, path in sorted(found.items(), reverse=True):
-        problem = damage(path, is_scaled=is_scaled)
+        problem = damage(path, also=also)
         if problem is None:
             return path
         _LOG.warning(f"{path}: not whole ({problem}); the one before is tried")
     return None
 
 
-def damage(folder: Path, *, is_scaled: bool = False, has_ended: bool = False) -> str | None:
-    """Why a checkpoint can't be continued by this many processes; None where all its files open.
-
-    Of a phase that has ended, only the weights are needed.
-    """
+def damage(folder: Path, *, also: Sequence[str] = (), weights_only: bool = False) -> str | None:
+    """Why a checkpoint can't be continued by this many processes, or its weights be read; None where that works."""
     try:
         weights = [*folder.glob("*.safetensors")]
         if not weights:
             return "no weights"
         config = "adapter_config.json" if (folder / "adapter_model.safetensors").exists() else "config.json"
-        for path in (folder / "trainer_state.json", folder / config):
-            read_json(path)
+        read_json(folder / config)
         for path in weights:
             with safe_open(path, framework="pt") as tensors:
                 tensors.keys()
-        if has_ended:
+        if weights_only:
             return None
+        read_json(folder / "trainer_state.json")
         processes = PartialState().num_processes
         random = ["rng_state.pth"] if processes == 1 else [f"rng_state_{rank}.pth" for rank in range(processes)]
         # Trainer goes on without the scaler's and the random states, silently.
-        for name in ("optimizer.pt", "scheduler.pt", *(["scaler.pt"] if is_scaled else []), *random):
+        for name in ("optimizer.pt", "scheduler.pt", *also, *random):
             with zipfile.ZipFile(folder / name) as archive:
                 broken = archive.testzip()
             if broken is not None:

@@ -26,6 +26,7 @@ FAMILIES = {  # replay, images at once, accumulated
 }
 UNMEASURED = ["label_hints=false", "retain.measure=false"]
 MULTI_LABEL = ["data.source=labelled/labels.csv", "data.label_column=[odd, ant]"]
+AVERAGED = ["phases.head.average={ema: 0.7}", "phases.all.average={last: 2}"]
 MEASURED = ["retain.interpolate=auto", "novelty=true"]
 
 
@@ -38,6 +39,7 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
     make_damaged(workplace)
     alone = {
         **{family: [*train(family, "one", replay, 4), *less(family)] for family, (replay, _, _) in FAMILIES.items()},
+        "averaged": [*train("vit", "one_averaged", "auto", 4), *AVERAGED, *UNMEASURED],
         "multi_label": [*train("dinov2", "one_multi", "auto", 4), *MULTI_LABEL],
         "measured": [*train("resnet", "one_measured", "off", 4), *MEASURED],
         "damaged": [*train("vit", "one_damaged", "auto", 4), "data.source=damaged", *UNMEASURED],
@@ -45,6 +47,7 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
     jobs = {
         **{family: [*train(family, "two", *options), *less(family)] for family, options in FAMILIES.items()},
         "tracked": [*train("vit", "two_tracked", "auto", 2), "training.report_to=tensorboard", *UNMEASURED],
+        "averaged": [*train("vit", "two_averaged", "auto", 1, 2), *AVERAGED, *UNMEASURED],
         "multi_label": [*train("dinov2", "two_multi", "auto", 2), *MULTI_LABEL],
         "measured": [*train("resnet", "two_measured", "off", 2), *MEASURED],
         "damaged": [*train("vit", "two_damaged", "auto", 2), "data.source=damaged", *UNMEASURED],
@@ -59,6 +62,8 @@ def test_two_processes_end_with_the_weights_of_one(workplace, subtests):
         board = workplace / "two_tracked/of_vit/tensorboard"
         assert len(list(board.glob("events.*"))) == 1  # of the main process alone
         assert [len(list((board / phase).iterdir())) for phase in ("0-head", "1-all")] == [1, 1]
+    with subtests.test("averaged"):
+        assert_same_result(workplace, "vit", "one_averaged", "two_averaged")
     with subtests.test("multi_label"):
         assert_same_result(workplace, "dinov2", "one_multi", "two_multi")
         config = json.loads((workplace / "two_multi/of_dinov2/model/config.json").read_text())

@@ -82,6 +82,14 @@ def test_with_checkpointed_activations(tmp_path):
     assert all(torch.equal(replayed[name], plain[name]) for name in plain)
 
 
+@pytest.mark.parametrize("average", [{"ema": 0.9}, {"last": 2}, {"soup": 3}], ids=str)
+def test_with_averaged_weights(average, tmp_path):
+    phases = [{**phase, "average": average} for phase in TWO]
+    plain = train("vit", tmp_path / "plain", replay=None, phases=phases)
+    replayed = train("vit", tmp_path / "replayed", replay=EXACT, phases=phases)
+    assert all(torch.equal(replayed[name], plain[name]) for name in plain)
+
+
 def test_with_weighted_shares_and_a_sampler(tmp_path):
     """Focal loss on shares of classes with weights, images drawn by chance."""
     rng = np.random.default_rng(0)
@@ -208,12 +216,12 @@ def test_activations_that_are_kept_in_half_train_in_float32(tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("mixing", "words"), [({"mixup": 0.4}, "mixup"), ({"mixup": 0.4, "cutmix": 1.0}, "mixup and cutmix")]
+    ("mixing", "words"), [({"mixup": 0.4}, "mixup"), ({"mixup": 0.4, "cutmix": 1.0}, "mixup, cutmix")]
 )
 def test_mixed_images_are_not_replayed(mixing, words, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     train("vit", tmp_path, replay=EXACT, phases=TWO[:1], augment=AugmentSpec(**mixing))
-    assert f"every step computes the whole network: {words} mixes the pixels of several images" in caplog.text
+    assert f"every step computes the whole network: pixels of several images are mixed ({words})" in caplog.text
 
 
 def test_looking_for_overflow_sees_the_whole_network_and_stops_with_the_phase(tmp_path, caplog):

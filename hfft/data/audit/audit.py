@@ -19,7 +19,7 @@ from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
-from hfft.data.images.augmentation import as_image
+from hfft.data.images.augmentation import as_pillow
 from hfft.data.images.decoding import RULE, decode_small, open_image, read_content
 from hfft.data.images.modes import from_black, has_profile, is_deep, on_background
 from hfft.data.sources.labels import label_keys
@@ -115,8 +115,10 @@ def audit(
             return _broken(b"", error)
         return cache.find(_digest(content)) or examine_content(content, level, background)
 
-    records = np.zeros(len(rows), dtype=RECORD)
-    thumbnails = _thumbnails_on_disk(len(rows))
+    records, thumbnails = np.zeros(len(rows), dtype=RECORD), np.zeros((0, SIDE, SIDE), np.uint8)
+    if len(rows):
+        with tempfile.TemporaryFile() as stream:  # without a name; in memory they would take what is needed elsewhere
+            thumbnails = np.memmap(stream, np.uint8, "w+", shape=(len(rows), SIDE, SIDE))
     problems: dict[int, str] = {}
     remarks: dict[int, str] = {}
     for row, found in enumerate(bar("checking images", len(rows), _in_threads(rows, examine), delay=SOON)):
@@ -175,7 +177,7 @@ def _decoded(content: bytes, digest: bytes, background: Color | None) -> Examine
         traits |= DEEP | (FLOATS if image.mode == "F" else 0)
     if isinstance(picture, Image.Image) and picture.mode == "RGBA":
         traits |= TRANSPARENT
-    gray = as_image(on_background(picture, background)).convert("L")
+    gray = as_pillow(on_background(picture, background)).convert("L")
     low, high = gray.getextrema()
     if high - low <= 2:  # pyright: ignore[reportOperatorIssue]
         traits |= BLANK
@@ -201,14 +203,6 @@ def _in_threads(rows: Dataset, examine: Callable[[dict[str, Any] | None], Examin
             yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _thumbnails_on_disk(count: int) -> np.ndarray:
-    """(N, 32, 32) uint8 zeros in a file without a name, so that they take no memory that is needed elsewhere."""
-    if count == 0:
-        return np.zeros((0, SIDE, SIDE), np.uint8)
-    with tempfile.TemporaryFile() as stream:
-        return np.memmap(stream, np.uint8, "w+", shape=(count, SIDE, SIDE))
 
 
 def _cache_folder(source: str, level: str, background: Color | None) -> Path:

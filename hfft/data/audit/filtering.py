@@ -143,48 +143,48 @@ def _unreadable(done: Audit, labels: Sequence[str], spec: DataSpec, where: str) 
         return ()
     skips = tuple(Skip(done.files[row], spoken_label(done.labels[row], labels), done.problems[row]) for row in rows)
     files = "1 file is" if len(skips) == 1 else f"{len(skips)} files are"
-    lines = _shortened([f"  {skip.file}: {skip.reason}" for skip in skips])
+    lines = [f"  {skip.file}: {skip.reason}" for skip in skips]
     if spec.bad_images == "stop":
-        raise DataError("\n".join([f"{where}: {files} no readable image; repair or remove:", *lines]))
+        raise DataError(_listed(f"{where}: {files} no readable image; repair or remove:", lines))
     counts = zip(count_keys(done.labels[rows], len(labels)), count_keys(done.labels, len(labels)), strict=True)
     lost = [f"{name} ({bad} of {every})" for name, (bad, every) in zip(labels, counts, strict=True) if 2 * bad > every]
     if lost:
-        what = f"{where}: more than half of the images can't be read in the class {', '.join(lost)}; repair them or "
-        raise DataError("\n".join([f"{what}remove the class:", *lines]))
-    warn("\n".join([f"{where}: left out: {files} no readable image:", *lines]))
+        what = f"{where}: more than half of the images can't be read in the class {', '.join(lost)}"
+        raise DataError(_listed(f"{what}; repair them or remove the class:", lines))
+    warn(_listed(f"{where}: left out: {files} no readable image:", lines))
     return skips
 
 
 def _report(findings: Sequence[Finding], spec: DataSpec, where: str) -> None:
     """Warn of what makes the numbers wrong, or stop at it; count the rest in one line."""
-    leaks = [finding for finding in findings if finding.kind in ("leak", "near leak")]
-    if leaks:
-        images = sum(finding.count for finding in leaks)
-        what = f"{where}: {images} images are the same in two splits, so that scores will be too good"
-        if spec.leaks == "stop":
-            raise DataError("\n".join([f"{what}; remove them, or say data.leaks=warn:", *_lines(leaks)]))
-        warn("\n".join([f"{what}:", *_lines(leaks)]))
-    wrong = [finding for finding in findings if finding.kind in ("two labels", "near two labels", "mixed ranges")]
-    if wrong:
-        warn("\n".join([f"{where}: labels or pixels contradict each other:", *_lines(wrong)]))
-    for finding in findings:
-        if finding.kind == "deep":
-            images = "1 image has" if finding.count == 1 else f"{finding.count} images have"
-            warn(
-                f"{where}: {images} more than 8 bits per channel, which are scaled to 8 here; transformers' own "
-                'pipeline("image-classification") saturates them instead: use the model through hfft.Classifier, or '
-                "convert the files to 8 bits"
-            )
+
+    def of(*kinds: str) -> tuple[int, list[str]]:
+        found = [finding for finding in findings if finding.kind in kinds]
+        lines = [f"  {one.kind} ({one.detail}): {', '.join(one.files[:4])}" for one in found]
+        return sum(finding.count for finding in found), lines
+
+    leaking, leaks = of("leak", "near leak")
+    what = f"{where}: {leaking} images are the same in two splits, so that scores will be too good"
+    if leaks and spec.leaks == "stop":
+        raise DataError(_listed(f"{what}; remove them, or say data.leaks=warn:", leaks))
+    _, wrong = of("two labels", "near two labels", "mixed ranges")
+    for title, lines in ((f"{what}:", leaks), (f"{where}: labels or pixels contradict each other:", wrong)):
+        if lines:
+            warn(_listed(title, lines))
+    deep, _ = of("deep")
+    if deep:
+        images = "1 image has" if deep == 1 else f"{deep} images have"
+        warn(
+            f"{where}: {images} more than 8 bits per channel, which are scaled to 8 here; transformers' own "
+            'pipeline("image-classification") saturates them instead: use the model through hfft.Classifier, or '
+            "convert the files to 8 bits"
+        )
     notes = Counter(finding.kind for finding in findings if finding.severity == "note" and finding.kind != "deep")
     if notes:
         counts = ", ".join(f"{kind} {count}" for kind, count in notes.items())
         inform(f"{where}: also found: {counts}; data.json and `hfft check-data` name them")
 
 
-def _lines(findings: Sequence[Finding]) -> list[str]:
-    return _shortened([f"  {one.kind} ({one.detail}): {', '.join(one.files[:4])}" for one in findings])
-
-
-def _shortened(lines: list[str]) -> list[str]:
+def _listed(title: str, lines: list[str]) -> str:
     more = [f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
-    return lines[:_SHOWN] + more
+    return "\n".join([title, *lines[:_SHOWN], *more])

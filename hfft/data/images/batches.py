@@ -84,17 +84,17 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
     def __init__(self, examples: Examples, *, seed: int, multiple: int, chances: torch.Tensor | None = None) -> None:
         """Fill up to a multiple of a number; with `chances`, (N,), N images are drawn with these frequencies."""
-        self.examples, self._chances, self._seed = examples, chances, seed
+        self._chances, self._examples, self._seed = chances, examples, seed
         self._fillers = -len(examples) % multiple
 
     def __len__(self) -> int:
         """Images and fillers."""
-        return len(self.examples) + self._fillers
+        return len(self._examples) + self._fillers
 
     def __iter__(self) -> Iterator[int]:
         """The indices of the examples' epoch."""
-        generator = torch.Generator().manual_seed(self._seed + self.examples.epoch)
-        count = len(self.examples)
+        generator = torch.Generator().manual_seed(self._seed + self._examples.epoch)
+        count = len(self._examples)
         if self._chances is None:
             yield from torch.randperm(count, generator=generator).tolist()
         else:

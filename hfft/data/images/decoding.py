@@ -166,17 +166,16 @@ def decode_small(encoded: bytes) -> tuple[Image.Image, Decoded, str | None]:
     image, remark = open_header(encoded), None
     if image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB") and _simplejpeg_equals_pillow():
         try:
-            pixels = simplejpeg.decode_jpeg(encoded, "GRAY", min_height=SMALL, min_width=SMALL)  # (H, W, 1)
-            return image, _turned(torch.from_numpy(pixels).permute(2, 0, 1), orientation_of(image)), None
+            return image, _turned(_decode_jpeg(encoded, "GRAY", SMALL), orientation_of(image)), None
         except ValueError as error:
             refuse_lost(error)
             remark = str(error) if str(error).startswith("Corrupt") else None  # others say what simplejpeg can't do
     return image, decode_bytes(encoded), remark
 
 
-def _decode_jpeg(encoded: bytes, colors: str) -> torch.Tensor:
-    """(1 or 3, H, W) uint8, a view on (H, W, 1 or 3)."""
-    return torch.from_numpy(simplejpeg.decode_jpeg(encoded, colors)).permute(2, 0, 1)
+def _decode_jpeg(encoded: bytes, colors: str, side: int = 0) -> torch.Tensor:
+    """(1 or 3, H, W) uint8, a view on (H, W, 1 or 3); each side reduced, but not below `side` if that is above 0."""
+    return torch.from_numpy(simplejpeg.decode_jpeg(encoded, colors, min_height=side, min_width=side)).permute(2, 0, 1)
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from accelerate import PartialState
 from PIL import Image, ImageDraw, ImageFont
 
-from hfft.data.images.batches import EpochOrder
+from hfft.data.images.batches import EpochOrder, Examples
 from hfft.data.images.transforms import pixel_scale
 from hfft.errors import first_line
 from hfft.system.distributed import warn
@@ -23,13 +23,24 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, torch.Tensor]]
 
 
 def try_first_batch(
-    file: Path, order: EpochOrder, collate: Collate, *, processor: Any, classes: Sequence[str]
+    file: Path,
+    examples: Examples,
+    collate: Collate,
+    *,
+    processor: Any,
+    classes: Sequence[str],
+    seed: int,
+    chances: torch.Tensor | None,
 ) -> None:
-    """Draw up to 16 images in the main process, if there is no such file; whatever goes wrong is a warning alone."""
+    """Draw up to 16 images in the main process, if there is no such file; whatever goes wrong is a warning alone.
+
+    They come in the order of `EpochOrder`, and are mixed with each other where training mixes images.
+    """
     if not PartialState().is_main_process or file.exists():
         return
     try:
-        batch = collate([order.examples[index] for index in islice(order, _MOST)])
+        order = EpochOrder(examples, seed=seed, multiple=1, chances=chances)
+        batch = collate([examples[index] for index in islice(order, _MOST)])
         pixels = batch["pixel_values"]  # (B, 3, H, W)
         if pixels.is_floating_point():
             pixels = pixel_scale(processor).bytes(pixels)

@@ -13,14 +13,14 @@ from torchvision.transforms import v2 as transforms
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import get_image_size_for_max_height_width
 
-from hfft.data.images.augmentation import as_image, as_rgb_tensor, as_tensor, augmentation_steps, random_crop
+from hfft.data.images.augmentation import as_pillow, as_rgb_tensor, as_tensor, augmentation_steps, random_crop
 from hfft.data.images.decoding import Decoded
 from hfft.data.images.modes import on_background
 from hfft.errors import ModelError, first_line
 from hfft.recipe.spec import AugmentSpec
 
 _REASON = 160  # characters of somebody else's error
-_NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (300, 301))  # gray and in color, large and small
+_NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (200, 301))  # gray and in color, large and small
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def training_transform(processor: Any, augment: AugmentSpec) -> Transform:
     else:
         scale = pixel_scale(processor)
         crop = random_crop(processor, (scale.height, scale.width), augment.crop)
-        as_input = as_tensor if isinstance(processor, TorchvisionBackend) else as_image
+        as_input = as_tensor if isinstance(processor, TorchvisionBackend) else as_pillow
         transform = Transform(transforms.Compose([as_input, crop, as_rgb_tensor]), scale)
     scale = transform.scale
     if augment.rotate90 and scale is not None and scale.height != scale.width:
@@ -174,7 +174,7 @@ def pixel_scale(processor: Any) -> PixelScale:
 
 def _process(processor: Any, image: Decoded) -> torch.Tensor:
     """One image through the processor itself, (C, H, W)."""
-    return processor(images=as_image(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    return processor(images=as_pillow(image).convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
 def processed(processor: Any, image: Decoded) -> torch.Tensor:
@@ -182,7 +182,7 @@ def processed(processor: Any, image: Decoded) -> torch.Tensor:
     try:
         return _process(processor, image)
     except Exception as error:  # processors are anybody's code, and check little
-        shown = as_image(image)
+        shown = as_pillow(image)
         raise ModelError(
             f"model.checkpoint: its image processor, {type(processor).__name__}, can't take an image of {shown.width} "
             f"x {shown.height} pixels: {first_line(error)[:_REASON]}; mend its preprocessor_config.json: a size of "
@@ -228,8 +228,13 @@ def _fit(processor: Any) -> Callable[[Decoded], torch.Tensor] | None:
     steps = getattr(getattr(processor, "val_transforms", None), "transforms", ())  # timm's
     names = [type(step).__name__ for step in steps]
     if names[-2:] == ["MaybeToTensor", "Normalize"]:
-        return transforms.Compose([as_image, *steps[:-2], as_rgb_tensor])
+        return transforms.Compose([_as_rgb_pillow, *steps[:-2], as_rgb_tensor])
     return None
+
+
+def _as_rgb_pillow(image: Decoded) -> Image.Image:
+    shown = as_pillow(image)
+    return shown if shown.mode == "RGB" else shown.convert("RGB")  # a letterbox's bars have three channels
 
 
 def _fit_by_torchvision(processor: Any, image: Decoded) -> torch.Tensor:

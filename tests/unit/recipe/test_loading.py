@@ -23,8 +23,11 @@ ABSENT = object()
 PARTS = "{blocks: N}, {stages: N}, {layers: N}, {blocks: first N} or {parts: [stem, block 0, norm, head, ...]}"
 UNFREEZE = f"head, norm, bias, all, {PARTS}"
 SPLIT = "the name of a split of the source, a fraction between 0 and 1 carved from train"
+AVERAGE = "allowed: {ema: D} with D between 0 and 1, or {last: K}, {best: K} or {soup: K} with K above 1"
 CROP = "[smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1"
-PHASE_KEYS = "adapter, batchnorm, early_stopping, gradual, head_learning_rate, layer_decay, name, solver, unfreeze"
+PHASE_KEYS = (
+    "adapter, average, batchnorm, early_stopping, gradual, head_learning_rate, layer_decay, name, solver, unfreeze"
+)
 
 
 def changed(changes):
@@ -195,6 +198,12 @@ INVALID = [
         {"phases.0.unfreeze": {"parts": "stem"}},
         f"phases.head.unfreeze: found {{'parts': 'stem'}}; allowed: {UNFREEZE}",
     ),
+    ({"phases.0.average": {"ema": 1.0}}, f"phases.head.average: found {{'ema': 1.0}}; {AVERAGE}"),
+    ({"phases.0.average": {"last": 1}}, f"phases.head.average: found {{'last': 1}}; {AVERAGE}"),
+    (
+        {"phases.0.average": {"ema": 0.9, "last": 2}},
+        f"phases.head.average: found {{'ema': 0.9, 'last': 2}}; {AVERAGE}",
+    ),
     ({"phases.0.layer_decay": 0}, "phases.head.layer_decay: found 0; allowed: greater than 0"),
     ({"phases.0.layer_decay": 1.5}, "phases.head.layer_decay: found 1.5; allowed: less than or equal to 1"),
     ({"phases.0.batchnorm": "off"}, "phases.head.batchnorm: found 'off'; allowed: 'eval', 'train' or 'sync'"),
@@ -249,6 +258,11 @@ INVALID = [
     (
         {"phases.0.early_stopping": 2, "data.splits.validation": None},
         "phases.head.early_stopping: needs data.splits.validation",
+    ),
+    ({"phases.0.average": {"best": 3}, "data.splits.validation": None}, "phases.head.average.best: needs data.splits"),
+    (
+        {"phases.0.average": {"soup": 3}, "training.eval_strategy": "no"},
+        "phases.head.average.soup: needs an eval_strategy other than 'no'",
     ),
     (
         {"phases.0.early_stopping": 2, "training.eval_strategy": "no"},

@@ -191,9 +191,9 @@ def test_checkpoints_appear_whole(tmp_path):
     assert newest_checkpoint(tmp_path) is not None
     left = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
     assert len(left) == 1  # save_total_limit 1 keeps the best at the end
-    assert newest_checkpoint(tmp_path, is_scaled=True) is None  # float16 without its loss scale would go on otherwise
+    assert newest_checkpoint(tmp_path, also=["scaler.pt"]) is None  # float16's loss scale
     torch.save({"scale": 65536.0}, tmp_path / left[0] / "scaler.pt")
-    assert newest_checkpoint(tmp_path, is_scaled=True) is not None
+    assert newest_checkpoint(tmp_path, also=["scaler.pt"]) is not None
 
 
 def test_plain_trainer_takes_a_half_written_checkpoint_for_the_last(tmp_path):

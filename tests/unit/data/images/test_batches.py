@@ -276,10 +276,10 @@ def test_a_batch_leaves_fillers_out(make, mixup):
     assert all(torch.equal(real[key], padded[key]) for key in real)
 
 
-@pytest.mark.parametrize("mixup", [0.0, 0.4])
-def test_a_batch_of_nothing_else_counts_for_nothing(make, mixup):
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4}, {"cutmix": 1.0}], ids=str)
+def test_a_batch_of_nothing_else_counts_for_nothing(make, mixing):
     examples = make()
-    batch = Collator(mixup, 2)([examples[FILLER], examples[FILLER]])
+    batch = Collator(classes=2, **mixing)([examples[FILLER], examples[FILLER]])
     assert batch["pixel_values"].shape == (1, 3, tiny.SIDE, tiny.SIDE)
     assert set(batch["labels"].flatten().tolist()) == {IGNORED}
 

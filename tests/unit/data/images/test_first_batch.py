@@ -14,11 +14,12 @@ TRANSFORM = training_transform(tiny.processor(), AugmentSpec(crop=(0.5, 1.0), fl
 
 
 def draw(folder, count=20, transform=TRANSFORM.pixels, classes=toy.CLASSES, **mixing):
-    order = EpochOrder(Examples(toy.rows(count), transform, seed=0), seed=3, multiple=8)
+    examples = Examples(toy.rows(count), transform, seed=0)
     collate = Collator(classes=2, floats=TRANSFORM.floats, **mixing)
     file = folder / "figures" / "first_batch.png"
-    try_first_batch(file, order, collate, processor=tiny.processor(), classes=classes)
-    return file, order, collate
+    options = {"processor": tiny.processor(), "classes": classes, "seed": 3, "chances": None}
+    try_first_batch(file, examples, collate, **options)
+    return file, examples, collate
 
 
 def tile(sheet, number):
@@ -28,8 +29,9 @@ def tile(sheet, number):
 
 @pytest.mark.parametrize("mixing", [{}, {"mixup": 1.0}, {"cutmix": 1.0}], ids=str)
 def test_it_shows_what_the_network_sees(mixing, tmp_path):
-    file, order, collate = draw(tmp_path, **mixing)
-    batch = TRANSFORM.floats(collate([order.examples[index] for index in list(order)[:16]])["pixel_values"])
+    file, examples, collate = draw(tmp_path, **mixing)
+    order = list(EpochOrder(examples, seed=3, multiple=8))[:16]
+    batch = TRANSFORM.floats(collate([examples[index] for index in order])["pixel_values"])
     seen = TRANSFORM.scale.bytes(batch)
     with Image.open(file) as sheet:
         for number in (0, 5, 15):

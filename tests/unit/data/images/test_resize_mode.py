@@ -109,6 +109,14 @@ def test_a_letterboxed_image_keeps_its_shape_between_bars(name):
 
 
 @pytest.mark.parametrize("fit", ["squash", "letterbox"])
+@pytest.mark.parametrize("name", sorted(PROCESSORS))
+def test_gray_images_come_out_as_colored_ones_of_the_same_levels(name, fit):
+    transform = evaluation_transform(fitted(name, fit=fit)[0])
+    gray = bars(97, 41).convert("L")
+    assert torch.equal(transform(gray), transform(gray.convert("RGB")))
+
+
+@pytest.mark.parametrize("fit", ["squash", "letterbox"])
 @pytest.mark.parametrize("name", ["vit", "convnext", "center crop"])
 def test_the_saved_processor_does_the_same_by_itself(name, fit, tmp_path):
     processor, _ = fitted(name, fit=fit, background="white")
