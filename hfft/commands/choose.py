@@ -17,7 +17,7 @@ from hfft.commands.plan import with_weights_found
 from hfft.data.audit.filtering import Checked, check_images
 from hfft.data.images.resize_mode import copy_fit, fit_processor
 from hfft.data.sources.reading import choose_splits, read_source
-from hfft.errors import DataError, ModelError, RecipeError
+from hfft.errors import DataError, MissingPackageError, ModelError, RecipeError
 from hfft.evaluators.candidates import Candidate, difference, measure_candidate
 from hfft.metrics.scores import Scores
 from hfft.model.checkpoint_files import check_weights
@@ -124,7 +124,7 @@ def _try(recipe: Recipe, checked: Checked) -> tuple[Candidate, Scores] | Candida
         precision = precision_of(recipe, network, processor, None)
         job = make_job(recipe, processor, checked, precision, load=partial(load_network, recipe, images))
         candidate, scores = measure_candidate(job, network, checkpoint)
-    except ModelError as error:
+    except (ModelError, MissingPackageError) as error:
         return Candidate(checkpoint, problem=str(error))
     return dataclasses.replace(candidate, license=on_main(lambda: _license(checkpoint))), scores
 

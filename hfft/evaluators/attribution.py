@@ -13,12 +13,13 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from hfft.data.images.augmentation import as_pillow
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import evaluation_transform, pixel_scale
 from hfft.data.sources.reading import ImageData
 from hfft.errors import HfftError, ModelError, first_line
 from hfft.evaluators.grad_cam import attribute
-from hfft.evaluators.pictures import Shown, as_image, find_pictures, rows_in, rows_of, small, write_pictures
+from hfft.evaluators.pictures import Shown, find_pictures, rows_in, rows_of, small, write_pictures
 from hfft.evaluators.protocol import Evaluator, Job, Result
 from hfft.runs.facts import HELD_OUT, RunFacts
 from hfft.runs.record import MISTAKES, PREDICTIONS
@@ -167,11 +168,11 @@ def _overlays(
 def _as_pictures(pixels: Sequence[torch.Tensor], processor: Any) -> list[Image.Image]:
     """What the network gets to see, of pixels (C, H, W) before they are scaled, or after."""
     if pixels[0].dtype == torch.uint8:
-        return [as_image(one) for one in pixels]
+        return [as_pillow(one) for one in pixels]
     scale = pixel_scale(processor)
     order = [scale.channels.index(color) for color in range(3)]
     levels = [((one - scale.black) / (scale.white - scale.black) * 255).round().clamp(0, 255) for one in pixels]
-    return [as_image(one.to(torch.uint8)[order]) for one in levels]
+    return [as_pillow(one.to(torch.uint8)[order]) for one in levels]
 
 
 def _with_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:

@@ -29,7 +29,7 @@ from hfft.system.distributed import on_main
 from hfft.training.settings import training_arguments
 
 _MOST_KNOWN = 20_000  # training images that are learned from
-_TIMED, _TIMES = 8, 3  # images of a forward pass, and how often it is timed
+_TIMED, _TIMES = 8, 5  # images of a forward pass, and how often it is timed
 
 
 @dataclass(frozen=True)

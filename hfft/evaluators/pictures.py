@@ -12,6 +12,7 @@ from datasets import Dataset
 from PIL import Image
 
 from hfft.data.audit.filtering import fingerprint_of
+from hfft.data.images.augmentation import as_pillow
 from hfft.data.images.decoding import decode_row
 from hfft.data.sources.reading import ImageData, images_of_run
 from hfft.errors import DataError, HfftError
@@ -102,7 +103,7 @@ def find_pictures(
         name, missing = f"{place}.jpg", "it is not among the images any more"
         if row is not None:
             try:
-                found.files[name], found.rows[place] = small(as_image(decode_row(row))), row
+                found.files[name], found.rows[place] = small(as_pillow(decode_row(row))), row
             except (DataError, OSError) as error:
                 missing = f"it can't be read: {error}"
         changes = {"picture": name, "missing": ""} if name in found.files else {"picture": None, "missing": missing}
@@ -160,14 +161,8 @@ def _same_images(facts: RunFacts, split: str) -> ImageData:
     return images
 
 
-def as_image(decoded: Any) -> Image.Image:
-    """An RGB image of an image, or of pixels (C, H, W)."""
-    if isinstance(decoded, Image.Image):
-        return decoded.convert("RGB")
-    return Image.fromarray(decoded.expand(3, -1, -1).permute(1, 2, 0).cpu().numpy())  # (H, W, 3)
-
-
 def small(picture: Image.Image) -> Image.Image:
-    """The picture itself, made no larger than the page shows it."""
+    """An RGB picture, made no larger than the page shows it."""
+    picture = picture.convert("RGB")
     picture.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     return picture

@@ -3,14 +3,14 @@
 A result and the pretrained network have the layers in common that no phase trained: those are computed once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hfft.evaluators.protocol import Job
+from hfft.evaluators.protocol import Job, Then
 from hfft.metrics.scoring import Logits
 from hfft.model.freezing import set_trainable
 from hfft.recipe.spec import PhaseSpec
@@ -21,7 +21,6 @@ from hfft.training.settings import training_arguments
 
 _WORTH = 0.2  # share of a forward pass; where less is in common, a pass of its own may take a faster engine
 _ROWS = 64  # of an activation data set that are computed at once
-_Then = Callable[..., Sequence[torch.Tensor]]
 
 
 class LogitsAndEntering(nn.Module):
@@ -54,7 +53,7 @@ class Reference:
         self._trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         self.head = find_split_point(self.model, pixels)  # None: what enters it is no function of the image alone
 
-    def joint(self, result: Any) -> tuple[nn.Module, _Then] | None:
+    def joint(self, result: Any) -> tuple[nn.Module, Then] | None:
         """What computes a trained result's logits, this network's logits, and the features, as `compute` takes it.
 
         None if both have few layers in common.
@@ -69,7 +68,7 @@ class Reference:
 
         return LogitsAndEntering(result, split_point), then
 
-    def alone(self) -> tuple[nn.Module, _Then]:
+    def alone(self) -> tuple[nn.Module, Then]:
         """What computes this network's logits and the features, if they are known, as `compute` takes them."""
         if self.head is None:
             return Logits(self.model), lambda logits: (logits,)

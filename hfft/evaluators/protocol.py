@@ -89,17 +89,11 @@ class ForwardPass:
 
 @dataclass(frozen=True)
 class JointPass:
-    """What is computed in the pass that scores a result.
+    """What is computed in the pass that scores a result."""
 
-    Attributes:
-        network: Pixels to a flat tuple of tensors.
-        then: Makes the result's logits of these, followed by other tensors.
-        take: Gets the values of the other tensors by split.
-    """
-
-    network: nn.Module
-    then: Then
-    take: Callable[[list[dict[str, np.ndarray]]], None]
+    network: nn.Module  # pixels to a flat tuple of tensors
+    then: Then  # makes the result's logits of these, followed by other tensors
+    take: Callable[[list[dict[str, np.ndarray]]], None]  # gets the values of the other tensors by split
 
 
 @dataclass(frozen=True)

@@ -56,16 +56,10 @@ def serve_demo(
     subfolder: str | None = None,
     on_start: Callable[[str], None],
 ) -> None:
-    """Serve the page until Ctrl-C. It needs no network, and the uploaded images are removed at the end.
+    """Serve the page until Ctrl-C, without a network; uploaded images are removed at the end.
 
-    Args:
-        source: Run folder, model folder, adapter folder or Hub id.
-        host: Address to listen on; others than the default let other machines in.
-        port: The first free one from 7860 on when None.
-        device: As for `Classifier.from_pretrained`, like the next two.
-        trust_remote_code: Whether Python code that the model brings may run.
-        subfolder: Where in the folder or the repository the model is.
-        on_start: Called with the page's address.
+    The model is opened as by `Classifier.from_pretrained`. Another host than the default lets other machines in; the
+    port is the first free one from 7860 on when None. `on_start` gets the page's address.
 
     Raises:
         MissingPackageError: If gradio is missing.

@@ -35,12 +35,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An image that can't be read.
-
-    Attributes:
-        file: Its path or URL, or its number among the images.
-        reason: Why.
-    """
+    """An image that can't be read, by its path or URL, or its number among the images; and why."""
 
     file: str
     reason: str

@@ -39,15 +39,9 @@ _HUB_METRICS = {"macro_f1": ("f1", {"average": "macro"}), "micro_f1": ("f1", {"a
 def write_report(
     folder: str | Path, *, metrics: Mapping[str, Any] | None = None, draws: bool = True
 ) -> tuple[Path, ...]:
-    """Render figures and card of a finished run anew; nothing else in its folder changes.
+    """Render card and, where it `draws`, figures of a finished run anew; the card and the figures that were written.
 
-    Args:
-        folder: Of the run.
-        metrics: Content of metrics.json, where the run is about to write it.
-        draws: Whether there are figures; else the card alone is written, and shows none.
-
-    Returns:
-        What was written: the card and the figures.
+    `metrics` is the content of metrics.json where the run is about to write it. Nothing else in the folder changes.
 
     Raises:
         RunError: If it is no finished run, or its files can't be read.
