@@ -71,12 +71,8 @@ def _config(model: PreTrainedModel, spec: AdapterSpec) -> PeftConfig:
 def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
     """Check by one forward and backward pass that every weight of a fresh adapter gets a gradient.
 
-    Some networks use the weights of a layer without calling it, and the adapter on it would do nothing: timm's BEiT
-    and Swin V2 do. Others read what a wrapped layer doesn't have: timm's DaViT.
-
-    Args:
-        model: The adapted model.
-        pixels: Any images as the network takes them, (B, C, H, W), where the model is.
+    The pixels (B, C, H, W) may be any. Some networks use the weights of a layer without calling it, and the adapter on
+    it would do nothing: timm's BEiT and Swin V2 do. Others read what a wrapped layer doesn't have: timm's DaViT.
 
     Raises:
         ModelError: If the network can't run with the adapter or doesn't use it; names the layers.
@@ -94,9 +90,7 @@ def check_adapter(model: PeftModel, pixels: torch.Tensor) -> None:
 
 
 def targets(model: PreTrainedModel, anatomy: Anatomy, spec: AdapterSpec) -> list[str]:
-    """Full names of the layers that an adapter goes to: linear ones, and convolutions that see all channels.
-
-    Depthwise and grouped convolutions are left out, and the head always is.
+    """Full names of the layers that an adapter goes to: linear ones, and convolutions that see all channels; no head.
 
     Raises:
         ModelError: If no layer has the wanted role and can carry an adapter, or there are fewer blocks than asked for.

@@ -43,16 +43,10 @@ REFUSED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Part:
-    """A piece of a network.
+    """A piece of a network, with the names of its parameters and buffers."""
 
-    Attributes:
-        name: `stem`, `block 0` ..., `norm` or `head`.
-        stage: For a block of a network with stages, the stage's number.
-        tensors: Names of its parameters and buffers, as the model names them.
-    """
-
-    name: str
-    stage: int | None
+    name: str  # `stem`, `block 0` ..., `norm` or `head`
+    stage: int | None  # of a block of a network with stages
     tensors: tuple[str, ...]
 
 
@@ -84,9 +78,6 @@ def dissect(model: nn.Module) -> Anatomy:
     number of classes. Any other tensor belongs to the block that runs next (a stage's downsampling), to the stem when
     it runs before every block, and to the norm when it runs after the last. Timm models say themselves where their
     blocks are; there, and in `_OVERRIDES`, the order of registration stands for that of the forward pass.
-
-    Args:
-        model: What AutoModelForImageClassification returned, or a PeftModel around it.
 
     Raises:
         ModelError: If the family can't be fine-tuned, or no chain of blocks or no head was found.
@@ -148,16 +139,10 @@ def tensor_names(model: nn.Module) -> Iterator[str]:
 
 
 class _Rules(NamedTuple):
-    """Where the tensors of a network belong, by name without PEFT's prefix.
+    """Where the tensors of a network belong, by name without PEFT's prefix, and how that is known."""
 
-    Attributes:
-        place: None is with what is registered next.
-        block: The path of the block that a tensor is in.
-        source: How that is known, for messages.
-    """
-
-    place: Callable[[str], _Place | None]
-    block: Callable[[str], str | None]
+    place: Callable[[str], _Place | None]  # None is with what is registered next
+    block: Callable[[str], str | None]  # path of the block that a tensor is in
     source: str
 
 

@@ -68,12 +68,8 @@ def fingerprints(model: Any) -> dict[str, str]:
 def check_reopens(model: Any, pixels: torch.Tensor, *, trust_remote_code: bool) -> None:
     """Check that what will be opened again from the model's config and weights is the model.
 
-    A head of several layers, a hook or a replaced layer isn't in the config, and would be lost with the object.
-
-    Args:
-        model: From `take_model`, with the labels of the images; not changed.
-        pixels: An image as the processor makes it, (1, C, H, W).
-        trust_remote_code: Whether the result may bring code of its own.
+    A head of several layers, a hook or a replaced layer isn't in the config, and would be lost with the object. The
+    pixels are an image as the processor makes it, (1, C, H, W).
 
     Raises:
         ModelError: If another network would be opened.

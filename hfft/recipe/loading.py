@@ -86,7 +86,7 @@ def _commented(text: str, comments: Mapping[str, str]) -> str:
             named = {entry["name"]: entry for entry in node} if isinstance(node, list) else node
             node = named.get(name, {}) if isinstance(named, dict) else {}
         if key in node:
-            node.yaml_add_eol_comment(reason, key=key)
+            node.yaml_add_eol_comment(reason, key=key, column=0)
     stream = io.StringIO()
     yaml.dump(content, stream)
     return stream.getvalue()

@@ -41,21 +41,14 @@ _SAVED = ("architectures", "_name_or_path", "transformers_version", "dtype", "us
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenPass:
-    """What a phase computes activations with, and of which images: `train`, and `validation` if there is any.
+    """What a phase computes activations with, and of which images: `train`, and `validation` if there is any."""
 
-    Attributes:
-        network: As the phase trains it, on the device.
-        floats: Pixels of a batch to what the network takes.
-        autocast: The type that the phase computes in; None is float32.
-        batch_size: Images per forward pass of training.
-    """
-
-    network: Any
+    network: Any  # as the phase trains it, on the device
     splits: Mapping[str, Examples]
-    floats: Callable[[torch.Tensor], torch.Tensor]
+    floats: Callable[[torch.Tensor], torch.Tensor]  # pixels of a batch to what the network takes
     device: torch.device
-    autocast: torch.dtype | None
-    batch_size: int
+    autocast: torch.dtype | None  # what the phase computes in; None is float32
+    batch_size: int  # images per forward pass of training
     workers: int
     title: str
 
@@ -171,12 +164,7 @@ class ActivationCache:
     ) -> int:
         """Record a view at those split points of a program that are wanted, in one pass.
 
-        Args:
-            frozen: The network and the images.
-            view: Which of the images.
-            program: What computes the activations.
-            wanted: Some of its split points.
-            source: What enters an earlier split point, where the program begins there and not at the pixels.
+        The program begins at the pixels, or at an earlier split point where `source` is what enters that.
 
         Returns:
             Images that were computed; OSError in every process, if one of them couldn't write.

@@ -63,17 +63,11 @@ class TrainingActivations:
 
 @dataclass(frozen=True)
 class RunPhases:
-    """The phases of a run, as far as replay looks ahead.
-
-    Attributes:
-        specs: In order.
-        prepare: Network, phase and image -> the network as the phase trains it.
-        duration: Phase, number of training images and of processes -> optimizer steps and epochs.
-    """
+    """The phases of a run, as far as replay looks ahead."""
 
     specs: Sequence[PhaseSpec]
-    prepare: Callable[[Any, PhaseSpec, torch.Tensor], Any]
-    duration: Callable[[PhaseSpec, int, int], tuple[int, float]]
+    prepare: Callable[[Any, PhaseSpec, torch.Tensor], Any]  # network, phase, image -> network as the phase trains it
+    duration: Callable[[PhaseSpec, int, int], tuple[int, float]]  # phase, images, processes -> steps, epochs
 
     def split_points(self, frozen: FrozenPass, number: int, own: SplitPoint) -> dict[SplitPoint, int]:
         """A phase's split point and those of later phases, as far as nothing in front of them is trained until then.

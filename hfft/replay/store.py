@@ -218,17 +218,12 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 def make_room(folder: Path, needed: int, budget: int, *, keep: Collection[str] = ()) -> bool:
     """Remove the recordings that weren't used for longest until there is room for another, on the disk too.
 
-    Unfinished ones count too, from their last written file on. A recording that another run is filling stays; one
-    that another run has opened may go: that run keeps its rows, and the disk gets the space when it ends.
-
-    Args:
-        folder: The cache.
-        needed: Bytes that are still to be written.
-        budget: Bytes that all recordings of the folder may take together.
-        keep: Keys of recordings that must stay.
+    Unfinished ones count too, from their last written file on. A recording that another run is filling stays, and so
+    do those with a key in `keep`. One that another run has opened may go: that run keeps its rows, and the disk gets
+    the space when it ends.
 
     Returns:
-        Whether there is room. If there can't be, nothing is removed.
+        Whether there is room for the `needed` bytes within the budget. If there can't be, nothing is removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {_path(folder, key) for key in keep}

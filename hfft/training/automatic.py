@@ -11,6 +11,7 @@ from hfft.errors import RecipeError
 _USED = 0.85  # share of the budget that is planned: predictions are no better
 _OVERHEAD = 15.0  # seconds of a run that depend on nothing: its start, card, figures and page
 _RETAINED = 3 * 128  # images that are encoded to measure what the network has kept, before and after two phases
+_REPLAYED = 0.25  # share of a step above which what is frozen is surely replayed; replay itself asks for 0.2
 _VIEWS = 2  # recordings of each training image, as `replay.views: auto` has it
 _LEAST_EPOCHS, _MOST_EPOCHS = 3, 10  # of the phase that trains blocks
 _FEW = 1000  # training images, below which an epoch has so few steps that more of them are taken
@@ -81,8 +82,9 @@ def choose_checkpoint(*, has_accelerator: bool, seconds_per_image: float) -> Set
 def propose(facts: Facts, minutes: float) -> Proposal:
     """Choose all but the checkpoint.
 
-    As many blocks train as leave time for enough epochs: first half of them, then a quarter, then one; the head alone
-    where that is too slow, too. Images become smaller where not even the head can be trained at the checkpoint's size.
+    As many blocks train as leave time for enough epochs: first a third of them, then a sixth, then one; the head alone
+    where that is too slow, too. What is in front of a third can be replayed, which hardly pays for more. Images become
+    smaller where not even the head can be trained at the checkpoint's size.
 
     Raises:
         RecipeError: If nothing can be trained in that time; says what would do.
@@ -102,8 +104,8 @@ def propose(facts: Facts, minutes: float) -> Proposal:
     left = budget - sum(seconds.values()) - seconds["record"]  # what enters the blocks is recorded, too
     train, validation = facts.images["train"], facts.images.get("validation", 0)
     most = _MOST_EPOCHS if train >= _FEW else 2 * _MOST_EPOCHS
-    for blocks in sorted({max(facts.blocks // part, 1) for part in (2, 4, facts.blocks)}, reverse=True):
-        per_epoch = fitting.step(blocks) * (train + validation / 3) if left > 0 else math.inf
+    for blocks in sorted({max(facts.blocks // part, 1) for part in (3, 6, facts.blocks)}, reverse=True):
+        per_epoch = _step(fitting, blocks) * (train + validation / 3) if left > 0 else math.inf
         epochs = min(int(left / per_epoch), most)
         if epochs >= _LEAST_EPOCHS:
             seconds |= {"record": 2 * seconds["record"], "blocks": epochs * per_epoch}
@@ -117,6 +119,15 @@ def _at(facts: Facts, side: int) -> Facts:
     scale = (side / facts.sides[0]) ** 2
     encode = facts.read + scale * (facts.encode - facts.read)
     return replace(facts, encode=encode, step=lambda blocks: scale * facts.step(blocks), sides=(side,))
+
+
+def _step(facts: Facts, blocks: int) -> float:
+    """Seconds per image of a training step, with what is frozen where it takes too little of it to be replayed."""
+    step = facts.step(blocks)
+    frozen = max(
+        facts.encode - facts.read - step / 3, 0.0
+    )  # a step is a forward pass and a backward pass of twice that
+    return step if frozen > _REPLAYED * (frozen + step) else step + frozen + facts.read
 
 
 def _size(facts: Facts, side: int) -> list[Setting]:
@@ -184,7 +195,7 @@ def _blocks(facts: Facts, blocks: int, epochs: int, per_epoch: float) -> list[Se
         Setting(
             f"{where}.unfreeze",
             {"blocks": blocks},
-            f"of {facts.blocks}: the most that leave time for {_LEAST_EPOCHS} epochs, half at most",
+            f"of {facts.blocks}: the most that leave time for {_LEAST_EPOCHS} epochs, a third at most",
         ),
         Setting(f"{where}.num_train_epochs", epochs, f"{per_epoch:.1f} s each, measured here"),
         Setting(f"{where}.learning_rate", rate, f"for {kind} with AdamW"),

@@ -138,7 +138,7 @@ def _finish(
         model = _released(trainer)
     if shards is not None:
         model = shards.gather(everything=True).to(arguments.device)
-    result = _result(trainer, time.monotonic() - begun, dataclasses.asdict(freeze.prove(model)), mean)
+    result = _result(trainer, time.monotonic() - begun, freeze.prove(model), mean)
     if trainer.is_world_process_zero():
         record.write_result(result)
     meet()

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from transformers import TrainerCallback
 
 from hfft.cli import main
 from hfft.commands.automatic import choose_recipe
@@ -49,6 +50,23 @@ def test_the_file_in_the_run_folder_repeats_the_run(place, tmp_path):
     with pytest.raises(RunError, match="--overwrite"):
         choose(place, minutes=6)
     assert choose(place, minutes=6, overwrite=True).text != text
+
+
+class Stop(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **more):
+        if "1-last-blocks" in args.output_dir:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_run_goes_on_with_the_recipe_in_its_folder(place, tmp_path):
+    first = choose(place)
+    with pytest.raises(KeyboardInterrupt):
+        finetune(first, callbacks=[Stop()])
+    again = choose(place)
+    assert (again.recipe, again.text, again.seconds) == (first.recipe, first.text, {})
+    run = finetune(again)
+    assert run.is_finished
+    assert (tmp_path / "runs/photos/recipe.yaml").read_text() == first.text
 
 
 def test_what_is_asked_for_wins(place):

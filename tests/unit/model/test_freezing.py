@@ -182,7 +182,7 @@ def test_batchnorm_of_released_blocks(batchnorm, moves):
     moved = {name for name, value in model.named_buffers() if name in before and not torch.equal(value, before[name])}
     assert bool(moved) == moves
     assert all(name.startswith("resnet.encoder.stages.3.") for name in moved)
-    assert freeze.prove().changed == 0
+    assert freeze.prove()["changed"] == 0
 
 
 def test_plain_training_mode_moves_the_statistics_of_a_network_without_gradients():
@@ -211,7 +211,7 @@ def test_the_proof_counts_what_it_compared():
     set_trainable(model, {"open.weight", "open.bias"})
     proof = Freeze(model).prove()
     # weight and bias; BatchNorm's weight, bias, mean, variance and its count of int64
-    assert (proof.tensors, proof.bytes) == (7, 4 * (6 + 2 + 2 + 2 + 2 + 2) + 8)
+    assert (proof["tensors"], proof["bytes"]) == (7, 4 * (6 + 2 + 2 + 2 + 2 + 2) + 8)
 
 
 def test_the_proof_reads_another_copy_of_the_network_by_name():

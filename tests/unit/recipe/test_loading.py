@@ -604,3 +604,15 @@ def test_keys_of_ones_own_change_a_preset():
     assert changed == AugmentSpec(crop=(0.5, 1.0), flip=True, augmix=3)
     assert augmented("light", "data.augment.flip=both").data.augment == AugmentSpec(crop=(0.64, 1.0), flip="both")
     assert augmented({"flip": True}, "data.augment=none").data.augment == AugmentSpec()
+
+
+def test_comments_stand_beside_their_values_and_change_nothing(tmp_path):
+    phases = [{"name": "head", "learning_rate": 1e-5}, {"name": "last", "unfreeze": {"blocks": 3}}]
+    recipe = load_recipe({"name": "a", "model": {"checkpoint": "b"}, "data": {"source": "c"}, "phases": phases})
+    reasons = {"": "asked so", "model.checkpoint": "why: 'b' # or c", "phases.last.unfreeze": "three", "phases.x": "-"}
+    text = dump_recipe(recipe, reasons)
+    assert text.startswith("# asked so\n")
+    assert "  checkpoint: b # why: 'b' # or c\n" in text
+    assert "  unfreeze: # three\n    blocks: 3\n" in text
+    (tmp_path / "r.yaml").write_text(text)
+    assert load_recipe(tmp_path / "r.yaml") == recipe
