@@ -117,7 +117,8 @@ def test_examples_are_small_and_tell_nothing_of_the_camera(home):
 
 
 @pytest.mark.parametrize("name", ["bugs", "apart"])
-def test_report_renders_the_same_in_a_fresh_process(runs, name, hfft_command):
+def test_report_renders_the_same_in_a_fresh_process(home, runs, name, hfft_command):
+    shutil.copytree(home / "photos", runs.parent / "photos")  # of which the first training images are drawn
     before = contents(runs / name)
     result = runs / name / ("model" if name == "bugs" else "adapter")
     (result / "README.md").write_text("spoiled")
