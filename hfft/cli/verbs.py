@@ -103,8 +103,8 @@ def run_plan(arguments: argparse.Namespace) -> None:
 def _print_plan(plan: Any, title: str) -> None:
     print_line(f"\n{title}: trains {plan.trains}")
     print_line(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
-    epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
-    print_line(f"  {plan.steps_in_words}, {epochs}")
+    epochs = ", 1 epoch" if plan.epochs == 1 else f", {plan.epochs:g} epochs"
+    print_line(f"  {plan.steps_in_words}{epochs if plan.groups else ''}")
     if plan.processes > 1:
         least, most = plan.shares
         share = f"{least} to {most}" if most > least else f"{least}"
@@ -115,15 +115,11 @@ def _print_plan(plan: Any, title: str) -> None:
     state = f"{plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW"
     print_line(f"  memory in float32: {state}{activations}")
     rows = [
-        (
-            group.part,
-            len(group.names),
-            "auto" if group.learning_rate is None else f"{group.learning_rate:.3g}",
-            f"{group.weight_decay:g}",
-        )
+        (group.part, len(group.names), f"{group.learning_rate:.3g}", f"{group.weight_decay:g}")
         for group in plan.groups
     ]
-    print_table(("part", "tensors", "learning rate", "weight decay"), rows)
+    if rows:
+        print_table(("part", "tensors", "learning rate", "weight decay"), rows)
 
 
 def run_check_data(arguments: argparse.Namespace) -> int:

@@ -1,5 +1,6 @@
 """Logistic regression: the linear head at the minimum of its loss, for a path of weight decays."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,10 @@ class LinearHead:
     weight_decay: float
     steps: int
     slope: float
+
+    def cpu(self) -> "LinearHead":
+        """The same head in main memory."""
+        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (N, K) of inputs (N, D)."""
@@ -82,6 +87,36 @@ def solve_heads(
         offset = bias.detach().double() - raw @ mean
         heads.append(LinearHead(raw.to(dtype), offset.to(dtype), decay, steps, slope))
     return heads
+
+
+def held_out_logits(
+    views: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    folds: torch.Tensor,
+    *,
+    classes: int,
+    weight_decays: Sequence[float],
+    loss: ImageLoss | None = None,
+) -> torch.Tensor:
+    """Logits of each image by the heads of the other folds, (W, N, K) float64 in main memory, by weight decay.
+
+    Args:
+        views: (N, D) each; heads learn from all of them, and are asked about the first.
+        labels: As `solve_heads` takes them.
+        folds: Number of the fold that an image and its views are in, (N,).
+        classes: K.
+        weight_decays: As `solve_heads` takes them.
+        loss: Likewise.
+    """
+    found = torch.zeros(len(weight_decays), len(labels), classes, dtype=torch.float64)
+    for fold in folds.unique():
+        asked = folds == fold
+        known = (~asked).to(labels.device)
+        inputs, own = torch.cat([view[known] for view in views]), torch.cat([labels[known]] * len(views))
+        heads = solve_heads(inputs, own, classes=classes, weight_decays=weight_decays, loss=loss)
+        for number, head in enumerate(heads):
+            found[number, asked] = head.logits(views[0][~known]).cpu().double()
+    return found
 
 
 def _minimise(
