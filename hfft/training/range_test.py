@@ -80,7 +80,7 @@ def run_range_test(
     end_activation_checkpointing(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, phase.spec, pixels)
-    if getattr(phase.spec, "is_solved", False):
+    if phase.spec.is_solved:
         raise RecipeError(f"phases.{phase.spec.name}: a solved head has no learning rate; try another phase")
     kept = {name: value for name, value in phase.spec.arguments.items() if name not in _SCHEDULE}
     own = {"max_steps": len(rates), "lr_scheduler_type": "constant", "logging_steps": 1, "eval_strategy": "no"}
@@ -96,7 +96,7 @@ def run_range_test(
     paired = _PairedLoss(trainer)
     trainer.compute_loss = paired  # pyright: ignore[reportAttributeAccessIssue]
     rate = arguments.learning_rate or 1.0
-    ratios = [group.learning_rate / rate for group in groups]
+    ratios = [float(group.learning_rate or 0) / rate for group in groups]
     trainer.add_callback(_RisingRate(paired, ratios, rates))
     bypassed = nullcontext() if replayed is None else replayed.split_point.bypassed()
     with bypassed, failures_explained(phase.title, arguments), suppress(Diverged):  # which ends the test
