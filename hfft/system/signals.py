@@ -57,8 +57,8 @@ def prompt_interruption() -> Iterator[None]:
     """Let Ctrl-C and SIGTERM end this process, and not its data loader workers, with KeyboardInterrupt.
 
     Python drops an exception that is raised in a finalizer or a fork hook, and tells `sys.unraisablehook`: it is
-    raised again at once, and every second until it arrives (where the system has SIGALRM). Finalizers of what was only half
-    made then complain; that is kept silent to the end of the process.
+    raised again at once, and every second until it arrives (where the system has SIGALRM). Finalizers of what was only
+    half made then complain; that is kept silent to the end of the process.
     """
     asked = os.getpid()
     numbers = (*_ASKING, signal.SIGALRM) if _HAS_ALARM else _ASKING
