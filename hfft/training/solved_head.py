@@ -140,9 +140,7 @@ class HeadTrainer(PhaseTrainer):
         labels = torch.from_numpy(np.asarray(data.labels)).to(device)  # (N,) or (N, K)
         if not all(bool(view.isfinite().all()) for view in views):
             raise TrainingError(f"{title}: what enters the head is infinite or no number for some images")
-        _LOG.info(
-            f"{title}: solves heads on {len(views)} x {len(labels):,} images, for up to {len(WEIGHT_DECAYS)} weight decays"
-        )
+        _LOG.info(f"{title}: solves the head on {len(views)} x {len(labels):,} images")
         classes, truth = layer.out_features, labels.cpu()
         if self.chances is not None:  # an image counts as often as it would be drawn
             shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, classes)
