@@ -15,7 +15,7 @@ from hfft.commands.run import Run
 from hfft.errors import RecipeError
 from hfft.evaluators.registry import evaluators_for, measuring
 from hfft.hub.following import check_hub, push_result, save_pushers
-from hfft.recipe.loading import check_recipe
+from hfft.recipe.loading import check_recipe, is_recipe, load_recipe
 from hfft.recipe.spec import Recipe
 from hfft.system.launch import launched
 from hfft.system.locking import RunLock
@@ -38,7 +38,7 @@ def finetune(
     """Run a recipe from images to a measured model, or finish a run of it that was interrupted.
 
     Args:
-        recipe: What to do, also from `choose_recipe`; or images, as `data.source` has them, for which it is called.
+        recipe: What to do: a recipe or its file; or images, as `data.source` has them, for which one is chosen.
         checkpoint: For images: what to fine-tune; one that suits device and budget when None.
         minutes: For images: what the run may take.
         data: Data already in memory, instead of `recipe.data.source`.
@@ -51,7 +51,11 @@ def finetune(
         HfftError: Whatever the user can mend; nothing was written unless training had begun.
         PushError: If the run was finished and then couldn't be pushed.
     """
-    if isinstance(recipe, str | Path):
+    if isinstance(recipe, str | Path) and is_recipe(str(recipe)):
+        recipe = load_recipe(recipe)
+    elif isinstance(recipe, str | Path):
+        if data is not None or model is not None:
+            raise RecipeError(f"{recipe}: data= and model= go with a recipe, and not with images on a disk")
         recipe = choose_recipe(str(recipe), checkpoint=checkpoint, minutes=minutes, overwrite=overwrite)
     recipe, comments = (recipe.recipe, recipe.comments) if isinstance(recipe, Automatic) else (recipe, {})
     recipe = check_recipe(recipe)

@@ -26,7 +26,7 @@ from hfft.system.locking import RunLock
 from hfft.system.progress import timed
 from hfft.training.failures import failures_explained
 from hfft.training.model_selection import keep_given
-from hfft.training.phase_data import PhaseRun, make_phase_data
+from hfft.training.phase_data import PhaseData, PhaseRun, make_phase_data
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision, phases_in
 
@@ -75,16 +75,21 @@ def open_job(
         keep_given(given.model, found.processor, recipe, folder)
     job = make_job(recipe, found.processor, checked, precision, load=load if given.model is None else None)
     if recipe.report:
-        try_first_batch(
-            folder / FIGURES / FIRST_BATCH,
-            job.data.train,
-            job.data.collate,
-            processor=job.processor,
-            classes=images.labels,
-            seed=recipe.seed,
-            chances=job.data.chances,
-        )
+        draw_first_batch(folder, recipe, images, job.processor, job.data)
     return job, network, seconds
+
+
+def draw_first_batch(folder: Path, recipe: Recipe, images: ImageData, processor: Any, data: PhaseData) -> None:
+    """The first training images of a run as a picture, if it isn't there; see `try_first_batch`."""
+    try_first_batch(
+        folder / FIGURES / FIRST_BATCH,
+        data.train,
+        data.collate,
+        processor=processor,
+        classes=images.labels,
+        seed=recipe.seed,
+        chances=data.chances,
+    )
 
 
 def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:

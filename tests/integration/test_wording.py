@@ -32,6 +32,7 @@ RUN = "runs/words"
 COMMANDS = {  # in this order, as a user might; the exit code, the words
     "check-data": (0, ["check-data", "photos"]),
     "plan": (0, ["plan", "recipe.yaml"]),
+    "plan_photos": (0, ["plan", "photos", "--checkpoint", "vit", "--minutes", "1000"]),
     "choose": (0, ["choose", "photos", "vit", "none", "precision=float32", "output_dir=chosen"]),
     "train": (0, ["train", "recipe.yaml"]),
     "train_finished": (0, ["train", "recipe.yaml"]),

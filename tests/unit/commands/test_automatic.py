@@ -2,6 +2,7 @@
 
 import pytest
 import tiny
+from datasets import DatasetDict
 from transformers import TrainerCallback
 
 from hfft.cli import main
@@ -99,6 +100,11 @@ def test_bad_requests_are_one_error_and_leave_nothing(tmp_path, photos, monkeypa
     assert isinstance(caught.value, HfftError)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_images_on_disk_and_data_in_memory_do_not_go_together(place):
+    with pytest.raises(RecipeError, match="data="):
+        finetune(str(place), data=DatasetDict())
 
 
 def test_options_for_images_do_not_go_with_a_recipe(tmp_path, capsys):

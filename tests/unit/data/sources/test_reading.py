@@ -6,7 +6,7 @@ from pathlib import Path
 import finished
 import numpy as np
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PillowImage
 
 from hfft.data.sources import table_files
@@ -26,13 +26,6 @@ def found(data):
     return {
         split: {row["file"]: data.labels[row["label"]] for row in rows} for split, rows in sorted(data.splits.items())
     }
-
-
-def plain(folder):
-    """What load_dataset makes of a folder: split -> sorted file names, and the names of its columns."""
-    loaded = load_dataset("imagefolder", data_dir=str(folder)).cast_column("image", Image(decode=False))
-    paths = {split: sorted(Path(row["image"]["path"]) for row in rows) for split, rows in loaded.items()}
-    return {split: [path.relative_to(folder).as_posix() for path in files] for split, files in paths.items()}
 
 
 # Folders
@@ -73,12 +66,6 @@ def test_split_folders(names, touch):
     }
 
 
-def test_what_plain_load_dataset_makes_of_capital_split_folders(touch):
-    folder = touch(*[f"{split}/{label}/1.png" for split in ("Train", "Test") for label in ("ant", "bee")])
-    assert set(plain(folder)) == {"train"}  # test images end in the training set
-    assert set(load(folder, SplitSpec(validation=None)).splits) == {"train", "test"}
-
-
 def test_a_split_folder_of_its_own_is_split_further(touch):
     folder = touch(*[f"train/{label}/{number}.png" for label in ("ant", "bee") for number in range(10)])
     data = load(folder, SplitSpec(validation=0.2, test=None))
@@ -90,11 +77,6 @@ def test_class_folders_whose_names_hold_split_words(touch):
     files = ["training_shoes/1.png", "training_shoes/2.png", "test_tube/1.png", "cat/1.png"]
     folder = touch(*files)
     assert found(load(folder)) == {"train": {file: file.split("/")[0] for file in files}}
-
-
-def test_what_plain_load_dataset_makes_of_class_names_with_split_words(touch):
-    folder = touch("training_shoes/1.png", "test_tube/1.png", "cat/1.png")
-    assert plain(folder) == {"train": ["training_shoes/1.png"], "test": ["test_tube/1.png"]}  # and cat is gone
 
 
 @pytest.mark.parametrize("name", ["train", "test", "val", "dev"])
@@ -173,14 +155,6 @@ def test_a_class_folder_that_is_a_link(touch, tmp_path):
     (folder / "bee").rename(tmp_path / "elsewhere")
     (folder / "bee").symlink_to(tmp_path / "elsewhere")
     assert list(found(load(folder))["train"]) == ["ant/1.png", "bee/1.png"]
-
-
-def test_what_is_left_out_is_said_once(touch, log):
-    folder = touch(*[f"{split}/{label}/1.png" for split in ("train", "test") for label in ("ant", "bee")])
-    touch("1.png", "train/2.png", "test/ant/2.jxl")
-    assert len(found(load(folder, SplitSpec(validation=None)))["train"]) == 2
-    left_out = "1 file that is not read as an image (.jxl 1) and 2 images outside the class folders"
-    assert log() == [f"{folder}: left out {left_out}"]
 
 
 def test_what_is_left_out_is_said_before_an_error(touch, log):
