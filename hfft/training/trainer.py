@@ -248,7 +248,7 @@ class PhaseTrainer(Trainer):
                 state = TrainerState.load_from_json(str(unfinished / "trainer_state.json"))
                 if _was_stopped(state):  # Trainer would go on to the next evaluation
                     self.state = state
-                    self._load_best_model()
+                    self.load_weights(self._best_checkpoint())
                 else:
                     self.train(resume_from_checkpoint=str(unfinished))
             if not self._best_checkpoint().is_dir():

@@ -87,6 +87,23 @@ def test_a_phase_that_had_stopped_early_is_not_trained_on(tmp_path):
     assert torch.equal(again.classifier.weight, model.classifier.weight)
 
 
+class EndAfterEpoch(TrainerCallback):
+    def on_epoch_end(self, args, state, control, **kwargs):
+        control.should_training_stop = control.should_save = True
+
+
+def test_a_phase_that_a_callback_ended_without_validation_keeps_its_weights(tmp_path):
+    """Killed between its last step and result.json: there is no best step then, and the weights are the last."""
+    phase = {"data": toy.phase_data(validation=0), "unfreeze": "head"}
+    model, result = toy.run(tiny.build("vit"), tmp_path / "whole", callbacks=[EndAfterEpoch()], **phase)
+    assert result.steps < 2 * 3
+    with pytest.raises(KeyboardInterrupt):
+        toy.run(tiny.build("vit"), tmp_path / "parts", callbacks=[EndAfterEpoch(), StopAtTheEnd()], **phase)
+    again, continued = toy.run(tiny.build("vit"), tmp_path / "parts", callbacks=[EndAfterEpoch()], **phase)
+    assert continued.steps == result.steps
+    assert torch.equal(again.classifier.weight, model.classifier.weight)
+
+
 def test_early_stopping_counts_on_beside_callbacks_of_the_same_kind(tmp_path):
     """Also where those of the user aren't given any more."""
     arguments = {"num_train_epochs": 8, "metric_for_best_model": "log_loss", "greater_is_better": True}
