@@ -58,10 +58,10 @@ def how_trained(phase: PhaseFacts) -> str:
         value = f" ({result.metrics[judge]:.4f})" if judge in result.metrics else ""
         best = f", the best by {spoken(judge)} on validation{value}"
         kept = f" The weights of step {result.best_step:,} were kept{best}."
-        if result.mean is not None and result.mean["kept"]:
-            kept = f" The mean of {len(result.mean['checkpoints'])} checkpoints was kept{value}."
-        elif phase.spec.average is not None and "ema" in phase.spec.average:
+        if phase.spec.average is not None and "ema" in phase.spec.average:
             kept = f" An average of the weights up to step {result.best_step:,} was kept{best}."
+    if result.mean is not None and result.mean["kept"]:
+        kept = f" The mean of the weights of {len(result.mean['checkpoints'])} checkpoints was kept."
     if plan.solver == "lbfgs":
         decays = {entry["step"]: entry["weight_decay"] for entry in phase.history if "weight_decay" in entry}
         return (

@@ -83,7 +83,7 @@ class Plan:
     def steps_in_words(self) -> str:
         """For example `1,000 steps of 8 images`."""
         if self.solver == "lbfgs":
-            return f"solved by L-BFGS for {self.steps} weight decays"
+            return f"solved by L-BFGS for up to {self.steps} weight decays"
         return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 

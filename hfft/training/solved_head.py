@@ -3,8 +3,10 @@
 The head that later phases start from, https://hf.co/papers/2202.10054.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ from hfft.errors import TrainingError
 from hfft.replay.dataset import ReplayedData
 from hfft.replay.store import Recording
 from hfft.system.distributed import on_main
-from hfft.training.logistic import LinearHead, held_out_logits, solve_heads
+from hfft.training.logistic import LinearHead, head_path, held_out_logits
 from hfft.training.losses import LabelSetLoss
 from hfft.training.trainer import PhaseTrainer
 
 WEIGHT_DECAYS = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)
 """A solved phase's steps: one for each, the strongest first."""
 _ROWS = 512  # at once
+_PATIENCE = 3  # weight decays without improvement, after which weaker ones are not tried
 _FOLDS = 5  # of the training images, where there are no others to choose by
 
 _LOG = get_logger(__name__)
@@ -81,39 +84,43 @@ class HeadTrainer(PhaseTrainer):
         layer = solvable_head(self.model)  # pyright: ignore[reportArgumentType]
         assert layer is not None  # or the phase would take steps
         begun = time.monotonic()
-        heads, folds = on_main(lambda: self._solve(layer, title))
+        path = self._path(layer, title)  # which the main process walks
         state: TrainerState = self.state
-        state.max_steps = state.num_train_epochs = len(heads)
+        state.max_steps = state.num_train_epochs = len(WEIGHT_DECAYS)
         self.callback_handler.on_train_begin(self.args, state, self.control)
-        found: list[Mapping[str, float]] = []
-        for step, head in enumerate(heads, start=1):
-            _put(layer, head)
+        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
+        sign = 1 if self.args.greater_is_better else -1
+        best, best_head, best_rank, value = 0, None, (-math.inf, -math.inf), math.nan
+        for step in range(1, len(WEIGHT_DECAYS) + 1):
+            head, found = on_main(lambda: next(path))
             state.global_step, state.epoch = step, float(step)
             self._about = {"weight_decay": head.weight_decay, "lbfgs_steps": head.steps, "slope": head.slope}
             if self.eval_dataset is not None:
-                found.append({name.removeprefix("eval_"): value for name, value in self.evaluate().items()})
+                _put(layer, head)
+                found = {name.removeprefix("eval_"): number for name, number in self.evaluate().items()}
             else:
-                found.append(folds[step - 1])
-                self.log({f"folds_{name}": value for name, value in found[-1].items()})
-        self._about = {}
-        metric = str(self.args.metric_for_best_model).removeprefix("eval_")
-        sign = 1 if self.args.greater_is_better else -1
-        ranks = [(sign * one[metric], -one.get("log_loss", 0.0)) for one in found]
-        best = ranks.index(max(ranks))  # of equal ones the strongest decay
-        _put(layer, heads[best])
-        state.global_step = state.best_global_step = best + 1
-        state.best_metric = found[best][metric]
+                self.log({f"folds_{name}": number for name, number in found.items()})
+            rank = (sign * found[metric], -found.get("log_loss", 0.0))
+            if rank > best_rank:  # of equal ones, the strongest decay stays
+                best, best_head, best_rank, value = step, head, rank, found[metric]
+            elif step - best >= _PATIENCE:
+                break
+        assert best_head is not None
+        tried, self._about = state.global_step, {}
+        _put(layer, best_head)
+        state.global_step = state.best_global_step = best
+        state.best_metric = value
         self.args.save_only_model = True
         self._save_checkpoint(self.model, trial=None)
         self.callback_handler.on_save(self.args, state, self.control)
-        state.global_step = len(heads)
+        state.global_step = tried
         seconds = time.monotonic() - begun
         images: Any = self.train_dataset
         self.log({"train_runtime": seconds, "train_samples_per_second": round(len(images) / seconds, 3)})
         self.callback_handler.on_train_end(self.args, state, self.control)
         where = "validation" if self.eval_dataset is not None else f"the images of other folds ({_FOLDS})"
-        chosen = f"weight decay {heads[best].weight_decay:g} of {len(heads)}"
-        _LOG.info(f"{title}: solved in {seconds:.1f} s; {chosen}, {metric} {found[best][metric]:.4f} on {where}")
+        chosen = f"weight decay {best_head.weight_decay:g}, the best of {tried}"
+        _LOG.info(f"{title}: solved in {seconds:.1f} s; {chosen}: {metric} {value:.4f} on {where}")
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log with the weight decay at hand, and how far the solver came."""
@@ -121,8 +128,8 @@ class HeadTrainer(PhaseTrainer):
 
     _about: Mapping[str, float] = {}
 
-    def _solve(self, layer: nn.Linear, title: str) -> tuple[list[LinearHead], list[dict[str, float]]]:
-        """The heads; without validation images also the metrics of each weight decay over folds of the images."""
+    def _path(self, layer: nn.Linear, title: str) -> Iterator[tuple[LinearHead, dict[str, float]]]:
+        """The heads, each with its metrics over folds of the images where there are no validation images."""
         data: Any = self.train_dataset
         assert self._replayed is not None
         model: Any = self.model
@@ -133,15 +140,16 @@ class HeadTrainer(PhaseTrainer):
         labels = torch.from_numpy(np.asarray(data.labels)).to(device)  # (N,) or (N, K)
         if not all(bool(view.isfinite().all()) for view in views):
             raise TrainingError(f"{title}: what enters the head is infinite or no number for some images")
-        _LOG.info(f"{title}: solves {len(WEIGHT_DECAYS)} heads on {len(views)} x {len(labels):,} images")
+        _LOG.info(f"{title}: solves the head on {len(views)} x {len(labels):,} images")
         classes, truth = layer.out_features, labels.cpu()
         if self.chances is not None:  # an image counts as often as it would be drawn
             shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, classes)
             labels = shares * (self.chances / self.chances.mean()).to(device, torch.float32)[:, None]
         options: Any = {"classes": classes, "weight_decays": WEIGHT_DECAYS, "loss": self.compute_loss_func}
-        folds = [] if self.eval_dataset is not None else self._fold_metrics(views, labels, truth, options)
-        heads = solve_heads(torch.cat(views), torch.cat([labels] * len(views)), **options)
-        return [head.cpu() for head in heads], folds
+        folds = self._fold_metrics(views, labels, truth, options) if self.eval_dataset is None else repeat({})
+        heads = head_path(torch.cat(views), torch.cat([labels] * len(views)), **options)
+        for head, found in zip(heads, folds, strict=False):
+            yield head.cpu(), found
 
     def _fold_metrics(
         self, views: list[torch.Tensor], labels: torch.Tensor, truth: torch.Tensor, options: Any

@@ -81,7 +81,7 @@ def test_a_precision_is_that_of_phases_that_name_none(recipe):
 def test_a_head_that_is_solved_is_planned_without_rates(recipe):
     (plan,) = plan_recipe(recipe(phases=[{"name": "head"}]))[1]
     assert (plan.solver, plan.groups, plan.batch) == ("lbfgs", (), plan.images)
-    assert plan.steps_in_words == f"solved by L-BFGS for {plan.steps} weight decays"
+    assert plan.steps_in_words == f"solved by L-BFGS for up to {plan.steps} weight decays"
     (plan,) = plan_recipe(recipe(phases=[HEAD]))[1]
     assert (plan.solver, plan.steps) == ("steps", 3)
 
