@@ -149,6 +149,34 @@ def run_check_data(arguments: argparse.Namespace) -> int:
     return found.exit_code
 
 
+def run_find_lr(arguments: argparse.Namespace) -> None:
+    """Try rising learning rates in a phase of a recipe."""
+    from hfft.recipe.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    with quick_imports():
+        from hfft.commands.find_lr import find_lr
+        from hfft.inference.outputs import check_output_file
+
+    if arguments.figure is not None:
+        check_output_file(arguments.figure, "--figure", (".png", ".svg", ".pdf"))
+    found = find_lr(recipe, phase=arguments.phase, steps=arguments.steps)
+    if arguments.figure is not None:
+        from hfft.report.figures import write_range_curve
+
+        write_range_curve(found, arguments.figure)
+    if arguments.json:
+        print_json(**dataclasses.asdict(found))
+    elif found.suggestion is None:
+        print_line(
+            f"phase {found.phase}: the loss falls at no rate by more than its noise; as it may behind a head that"
+        )
+        print_line("is trained well: try more --steps, or compare rates on validation images with hfft sweep")
+    else:
+        print_line(f"phase {found.phase}: set learning_rate: {found.suggestion:.1e}, where the loss falls fastest")
+        print_line(f"the loss is lowest at {found.lowest_loss_at:.1e}; rates near that are too high to train with")
+
+
 def run_choose(arguments: argparse.Namespace) -> None:
     """Compare checkpoints on some images."""
     overrides = [word for word in arguments.words if "=" in word and not Path(word).exists()]

@@ -31,7 +31,7 @@ def test_the_prediction_fits_the_budget(minutes):
 
 
 def test_more_time_trains_more_blocks_and_longer():
-    found = [chosen(minutes) for minutes in (2.5, 4.5, 5, 30)]
+    found = [chosen(minutes) for minutes in (3, 4.5, 5, 30)]
     blocks = [one.get("phases.last-blocks.unfreeze", {"blocks": 0})["blocks"] for one in found]
     epochs = [one.get("phases.last-blocks.num_train_epochs", 0) for one in found]
     assert blocks == sorted(blocks)
