@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hfft.commands.compare import compare
     from hfft.commands.cross_validate import Folds, cross_validate
     from hfft.commands.evaluate import evaluate
+    from hfft.commands.find_lr import find_lr
     from hfft.commands.finetune import finetune
     from hfft.commands.run import Run
     from hfft.hub.pushing import push
@@ -31,6 +32,7 @@ _HOMES = {
     "choose": "hfft.commands.choose",
     "compare": "hfft.commands.compare",
     "evaluate": "hfft.commands.evaluate",
+    "find_lr": "hfft.commands.find_lr",
     "finetune": "hfft.commands.finetune",
     "load_recipe": "hfft.recipe.loading",
     "push": "hfft.hub.pushing",
@@ -55,6 +57,7 @@ __all__ = [
     "compare",
     "cross_validate",
     "evaluate",
+    "find_lr",
     "finetune",
     "load_recipe",
     "push",

@@ -74,6 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_train(verb("train", verbs.run_train, "run a recipe, or finish an interrupted run of it"))
     _add_plan(verb("plan", verbs.run_plan, "check a recipe and show what each phase would do"))
     _add_check_data(verb("check-data", verbs.run_check_data, "look for broken, repeated and leaking images"))
+    _add_find_lr(verb("find-lr", verbs.run_find_lr, "try rising learning rates in a phase, and suggest one"))
     _add_choose(verb("choose", verbs.run_choose, "see which checkpoint suits some images, without training"))
     _add_predict(verb("predict", model_verbs.run_predict, "label images"))
     _add_evaluate(verb("evaluate", model_verbs.run_evaluate, "score a model on labelled images"))
@@ -107,6 +108,14 @@ def _add_check_data(check: VerbParser) -> None:
     _add_overrides(check, "as for train: data.label_column=..., data.audit=quick")
     check.add_argument("--max-shown", type=_natural, default=10, metavar="N", help="findings of a kind; 0 shows all")
     _add_json(check, "print JSON, all findings included")
+
+
+def _add_find_lr(find_lr: VerbParser) -> None:
+    _add_recipe(find_lr)
+    find_lr.add_argument("--phase", metavar="NAME", help="phase whose rate is tried; the last one when left out")
+    find_lr.add_argument("--steps", type=_positive, default=100, metavar="N", help="optimizer steps, 10 at least")
+    find_lr.add_argument("--figure", type=_path, metavar="FILE", help="draw the losses there, as PNG, SVG or PDF")
+    _add_json(find_lr)
 
 
 def _add_choose(choose: VerbParser) -> None:

@@ -103,8 +103,8 @@ def run_plan(arguments: argparse.Namespace) -> None:
 def _print_plan(plan: Any, title: str) -> None:
     print_line(f"\n{title}: trains {plan.trains}")
     print_line(f"  {plan.trainable:,} of {plan.total:,} parameters ({plan.trainable / plan.total:.2%})")
-    epochs = "1 epoch" if plan.epochs == 1 else f"{plan.epochs:g} epochs"
-    print_line(f"  {plan.steps_in_words}, {epochs}")
+    epochs = ", 1 epoch" if plan.epochs == 1 else f", {plan.epochs:g} epochs"
+    print_line(f"  {plan.steps_in_words}{epochs if plan.groups else ''}")
     if plan.processes > 1:
         least, most = plan.shares
         share = f"{least} to {most}" if most > least else f"{least}"
@@ -115,15 +115,11 @@ def _print_plan(plan: Any, title: str) -> None:
     state = f"{plan.state_bytes / 2**20:,.0f} MiB of weights, gradients and AdamW"
     print_line(f"  memory in float32: {state}{activations}")
     rows = [
-        (
-            group.part,
-            len(group.names),
-            "auto" if group.learning_rate is None else f"{group.learning_rate:.3g}",
-            f"{group.weight_decay:g}",
-        )
+        (group.part, len(group.names), f"{group.learning_rate:.3g}", f"{group.weight_decay:g}")
         for group in plan.groups
     ]
-    print_table(("part", "tensors", "learning rate", "weight decay"), rows)
+    if rows:
+        print_table(("part", "tensors", "learning rate", "weight decay"), rows)
 
 
 def run_check_data(arguments: argparse.Namespace) -> int:
@@ -151,6 +147,34 @@ def run_check_data(arguments: argparse.Namespace) -> int:
             print_line(f"and {len(findings) - len(shown)} more; --max-shown 0 shows all")
     print_line(f"\n{found.conclusion}")
     return found.exit_code
+
+
+def run_find_lr(arguments: argparse.Namespace) -> None:
+    """Try rising learning rates in a phase of a recipe."""
+    from hfft.recipe.loading import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    with quick_imports():
+        from hfft.commands.find_lr import find_lr
+        from hfft.inference.outputs import check_output_file
+
+    if arguments.figure is not None:
+        check_output_file(arguments.figure, "--figure", (".png", ".svg", ".pdf"))
+    found = find_lr(recipe, phase=arguments.phase, steps=arguments.steps)
+    if arguments.figure is not None:
+        from hfft.report.figures import write_range_curve
+
+        write_range_curve(found, arguments.figure)
+    if arguments.json:
+        print_json(**dataclasses.asdict(found))
+    elif found.suggestion is None:
+        print_line(
+            f"phase {found.phase}: the loss falls at no rate by more than its noise; as it may behind a head that"
+        )
+        print_line("is trained well: try more --steps, or compare rates on validation images with hfft sweep")
+    else:
+        print_line(f"phase {found.phase}: set learning_rate: {found.suggestion:.1e}, where the loss falls fastest")
+        print_line(f"the loss is lowest at {found.lowest_loss_at:.1e}; rates near that are too high to train with")
 
 
 def run_choose(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """`hfft train PHOTOS`: facts on images, network and machine -> a recipe in which every value has its reason."""
 
+import copy
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,9 @@ from hfft.system.files import expanded
 from hfft.system.hub_lookup import hub_problem
 from hfft.system.machine import cpus_per_process
 from hfft.training.automatic import Facts, Setting, choose_checkpoint, propose
+from hfft.training.plan import prepare_phase
 from hfft.training.precision import step_seconds
+from hfft.training.solved_head import solvable_head
 
 _LOCAL = "checkpoints/efficientnet_lite0"  # of the quick start, where there is no network
 _TIMED = 8  # images
@@ -202,6 +205,7 @@ def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, b
         labels=images.labels,
         blocks=len(dissect(model).blocks),
         is_convolutional=is_convolutional,
+        has_linear_head=solvable_head(prepare_phase(copy.deepcopy(model), PhaseSpec(name="head"))) is not None,
         sides=(side, *smaller),
         read=read,
         encode=min(forward) / len(pixels) + read,

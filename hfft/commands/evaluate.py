@@ -7,8 +7,8 @@ from accelerate.logging import get_logger
 from datasets import Dataset
 
 from hfft.data.audit.filtering import describe_split, fingerprint_of, readable_rows
+from hfft.data.images.batches import worker_deaths_explained
 from hfft.data.images.resize_mode import check_processor
-from hfft.data.images.workers import worker_deaths_explained
 from hfft.data.sources.reading import images_of_run, load_rows
 from hfft.errors import DataError, RunError
 from hfft.inference.classifier import Classifier

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from contextlib import suppress
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -14,8 +15,8 @@ from datasets import DatasetDict
 from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
-from hfft.data.sources.reading import ImageData, choose_splits, read_source
-from hfft.errors import RunError, TrainingError, first_line
+from hfft.data.sources.reading import ImageData, choose_splits, images_of_run, read_source
+from hfft.errors import HfftError, RunError, TrainingError, first_line
 from hfft.evaluators.attribution import keep_mistakes
 from hfft.evaluators.pictures import keep_label_pictures
 from hfft.inference.classifier import Classifier
@@ -25,10 +26,11 @@ from hfft.recipe.spec import Recipe
 from hfft.report.card import write_card, write_report
 from hfft.runs.facts import read_facts
 from hfft.runs.opening import card_changes, check_same_images, has_other_source, is_done
-from hfft.runs.record import EXAMPLES, FIGURES, PAGE, RunRecord, write_metrics, write_recipe
+from hfft.runs.record import EXAMPLES, FIGURES, FIRST_BATCH, PAGE, RunRecord, write_metrics, write_recipe
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import write_folder
 from hfft.training.failures import failures_explained
+from hfft.training.phase_data import draw_first_batch
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
@@ -50,6 +52,11 @@ def report_run(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         RunError: If it is no run folder, the run isn't finished, or its files can't be read.
         TrainingError: If something can't be written.
     """
+    record, first_batch = RunRecord(folder), Path(folder) / FIGURES / FIRST_BATCH
+    if record.is_finished and not first_batch.exists():
+        with suppress(HfftError, OSError):  # the images may be gone by now
+            _, processor = _open(record.model_dir, trust_remote_code=trust_remote_code)
+            draw_first_batch(first_batch, record.recipe, images_of_run(record.folder), processor)
     card, *figures = write_report(folder)
     return card, make_page(folder, trust_remote_code=trust_remote_code), *figures
 

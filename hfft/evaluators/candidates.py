@@ -28,7 +28,8 @@ from hfft.replay.replay import TrainingActivations
 from hfft.system.distributed import on_main
 from hfft.training.settings import training_arguments
 
-_MOST_KNOWN = 20_000  # training images that are learned from
+_MOST_KNOWN = 20_000  # training images that are learned from; of many classes fewer,
+_MOST_WORK, _LEAST = 1e9, 5  # so that images x features x classes take minutes at most, but so many of each class
 _TIMED, _TIMES = 8, 5  # images of a forward pass, and how often it is timed
 
 
@@ -78,10 +79,12 @@ def measure_candidate(job: Job, network: Any, checkpoint: str) -> tuple[Candidat
 
     def answer() -> tuple[Scores, Scores]:
         labels, validation = label_array(images.splits["train"]), images.splits["validation"]
-        places = np.linspace(0, len(labels) - 1, min(len(labels), _MOST_KNOWN)).astype(int)
+        classes, width = len(images.labels), features["train"].shape[1]
+        most = min(_MOST_KNOWN, max(int(_MOST_WORK / (width * classes)), _LEAST * classes), len(labels))
+        places = np.linspace(0, len(labels) - 1, most).astype(int)
         known, labels, asked = features["train"][places], labels[places], features["validation"]
-        logits = probe_logits(known, labels, asked, classes=len(images.labels), seed=job.recipe.seed)
-        shares = nearest_neighbours(known.numpy(), labels, asked.numpy(), classes=len(images.labels))
+        logits = probe_logits(known, labels, asked, classes=classes, seed=job.recipe.seed)
+        shares = nearest_neighbours(known.numpy(), labels, asked.numpy(), classes=classes)
         values = (logits, log_odds(shares)) if images.is_multi_label else (softmax(logits), shares)
         probe, neighbours = (measured(value, validation, images.labels) for value in values)
         return probe, neighbours

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.logging import get_logger
-from torch import nn
 
 from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.labels import SOFT_LABELS
@@ -24,6 +23,7 @@ from hfft.evaluators.protocol import Evaluator, ForwardPass, Job
 from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
+from hfft.training.logistic import held_out_logits
 from hfft.training.phase_data import PhaseRun
 
 FOLDS = 5
@@ -33,7 +33,6 @@ _WORTH = 0.25  # of the head phase's forward passes: what one more may take
 _SHOWN = 3
 _STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4)  # of the weight penalty, relative to a mean of losses
 _SAMPLE = 5000  # images that the strength is chosen on
-_STEPS = 40  # of L-BFGS for a fold
 
 _LOG = get_logger(__name__)
 
@@ -154,15 +153,13 @@ def out_of_fold(features: torch.Tensor, labels: np.ndarray, *, classes: int, see
     """
     rng = np.random.default_rng(seed)
     sample = np.sort(rng.permutation(len(labels))[:_SAMPLE])
-    features = (features - features.mean(dim=0)) / features.std(dim=0).clamp(min=1e-6)
     some, targets = features[sample], labels[sample]
-    folds = _folds(targets, rng)
-    tried = [_probe(some, targets, folds, classes, strength) for strength in _STRENGTHS]
+    tried = _probe(some, targets, _folds(targets, rng), classes, _STRENGTHS)
     losses = [-np.log(np.maximum(found[np.arange(len(targets)), targets], 1e-12)).mean() for found in tried]
     best = int(np.argmin(losses))
     if len(sample) == len(labels):
         return tried[best]
-    return _probe(features, labels, _folds(labels, rng), classes, _STRENGTHS[best])
+    return _probe(features, labels, _folds(labels, rng), classes, _STRENGTHS[best : best + 1])[0]
 
 
 def find_label_issues(probabilities: np.ndarray, labels: np.ndarray) -> list[LabelIssue]:
@@ -198,34 +195,13 @@ def _folds(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return folds
 
 
-def _probe(features: torch.Tensor, labels: np.ndarray, folds: np.ndarray, classes: int, strength: float) -> np.ndarray:
-    found = np.zeros((len(labels), classes), np.float32)
+def _probe(
+    features: torch.Tensor, labels: np.ndarray, folds: np.ndarray, classes: int, strengths: Sequence[float]
+) -> np.ndarray:
+    """Probabilities by the heads of other folds, for each strength, (S, N, K) float32."""
     targets = torch.from_numpy(labels).to(features.device)
-    for fold in range(FOLDS):
-        inside = torch.from_numpy(folds != fold).to(features.device)
-        if (folds == fold).any():
-            layer = _fit(features[inside], targets[inside], classes, strength)
-            with torch.no_grad():
-                found[folds == fold] = layer(features[~inside]).softmax(dim=1).cpu().numpy()
-    return found
-
-
-def _fit(features: torch.Tensor, targets: torch.Tensor, classes: int, strength: float) -> nn.Linear:
-    """A linear layer at the minimum of cross entropy and penalty, by L-BFGS from zero."""
-    layer = nn.Linear(features.shape[1], classes, device=features.device)
-    nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    optimizer = torch.optim.LBFGS(layer.parameters(), max_iter=_STEPS, line_search_fn="strong_wolfe")
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(layer(features), targets)
-        loss = loss + strength / 2 * layer.weight.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return layer
+    options: Any = {"classes": classes, "weight_decays": strengths}
+    return held_out_logits([features], targets, torch.from_numpy(folds), **options).softmax(dim=2).float().numpy()
 
 
 def described(issues: Sequence[LabelIssue], files: Sequence[str], classes: Sequence[str]) -> list[dict[str, object]]:

@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from hfft.metrics.probabilities import log_loss, to_probabilities
+from hfft.system.progress import SOON, bar
 from hfft.training.logistic import LinearHead, solve_heads
 from hfft.training.losses import ImageLoss, LabelSetLoss
 
-_WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)
+_WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3)
 _FOLDS = 5
-_SAMPLE = 5000  # images that the weight decay is chosen on
+_SAMPLE, _LEAST = 5000, 1000  # images that the weight decay is chosen on, at most; of many classes fewer,
+_WORK = 3e8  # images x features x classes of these
 
 
 def probe_logits(
@@ -35,9 +37,11 @@ def probe_logits(
     def solve(places: np.ndarray, weight_decays: Sequence[float]) -> list[LinearHead]:
         return solve_heads(features[places], targets[places], classes=classes, weight_decays=weight_decays, loss=loss)
 
-    order = np.random.default_rng(seed).permutation(len(labels))[:_SAMPLE]
+    count = int(np.clip(_WORK / (features.shape[1] * classes), _LEAST, _SAMPLE))
+    order = np.random.default_rng(seed).permutation(len(labels))[:count]
     losses = np.zeros(len(_WEIGHT_DECAYS))
-    for fold in range(min(_FOLDS, len(order))):
+    folds = min(_FOLDS, len(order))
+    for fold in bar("linear probe", folds, range(folds), unit="folds", delay=SOON):
         is_out = np.arange(len(order)) % _FOLDS == fold
         outside = order[is_out]
         for place, head in enumerate(solve(order[~is_out], _WEIGHT_DECAYS)):

@@ -11,8 +11,6 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
-AUTO = "auto"  # a head phase's learning rate: found by trying many
-
 _METRICS, _BATCHES = "hfft computes the metrics", "hfft makes the batches"
 _FSDP = "start hfft with `accelerate launch --config_file recipes/accelerate/fsdp2.yaml`"
 
@@ -145,8 +143,8 @@ def _plain_type(annotation: str) -> Any:
 
 def argument_problem(name: str, value: Any) -> str | None:
     """What is wrong with the value of a TrainingArguments field, or None."""
-    if name == "learning_rate" and value == AUTO:
-        return None
+    if name == "learning_rate" and value == "auto":
+        return "found 'auto'; allowed: a number above 0; a head is found without a rate by `solver: lbfgs`"
     if name in OWNED:
         return f"hfft sets this field itself: {OWNED[name]}"
     try:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hfft.recipe.arguments import AUTO, as_mapping
-from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.arguments import as_mapping
+from hfft.recipe.spec import STEPPING, HubSpec, PhaseSpec, Recipe, SplitSpec
 
 Arguments = Mapping[str, Any]
 PLATEAU = ("reduce_lr_on_plateau", "greedy")
@@ -13,7 +13,6 @@ PLATEAU = ("reduce_lr_on_plateau", "greedy")
 _GREEDY_FLOOR = 1e-3  # GreedyLR's own min_lr, read in transformers 5.24
 _DEFAULT_RATE = 5e-5
 _POLICIES = ("randaugment", "trivialaugment", "augmix")  # each chooses operations for an image
-_SEARCHED = ("adamw_torch", "adamw_torch_fused")
 _UNUSED = {"ia3": ("r", "lora_alpha", "lora_dropout"), "vera": ("lora_alpha", "lora_dropout")}
 
 
@@ -44,8 +43,8 @@ def contradictions(recipe: Recipe) -> list[str]:
         problems += _present(_phase_obstacles(phase, splits), f"phases.{phase.name}")
         if phase.adapter is not None and not phase.adapter.merge and phase is not recipe.phases[-1]:
             problems.append(f"phases.{phase.name}.adapter.merge: only the last phase can leave its adapter apart")
-        if phase.arguments.get("learning_rate") == AUTO:
-            problems += _present(_search_obstacles(phase, recipe), f"phases.{phase.name}.learning_rate: 'auto' ")
+        if phase.solver == "lbfgs":
+            problems += [f"phases.{phase.name}.solver: lbfgs {problem}" for problem in solving_problems(phase, recipe)]
     problems += _idle_arguments(recipe)
     for phase in recipe.phases:
         problems += [f"phases.{phase.name}.lr_scheduler_kwargs{problem}" for problem in _plateau_problems(phase)]
@@ -64,6 +63,24 @@ def multi_label_problems(recipe: Recipe) -> list[str]:
         f"sampler: {recipe.sampler!r} draws images by their one class; {balance}": recipe.sampler != "shuffle",
     }
     return [f"{problem}; leave it out for multi-label data" for problem in _present(obstacles)]
+
+
+def solving_problems(phase: PhaseSpec, recipe: Recipe) -> list[str]:
+    """What keeps a phase's head from being solved."""
+    data = recipe.data
+    taken = sorted(STEPPING & phase.own_arguments.keys())
+    taken += [key for key in ("average", "early_stopping", "head_learning_rate") if getattr(phase, key) is not None]
+    obstacles = {
+        "is for a phase that trains the head alone": not phase.trains_head_alone,
+        f"takes no steps, which {', '.join(taken)} are about; leave them out, or set solver: steps": bool(taken),
+        "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
+        "needs a convex loss, and the focal one is none": recipe.loss.name == "focal",
+        f"needs data.augment.{' and '.join(data.augment.mixing)} 0": bool(data.augment.mixing),
+        "needs data.splits.validation, as folds would divide the groups of data.group_column": data.group_column
+        is not None
+        and data.splits.validation is None,
+    }
+    return _present(obstacles)
 
 
 def warms_up(arguments: Arguments) -> bool:
@@ -98,22 +115,6 @@ def _phase_obstacles(phase: PhaseSpec, splits: SplitSpec) -> dict[str, bool]:
         f".batchnorm: {phase.batchnorm!r} is for released blocks; this phase has none": moves and not releases,
         **{f".{key}: needs data.splits.validation": splits.validation is None for key in validated},
         **{f".{key}: needs an eval_strategy other than 'no'": never for key in validated},
-    }
-
-
-def _search_obstacles(phase: PhaseSpec, recipe: Recipe) -> dict[str, bool]:
-    """What keeps `learning_rate: auto` from being found."""
-    optim, schedule = (phase.arguments.get(name) for name in ("optim", "lr_scheduler_type"))
-    return {
-        "needs an eval_strategy other than 'no'": phase.arguments.get("eval_strategy") == "no",
-        f"needs the optim adamw_torch or adamw_torch_fused; found {optim!r}": optim not in (None, *_SEARCHED),
-        f"needs a schedule that is known before; found lr_scheduler_type {schedule!r}": schedule in PLATEAU,
-        "is for a phase that trains the head alone": not phase.trains_head_alone,
-        "leaves nothing for head_learning_rate to say": phase.head_learning_rate is not None,
-        "needs data.splits.validation": recipe.data.splits.validation is None,
-        f"needs data.augment.{' and '.join(recipe.data.augment.mixing)} 0": bool(recipe.data.augment.mixing),
-        "needs sampler 'shuffle'": recipe.sampler != "shuffle",
-        "needs a replay.mode other than 'off'": recipe.replay.mode == "off",
     }
 
 

@@ -22,6 +22,13 @@ from hfft.recipe.values import (
     UserPath,
 )
 
+STEPPING = {
+    *("learning_rate", "num_train_epochs", "max_steps", "optim", "optim_args", "lr_scheduler_type"),
+    *("lr_scheduler_kwargs", "warmup_steps", "weight_decay", "max_grad_norm", "gradient_accumulation_steps"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "eval_strategy", "eval_steps", "eval_delay", "auto_find_batch_size"),
+}
+"""Fields of TrainingArguments that say how a phase takes its steps; a solved head takes none."""
+
 
 @dataclass(frozen=True, config=STRICT, kw_only=True)
 class ModelSpec:
@@ -248,6 +255,10 @@ class PhaseSpec:
         adapter: An adapter to train together with the head, instead of a deeper `unfreeze`.
         layer_decay: The learning rate is multiplied by this once per block from the head down, in (0, 1].
         head_learning_rate: Rate of the head, which is newer than the rest; null is `learning_rate`.
+        solver: `lbfgs` finds the head of least loss by L-BFGS, for a path of weight decays, from what enters it as
+            replay records that; the best on validation images, or over 5 folds without any, stays. `steps` is the
+            Trainer's optimizer. `auto` is `lbfgs` for a phase that trains a linear head alone and has no learning
+            rate, number of epochs or other key of an optimizer, else `steps`.
         batchnorm: `eval` keeps the running statistics of every BatchNorm; `train` updates those of released parts;
             `sync` does so over the batches of all processes (GPUs only).
         early_stopping: Evaluations without improvement after which the phase ends; null is never.
@@ -265,6 +276,7 @@ class PhaseSpec:
     adapter: AdapterSpec | None = None
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    solver: Literal["auto", "lbfgs", "steps"] = "auto"
     batchnorm: Literal["eval", "train", "sync"] = "eval"
     early_stopping: Annotated[int, Field(gt=0)] | None = None
     average: Average | None = None
@@ -287,6 +299,16 @@ class PhaseSpec:
     def precision(self) -> str:
         """What it computes in, with autocast where that isn't `float32`."""
         return "bfloat16" if self.arguments.get("bf16") else "float16" if self.arguments.get("fp16") else "float32"
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether its head is solved, as far as the phase itself tells."""
+        if self.solver != "auto":
+            return self.solver == "lbfgs"
+        takes_steps = (
+            STEPPING & self.arguments.keys() or self.early_stopping or self.head_learning_rate or self.average
+        )
+        return self.trains_head_alone and not takes_steps
 
     @property
     def trains_head_alone(self) -> bool:

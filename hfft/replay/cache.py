@@ -16,8 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from hfft.data.images.batches import Examples
-from hfft.data.images.workers import dead_workers_named
+from hfft.data.images.batches import Examples, dead_workers_named
 from hfft.errors import TrainingError
 from hfft.recipe.spec import AugmentSpec, ReplaySpec
 from hfft.replay.dataset import ActivationDataset

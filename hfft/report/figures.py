@@ -26,7 +26,8 @@ from hfft.report.confusion import draw_confusion, letter
 from hfft.report.words import spoken
 from hfft.runs.facts import PhaseFacts, RunFacts, SplitFacts
 from hfft.runs.record import FIGURES, FIRST_BATCH
-from hfft.system.files import write_folder
+from hfft.system.files import write_file, write_folder
+from hfft.training.range_test import RangeTest
 
 _SVG, _LINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 # What the page calls its colours, to those of the files.
@@ -91,6 +92,19 @@ def write_figures(facts: RunFacts) -> tuple[Path, ...]:
 
     write_folder(facts.folder / FIGURES, write)
     return tuple(sorted((facts.folder / FIGURES).iterdir()))
+
+
+def write_range_curve(found: RangeTest, file: Path) -> None:
+    """Draw the losses of a learning-rate range test; the kind of file is that of its name."""
+    with _drawing(2.7) as (figure, (axes,)):
+        axes.plot(found.learning_rates, found.losses, color=_LINE, label="batches")
+        axes.plot(found.learning_rates, found.smoothed, color=_FIRST, label="mean of neighbours")
+        if found.suggestion is not None:
+            axes.axvline(found.suggestion, color=_THIRD, linestyle="--", label=f"suggested: {found.suggestion:.1e}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, 2 * max(found.smoothed[:10])))
+        axes.legend(loc="best")
+    with _styled({"savefig.facecolor": "white"}):
+        write_file(file, lambda aside: figure.savefig(aside, format=file.suffix.lstrip(".")))
 
 
 def learning_curves(phases: Sequence[PhaseFacts]) -> Chart | None:

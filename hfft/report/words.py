@@ -52,16 +52,22 @@ def how_trained(phase: PhaseFacts) -> str:
     passes = "1 epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     early = f" of {plan.steps:,} planned" if result.steps < plan.steps else ""
     taken = f"{result.steps:,}{early} {'step' if result.steps == plan.steps == 1 else 'steps'}"
-    kept = ""
+    best, kept = "", ""
     if result.metrics:
         judge = str(arguments.get("metric_for_best_model", headline_in(result.metrics))).removeprefix("eval_")
         value = f" ({result.metrics[judge]:.4f})" if judge in result.metrics else ""
-        best = f"the best by {spoken(judge)} on validation{value}"
-        kept = f" The weights of step {result.best_step:,} were kept, {best}."
-        if result.mean is not None and result.mean["kept"]:
-            kept = f" The mean of {len(result.mean['checkpoints'])} checkpoints was kept{value}."
-        elif phase.spec.average is not None and "ema" in phase.spec.average:
-            kept = f" An average of the weights up to step {result.best_step:,} was kept, {best}."
+        best = f", the best by {spoken(judge)} on validation{value}"
+        kept = f" The weights of step {result.best_step:,} were kept{best}."
+        if phase.spec.average is not None and "ema" in phase.spec.average:
+            kept = f" An average of the weights up to step {result.best_step:,} was kept{best}."
+    if result.mean is not None and result.mean["kept"]:
+        kept = f" The mean of the weights of {len(result.mean['checkpoints'])} checkpoints was kept."
+    if plan.solver == "lbfgs":
+        decays = {entry["step"]: entry["weight_decay"] for entry in phase.history if "weight_decay" in entry}
+        return (
+            f"Trained {plan.trains}: {plan.trainable:,} of {plan.total:,} parameters, {plan.steps_in_words}. "
+            f"The head of weight decay {decays[result.best_step]:g} was kept{best}."
+        )
     replayed = "" if phase.engine is None else " What enters this part was computed once and replayed."
     return (
         f"Trained {trained_parts(phase.spec, plan.trains)}: {plan.trainable:,} of {plan.total:,} parameters. "

@@ -32,7 +32,7 @@ EXPORT = "onnx"  # folder of an export
 SUMMARY = "summary.json"  # of a cross-validation, beside the run folders of its folds
 RESULT = "result.json"
 RETENTION = "retention.json"  # in a phase's folder, and in the run's
-_PLAN, _HISTORY, _ENGINE, _SEARCH = "plan.json", "history.jsonl", "replay.json", "search.json"
+_PLAN, _HISTORY, _ENGINE = "plan.json", "history.jsonl", "replay.json"
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class Plan:
     processes: int = 1  # that share the images
     shares: Sequence[int] = ()  # images per epoch of the process that sees fewest and of the one that sees most
     frozen_share: float = 0.0  # of the network, counted in blocks, that is in front of all that trains
+    solver: str = "steps"  # or `lbfgs`, whose steps are weight decays
 
     @property
     def batch_in_words(self) -> str:
@@ -81,6 +82,8 @@ class Plan:
     @property
     def steps_in_words(self) -> str:
         """For example `1,000 steps of 8 images`."""
+        if self.solver == "lbfgs":
+            return f"solved by L-BFGS for up to {self.steps} weight decays"
         return f"{self.steps:,} {'step' if self.steps == 1 else 'steps'} of {self.batch_in_words}"
 
 
@@ -145,11 +148,6 @@ class PhaseRecord:
         return self.folder / "merged"
 
     @property
-    def search(self) -> dict[str, Any] | None:
-        """What the search for a learning rate found; None where there was none."""
-        return _read(self.folder / _SEARCH)
-
-    @property
     def retention(self) -> Path:
         """File with what was measured after the phase of the pretrained network's knowledge."""
         return self.folder / RETENTION
@@ -173,10 +171,6 @@ class PhaseRecord:
     def write_engine(self, engine: str | None) -> None:
         """Keep how the phase is replayed, so that it goes on in the same way."""
         write_json(self.folder / _ENGINE, {"engine": engine})
-
-    def write_search(self, found: Mapping[str, Any]) -> None:
-        """Keep what the search for a learning rate found."""
-        write_json(self.folder / _SEARCH, dict(found))
 
 
 def _read(path: Path, default: Any = None) -> Any:

@@ -71,12 +71,9 @@ def launched(*, timeout: int | None = None, shows_bars: bool = True) -> Iterator
 
 
 def check_launch(state: PartialState) -> None:
-    """Refuse to run with less than was asked for, and say what is left unused.
+    """Refuse to run with less than was asked for: fewer processes, each alone, or FSDP that isn't active.
 
-    Raises:
-        RunError: If there are fewer processes than launcher, srun or mpirun were told to start, each of which would
-            train alone; or if the launcher was asked for FSDP in a way that hfft doesn't do, or where accelerate
-            would silently train whole copies: on a CPU, or in one process.
+    A GPU that is left unused is told.
     """
     wanted, who = max((_count(os.environ.get(name)), who) for name, who in _COUNTS.items())
     if state.num_processes == 1 and (of_launcher := _launcher_count()) > wanted:

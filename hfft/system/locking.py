@@ -18,10 +18,9 @@ _LOG = get_logger(__name__)
 
 
 class RunLock:
-    """The right to write into a run folder; the system takes it from a process that ends, however it ends.
+    """The right to write into a run folder: a lock on a file beside it, which ends with the process that holds it.
 
-    It is a lock on a file beside the folder, which may so be removed and made anew. A process that is killed leaves
-    the file, unlocked. The main process holds the lock for all of a launch. `with` gives it back.
+    The main process holds it for all of a launch. `with` gives it back.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -19,13 +19,7 @@ def escape(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> str:
-    """A table of cells that are Markdown already.
-
-    Args:
-        header: Of the columns.
-        rows: Cells.
-        left: Columns that are aligned to the left; the others, which hold numbers, to the right.
-    """
+    """A table of cells that are Markdown already, the first `left` columns aligned to the left."""
     rules = ["---" if place < left else "---:" for place in range(len(header))]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rules, *rows))
 

@@ -41,8 +41,7 @@ def stop_signal() -> int | None:
 def patient() -> Iterator[None]:
     """Let the first signal wait inside; the work there looks at `stop_signal`, saves and raises KeyboardInterrupt.
 
-    A second one interrupts at once. What has waited to the end interrupts there. Without `prompt_interruption` around
-    it this changes nothing.
+    A second one interrupts at once. What has waited to the end interrupts there.
     """
     _request.may_wait = True
     try:
@@ -55,12 +54,11 @@ def patient() -> Iterator[None]:
 
 @contextmanager
 def prompt_interruption() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end this process, and this one only, with KeyboardInterrupt.
+    """Let Ctrl-C and SIGTERM end this process, and not its data loader workers, with KeyboardInterrupt.
 
-    A terminal sends it to data loader workers too; they inherit the handler and stay silent. Python drops an exception
-    that is raised in a finalizer or a fork hook, and tells `sys.unraisablehook`: it is raised again at once, and every
-    second until it arrives (where the system has SIGALRM). Finalizers of what was only half made then, such as a data
-    loader's, complain; that is kept silent to the end of the process.
+    Python drops an exception that is raised in a finalizer or a fork hook, and tells `sys.unraisablehook`: it is
+    raised again at once, and every second until it arrives (where the system has SIGALRM). Finalizers of what was only
+    half made then complain; that is kept silent to the end of the process.
     """
     asked = os.getpid()
     numbers = (*_ASKING, signal.SIGALRM) if _HAS_ALARM else _ASKING
@@ -102,10 +100,7 @@ def prompt_interruption() -> Iterator[None]:
 
 @contextmanager
 def last_words() -> Iterator[None]:
-    """Let no request to stop end this process, but one inside `prompt_interruption`, before it has said why it ends.
-
-    To be put around that: what comes when its handlers are gone is ignored, as the end is near.
-    """
+    """Put around `prompt_interruption`: requests to stop that come when its handlers are gone are ignored."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in _ASKING}
     try:
         yield

@@ -10,12 +10,7 @@ _UNPRINTABLE = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\u202a-\\u202e\
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""The text with each character that no console should see as an escape, such as `\x1b`.
-
-    Args:
-        text: A name, or a line that holds names.
-        keep: Characters that stay as they are.
-    """
+    r"""The text with each character that no console should see as an escape, such as `\x1b`, but those to `keep`."""
     return _UNPRINTABLE.sub(lambda found: found[0] if found[0] in keep else _escape(ord(found[0])), text)
 
 

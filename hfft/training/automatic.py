@@ -9,6 +9,7 @@ from typing import Any
 from hfft.errors import RecipeError
 
 _USED = 0.85  # share of the budget that is planned: predictions are no better
+_SOLVED = 250  # images that EfficientNet-Lite0 encodes while 10 heads are solved on 400 rows of features
 _OVERHEAD = 15.0  # seconds of a run that depend on nothing: its start, card, figures and page
 _RETAINED = 3 * 128  # images that are encoded to measure what the network has kept, before and after two phases
 _REPLAYED = 0.25  # share of a step above which what is frozen is surely replayed; replay itself asks for 0.2
@@ -50,6 +51,7 @@ class Facts:
     labels: Sequence[str]
     blocks: int  # of the network
     is_convolutional: bool
+    has_linear_head: bool  # one layer, so that it can be solved
     sides: Sequence[int]  # of the images as the network takes them, and smaller ones that it would take
     read: float  # to read an image and prepare it
     encode: float  # the same, and to pass it through the whole network
@@ -99,7 +101,7 @@ def propose(facts: Facts, minutes: float) -> Proposal:
             f"minutes: found {minutes:g}, and the least for these {sum(facts.images.values()):,} images is {least:g}: "
             f"{stages}; allow more, or choose a smaller checkpoint"
         )
-    choices = [*_size(facts, fitting.sides[0]), *_shared(facts), *_head()]
+    choices = [*_size(facts, fitting.sides[0]), *_shared(facts), *_head(facts)]
     seconds = _seconds_of_head(fitting)
     left = budget - sum(seconds.values()) - seconds["record"]  # what enters the blocks is recorded, too
     train, validation = facts.images["train"], facts.images.get("validation", 0)
@@ -144,7 +146,7 @@ def _seconds_of_head(facts: Facts) -> dict[str, float]:
     return {
         "start": facts.started + _OVERHEAD + facts.read * (train + held_out),  # the audit reads all images
         "record": facts.encode * (_VIEWS * train + validation),
-        "head": 0.002 * train,
+        "head": facts.encode * (_SOLVED + 0.05 * train),
         "evaluate": facts.encode * (held_out + _RETAINED),
     }
 
@@ -175,14 +177,17 @@ def _shared(facts: Facts) -> list[Setting]:
     return choices
 
 
-def _head() -> list[Setting]:
+def _head(facts: Facts) -> list[Setting]:
+    reason = "first the new head alone, on features as they were pretrained (hf.co/papers/2202.10054)"
+    unfreeze = Setting("phases.head.unfreeze", "head", reason)
+    if facts.has_linear_head:
+        reason = "the head of least loss at once; its weight decay is chosen on validation images"
+        return [unfreeze, Setting("phases.head.solver", "lbfgs", reason)]
     return [
+        unfreeze,
         Setting(
-            "phases.head.unfreeze",
-            "head",
-            "first the new head alone, on features as they were pretrained (hf.co/papers/2202.10054)",
+            "phases.head.learning_rate", 0.01, "for new layers alone, with AdamW; no single linear layer to solve"
         ),
-        Setting("phases.head.learning_rate", 0.01, "for a linear layer alone, with AdamW: recipes/quickstart.yaml"),
         Setting("phases.head.num_train_epochs", 10, "features are recorded once: an epoch takes a moment"),
         Setting("phases.head.lr_scheduler_type", "cosine", "ends at a small rate"),
     ]

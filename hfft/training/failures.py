@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import TrainingArguments
 
-from hfft.data.images.workers import worker_deaths_explained
+from hfft.data.images.batches import worker_deaths_explained
 from hfft.errors import TrainingError
 
 _CONTINUES = "the same command continues from the last whole checkpoint"

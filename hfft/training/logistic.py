@@ -1,6 +1,7 @@
 """Logistic regression: the linear head at the minimum of its loss, for a path of weight decays."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,20 +35,24 @@ class LinearHead:
     steps: int
     slope: float
 
+    def cpu(self) -> "LinearHead":
+        """The same head in main memory."""
+        return dataclasses.replace(self, weight=self.weight.cpu(), bias=self.bias.cpu())
+
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         """Logits (N, K) of inputs (N, D)."""
         return inputs.to(self.weight) @ self.weight.T + self.bias
 
 
-def solve_heads(
+def head_path(
     inputs: torch.Tensor,
     labels: torch.Tensor,
     *,
     classes: int,
     weight_decays: Sequence[float],
     loss: ImageLoss | None = None,
-) -> list[LinearHead]:
-    """The linear head of least loss for each weight decay, each from the one before.
+) -> Iterator[LinearHead]:
+    """The linear head of least loss for each weight decay, each from the one before, when it is asked for.
 
     Minimised is the mean of the images' losses plus `weight_decay / 2` times the squares of the weights, as they are
     for features with mean 0 and deviation 1; the bias has no penalty. The problem is convex: for a weight decay above
@@ -62,7 +67,7 @@ def solve_heads(
         weight_decays: The strongest first, so that each head is near the one before.
         loss: Of the phase, a convex one; cross entropy when None.
 
-    Returns:
+    Yields:
         Heads for the inputs as they are, in the order of the weight decays.
     """
     loss = ImageLoss() if loss is None else loss
@@ -75,13 +80,53 @@ def solve_heads(
     scaled = ((inputs - mean) * scale).to(dtype)  # (N, D)
     weight = torch.zeros(classes, inputs.shape[1], dtype=dtype, device=inputs.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=dtype, device=inputs.device, requires_grad=True)
-    heads = []
     for decay in weight_decays:
         steps, slope = _minimise(weight, bias, scaled, labels, loss, decay)
         raw = weight.detach().double() * scale
         offset = bias.detach().double() - raw @ mean
-        heads.append(LinearHead(raw.to(dtype), offset.to(dtype), decay, steps, slope))
-    return heads
+        yield LinearHead(raw.to(dtype), offset.to(dtype), decay, steps, slope)
+
+
+def solve_heads(
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    classes: int,
+    weight_decays: Sequence[float],
+    loss: ImageLoss | None = None,
+) -> list[LinearHead]:
+    """All heads of `head_path`."""
+    return list(head_path(inputs, labels, classes=classes, weight_decays=weight_decays, loss=loss))
+
+
+def held_out_logits(
+    views: Sequence[torch.Tensor],
+    labels: torch.Tensor,
+    folds: torch.Tensor,
+    *,
+    classes: int,
+    weight_decays: Sequence[float],
+    loss: ImageLoss | None = None,
+) -> torch.Tensor:
+    """Logits of each image by the heads of the other folds, (W, N, K) float64 in main memory, by weight decay.
+
+    Args:
+        views: (N, D) each; heads learn from all of them, and are asked about the first.
+        labels: As `solve_heads` takes them.
+        folds: Number of the fold that an image and its views are in, (N,).
+        classes: K.
+        weight_decays: As `solve_heads` takes them.
+        loss: Likewise.
+    """
+    found = torch.zeros(len(weight_decays), len(labels), classes, dtype=torch.float64)
+    for fold in folds.unique():
+        asked = folds == fold
+        known = (~asked).to(labels.device)
+        inputs, own = torch.cat([view[known] for view in views]), torch.cat([labels[known]] * len(views))
+        heads = solve_heads(inputs, own, classes=classes, weight_decays=weight_decays, loss=loss)
+        for number, head in enumerate(heads):
+            found[number, asked] = head.logits(views[0][~known]).cpu().double()
+    return found
 
 
 def _minimise(

@@ -13,6 +13,8 @@ from transformers.debug_utils import DebugUnderflowOverflow
 from hfft.errors import TrainingError
 from hfft.model.freezing import Freeze
 from hfft.model.restoring import synchronised
+from hfft.recipe.spec import PhaseSpec
+from hfft.replay.dataset import ReplayedData
 from hfft.replay.replay import Replay
 from hfft.runs.record import PhaseRecord, PhaseResult
 from hfft.system.distributed import meet
@@ -29,10 +31,10 @@ from hfft.training.callbacks import (
 )
 from hfft.training.failures import failures_explained, is_out_of_memory, smaller_batch
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.plan import plan_phase, prepare_phase
-from hfft.training.probe import with_rate
+from hfft.training.plan import plan_phase, prepare_phase, with_solver
 from hfft.training.settings import end_activation_checkpointing, make_checkpointing_exact, training_arguments
 from hfft.training.sharding import Shards, make_trainer
+from hfft.training.solved_head import ends_in, solvable_head
 from hfft.training.trainer import PhaseTrainer, clear_partial, damage, restore
 
 _LOG = get_logger(__name__)
@@ -108,8 +110,7 @@ def _finish(
         replayed = None
         if replay is not None:
             replayed = replay.open(data.frozen_pass(model, arguments, title), phase.number, folder)
-        spec = with_rate(model, data, replayed, arguments, phase)
-    arguments.learning_rate = spec.arguments.get("learning_rate", arguments.learning_rate)
+    spec = _with_solver(model, phase, replayed)
     plan = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size)
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     make_checkpointing_exact(arguments)
@@ -117,9 +118,9 @@ def _finish(
     begin_average(trainer, spec.average, freeze.names)
     progress = PhaseProgress(title, len(data.train))
     record = PhaseRecord(folder)
-    own = [FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
+    own = [progress, FirstSteps(title, plan.groups), EpochSetter(), HistoryWriter(record), Stopper(title)]
     own += [PhaseEarlyStopping(spec.early_stopping)] if spec.early_stopping is not None else []
-    for callback in (*callbacks, progress, *own):
+    for callback in (*callbacks, *([HistoryWriter(record)] if spec.is_solved else own)):
         trainer.add_callback(callback)
     if trainer.is_world_process_zero():
         clear_partial(folder)
@@ -143,6 +144,21 @@ def _finish(
         record.write_result(result)
     meet()
     return model, result
+
+
+def _with_solver(model: Any, phase: PhaseRun, replayed: ReplayedData | None) -> PhaseSpec:
+    """The phase as it is run: solved, where the vectors that enter a linear head are recorded, or in steps."""
+    spec = with_solver(model, phase.spec)
+    if spec.solver == "steps":
+        return spec
+    head = solvable_head(model)
+    if replayed is not None and head is not None and ends_in(model, head, replayed):
+        return spec
+    why = "nothing is replayed" if replayed is None else "the logits are not what leaves a layer that vectors enter"
+    if phase.spec.solver == "lbfgs":
+        raise TrainingError(f"{phase.title}: solver: lbfgs: {why}; set solver: steps")
+    _LOG.info(f"{phase.title}: takes steps: {why}")
+    return dataclasses.replace(spec, solver="steps")
 
 
 def _released(trainer: PhaseTrainer) -> Any:

@@ -16,11 +16,11 @@ from hfft.model.adapters import attach, check_adapter, is_adapter_tensor
 from hfft.model.anatomy import Anatomy, dissect
 from hfft.model.freezing import frozen_parts, set_modes, set_trainable, trainable_names, unused_parameters
 from hfft.model.restoring import left_as_it_was
-from hfft.recipe.arguments import AUTO
 from hfft.recipe.contradictions import warms_up
 from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group, Plan
 from hfft.training.failures import ONE_VALUE
+from hfft.training.solved_head import WEIGHT_DECAYS, solvable_head
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainingArguments)}
 _KERNELS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
@@ -107,6 +107,7 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
     Raises:
         RecipeError: If no batch is left.
     """
+    spec = with_solver(model, spec)
     anatomy = dissect(model)
     arguments = {**_DEFAULTS, **spec.arguments}
     parameters = list(model.parameters())
@@ -121,9 +122,9 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         trains=_in_words(model, anatomy),
         trainable=trainable,
         total=total,
-        groups=parameter_groups(model, anatomy, spec, arguments),
+        groups=() if spec.is_solved else parameter_groups(model, anatomy, spec, arguments),
         images=images,
-        batch=size * processes * arguments["gradient_accumulation_steps"],
+        batch=images if spec.is_solved else size * processes * arguments["gradient_accumulation_steps"],
         device_batch=size,
         steps=steps,
         epochs=epochs,
@@ -131,15 +132,33 @@ def plan_phase(model: nn.Module, spec: PhaseSpec, *, images: int, processes: int
         processes=processes,
         shares=(rounds * size + max(rest - (processes - 1) * size, 0), rounds * size + min(rest, size)),
         frozen_share=_frozen_share(model, anatomy),
+        solver=spec.solver,
     )
+
+
+def with_solver(model: nn.Module, spec: PhaseSpec) -> PhaseSpec:
+    """The phase with `lbfgs` or `steps` as its solver, as its prepared model allows.
+
+    Raises:
+        ModelError: If the recipe asks for `lbfgs`, and the head is more than a linear layer.
+    """
+    is_solvable = solvable_head(model) is not None
+    if spec.solver == "lbfgs" and not is_solvable:
+        needs = "lbfgs needs a head that is one linear layer, and this network's is more"
+        raise ModelError(f"phases.{spec.name}.solver: {needs}; set solver: steps")
+    return dataclasses.replace(spec, solver="lbfgs" if spec.is_solved and is_solvable else "steps")
 
 
 def duration(spec: PhaseSpec, images: int, processes: int = 1) -> tuple[int, float]:
     """Optimizer steps of a phase over so many training images, and how many passes over them the steps are.
 
+    A solved head's steps are its weight decays, each of which is for all images.
+
     Raises:
         RecipeError: If a process would see no batch.
     """
+    if spec.is_solved:
+        return len(WEIGHT_DECAYS), float(len(WEIGHT_DECAYS))
     arguments = {**_DEFAULTS, **spec.arguments}
     size, drops = arguments["per_device_train_batch_size"], arguments["dataloader_drop_last"]
     whole = math.floor if drops else math.ceil
@@ -172,8 +191,7 @@ def parameter_groups(
     depth = len(anatomy.blocks)
     for place, part in enumerate(anatomy.parts):
         below_head = max(depth + 1 - place, 0)  # norm and head: 0, last block: 1, ..., stem: depth + 1
-        asked = arguments["learning_rate"]
-        rate = None if asked == AUTO else asked * spec.layer_decay**below_head
+        rate = arguments["learning_rate"] * spec.layer_decay**below_head
         if part.name == "head" and spec.head_learning_rate is not None:
             rate = spec.head_learning_rate
         names = [name for name in part.tensors if name in parameters and parameters[name].requires_grad]

@@ -15,9 +15,11 @@ from accelerate.logging import get_logger
 from hfft.model.fingerprint import hash_architecture
 from hfft.model.freezing import set_modes
 from hfft.model.restoring import random_state_kept
+from hfft.recipe.contradictions import solving_problems
 from hfft.recipe.spec import PhaseSpec, Recipe
 from hfft.replay.split_point import Prefix, SplitPoint, find_split_point
 from hfft.system.files import recall, remember
+from hfft.system.launch import spread_by
 from hfft.system.machine import hardware, has_native_bfloat16
 from hfft.training.plan import prepare_phase
 
@@ -68,16 +70,18 @@ def fastest_precision(
 def phases_in(recipe: Recipe, precision: str) -> tuple[PhaseSpec, ...]:
     """The phases as they run in a precision; one that sets bf16 or fp16 itself is left alone.
 
-    `auto` is taken for `bfloat16` where the device has that.
+    `auto` is taken for `bfloat16` where the device has that. A head that the recipe or the launch keeps from being
+    solved takes steps.
     """
-    if precision == "float32" or (precision == "auto" and not has_native_bfloat16()):
-        return recipe.phases
-    return tuple(
-        phase
-        if {"bf16", "fp16"} & set(phase.arguments)
-        else dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
-        for phase in recipe.phases
-    )
+    is_bfloat16 = precision == "bfloat16" or (precision == "auto" and has_native_bfloat16())
+    phases = []
+    for phase in recipe.phases:
+        if phase.solver == "auto" and phase.is_solved and (spread_by() or solving_problems(phase, recipe)):
+            phase = dataclasses.replace(phase, solver="steps")
+        if is_bfloat16 and not {"bf16", "fp16"} & set(phase.arguments):
+            phase = dataclasses.replace(phase, arguments={**phase.arguments, "bf16": True})
+        phases.append(phase)
+    return tuple(phases)
 
 
 def _circumstances(model: Any, spec: PhaseSpec, pixels: torch.Tensor, *, replays: bool) -> str:

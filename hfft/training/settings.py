@@ -17,7 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from hfft.errors import ModelError, RecipeError, first_line
 from hfft.model.freezing import Freeze
-from hfft.recipe.arguments import AUTO, as_mapping
+from hfft.recipe.arguments import as_mapping
 from hfft.recipe.contradictions import PLATEAU
 from hfft.recipe.spec import PhaseSpec
 from hfft.runs.record import Group
@@ -56,7 +56,7 @@ def training_arguments(
     Raises:
         RecipeError: If transformers refuses a value or a combination, or this machine can't do what is asked.
     """
-    asked = {name: value for name, value in spec.arguments.items() if value != AUTO}
+    asked = spec.arguments
     strategy = asked.get("eval_strategy", "epoch") if validate else "no"
     has_accelerator = torch.accelerator.is_available()
     settings = {
@@ -176,6 +176,8 @@ def _check_machine(spec: PhaseSpec, arguments: TrainingArguments, *, has_acceler
         raise RecipeError(f"{where}.fp16: needs a GPU, as {why}; bf16: true is for both")
     if sharded is None:
         return
+    if spec.solver == "lbfgs":
+        raise RecipeError(f"{where}.solver: lbfgs is not under {sharded}; set solver: steps")
     if spec.average is not None:
         raise RecipeError(f"{where}.average: not under {sharded}: no process holds all weights; leave it out")
     for name, reason in _NOT_SHARDED.items():

@@ -25,6 +25,7 @@ from hfft.replay.dataset import ReplayedData
 from hfft.replay.split_point import SplitPoint
 from hfft.runs.record import Group
 from hfft.training.phase_data import PhaseData
+from hfft.training.solved_head import HeadTrainer
 from hfft.training.trainer import PhaseTrainer, restore
 
 
@@ -180,7 +181,7 @@ def make_trainer(
 ) -> PhaseTrainer:
     """The trainer of a phase, over its images or what is recorded of them; of shards under FSDP 2.
 
-    Arguments that would contradict the recipe are changed.
+    Without groups there is no optimizer: a head is solved. Arguments that would contradict the recipe are changed.
     """
     if replayed is not None:  # rows of a file that is mapped into memory: no work for others
         arguments.dataloader_num_workers, arguments.dataloader_prefetch_factor = 0, None
@@ -190,7 +191,8 @@ def make_trainer(
     loss = data.loss(arguments.label_smoothing_factor)
     if data.is_multi_label:
         arguments.label_smoothing_factor = 0.0  # Trainer's own, which it would warn of; the loss has it
-    trainer = (PhaseTrainer if shards is None else ShardedTrainer)(
+    kind = ShardedTrainer if shards is not None else PhaseTrainer if groups else HeadTrainer
+    trainer = kind(
         model,
         arguments,
         groups=groups,
@@ -205,6 +207,8 @@ def make_trainer(
         preprocess_logits_for_metrics=data.reduce,
     )
     trainer.chances = data.chances
+    if isinstance(trainer, HeadTrainer):
+        trainer.metrics = data.metrics
     if shards is not None and isinstance(trainer, ShardedTrainer):
         shards.set_up(trainer.accelerator, freeze.names, None if replayed is None else replayed.split_point)
         trainer.shards = shards

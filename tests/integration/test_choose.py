@@ -66,7 +66,7 @@ def test_the_run_that_follows_computes_no_features_again(home, caplog):
     choice = hfft.choose("photos", ["vit"])
     assert choice.best == "vit"
     assert not [path for path in (home / "runs").iterdir() if path.name != ".replay"]  # no run of its own
-    before = {path: path.stat().st_mtime_ns for path in (home / "runs/.replay").glob("*.recording")}
+    before = {path: path.stat().st_mtime_ns for path in (home / "runs/.replay").rglob("*.safetensors")}
     assert len(before) >= 2  # training and validation images
     caplog.set_level("INFO", "hfft")
     recipe = {
@@ -79,7 +79,7 @@ def test_the_run_that_follows_computes_no_features_again(home, caplog):
     }
     hfft.finetune(load_recipe(recipe))
     assert any("recorded before" in record.getMessage() for record in caplog.records)
-    after = {path: path.stat().st_mtime_ns for path in (home / "runs/.replay").glob("*.recording")}
+    after = {path: path.stat().st_mtime_ns for path in (home / "runs/.replay").rglob("*.safetensors")}
     assert after == before
 
 

@@ -332,7 +332,7 @@ def test_a_place_that_is_none_is_said(wrong, home, capsys):
 def test_without_gradio_the_command_that_installs_it_is_told(more, home, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "gradio", None)  # as Python has it: an import of it fails
     assert main(["demo", "bugs", *more]) == 2
-    assert capsys.readouterr().err == 'error: gradio is not installed: pip install "hfft[demo]"\n'
+    assert capsys.readouterr().err == 'error: not installed: gradio; pip install "hfft[demo]"\n'
     assert not (home / "space").exists()
 
 

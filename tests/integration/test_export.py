@@ -227,7 +227,7 @@ def test_a_network_that_onnxruntime_computes_otherwise_is_an_error_and_nothing_i
 def test_a_missing_package_is_named_with_the_command_that_installs_it(home, package, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, package, None)  # as Python has it: an import of it fails
     assert main(["export", "vit"]) == 2
-    assert capsys.readouterr().err == f'error: {package} is not installed: pip install "hfft[onnx]"\n'
+    assert capsys.readouterr().err == f'error: not installed: {package}; pip install "hfft[onnx]"\n'
 
 
 def test_a_hub_id_needs_a_place(home, capsys):

@@ -12,7 +12,6 @@ import torch
 import toy
 from transformers import TrainerCallback, TrainingArguments
 
-from hfft.errors import ModelError
 from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.replay import cache
 from hfft.training.losses import ImageLoss
@@ -240,26 +239,3 @@ def test_auto_leaves_cheap_parts_alone(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     toy.run(tiny.build("vit"), tmp_path / "0", replay=ReplaySpec(engine="torch"), unfreeze={"blocks": 4})
     assert "what is frozen takes" in caplog.text
-
-
-def test_a_found_learning_rate_trains_the_head_that_won(tmp_path, caplog):
-    """The search's best validation score is the phase's, and the rate is not looked for again."""
-    caplog.set_level(logging.INFO)
-    data = toy.phase_data(train=32, validation=16)
-    searched = arguments(learning_rate="auto", metric_for_best_model="log_loss", lr_scheduler_type="cosine")
-    options = {"data": data, "replay": EXACT, "arguments": searched}
-    _, result = toy.run(tiny.build("vit", hidden_dropout_prob=0.0), tmp_path / "0", **options)
-    found = json.loads((tmp_path / "0/search.json").read_text())
-    assert result.metrics["log_loss"] == pytest.approx(found["score"], rel=1e-4)
-    assert found["score"] == min(point["score"] for point in found["table"] if point["score"] is not None)
-    assert json.loads((tmp_path / "0/plan.json").read_text())["groups"][0]["learning_rate"] == found["learning_rate"]
-    alone = {**searched, "learning_rate": found["learning_rate"], "weight_decay": found["weight_decay"]}
-    model, _ = toy.run(tiny.build("vit", hidden_dropout_prob=0.0), tmp_path / "1", data=data, arguments=alone)
-    again, _ = toy.run(tiny.build("vit", hidden_dropout_prob=0.0), tmp_path / "0", **options)
-    assert all(torch.equal(again.state_dict()[name], value) for name, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("family", ["mobilenet_v2", "deit+teacher"])
-def test_no_learning_rate_is_found_for_a_head_that_is_more_than_a_layer(family, tmp_path):
-    with pytest.raises(ModelError, match="auto needs a head that is one linear layer"):
-        toy.run(tiny.build(family), tmp_path / "0", replay=EXACT, arguments=arguments(learning_rate="auto"))

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal
 
@@ -80,18 +79,9 @@ class _Rows:
     splits: Sequence[str]
     numbers: np.ndarray  # of each row in the audit, (N,)
     parts: np.ndarray  # index of each row's split, (N,)
-
-    @cached_property
-    def files(self) -> list[str]:
-        return [self.audit.files[number] for number in self.numbers.tolist()]
-
-    @cached_property
-    def classes(self) -> np.ndarray:
-        return self.audit.labels[self.numbers]
-
-    @cached_property
-    def records(self) -> np.ndarray:
-        return self.audit.records[self.numbers]
+    files: Sequence[str]
+    classes: np.ndarray
+    records: np.ndarray
 
     def summary(self, kind: str, chosen: np.ndarray, detail: str) -> Iterator[Finding]:
         """One finding on all chosen rows, a mask (N,), if there are any."""
@@ -119,7 +109,8 @@ def list_findings(
     """
     numbers = np.concatenate([np.zeros(0, np.int64), *splits.values()])
     parts = np.repeat(np.arange(len(splits)), [len(rows) for rows in splits.values()])
-    rows = _Rows(audit, labels, list(splits), numbers, parts)
+    files = [audit.files[number] for number in numbers.tolist()]
+    rows = _Rows(audit, labels, list(splits), numbers, parts, files, audit.labels[numbers], audit.records[numbers])
     broken = sorted(set(audit.problems) & set(numbers.tolist()))
     found = [
         *(Finding("broken", audit.problems[number], (audit.files[number],), 1) for number in broken),
@@ -183,7 +174,11 @@ def _images(rows: _Rows) -> Iterator[Finding]:
     width, height, traits = (rows.records[name] for name in ("width", "height", "traits"))
     known = width > 0  # `off` reads no headers
     small, large = np.minimum(width, height), np.maximum(width, height)
-    yield from _misnamed(rows)
+    promised = endings()
+    for file, name in zip(rows.files, rows.records["format"].tolist(), strict=True):
+        expected, found = promised.get(PurePath(file).suffix.lower()), name.decode()
+        if found and expected is not None and expected != found and {expected, found} not in _ALIKE:
+            yield Finding("wrong ending", f"is {found}", (file,), 1)
     typical = float(np.median(small[known])) if known.any() else 0.0
     for kind, chosen in (
         ("tiny", known & ((small < TINY) | ((small < 32) & (small < typical / 4)))),
@@ -199,14 +194,6 @@ def _images(rows: _Rows) -> Iterator[Finding]:
     yield from rows.summary("transparent", (traits & TRANSPARENT) > 0, "data.background lays them over a color")
     yield from rows.summary("frames", (traits & FRAMES) > 0, "the first is used")
     yield from rows.summary("inks", (traits & INKS) > 0, 'pipeline("image-classification") shows other colors')
-
-
-def _misnamed(rows: _Rows) -> Iterator[Finding]:
-    promised = endings()
-    for file, name in zip(rows.files, rows.records["format"].tolist(), strict=True):
-        expected, found = promised.get(PurePath(file).suffix.lower()), name.decode()
-        if found and expected is not None and expected != found and {expected, found} not in _ALIKE:
-            yield Finding("wrong ending", f"is {found}", (file,), 1)
 
 
 def _deep(rows: _Rows) -> Iterator[Finding]:

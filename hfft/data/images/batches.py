@@ -1,6 +1,13 @@
-"""Rows -> examples -> batches; every random decision is a function of seed, epoch and image."""
+"""Rows -> examples -> batches; every random decision is a function of seed, epoch and image.
 
+At the end: the death of a process that reads them, recognized among other errors of the system.
+"""
+
+import pickle
+import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import wait
 from typing import Any
 
 import numpy as np
@@ -9,9 +16,14 @@ from datasets import Dataset
 
 from hfft.data.images.decoding import Decoded, decode_row
 from hfft.data.sources.labels import is_multi_label, label_array
+from hfft.errors import TrainingError, first_line
 
 FILLER = -1  # index of an example that is none
 IGNORED = -100  # label of an example that counts for nothing; torch's cross entropy and Trainer know it
+_NAMED = "DataLoader worker"  # how torch begins to tell of a dead one
+_RAISED_THERE = "Caught "  # and of what a worker raised that lives
+_SIGNS = (OSError, EOFError, pickle.UnpicklingError)  # of a pipe or socket whose other end is gone
+_DYING = 1.0  # seconds, at most, between the ends of a process's connections
 
 
 class Examples(torch.utils.data.Dataset[dict[str, Any]]):
@@ -191,3 +203,46 @@ def chances_of(labels: Sequence[int], sampler: str) -> torch.Tensor | None:
 def _mix(numbers: tuple[int, ...]) -> int:
     """One 63-bit seed from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+@contextmanager
+def worker_deaths_explained(title: str, advice: str) -> Iterator[None]:
+    """Raise a TrainingError, with a title and advice, in the place of torch's error for a worker that was killed."""
+    try:
+        with dead_workers_named():
+            yield
+    except RuntimeError as error:
+        if _NAMED not in str(error):
+            raise
+        raise TrainingError(
+            f"{title}: {first_line(error).rstrip('. ')}. A process that reads images died, most often for "
+            f"lack of memory or of shared memory; {advice}"
+        ) from error
+
+
+@contextmanager
+def dead_workers_named() -> Iterator[None]:
+    """Raise torch's own error for a worker that was killed, whatever its end broke first.
+
+    Depending on the moment, torch says that a worker was killed or exited, or a connection to it breaks.
+
+    Raises:
+        RuntimeError: `DataLoader worker (pid(s) N) exited unexpectedly`.
+    """
+    try:
+        yield
+    except _SIGNS as error:
+        dead = [] if str(error).startswith(_RAISED_THERE) else _dead_workers(error)
+        if not dead:
+            raise
+        raise RuntimeError(f"{_NAMED} (pid(s) {', '.join(map(str, dead))}) exited unexpectedly") from error
+
+
+def _dead_workers(error: BaseException) -> list[int]:
+    """Process numbers of dead workers of the DataLoader that an error came through."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        workers = getattr(frame.f_locals.get("self"), "_workers", ())
+        if workers and frame.f_globals.get("__name__") == "torch.utils.data.dataloader":
+            ended = wait([worker.sentinel for worker in workers], _DYING)
+            return [worker.pid for worker in workers if worker.sentinel in ended]
+    return []

@@ -78,10 +78,12 @@ def test_a_precision_is_that_of_phases_that_name_none(recipe):
     assert flags == [True, None, False]
 
 
-def test_a_rate_that_is_still_to_be_found_is_planned(recipe):
-    found = recipe(phases=[{**HEAD, "learning_rate": "auto"}])
-    (plan,) = plan_recipe(found)[1]
-    assert {group.learning_rate for group in plan.groups} == {None}
+def test_a_head_that_is_solved_is_planned_without_rates(recipe):
+    (plan,) = plan_recipe(recipe(phases=[{"name": "head"}]))[1]
+    assert (plan.solver, plan.groups, plan.batch) == ("lbfgs", (), plan.images)
+    assert plan.steps_in_words == f"solved by L-BFGS for up to {plan.steps} weight decays"
+    (plan,) = plan_recipe(recipe(phases=[HEAD]))[1]
+    assert (plan.solver, plan.steps) == ("steps", 3)
 
 
 def test_processes_that_would_see_no_image_are_refused(recipe):

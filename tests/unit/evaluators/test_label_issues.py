@@ -2,8 +2,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 from hfft.evaluators import label_issues
 from hfft.evaluators.label_issues import FOLDS, LabelIssue, described, find_label_issues, out_of_fold
@@ -47,20 +45,6 @@ def test_a_rare_class_is_not_judged_and_not_believed_in():
     assert find_label_issues(probabilities, labels) == []
     probabilities, labels = as_rows(*[0.9] * 20, 0.9, 0.9, 0.9, 0.1, 0.1, labels=[0] * 20 + [1] * FOLDS)
     assert [issue.row for issue in find_label_issues(probabilities, labels)] == [20, 21, 22]
-
-
-def test_the_probe_is_logistic_regression():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 3, 150)
-    features = (rng.normal(size=(150, 6)) + np.eye(3, 6)[labels] * 2).astype(np.float32)
-    folds = np.arange(150) % FOLDS
-    scaled = StandardScaler().fit_transform(features)
-    found = label_issues._probe(torch.from_numpy(scaled), labels, folds, 3, strength=1e-2)
-    for fold in range(FOLDS):
-        inside = folds != fold
-        theirs = LogisticRegression(C=1 / (1e-2 * inside.sum()), tol=1e-8, max_iter=1000)
-        theirs.fit(scaled[inside], labels[inside])
-        np.testing.assert_allclose(found[~inside], theirs.predict_proba(scaled[~inside]), atol=2e-3)
 
 
 def test_no_image_is_judged_by_its_own_label():

@@ -165,9 +165,13 @@ FULL = Recipe(
         leaks="stop",
     ),
     phases=(
-        PhaseSpec(name="head", head_learning_rate=0.5, early_stopping=2, arguments={"weight_decay": 0.5}),
+        PhaseSpec(
+            name="head", solver="steps", head_learning_rate=0.5, early_stopping=2, arguments={"weight_decay": 0.5}
+        ),
         PhaseSpec(name="more", gradual=GradualSpec(blocks_per_phase=2, blocks=4)),
-        PhaseSpec(name="deep", unfreeze={"blocks": "first 2"}, layer_decay=0.75, batchnorm="train"),
+        PhaseSpec(
+            name="deep", unfreeze={"blocks": "first 2"}, layer_decay=0.75, batchnorm="train", average={"last": 2}
+        ),
         PhaseSpec(
             name="lora",
             adapter=AdapterSpec(method="dora", on="all", blocks=2, r=4, lora_alpha=4, lora_dropout=0.25, merge=False),

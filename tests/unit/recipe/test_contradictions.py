@@ -4,6 +4,7 @@ import pytest
 
 from hfft.errors import RecipeError
 from hfft.recipe.loading import load_recipe
+from hfft.training.precision import phases_in
 
 PLATEAU = {"lr_scheduler_type": "reduce_lr_on_plateau"}
 GREEDY = {"lr_scheduler_type": "greedy", "learning_rate": 1e-2}
@@ -89,15 +90,41 @@ def test_a_greedy_rate_must_be_able_to_fall():
     assert problems(GREEDY) == []
 
 
+SOLVED = {"solver": "lbfgs"}
+
+
 @pytest.mark.parametrize(
-    ("training", "words"),
+    ("changes", "phase", "words"),
     [
-        ({"optim": "sgd"}, "'auto' needs the optim adamw_torch or adamw_torch_fused; found 'sgd'"),
-        (PLATEAU, "'auto' needs a schedule that is known before; found lr_scheduler_type 'reduce_lr_on_plateau'"),
-        ({"eval_strategy": "no"}, "'auto' needs an eval_strategy other than 'no'"),
+        ({}, {"unfreeze": "all"}, "the head alone"),
+        ({}, {"adapter": {}}, "the head alone"),
+        ({}, {"learning_rate": 0.1, "num_train_epochs": 2}, "no steps, which learning_rate, num_train_epochs are"),
+        ({}, {"early_stopping": 2, "head_learning_rate": 0.1}, "which early_stopping, head_learning_rate are"),
+        ({"replay": {"mode": "off"}}, {}, "replay.mode"),
+        ({"loss": {"name": "focal"}}, {}, "convex"),
+        ({"data": {"source": "d", "augment": {"mixup": 0.2}}}, {}, "mixup 0"),
+        ({"data": {"source": "d", "group_column": "g", "splits": {"validation": None}}}, {}, "data.splits.validation"),
     ],
     ids=str,
 )
-def test_a_rate_that_could_not_be_searched(training, words):
-    (line,) = problems(training, {"learning_rate": "auto"})
-    assert line == f"phases.a.learning_rate: {words}"
+def test_a_head_that_can_not_be_solved(changes, phase, words):
+    content = {"name": "x", "model": {"checkpoint": "c"}, "data": {"source": "d"}, **changes}
+    with pytest.raises(RecipeError, match=f"phases.a.solver: lbfgs .*{words}"):
+        load_recipe({**content, "phases": [{"name": "a", **SOLVED, **phase}]})
+    recipe = load_recipe({**content, "phases": [{"name": "a", **phase}]})  # `auto` takes steps
+    assert phases_in(recipe, "float32")[0].is_solved is False
+
+
+def test_a_head_is_solved_where_nothing_says_how_to_take_steps():
+    others = {"per_device_train_batch_size": 4, "label_smoothing_factor": 0.1, "metric_for_best_model": "log_loss"}
+    content = {"name": "x", "model": {"checkpoint": "c"}, "data": {"source": "d"}, "training": others}
+    phases = [
+        {"name": "a"},
+        {"name": "b", "solver": "steps"},
+        {"name": "c", **SOLVED},
+        {"name": "d", "adapter": {}},
+    ]
+    found = load_recipe({**content, "phases": phases})
+    assert [phase.is_solved for phase in phases_in(found, "bfloat16")] == [True, False, True, False]
+    shared = load_recipe({**content, "training": {"learning_rate": 0.1}, "phases": phases})
+    assert [phase.is_solved for phase in phases_in(shared, "float32")] == [False, False, True, False]

@@ -25,7 +25,9 @@ UNFREEZE = f"head, norm, bias, all, {PARTS}"
 SPLIT = "the name of a split of the source, a fraction between 0 and 1 carved from train"
 AVERAGE = "allowed: {ema: D} with D between 0 and 1, or {last: K}, {best: K} or {soup: K} with K above 1"
 CROP = "[smallest, largest] share of the image's area, with 0 < smallest <= largest <= 1"
-PHASE_KEYS = "adapter, average, batchnorm, early_stopping, gradual, head_learning_rate, layer_decay, name, unfreeze"
+PHASE_KEYS = (
+    "adapter, average, batchnorm, early_stopping, gradual, head_learning_rate, layer_decay, name, solver, unfreeze"
+)
 
 
 def changed(changes):
@@ -111,18 +113,8 @@ INVALID = [
     ({"widget": 1000}, "widget: found 1000; allowed: less than or equal to 20"),
     ({"precision": "float16"}, "precision: found 'float16'; allowed: 'auto', 'float32' or 'bfloat16'"),
     ({"phases.0.learning_rate": "fast"}, "phases.head.learning_rate: found 'fast'; allowed: a valid number"),
-    (
-        {"phases.0.learning_rate": "auto", "phases.0.unfreeze": {"blocks": 1}},
-        "phases.head.learning_rate: 'auto' is for a phase that trains the head alone",
-    ),
-    (
-        {"phases.0.learning_rate": "auto", "replay": {"mode": "off"}},
-        "phases.head.learning_rate: 'auto' needs a replay.mode other than 'off'",
-    ),
-    (
-        {"phases.0.learning_rate": "auto", "phases.0.head_learning_rate": 0.1},
-        "phases.head.learning_rate: 'auto' leaves nothing for head_learning_rate to say",
-    ),
+    ({"phases.0.learning_rate": "auto"}, "phases.head.learning_rate: found 'auto'; allowed: a number above 0; a head"),
+    ({"phases.0.solver": "sgd"}, "phases.head.solver: found 'sgd'; allowed: 'auto', 'lbfgs' or 'steps'"),
     ({"data.splits.valid": 0.1}, "data.splits.valid: unknown key; did you mean 'validation'?"),
     ({"data.augment.blur": 1.0}, "data.augment.blur: unknown key; allowed: augmix, color, crop, cutmix, erasing"),
     ({"data.augment.presets": "light"}, "data.augment.presets: unknown key; did you mean 'preset'?"),

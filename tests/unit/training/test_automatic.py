@@ -12,6 +12,7 @@ FACTS = Facts(
     labels=("rose", "tulip"),
     blocks=16,
     is_convolutional=True,
+    has_linear_head=True,
     sides=(224, 160, 128),
     read=0.001,
     encode=0.02,
@@ -30,7 +31,7 @@ def test_the_prediction_fits_the_budget(minutes):
 
 
 def test_more_time_trains_more_blocks_and_longer():
-    found = [chosen(minutes) for minutes in (2.5, 4.5, 5, 30)]
+    found = [chosen(minutes) for minutes in (3, 4.5, 5, 30)]
     blocks = [one.get("phases.last-blocks.unfreeze", {"blocks": 0})["blocks"] for one in found]
     epochs = [one.get("phases.last-blocks.num_train_epochs", 0) for one in found]
     assert blocks == sorted(blocks)
@@ -71,3 +72,8 @@ def test_an_accelerator_and_time_get_a_larger_checkpoint():
     asked = [(True, 0.01), (False, 5.0), (False, 0.1)]
     found = [choose_checkpoint(has_accelerator=gpu, seconds_per_image=each).value for gpu, each in asked]
     assert len(set(found)) == 3
+
+
+def test_a_linear_head_is_solved_and_another_one_trained():
+    assert chosen(10)["phases.head.solver"] == "lbfgs"
+    assert "phases.head.solver" not in chosen(10, has_linear_head=False)

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from hfft.training import logistic
-from hfft.training.logistic import solve_heads
+from hfft.training.logistic import held_out_logits, solve_heads
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 
 PartialState()  # which loggers ask
@@ -83,6 +83,16 @@ def test_parts_and_float32_come_to_the_same(monkeypatch):
     (single,) = solve(weight_decays=[0.1])
     assert single.weight.dtype == torch.float32
     torch.testing.assert_close(single.logits(INPUTS).double(), expected, atol=1e-2, rtol=1e-2)
+
+
+def test_held_out_images_are_asked_of_the_heads_of_other_folds():
+    folds, views = torch.arange(120) % 5, [INPUTS, INPUTS + 1]
+    found = held_out_logits(views, HARD, folds, classes=CLASSES, weight_decays=DECAYS)
+    for fold in range(5):
+        inside = folds != fold
+        inputs, labels = torch.cat([view[inside] for view in views]), torch.cat([HARD[inside]] * 2)
+        head = solve_heads(inputs, labels, classes=CLASSES, weight_decays=DECAYS)[-1]
+        torch.testing.assert_close(found[-1, ~inside], head.logits(INPUTS[~inside]))
 
 
 def test_features_that_say_nothing_get_no_weight():

@@ -20,7 +20,7 @@ from hfft.training.trainer import PhaseTrainer
 
 
 def planned(family, *, images=100, processes=1, **phase):
-    spec = PhaseSpec(name="p", **phase)
+    spec = PhaseSpec(name="p", **{"solver": "steps", **phase})
     return plan_phase(prepare_phase(tiny.build(family), spec), spec, images=images, processes=processes)
 
 
