@@ -10,7 +10,6 @@ from transformers import PreTrainedModel, TrainerCallback, set_seed
 
 from hfft.commands.plan import InMemory, check_callbacks, prepare
 from hfft.data.audit.filtering import Checked, check_images, describe_images
-from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.resize_mode import copy_fit
 from hfft.data.sources.reading import ImageData
 from hfft.evaluators.protocol import Job
@@ -26,7 +25,7 @@ from hfft.system.locking import RunLock
 from hfft.system.progress import timed
 from hfft.training.failures import failures_explained
 from hfft.training.model_selection import keep_given
-from hfft.training.phase_data import PhaseData, PhaseRun, make_phase_data
+from hfft.training.phase_data import PhaseRun, draw_first_batch, make_phase_data
 from hfft.training.plan import duration, prepare_phase
 from hfft.training.precision import fastest_precision, phases_in
 
@@ -75,21 +74,8 @@ def open_job(
         keep_given(given.model, found.processor, recipe, folder)
     job = make_job(recipe, found.processor, checked, precision, load=load if given.model is None else None)
     if recipe.report:
-        draw_first_batch(folder, recipe, images, job.processor, job.data)
+        draw_first_batch(folder / FIGURES / FIRST_BATCH, recipe, images, job.processor, job.data)
     return job, network, seconds
-
-
-def draw_first_batch(folder: Path, recipe: Recipe, images: ImageData, processor: Any, data: PhaseData) -> None:
-    """The first training images of a run as a picture, if it isn't there; see `try_first_batch`."""
-    try_first_batch(
-        folder / FIGURES / FIRST_BATCH,
-        data.train,
-        data.collate,
-        processor=processor,
-        classes=images.labels,
-        seed=recipe.seed,
-        chances=data.chances,
-    )
 
 
 def load_network(recipe: Recipe, images: ImageData) -> PreTrainedModel:

@@ -12,7 +12,6 @@ import numpy as np
 from accelerate.logging import get_logger
 from datasets import DatasetDict
 
-from hfft.commands.job import draw_first_batch
 from hfft.data.audit.filtering import check_images
 from hfft.data.images.decoding import decode, read_content
 from hfft.data.sources.labels import label_array, spoken_label, strata_of
@@ -31,7 +30,7 @@ from hfft.runs.record import EXAMPLES, FIGURES, FIRST_BATCH, PAGE, RunRecord, wr
 from hfft.system.distributed import meet, on_main
 from hfft.system.files import write_folder
 from hfft.training.failures import failures_explained
-from hfft.training.phase_data import make_phase_data
+from hfft.training.phase_data import draw_first_batch
 
 _EXAMPLE_SIDE = 512  # pixels at most
 
@@ -53,11 +52,11 @@ def report_run(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         RunError: If it is no run folder, the run isn't finished, or its files can't be read.
         TrainingError: If something can't be written.
     """
-    if not (Path(folder) / FIGURES / FIRST_BATCH).exists() and RunRecord(folder).is_run:
+    record, first_batch = RunRecord(folder), Path(folder) / FIGURES / FIRST_BATCH
+    if record.is_finished and not first_batch.exists():
         with suppress(HfftError, OSError):  # the images may be gone by now
-            _, processor = _open(RunRecord(folder).model_dir, trust_remote_code=trust_remote_code)
-            recipe, images = RunRecord(folder).recipe, images_of_run(Path(folder))
-            draw_first_batch(Path(folder), recipe, images, processor, make_phase_data(images, processor, recipe))
+            _, processor = _open(record.model_dir, trust_remote_code=trust_remote_code)
+            draw_first_batch(first_batch, record.recipe, images_of_run(record.folder), processor)
     card, *figures = write_report(folder)
     return card, make_page(folder, trust_remote_code=trust_remote_code), *figures
 

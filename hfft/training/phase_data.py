@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from hfft.data.images.batches import Collator, Examples, chances_of
+from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.labels import targets_of
 from hfft.data.sources.reading import ImageData
@@ -84,6 +85,22 @@ def make_phase_data(images: ImageData, processor: Any, recipe: Recipe) -> PhaseD
         loss=loss_for(recipe, images),
         chances=None if images.is_multi_label else chances_of(train["label"][:], recipe.sampler),
         is_multi_label=images.is_multi_label,
+    )
+
+
+def draw_first_batch(
+    file: Path, recipe: Recipe, images: ImageData, processor: Any, data: PhaseData | None = None
+) -> None:
+    """The first training images as a picture, if it isn't there; see `try_first_batch`."""
+    data = make_phase_data(images, processor, recipe) if data is None else data
+    try_first_batch(
+        file,
+        data.train,
+        data.collate,
+        processor=processor,
+        classes=images.labels,
+        seed=recipe.seed,
+        chances=data.chances,
     )
 
 

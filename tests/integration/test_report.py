@@ -179,7 +179,7 @@ def test_a_run_ends_with_its_page_and_the_pictures_of_its_mistakes(home, name):
         assert Image.open(run.folder / "mistakes" / one["picture"]).size == (224, 7)
         assert Image.open(run.folder / "mistakes" / one["overlay"]).size == (32, 32)  # what the network sees
     assert found["block"].startswith("block ")
-    assert len(page.all("img")) == 2 * len(wrong)
+    assert len(page.all("img")) == 2 * len(wrong) + 1  # and the first training images
     assert str(home) not in page.words
     assert "alice" not in (run.folder / "report.html").read_text(encoding="utf-8")
 
