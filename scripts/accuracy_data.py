@@ -262,5 +262,5 @@ def flips_of(table: str) -> bool | str:
 def outcome_of(job: Job, answers: np.ndarray, classes: Sequence[str], trainable: int, chosen: str) -> Outcome:
     """What class numbers say, which are in the order of the table's test images."""
     files = [row.path for row in read_rows(job.table)["test"]]
-    predictions = {file: classes[number] for file, number in zip(files, answers.tolist(), strict=True)}
+    predictions = {file: classes[int(number)] for file, number in zip(files, answers, strict=True)}
     return Outcome(predictions, trainable, chosen)

@@ -50,7 +50,7 @@ class Automatic:
     recipe: Recipe
     comments: Mapping[str, str]  # key to the reason of its value; "" to what was asked for
     seconds: Mapping[str, float]  # stage of the run to the seconds that it should take; empty for a run that goes on
-    text: str  # of the recipe's file, with the reasons beside the values
+    text: str  # of the recipe's file, with the reason behind each value
 
     @property
     def in_minutes(self) -> str:

@@ -64,7 +64,7 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 def dump_recipe(recipe: Recipe, comments: Mapping[str, str] | None = None) -> str:
     """The recipe as YAML that `load_recipe` reads back to an equal Recipe.
 
-    Comments stand beside the values of their keys, such as `phases.head.learning_rate`; that of "" is the first line.
+    Comments follow the values of their keys, such as `phases.head.learning_rate`; that of "" is the first line.
     """
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)

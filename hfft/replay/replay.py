@@ -42,7 +42,7 @@ def replay_folder(recipe: Recipe) -> Path:
 
 
 def image_origin(recipe: Recipe, processor: Any, fingerprints: Mapping[str, str]) -> Origin:
-    """What a run's activations are made from, besides the network."""
+    """What a run's activations are made from, apart from the network."""
     return Origin(
         fingerprints=dict(fingerprints),
         processor=f"{type(processor).__name__} {processor.to_dict()} {hash_code([type(processor)])}, decoding {RULE}",

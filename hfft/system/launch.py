@@ -73,7 +73,7 @@ def launched(*, timeout: int | None = None, shows_bars: bool = True) -> Iterator
 def check_launch(state: PartialState) -> None:
     """Refuse to run with less than was asked for: fewer processes, each alone, or FSDP that isn't active.
 
-    A GPU that is left unused is told.
+    A GPU that is left unused is logged.
     """
     wanted, who = max((_count(os.environ.get(name)), who) for name, who in _COUNTS.items())
     if state.num_processes == 1 and (of_launcher := _launcher_count()) > wanted:
@@ -131,7 +131,7 @@ def spread_by() -> str | None:
 
 
 def is_fsdp_asked() -> bool:
-    """Whether `accelerate launch` was told to shard."""
+    """Whether `accelerate launch` asks for shards."""
     return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
 
 
@@ -150,7 +150,7 @@ def _count(text: str | None) -> int:
 
 
 def _launcher_count() -> int:
-    """How many processes the `accelerate launch` above this process was told to start; 1 if there is none."""
+    """How many processes the `accelerate launch` above this process asks for; 1 if there is none."""
     parent = psutil.Process().parent()
     try:
         command = [] if parent is None else parent.cmdline()

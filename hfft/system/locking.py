@@ -18,7 +18,7 @@ _LOG = get_logger(__name__)
 
 
 class RunLock:
-    """The right to write into a run folder: a lock on a file beside it, which ends with the process that holds it.
+    """The right to write into a run folder: a lock on a file next to it, which ends with the process that holds it.
 
     The main process holds it for all of a launch. `with` gives it back.
     """

@@ -144,10 +144,10 @@ def _compare(phases: Sequence[PhaseSpec], results: Sequence[PhaseResult]) -> lis
 def _in_words(steps: Sequence[_Step], phases: Sequence[PhaseSpec], best: int) -> str:
     """For example `last-blocks did not improve validation accuracy (0.861 after head, 0.853 after last-blocks)`."""
     failed = [step for step in steps if step.number > best]
-    told, verb = (failed, "did not improve") if failed else ([s for s in steps if s.number == best], "improved")
+    named, verb = (failed, "did not improve") if failed else ([s for s in steps if s.number == best], "improved")
     sentences = []
-    for metric in dict.fromkeys(step.metric for step in told):
-        same = [step for step in told if step.metric == metric]
+    for metric in dict.fromkeys(step.metric for step in named):
+        same = [step for step in named if step.metric == metric]
         values = {number: value for step in same for number, value in step.values.items()}
         if any(value != value for value in values.values()):
             sentences.append("not every phase was measured on validation images")

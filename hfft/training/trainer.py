@@ -223,7 +223,7 @@ class PhaseTrainer(Trainer):
         restore(self.model, checkpoint)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Continue from a checkpoint; beside a moving average with the weights as they trained."""
+        """Continue from a checkpoint; with a moving average, from the weights as they trained."""
         self.load_weights(Path(resume_from_checkpoint))
         if self.moving is not None:
             self.moving.resume(Path(resume_from_checkpoint))

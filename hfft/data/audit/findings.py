@@ -85,7 +85,7 @@ class _Rows:
 
     def summary(self, kind: str, chosen: np.ndarray, detail: str) -> Iterator[Finding]:
         """One finding on all chosen rows, a mask (N,), if there are any."""
-        rows = np.flatnonzero(chosen).tolist()
+        rows = [int(row) for row in np.flatnonzero(chosen)]
         if rows:
             yield Finding(kind, detail, tuple(self.files[row] for row in rows[:_LISTED]), len(rows))
 
@@ -186,7 +186,7 @@ def _images(rows: _Rows) -> Iterator[Finding]:
         ("huge", known & (width.astype(np.int64) * height > HUGE)),
         ("blank", (traits & BLANK) > 0),
     ):
-        for row in np.flatnonzero(chosen).tolist():
+        for row in map(int, np.flatnonzero(chosen)):
             yield Finding(kind, f"{width[row]} x {height[row]} pixels", (rows.files[row],), 1)
     for row, number in enumerate(rows.numbers.tolist()):
         if number in rows.audit.remarks:
