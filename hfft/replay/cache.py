@@ -69,7 +69,7 @@ class View:
 
 @dataclass(frozen=True)
 class Origin:
-    """What activations are made from, apart from the network: images by split, processor, augmentation and packages."""
+    """What activations are made from, apart from the network: images, processor, augmentation and packages."""
 
     fingerprints: Mapping[str, str]
     processor: str
