@@ -67,6 +67,6 @@ def contents(folder: Path) -> dict[str, str]:
 
 def shown(run: Path) -> set[str]:
     """What every push of the run holds beside model and adapter, as paths in the repository."""
-    figures = {f"figures/{path.name}" for path in (run / "figures").iterdir()}
+    figures = {f"figures/{path.name}" for path in (run / "figures").iterdir()} - {"figures/first_batch.png"}
     assert len(figures) > 3
     return {"README.md", "hfft_files.json", "metrics.json", "recipe.yaml", *figures}

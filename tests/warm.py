@@ -208,7 +208,8 @@ def _become(request: Mapping[str, Any]) -> None:
     if request["new_session"]:
         os.setsid()
         if os.isatty(0):
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+            with suppress(PermissionError):  # a worker of a launch, whose terminal is the launcher's
+                fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     os.chdir(request["folder"])
     own, new = (where.get("PYTHONPATH", "") for where in (os.environ, request["environment"]))
     if own != new:

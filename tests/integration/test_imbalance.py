@@ -49,7 +49,6 @@ def workplace(tmp_path, photos, monkeypatch):
         ["sampler=balanced"],
         ["sampler=sqrt", "loss={name: logit_adjusted, tau: 0.5}"],
         ["class_weights=balanced", "data.weight_column=weight", "training.label_smoothing_factor=0.1"],
-        ["data.label_column=[ant, bee]", "phases.head.learning_rate=auto"],
     ],
     ids=str,
 )
@@ -66,7 +65,6 @@ BAD = [
     (["loss={name: focal, tau: 1}"], "loss.tau: the loss 'focal' has none; leave it out"),
     (["loss.gamma=0"], "loss.gamma: found 0"),
     (["sampler=weighted"], "sampler: found 'weighted'"),
-    (["sampler=sqrt", "phases.head.learning_rate=auto"], "learning_rate: 'auto' needs sampler 'shuffle'"),
     (["data.label_column=[]"], "data.label_column"),
 ]
 
