@@ -23,7 +23,7 @@ from hfft.evaluators.protocol import Evaluator, ForwardPass, Job
 from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
-from hfft.training.logistic import held_out_logits
+from hfft.training.logistic import ROUGH_STEPS, held_out_logits
 from hfft.training.phase_data import PhaseRun
 
 FOLDS = 5
@@ -200,7 +200,7 @@ def _probe(
 ) -> np.ndarray:
     """Probabilities by the heads of other folds, for each strength, (S, N, K) float32."""
     targets = torch.from_numpy(labels).to(features.device)
-    options: Any = {"classes": classes, "weight_decays": strengths}
+    options: Any = {"classes": classes, "weight_decays": strengths, "most_steps": ROUGH_STEPS}
     return held_out_logits([features], targets, torch.from_numpy(folds), **options).softmax(dim=2).float().numpy()
 
 

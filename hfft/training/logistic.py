@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
@@ -10,6 +11,8 @@ from accelerate.logging import get_logger
 from hfft.training.losses import ImageLoss
 
 _MOST_STEPS = 1000  # of L-BFGS, for a weight decay
+ROUGH_STEPS = 40
+"""Steps of L-BFGS that are enough to rank images or checkpoints by."""
 _MOST_DOUBLES = 2**25  # features of all images; more are computed with in float32
 _LOGITS_AT_ONCE = 2**24
 _TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-5}  # of the largest slope, where losses are of order 1
@@ -51,6 +54,7 @@ def head_path(
     classes: int,
     weight_decays: Sequence[float],
     loss: ImageLoss | None = None,
+    most_steps: int | None = None,
 ) -> Iterator[LinearHead]:
     """The linear head of least loss for each weight decay, each from the one before, when it is asked for.
 
@@ -66,12 +70,14 @@ def head_path(
         classes: K.
         weight_decays: The strongest first, so that each head is near the one before.
         loss: Of the phase, a convex one; cross entropy when None.
+        most_steps: Of L-BFGS for each weight decay: a rough answer, in float32; to its end when None.
 
     Yields:
         Heads for the inputs as they are, in the order of the weight decays.
     """
     loss = ImageLoss() if loss is None else loss
-    dtype = torch.float64 if inputs.numel() <= _MOST_DOUBLES else torch.float32
+    is_exact = most_steps is None and inputs.numel() <= _MOST_DOUBLES
+    dtype = torch.float64 if is_exact else torch.float32
     labels = labels.to(inputs.device, dtype if labels.is_floating_point() else torch.int64)
     mean = inputs.mean(dim=0, dtype=torch.float64)  # (D,)
     deviation = inputs.std(dim=0, correction=0).double()
@@ -81,7 +87,7 @@ def head_path(
     weight = torch.zeros(classes, inputs.shape[1], dtype=dtype, device=inputs.device, requires_grad=True)
     bias = torch.zeros(classes, dtype=dtype, device=inputs.device, requires_grad=True)
     for decay in weight_decays:
-        steps, slope = _minimise(weight, bias, scaled, labels, loss, decay)
+        steps, slope = _minimise(weight, bias, scaled, labels, loss, decay, most_steps or _MOST_STEPS)
         raw = weight.detach().double() * scale
         offset = bias.detach().double() - raw @ mean
         yield LinearHead(raw.to(dtype), offset.to(dtype), decay, steps, slope)
@@ -94,9 +100,11 @@ def solve_heads(
     classes: int,
     weight_decays: Sequence[float],
     loss: ImageLoss | None = None,
+    most_steps: int | None = None,
 ) -> list[LinearHead]:
     """All heads of `head_path`."""
-    return list(head_path(inputs, labels, classes=classes, weight_decays=weight_decays, loss=loss))
+    options: Any = {"classes": classes, "weight_decays": weight_decays, "loss": loss, "most_steps": most_steps}
+    return list(head_path(inputs, labels, **options))
 
 
 def held_out_logits(
@@ -107,6 +115,7 @@ def held_out_logits(
     classes: int,
     weight_decays: Sequence[float],
     loss: ImageLoss | None = None,
+    most_steps: int | None = None,
 ) -> torch.Tensor:
     """Logits of each image by the heads of the other folds, (W, N, K) float64 in main memory, by weight decay.
 
@@ -117,27 +126,35 @@ def held_out_logits(
         classes: K.
         weight_decays: As `solve_heads` takes them.
         loss: Likewise.
+        most_steps: Likewise.
     """
+    options: Any = {"classes": classes, "weight_decays": weight_decays, "loss": loss, "most_steps": most_steps}
     found = torch.zeros(len(weight_decays), len(labels), classes, dtype=torch.float64)
     for fold in folds.unique():
         asked = folds == fold
         known = (~asked).to(labels.device)
         inputs, own = torch.cat([view[known] for view in views]), torch.cat([labels[known]] * len(views))
-        heads = solve_heads(inputs, own, classes=classes, weight_decays=weight_decays, loss=loss)
+        heads = solve_heads(inputs, own, **options)
         for number, head in enumerate(heads):
             found[number, asked] = head.logits(views[0][~known]).cpu().double()
     return found
 
 
 def _minimise(
-    weight: torch.Tensor, bias: torch.Tensor, inputs: torch.Tensor, labels: torch.Tensor, loss: ImageLoss, decay: float
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+    loss: ImageLoss,
+    decay: float,
+    most_steps: int,
 ) -> tuple[int, float]:
     """Change weight and bias to those of least loss; returns the steps and the largest slope that is left."""
     tolerance, smallest = _TOLERANCES[inputs.dtype], torch.finfo(inputs.dtype).eps
     optimizer = torch.optim.LBFGS(
         [weight, bias],
-        max_iter=_MOST_STEPS,
-        max_eval=2 * _MOST_STEPS,
+        max_iter=most_steps,
+        max_eval=2 * most_steps,
         tolerance_grad=tolerance,
         tolerance_change=smallest,
         line_search_fn="strong_wolfe",
@@ -158,6 +175,6 @@ def _minimise(
     objective()
     slope = max(float(tensor.grad.abs().max()) for tensor in (weight, bias) if tensor.grad is not None)
     steps = int(optimizer.state[weight]["n_iter"])
-    if steps >= _MOST_STEPS:
+    if steps >= _MOST_STEPS:  # a rough answer may stop before
         _LOG.warning(f"logistic regression: weight decay {decay:g}: not at its end after {steps} steps")
     return steps, slope
