@@ -182,11 +182,11 @@ def knn(job: Job) -> Outcome:
 
 def probe(job: Job) -> Outcome:
     """Logistic regression; validation chooses the weight decay by log loss."""
-    from hfft.training.logistic import solve_heads
+    from hfft.training.logistic import head_path
 
     features, labels, classes = features_of(job)
     train, validation = (torch.from_numpy(labels[split]) for split in ("train", "validation"))
-    heads = solve_heads(features["train"], train, classes=len(classes), weight_decays=WEIGHT_DECAYS)
+    heads = head_path(features["train"], train, classes=len(classes), weight_decays=WEIGHT_DECAYS)
     best = min(heads, key=lambda head: nn.functional.cross_entropy(head.logits(features["validation"]), validation))
     answers = best.logits(features["test"]).argmax(dim=1).numpy()
     trainable = best.weight.numel() + best.bias.numel()

@@ -7,6 +7,7 @@ probabilities from a linear probe of other folds.
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ from hfft.data.sources.labels import SOFT_LABELS
 from hfft.evaluators.features import as_before
 from hfft.evaluators.pretrained import Reference
 from hfft.evaluators.protocol import Evaluator, ForwardPass, Job
+from hfft.metrics.probabilities import log_loss
 from hfft.runs.record import LABEL_ISSUES, PhaseRecord
 from hfft.system.distributed import meet
 from hfft.system.files import write_json
-from hfft.training.logistic import ROUGH_STEPS, held_out_logits
+from hfft.training.logistic import ROUGH_STEPS, head_path, held_out_logits
 from hfft.training.phase_data import PhaseRun
 
 FOLDS = 5
@@ -155,8 +157,7 @@ def out_of_fold(features: torch.Tensor, labels: np.ndarray, *, classes: int, see
     sample = np.sort(rng.permutation(len(labels))[:_SAMPLE])
     some, targets = features[sample], labels[sample]
     tried = _probe(some, targets, _folds(targets, rng), classes, _STRENGTHS)
-    losses = [-np.log(np.maximum(found[np.arange(len(targets)), targets], 1e-12)).mean() for found in tried]
-    best = int(np.argmin(losses))
+    best = int(np.argmin([log_loss(found, targets) for found in tried]))
     if len(sample) == len(labels):
         return tried[best]
     return _probe(features, labels, _folds(labels, rng), classes, _STRENGTHS[best : best + 1])[0]
@@ -200,8 +201,8 @@ def _probe(
 ) -> np.ndarray:
     """Probabilities by the heads of other folds, for each strength, (S, N, K) float32."""
     targets = torch.from_numpy(labels).to(features.device)
-    options: Any = {"classes": classes, "weight_decays": strengths, "most_steps": ROUGH_STEPS}
-    return held_out_logits([features], targets, torch.from_numpy(folds), **options).softmax(dim=2).float().numpy()
+    solve = partial(head_path, classes=classes, weight_decays=strengths, most_steps=ROUGH_STEPS)
+    return held_out_logits([features], targets, torch.from_numpy(folds), solve).softmax(dim=2).float().numpy()
 
 
 def described(issues: Sequence[LabelIssue], files: Sequence[str], classes: Sequence[str]) -> list[dict[str, object]]:

@@ -1,13 +1,12 @@
 """A linear probe: logistic regression on recorded features, with the weight decay that does best over folds."""
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from hfft.metrics.probabilities import log_loss, to_probabilities
-from hfft.system.progress import SOON, bar
-from hfft.training.logistic import LinearHead, solve_heads
+from hfft.training.logistic import head_path, held_out_logits
 from hfft.training.losses import ImageLoss, LabelSetLoss
 
 _WEIGHT_DECAYS = (1.0, 1e-1, 1e-2, 1e-3)
@@ -34,19 +33,13 @@ def probe_logits(
     targets = torch.from_numpy(labels).float() if is_multi_label else torch.from_numpy(labels)
     loss = LabelSetLoss() if is_multi_label else ImageLoss()
 
-    def solve(places: np.ndarray, weight_decays: Sequence[float]) -> list[LinearHead]:
-        return solve_heads(features[places], targets[places], classes=classes, weight_decays=weight_decays, loss=loss)
-
+    solve = partial(head_path, classes=classes, loss=loss)
     count = int(np.clip(_WORK / (features.shape[1] * classes), _LEAST, _SAMPLE))
-    order = np.random.default_rng(seed).permutation(len(labels))[:count]
-    losses = np.zeros(len(_WEIGHT_DECAYS))
-    folds = min(_FOLDS, len(order))
-    for fold in bar("linear probe", folds, range(folds), unit="folds", delay=SOON):
-        is_out = np.arange(len(order)) % _FOLDS == fold
-        outside = order[is_out]
-        for place, head in enumerate(solve(order[~is_out], _WEIGHT_DECAYS)):
-            shares = to_probabilities(head.logits(features[outside]).numpy(), is_multi_label=is_multi_label)
-            losses[place] += len(outside) * log_loss(shares, labels[outside])
-    best = int(losses.argmin())
-    head = solve(np.arange(len(labels)), _WEIGHT_DECAYS[: best + 1])[-1]
+    sample = np.random.default_rng(seed).permutation(len(labels))[:count]
+    folds = torch.arange(len(sample)) % _FOLDS
+    whole = partial(solve, weight_decays=_WEIGHT_DECAYS)
+    tried = held_out_logits([features[sample]], targets[sample], folds, whole).numpy()  # (W, N, K)
+    shares = [to_probabilities(logits, is_multi_label=is_multi_label) for logits in tried]
+    best = int(np.argmin([log_loss(one, labels[sample]) for one in shares]))
+    *_, head = solve(features, targets, weight_decays=_WEIGHT_DECAYS[: best + 1])
     return head.logits(asked).numpy()

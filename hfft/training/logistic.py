@@ -1,18 +1,18 @@
 """Logistic regression: the linear head at the minimum of its loss, for a path of weight decays."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from accelerate.logging import get_logger
 
+from hfft.system.progress import SOON, bar
 from hfft.training.losses import ImageLoss
 
 _MOST_STEPS = 1000  # of L-BFGS, for a weight decay
 ROUGH_STEPS = 40
-"""Steps of L-BFGS that are enough to rank images or checkpoints by."""
+"""Steps of L-BFGS that are enough to rank labels by."""
 _MOST_DOUBLES = 2**25  # features of all images; more are computed with in float32
 _LOGITS_AT_ONCE = 2**24
 _TOLERANCES = {torch.float64: 1e-7, torch.float32: 1e-5}  # of the largest slope, where losses are of order 1
@@ -93,51 +93,27 @@ def head_path(
         yield LinearHead(raw.to(dtype), offset.to(dtype), decay, steps, slope)
 
 
-def solve_heads(
-    inputs: torch.Tensor,
-    labels: torch.Tensor,
-    *,
-    classes: int,
-    weight_decays: Sequence[float],
-    loss: ImageLoss | None = None,
-    most_steps: int | None = None,
-) -> list[LinearHead]:
-    """All heads of `head_path`."""
-    options: Any = {"classes": classes, "weight_decays": weight_decays, "loss": loss, "most_steps": most_steps}
-    return list(head_path(inputs, labels, **options))
-
-
 def held_out_logits(
     views: Sequence[torch.Tensor],
     labels: torch.Tensor,
     folds: torch.Tensor,
-    *,
-    classes: int,
-    weight_decays: Sequence[float],
-    loss: ImageLoss | None = None,
-    most_steps: int | None = None,
+    solve: Callable[[torch.Tensor, torch.Tensor], Iterable[LinearHead]],
 ) -> torch.Tensor:
     """Logits of each image by the heads of the other folds, (W, N, K) float64 in main memory, by weight decay.
 
     Args:
         views: (N, D) each; heads learn from all of them, and are asked about the first.
-        labels: As `solve_heads` takes them.
+        labels: Of the images, (N,) or (N, K).
         folds: Number of the fold that an image and its views are in, (N,).
-        classes: K.
-        weight_decays: As `solve_heads` takes them.
-        loss: Likewise.
-        most_steps: Likewise.
+        solve: `head_path` with its options.
     """
-    options: Any = {"classes": classes, "weight_decays": weight_decays, "loss": loss, "most_steps": most_steps}
-    found = torch.zeros(len(weight_decays), len(labels), classes, dtype=torch.float64)
-    for fold in folds.unique():
-        asked = folds == fold
-        known = (~asked).to(labels.device)
+    parts, order = [], []
+    for fold in bar("linear heads", None, folds.unique().tolist(), unit="folds", delay=SOON):
+        known = (folds != fold).to(labels.device)
         inputs, own = torch.cat([view[known] for view in views]), torch.cat([labels[known]] * len(views))
-        heads = solve_heads(inputs, own, **options)
-        for number, head in enumerate(heads):
-            found[number, asked] = head.logits(views[0][~known]).cpu().double()
-    return found
+        parts.append(torch.stack([head.logits(views[0][~known]).cpu().double() for head in solve(inputs, own)]))
+        order.append((folds == fold).nonzero().flatten())
+    return torch.cat(parts, dim=1)[:, torch.cat(order).argsort()]
 
 
 def _minimise(

@@ -6,6 +6,7 @@ The head that later phases start from, https://hf.co/papers/2202.10054.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -145,17 +146,18 @@ class HeadTrainer(PhaseTrainer):
         if self.chances is not None:  # an image counts as often as it would be drawn
             shares = labels if labels.is_floating_point() else nn.functional.one_hot(labels, classes)
             labels = shares * (self.chances / self.chances.mean()).to(device, torch.float32)[:, None]
-        options: Any = {"classes": classes, "weight_decays": WEIGHT_DECAYS, "loss": self.compute_loss_func}
-        folds = self._fold_metrics(views, labels, truth, options) if self.eval_dataset is None else repeat({})
-        heads = head_path(torch.cat(views), torch.cat([labels] * len(views)), **options)
+        loss: Any = self.compute_loss_func
+        solve = partial(head_path, classes=classes, weight_decays=WEIGHT_DECAYS, loss=loss)
+        folds = self._fold_metrics(views, labels, truth, solve) if self.eval_dataset is None else repeat({})
+        heads = solve(torch.cat(views), torch.cat([labels] * len(views)))
         for head, found in zip(heads, folds, strict=False):
             yield head.cpu(), found
 
     def _fold_metrics(
-        self, views: list[torch.Tensor], labels: torch.Tensor, truth: torch.Tensor, options: Any
+        self, views: list[torch.Tensor], labels: torch.Tensor, truth: torch.Tensor, solve: Any
     ) -> list[dict[str, float]]:
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(self.args.seed))
-        logits = held_out_logits(views, labels, order % _FOLDS, **options)
+        logits = held_out_logits(views, labels, order % _FOLDS, solve)
         if isinstance(self.compute_loss_func, LabelSetLoss):
             shares = logits.sigmoid()
         else:

@@ -1,5 +1,7 @@
 """The one solver of linear heads: exact, deterministic, and true to the loss that it is given."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from hfft.training import logistic
-from hfft.training.logistic import held_out_logits, solve_heads
+from hfft.training.logistic import head_path, held_out_logits
 from hfft.training.losses import ImageLoss, LabelSetLoss, prior_shifts
 
 PartialState()  # which loggers ask
@@ -23,7 +25,7 @@ DECAYS = (1.0, 0.1, 0.01, 0.001)
 
 
 def solve(labels=HARD, **options):
-    return solve_heads(INPUTS, labels, **{"classes": CLASSES, "weight_decays": DECAYS, **options})
+    return list(head_path(INPUTS, labels, **{"classes": CLASSES, "weight_decays": DECAYS, **options}))
 
 
 def test_the_heads_are_those_of_scikit_learn():
@@ -87,17 +89,18 @@ def test_parts_and_float32_come_to_the_same(monkeypatch):
 
 def test_held_out_images_are_asked_of_the_heads_of_other_folds():
     folds, views = torch.arange(120) % 5, [INPUTS, INPUTS + 1]
-    found = held_out_logits(views, HARD, folds, classes=CLASSES, weight_decays=DECAYS)
+    path = partial(head_path, classes=CLASSES, weight_decays=DECAYS)
+    found = held_out_logits(views, HARD, folds, path)
     for fold in range(5):
         inside = folds != fold
         inputs, labels = torch.cat([view[inside] for view in views]), torch.cat([HARD[inside]] * 2)
-        head = solve_heads(inputs, labels, classes=CLASSES, weight_decays=DECAYS)[-1]
+        *_, head = path(inputs, labels)
         torch.testing.assert_close(found[-1, ~inside], head.logits(INPUTS[~inside]))
 
 
 def test_features_that_say_nothing_get_no_weight():
     inputs = torch.cat([INPUTS, torch.full((120, 1), 1e4), torch.zeros(120, 1)], dim=1)
-    (head,) = solve_heads(inputs, HARD, classes=CLASSES, weight_decays=[0.1])
+    (head,) = head_path(inputs, HARD, classes=CLASSES, weight_decays=[0.1])
     assert not head.weight[:, -2:].any()
     torch.testing.assert_close(head.logits(inputs), solve(weight_decays=[0.1])[0].logits(INPUTS))
 

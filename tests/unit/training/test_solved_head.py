@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from hfft.errors import ModelError, TrainingError
 from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
 from hfft.runs.record import PhaseRecord
-from hfft.training.logistic import solve_heads
+from hfft.training.logistic import head_path
 from hfft.training.phase_data import PhaseRun
 from hfft.training.phases import run_phase
 from hfft.training.plan import prepare_phase
@@ -84,7 +84,7 @@ def test_it_is_the_head_of_least_loss(tmp_path):
         for row in range(len(data.train)):
             network(pixel_values=data.floats(data.train[row]["pixel_values"][None]))
     decay = WEIGHT_DECAYS[: result.best_step]
-    head = solve_heads(torch.cat(entering), torch.tensor(data.train.labels), classes=2, weight_decays=decay)[-1]
+    *_, head = head_path(torch.cat(entering), torch.tensor(data.train.labels), classes=2, weight_decays=decay)
     torch.testing.assert_close(model.classifier.weight.double(), head.weight, atol=1e-3, rtol=1e-3)
 
 
