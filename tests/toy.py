@@ -19,7 +19,8 @@ from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.rows import row_features
 from hfft.metrics.evaluate_modules import validating
 from hfft.metrics.metrics import METRICS
-from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import PhaseSpec, ReplaySpec
 from hfft.replay.cache import Origin
 from hfft.replay.replay import Replay, RunPhases
 from hfft.training.phase_data import PhaseData, PhaseRun

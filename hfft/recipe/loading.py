@@ -13,8 +13,9 @@ from ruamel.yaml.error import YAMLError
 
 from hfft.errors import RecipeError, first_line, nearest
 from hfft.recipe.arguments import OWNED, argument_problem, training_argument_types
+from hfft.recipe.augment import AugmentSpec
 from hfft.recipe.contradictions import contradictions
-from hfft.recipe.spec import AugmentSpec, HubSpec, PhaseSpec, Recipe
+from hfft.recipe.spec import HubSpec, PhaseSpec, Recipe
 from hfft.system.files import expanded
 from hfft.system.text import printable
 

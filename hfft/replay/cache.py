@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from hfft.data.images.batches import Examples, dead_workers_named
 from hfft.errors import TrainingError
-from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import ReplaySpec
 from hfft.replay.dataset import ActivationDataset
 from hfft.replay.engine import EAGER, Run
 from hfft.replay.split_point import SplitPoint

@@ -53,6 +53,7 @@ def test_what_replay_recorded_serves_the_run(workplace, caplog):
         caplog.clear()
         hfft.finetune(recipe)
     assert not [line for line in caplog.messages if "images recorded in" in line]
+    assert len([line for line in caplog.messages if "recorded before" in line]) == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import torch
 import toy
 from transformers import Trainer, TrainingArguments
 
-from hfft.recipe.spec import AdapterSpec, AugmentSpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import AdapterSpec
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 

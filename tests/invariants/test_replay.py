@@ -12,7 +12,8 @@ import torch
 import toy
 from transformers import TrainerCallback, TrainingArguments
 
-from hfft.recipe.spec import AdapterSpec, AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import AdapterSpec, PhaseSpec, ReplaySpec
 from hfft.replay import cache
 from hfft.training.losses import ImageLoss
 from hfft.training.phase_data import PhaseRun

@@ -9,7 +9,8 @@ import toy
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from hfft.errors import TrainingError
-from hfft.recipe.spec import PRESETS, AdapterSpec, AugmentSpec
+from hfft.recipe.augment import PRESETS, AugmentSpec
+from hfft.recipe.spec import AdapterSpec
 from hfft.training.trainer import newest_checkpoint
 
 AUGMENT = AugmentSpec(**PRESETS["strong"])

@@ -12,7 +12,7 @@ from torchvision.transforms import v2 as transforms
 from torchvision.transforms.v2 import functional
 
 from hfft.data.images.decoding import Decoded
-from hfft.recipe.spec import AugmentSpec
+from hfft.recipe.augment import AugmentSpec
 
 _BY_PILLOW = {
     Image.Resampling.NEAREST: InterpolationMode.NEAREST,

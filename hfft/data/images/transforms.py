@@ -17,7 +17,7 @@ from hfft.data.images.augmentation import as_pillow, as_rgb_tensor, as_tensor, a
 from hfft.data.images.decoding import Decoded
 from hfft.data.images.modes import on_background
 from hfft.errors import ModelError, first_line
-from hfft.recipe.spec import AugmentSpec
+from hfft.recipe.augment import AugmentSpec
 
 _REASON = 160  # characters of somebody else's error
 _NOISE = ((375, 500, 3), (601, 333, 3), (30, 41, 3), (200, 301))  # gray and in color, large and small

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hfft.errors import RecipeError
+from hfft.recipe.augment import AugmentSpec
 from hfft.recipe.loading import check_recipe, dump_recipe, load_recipe, read_recipe
 from hfft.recipe.spec import (
     AdapterSpec,
-    AugmentSpec,
     DataSpec,
     GradualSpec,
     HubSpec,

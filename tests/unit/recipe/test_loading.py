@@ -9,8 +9,9 @@ import hub_server
 import pytest
 
 from hfft.errors import RecipeError
+from hfft.recipe.augment import PRESETS, AugmentSpec
 from hfft.recipe.loading import dump_recipe, load_recipe
-from hfft.recipe.spec import PRESETS, AdapterSpec, AugmentSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
+from hfft.recipe.spec import AdapterSpec, DataSpec, ModelSpec, PhaseSpec, Recipe, SplitSpec
 
 REPOSITORY = Path(__file__).parents[3]
 SMALL = {

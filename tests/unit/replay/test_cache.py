@@ -8,7 +8,8 @@ import torch
 import toy
 from transformers import TrainingArguments
 
-from hfft.recipe.spec import AugmentSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import ReplaySpec
 from hfft.replay.cache import ActivationCache, Origin, View
 from hfft.replay.split_point import split_point_at
 

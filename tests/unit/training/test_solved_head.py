@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from hfft.errors import ModelError, TrainingError
-from hfft.recipe.spec import AugmentSpec, PhaseSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import PhaseSpec, ReplaySpec
 from hfft.runs.record import PhaseRecord
 from hfft.training.logistic import head_path
 from hfft.training.phase_data import PhaseRun

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from hfft.errors import TrainingError
-from hfft.recipe.spec import AdapterSpec, AugmentSpec, ReplaySpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import AdapterSpec, ReplaySpec
 from hfft.training.trainer import newest_checkpoint
 
 

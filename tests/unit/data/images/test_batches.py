@@ -24,7 +24,8 @@ from hfft.data.images.batches import (
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.data.sources.reading import load_data
 from hfft.errors import DataError, TrainingError
-from hfft.recipe.spec import AugmentSpec, DataSpec, SplitSpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import DataSpec, SplitSpec
 from hfft.training.failures import failures_explained
 
 AUGMENT = AugmentSpec(crop=(0.3, 1.0), flip="both", randaugment=9)

@@ -8,7 +8,7 @@ from PIL import Image
 from hfft.data.images.batches import Collator, EpochOrder, Examples
 from hfft.data.images.first_batch import try_first_batch
 from hfft.data.images.transforms import training_transform
-from hfft.recipe.spec import AugmentSpec
+from hfft.recipe.augment import AugmentSpec
 
 TRANSFORM = training_transform(tiny.processor(), AugmentSpec(crop=(0.5, 1.0), flip=True))
 

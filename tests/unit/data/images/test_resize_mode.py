@@ -24,7 +24,8 @@ from hfft.data.images.resize_mode import fit_processor
 from hfft.data.images.transforms import evaluation_transform, training_transform
 from hfft.errors import ModelError
 from hfft.model.config import load_processor
-from hfft.recipe.spec import AugmentSpec, DataSpec, ModelSpec
+from hfft.recipe.augment import AugmentSpec
+from hfft.recipe.spec import DataSpec, ModelSpec
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 TIMM = {"input_size": [3, 32, 32], "mean": MEAN, "std": STD, "interpolation": "bilinear", "crop_pct": 0.9}

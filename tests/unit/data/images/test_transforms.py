@@ -17,7 +17,7 @@ from transformers import (
 from hfft.data.images.decoding import decode_row
 from hfft.data.images.transforms import _scale_on, evaluation_transform, pixel_scale, training_transform
 from hfft.errors import ModelError
-from hfft.recipe.spec import AugmentSpec
+from hfft.recipe.augment import AugmentSpec
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
