@@ -1,44 +1,30 @@
 """`hfft train PHOTOS`: facts on images, network and machine -> a recipe in which every value has its reason."""
 
-import copy
 import re
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from accelerate import PartialState
 from accelerate.logging import get_logger
 from huggingface_hub import constants, try_to_load_from_cache
-from torch import nn
 
 from hfft.commands.plan import with_weights_found
-from hfft.data.images.decoding import decode_row
-from hfft.data.images.resize_mode import fit_processor
-from hfft.data.images.transforms import evaluation_transform
 from hfft.data.sources.advice import check_found
-from hfft.data.sources.reading import ImageData, load_data
-from hfft.errors import DataError, ModelError, RecipeError, RunError
-from hfft.model.anatomy import dissect
+from hfft.data.sources.reading import load_data
+from hfft.errors import ModelError, RecipeError, RunError
 from hfft.model.checkpoint import load_checkpoint
 from hfft.recipe.loading import RECIPE, dump_recipe, load_recipe
-from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.recipe.spec import Recipe
 from hfft.runs.record import RunRecord
 from hfft.system.distributed import join, on_main
 from hfft.system.files import expanded
 from hfft.system.hub_lookup import hub_problem
-from hfft.system.machine import cpus_per_process
-from hfft.training.automatic import Facts, Setting, choose_checkpoint, propose
-from hfft.training.plan import prepare_phase
-from hfft.training.precision import step_seconds
-from hfft.training.solved_head import solvable_head
+from hfft.training.automatic import Setting, choose_checkpoint, measure_facts, propose
 
 _LOCAL = "checkpoints/efficientnet_lite0"  # of the quick start, where there is no network
-_TIMED = 8  # images
 
 _LOG = get_logger(__name__)
 
@@ -108,7 +94,7 @@ def _choose(
         found = Setting("model.checkpoint", recipe.model.checkpoint, "asked for")
     recipe = load_recipe(_content([*first, found, *stub[-1:]]), early)
     model = load_checkpoint(with_weights_found(recipe).model, images.labels, is_multi_label=images.is_multi_label)
-    facts = _measure(recipe, images, *model, begun=begun)
+    facts = measure_facts(recipe, images, *model, begun=begun)
     proposal = propose(facts, minutes)
     choices = [*first, found, *proposal.choices]
     recipe = load_recipe(_content(choices), overrides)
@@ -172,43 +158,3 @@ def _find_checkpoint(seconds_per_image: float) -> Setting:
             "that was downloaded before with --checkpoint"
         )
     return Setting(chosen.key, _LOCAL, f"the quick start's, as {chosen.value} can't be loaded: {problem}")
-
-
-def _measure(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, begun: float) -> Facts:
-    """Time some images on this machine."""
-    processor = fit_processor(processor, model.config, recipe.data)
-    transform, rows = evaluation_transform(processor), images.splits["train"]
-    device = PartialState().device
-    model = model.to(device).eval()
-    read, pixels = 0.0, []
-    for row in np.linspace(0, len(rows) - 1, min(_TIMED, len(rows))).astype(int).tolist():
-        started = time.perf_counter()
-        with suppress(DataError):  # which the run's own audit tells of
-            pixels.append(transform(decode_row(rows[row])))
-            read += time.perf_counter() - started
-    if not pixels:
-        raise DataError(f"{recipe.data.source}: none of the first images can be read; `hfft check-data` says why")
-    read /= len(pixels) * cpus_per_process()  # as many processes read
-    batch = torch.stack(pixels).to(device)  # (B, C, H, W)
-    forward = []
-    for _ in range(3):  # the first warms up
-        started = time.perf_counter()
-        with torch.inference_mode():
-            model(pixel_values=batch).logits.cpu()  # waits for an accelerator
-        forward.append(time.perf_counter() - started)
-    is_convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
-    side = batch.shape[-1]
-    # Convolutions take any size; a network with position embeddings is better left at its own.
-    smaller = [32 * round(share * side / 32) for share in (0.75, 0.5)] if is_convolutional and side >= 128 else []
-    return Facts(
-        images={split: len(part) for split, part in images.splits.items()},
-        labels=images.labels,
-        blocks=len(dissect(model).blocks),
-        is_convolutional=is_convolutional,
-        has_linear_head=solvable_head(prepare_phase(copy.deepcopy(model), PhaseSpec(name="head"))) is not None,
-        sides=(side, *smaller),
-        read=read,
-        encode=min(forward) / len(pixels) + read,
-        step=lambda blocks: step_seconds(model, PhaseSpec(name="last", unfreeze={"blocks": blocks}), batch),
-        started=time.monotonic() - begun,
-    )

@@ -20,8 +20,8 @@ from hfft.data.sources.reading import choose_splits, read_source
 from hfft.errors import DataError, MissingPackageError, ModelError, RecipeError
 from hfft.evaluators.candidates import Candidate, difference, measure_candidate
 from hfft.metrics.scores import Scores
-from hfft.model.checkpoint_files import check_weights
-from hfft.model.config import load_config, load_processor
+from hfft.model.config import load_processor
+from hfft.model.given import open_config
 from hfft.recipe.loading import load_recipe
 from hfft.recipe.spec import Recipe
 from hfft.system.distributed import join, on_main
@@ -116,8 +116,7 @@ def _try(recipe: Recipe, checked: Checked) -> tuple[Candidate, Scores] | Candida
     checkpoint, images = recipe.model.checkpoint, checked.images
     try:
         recipe = with_weights_found(recipe)
-        config = load_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
-        check_weights(recipe.model.checkpoint)
+        config = open_config(recipe.model, images.labels, is_multi_label=images.is_multi_label)
         processor = fit_processor(load_processor(recipe.model, config), config, recipe.data)
         network: Any = load_network(recipe, images)
         copy_fit(config, network.config)

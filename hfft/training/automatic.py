@@ -1,13 +1,32 @@
 """Without a recipe: what to train, by rule, from facts on images, network and machine and a budget of time."""
 
+import copy
 import math
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hfft.errors import RecipeError
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
 
+from hfft.data.images.decoding import decode_row
+from hfft.data.images.resize_mode import fit_processor
+from hfft.data.images.transforms import evaluation_transform
+from hfft.data.sources.reading import ImageData
+from hfft.errors import DataError, RecipeError
+from hfft.model.anatomy import dissect
+from hfft.recipe.spec import PhaseSpec, Recipe
+from hfft.system.machine import cpus_per_process
+from hfft.training.plan import prepare_phase
+from hfft.training.precision import step_seconds
+from hfft.training.solved_head import solvable_head
+
+_TIMED = 8  # images
 _USED = 0.85  # share of the budget that is planned: predictions are no better
 _SOLVED = 250  # images that EfficientNet-Lite0 encodes while 10 heads are solved on 400 rows of features
 _OVERHEAD = 15.0  # seconds of a run that depend on nothing: its start, card, figures and page
@@ -26,7 +45,7 @@ _CHECKPOINTS = (
         0.6,
         "ViT-S/14, Apache-2.0: features made to be used as they are (hf.co/papers/2304.07193)",
     ),
-    ("microsoft/resnet-18", 0.0, "ResNet-18, Apache-2.0: a CPU encodes some 30 images/s"),
+    ("microsoft/resnet-18", 0.0, "ResNet-18, Apache-2.0: the smaller of the two"),
 )
 _FOR_ACCELERATORS = (
     "facebook/dinov2-base",
@@ -70,6 +89,46 @@ class Proposal:
     def total(self) -> float:
         """Seconds of the whole run."""
         return sum(self.seconds.values())
+
+
+def measure_facts(recipe: Recipe, images: ImageData, model: Any, processor: Any, *, begun: float) -> Facts:
+    """Facts on images, network and machine, by some images that are timed; `begun` is when the choice began."""
+    processor = fit_processor(processor, model.config, recipe.data)
+    transform, rows = evaluation_transform(processor), images.splits["train"]
+    device = PartialState().device
+    model = model.to(device).eval()
+    read, pixels = 0.0, []
+    for row in np.linspace(0, len(rows) - 1, min(_TIMED, len(rows))).astype(int).tolist():
+        started = time.perf_counter()
+        with suppress(DataError):  # which the run's own audit tells of
+            pixels.append(transform(decode_row(rows[row])))
+            read += time.perf_counter() - started
+    if not pixels:
+        raise DataError(f"{recipe.data.source}: none of the first images can be read; `hfft check-data` says why")
+    read /= len(pixels) * cpus_per_process()  # as many processes read
+    batch = torch.stack(pixels).to(device)  # (B, C, H, W)
+    forward = []
+    for _ in range(3):  # the first warms up
+        started = time.perf_counter()
+        with torch.inference_mode():
+            model(pixel_values=batch).logits.cpu()  # waits for an accelerator
+        forward.append(time.perf_counter() - started)
+    is_convolutional = sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1
+    side = batch.shape[-1]
+    # Convolutions take any size; a network with position embeddings is better left at its own.
+    smaller = [32 * round(share * side / 32) for share in (0.75, 0.5)] if is_convolutional and side >= 128 else []
+    return Facts(
+        images={split: len(part) for split, part in images.splits.items()},
+        labels=images.labels,
+        blocks=len(dissect(model).blocks),
+        is_convolutional=is_convolutional,
+        has_linear_head=solvable_head(prepare_phase(copy.deepcopy(model), PhaseSpec(name="head"))) is not None,
+        sides=(side, *smaller),
+        read=read,
+        encode=min(forward) / len(pixels) + read,
+        step=lambda blocks: step_seconds(model, PhaseSpec(name="last", unfreeze={"blocks": blocks}), batch),
+        started=time.monotonic() - begun,
+    )
 
 
 def choose_checkpoint(*, has_accelerator: bool, seconds_per_image: float) -> Setting:
@@ -126,9 +185,7 @@ def _at(facts: Facts, side: int) -> Facts:
 def _step(facts: Facts, blocks: int) -> float:
     """Seconds per image of a training step, with what is frozen where it takes too little of it to be replayed."""
     step = facts.step(blocks)
-    frozen = max(
-        facts.encode - facts.read - step / 3, 0.0
-    )  # a step is a forward pass and a backward pass of twice that
+    frozen = max(facts.encode - facts.read - step / 3, 0.0)  # a step is a forward pass, and backward twice that
     return step if frozen > _REPLAYED * (frozen + step) else step + frozen + facts.read
 
 
