@@ -13,6 +13,7 @@ import tiny
 import torch
 from datasets import Dataset
 from PIL import Image
+from transformers import TrainerCallback
 
 from hfft.data.images.batches import Collator, Examples
 from hfft.data.images.transforms import evaluation_transform, training_transform
@@ -28,6 +29,17 @@ from hfft.training.phases import run_phase
 from hfft.training.plan import duration, prepare_phase
 
 CLASSES = ("red", "blue")
+
+
+class StopAt(TrainerCallback):
+    """Ctrl-C behind a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
 
 
 def picture(label: int, rng: np.random.Generator, side: int = 36) -> Image.Image:

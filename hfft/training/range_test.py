@@ -16,6 +16,7 @@ from transformers.trainer_utils import SaveStrategy
 from hfft.errors import RecipeError
 from hfft.model.freezing import Freeze
 from hfft.replay.replay import Replay
+from hfft.training.averaging import MovingAverage
 from hfft.training.failures import Diverged, failures_explained
 from hfft.training.phase_data import PhaseData, PhaseRun
 from hfft.training.plan import plan_phase, prepare_phase
@@ -93,7 +94,7 @@ def run_range_test(
     groups = plan_phase(model, spec, images=len(data.train), processes=arguments.world_size).groups
     freeze = Freeze(model, batchnorm=spec.batchnorm)
     trainer = make_trainer(model, data, replayed, arguments, groups=groups, freeze=freeze, shards=None)
-    paired = _PairedLoss(trainer)
+    paired = _PairedLoss(trainer, freeze.names)
     trainer.compute_loss = paired  # pyright: ignore[reportAttributeAccessIssue]
     rate = arguments.learning_rate or 1.0
     ratios = [float(group.learning_rate or 0) / rate for group in groups]
@@ -112,28 +113,21 @@ class _PairedLoss:
     What the images of a batch make of its loss cancels out.
     """
 
-    def __init__(self, trainer: PhaseTrainer) -> None:
+    def __init__(self, trainer: PhaseTrainer, frozen: frozenset[str]) -> None:
         network: Any = trainer.model
-        self._trainable = [value for value in network.parameters() if value.requires_grad]
-        self._start = [value.detach().clone() for value in self._trainable]
+        self._start = MovingAverage(1.0, network, frozen)  # which never moves
         self._trainer, self._compute = trainer, trainer.compute_loss
         self.first: dict[int, float] = defaultdict(float)  # by step, of all batches that it accumulates
         self.changes: dict[int, float] = defaultdict(float)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._exchange()
-        with torch.no_grad():
+        with self._start.applied(), torch.no_grad():
             first = self._compute(*args, **kwargs).item()
-        self._exchange()
         loss = self._compute(*args, **kwargs)
         step = self._trainer.state.global_step
         self.first[step] += first
         self.changes[step] += loss.item() - first
         return loss
-
-    def _exchange(self) -> None:
-        for place, value in enumerate(self._trainable):
-            value.data, self._start[place] = self._start[place], value.data
 
 
 class _RisingRate(TrainerCallback):

@@ -17,15 +17,6 @@ AUGMENT = AugmentSpec(**PRESETS["strong"])
 STEPS = {"num_train_epochs": 3, "eval_strategy": "steps", "eval_steps": 2, "save_total_limit": 2}
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 class StopAtTheEnd(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         raise KeyboardInterrupt
@@ -52,7 +43,7 @@ def run(family, folder, callbacks=(), **phase):
 def test_an_interrupted_phase_ends_as_if_it_had_not_been(family, phase, stop, tmp_path):
     model, result = run(family, tmp_path / "whole", arguments=STEPS, **phase)
     with pytest.raises(KeyboardInterrupt):
-        run(family, tmp_path / "parts", callbacks=[StopAt(stop)], arguments=STEPS, **phase)
+        run(family, tmp_path / "parts", callbacks=[toy.StopAt(stop)], arguments=STEPS, **phase)
     again, continued = run(family, tmp_path / "parts", arguments=STEPS, **phase)
     expected, got = model.state_dict(), again.state_dict()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
@@ -67,7 +58,7 @@ def test_early_stopping_counts_on_after_an_interruption(tmp_path):
     }
     _, result = run("vit", tmp_path / "whole", **phase)
     with pytest.raises(KeyboardInterrupt):
-        run("vit", tmp_path / "parts", callbacks=[StopAt(result.best_step + 4)], **phase)
+        run("vit", tmp_path / "parts", callbacks=[toy.StopAt(result.best_step + 4)], **phase)
     _, continued = run("vit", tmp_path / "parts", **phase)
     assert continued.steps == result.steps
 
@@ -79,7 +70,7 @@ def test_a_phase_that_had_stopped_early_is_not_trained_on(tmp_path):
     assert result.steps < 8 * 3
     with pytest.raises(KeyboardInterrupt):
         run("vit", tmp_path / "parts", callbacks=[StopAtTheEnd()], **phase)
-    again, continued = run("vit", tmp_path / "parts", callbacks=[StopAt(result.steps + 1)], **phase)
+    again, continued = run("vit", tmp_path / "parts", callbacks=[toy.StopAt(result.steps + 1)], **phase)
     assert (continued.steps, continued.best_step, continued.metrics) == (
         result.steps,
         result.best_step,
@@ -113,7 +104,7 @@ def test_early_stopping_counts_on_beside_callbacks_of_the_same_kind(tmp_path):
     patient = [EarlyStoppingCallback(90), EarlyStoppingCallback(91)]
     for name, later in (("with", patient), ("without", [])):
         with pytest.raises(KeyboardInterrupt):
-            run("vit", tmp_path / name, callbacks=[*patient, StopAt(result.best_step + 4)], **phase)
+            run("vit", tmp_path / name, callbacks=[*patient, toy.StopAt(result.best_step + 4)], **phase)
         _, continued = run("vit", tmp_path / name, callbacks=later, **phase)
         assert continued.steps == result.steps
 
@@ -127,7 +118,7 @@ def test_two_callbacks_of_one_kind_count_on_after_an_interruption(tmp_path):
 
     result = phase("whole")
     assert result.steps < 8 * 3
-    for stop in (StopAt(result.steps - 1), StopAtTheEnd()):
+    for stop in (toy.StopAt(result.steps - 1), StopAtTheEnd()):
         with pytest.raises(KeyboardInterrupt):
             phase(type(stop).__name__, stop)
         assert phase(type(stop).__name__).steps == result.steps
@@ -143,7 +134,7 @@ def test_a_finished_phase_whose_weights_are_damaged_is_refused(tmp_path):
 
 def test_a_finished_phase_is_reloaded_and_not_trained(tmp_path):
     model, result = run("vit", tmp_path, unfreeze="all")
-    again, same = run("vit", tmp_path, callbacks=[StopAt(1)], unfreeze="all")
+    again, same = run("vit", tmp_path, callbacks=[toy.StopAt(1)], unfreeze="all")
     assert same == result
     assert all(torch.equal(model.state_dict()[name], value) for name, value in again.state_dict().items())
     shutil.rmtree(tmp_path)
@@ -156,7 +147,7 @@ def test_a_finished_phase_is_reloaded_and_not_trained(tmp_path):
 def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_one_before_is_continued(family, phase, how, tmp_path):
     model, _ = run(family, tmp_path / "whole", arguments=STEPS, **phase)
     with pytest.raises(KeyboardInterrupt):
-        run(family, tmp_path / "parts", callbacks=[StopAt(5)], arguments=STEPS, **phase)
+        run(family, tmp_path / "parts", callbacks=[toy.StopAt(5)], arguments=STEPS, **phase)
     names = sorted(path.name for path in (tmp_path / "parts" / "checkpoint-4").iterdir())
     needed = [name for name in names if name not in ("training_args.bin", "README.md")]
     assert len(needed) > 5

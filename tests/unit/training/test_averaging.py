@@ -31,15 +31,6 @@ class Snapshots(TrainerCallback):
         self.on_train_begin(args, state, control, model)
 
 
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
-
-
 def by_hand(snapshots, decay, steps):
     averages = {name: value.clone() for name, value in snapshots[0].items()}
     for step in range(1, steps + 1):
@@ -158,7 +149,7 @@ def test_an_interrupted_phase_ends_as_if_it_had_not_been(family, phase, average,
     options = {"average": average, "arguments": EVERY_TWO, **phase}
     whole, result = toy.run(tiny.build(family), tmp_path / "whole", **options)
     with pytest.raises(KeyboardInterrupt):
-        toy.run(tiny.build(family), tmp_path / "parts", callbacks=[StopAt(stop)], **options)
+        toy.run(tiny.build(family), tmp_path / "parts", callbacks=[toy.StopAt(stop)], **options)
     again, continued = toy.run(tiny.build(family), tmp_path / "parts", **options)
     assert is_equal(again.state_dict(), whole.state_dict())
     assert (continued.mean, continued.metrics, continued.checkpoint) == (
