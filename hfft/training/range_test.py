@@ -19,7 +19,7 @@ from hfft.replay.replay import Replay
 from hfft.training.averaging import MovingAverage
 from hfft.training.failures import Diverged, failures_explained
 from hfft.training.phase_data import PhaseData, PhaseRun
-from hfft.training.plan import plan_phase, prepare_phase
+from hfft.training.plan import plan_phase, prepare_phase, with_solver
 from hfft.training.settings import end_activation_checkpointing, training_arguments
 from hfft.training.sharding import make_trainer
 from hfft.training.trainer import PhaseTrainer
@@ -81,7 +81,7 @@ def run_range_test(
     end_activation_checkpointing(model)
     pixels = data.floats(data.train[0]["pixel_values"].unsqueeze(0)).to(model.device)  # (1, C, H, W)
     model = prepare_phase(model, phase.spec, pixels)
-    if phase.spec.is_solved:
+    if with_solver(model, phase.spec).is_solved:
         raise RecipeError(f"phases.{phase.spec.name}: a solved head has no learning rate; try another phase")
     kept = {name: value for name, value in phase.spec.arguments.items() if name not in _SCHEDULE}
     own = {"max_steps": len(rates), "lr_scheduler_type": "constant", "logging_steps": 1, "eval_strategy": "no"}
